@@ -1,0 +1,24 @@
+//! `cargo xtask codegen`
+
+use anyhow::Result;
+use xtask::process::{cargo, run};
+
+/// Writes crds/ from the types, and the chart's copies from crds/. The same tests compare them
+/// when they run without the variable.
+pub(crate) fn write() -> Result<()> {
+    for (package, test) in [("api", "crds"), ("operator", "chart")] {
+        run(cargo()
+            .args([
+                "test",
+                "--quiet",
+                "--locked",
+                "--package",
+                package,
+                "--test",
+                test,
+                "crds",
+            ])
+            .env("UPDATE_CRDS", "1"))?;
+    }
+    Ok(())
+}

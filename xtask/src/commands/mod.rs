@@ -1,0 +1,10 @@
+//! One module for each command.
+
+pub(crate) mod cluster;
+pub(crate) mod codegen;
+pub(crate) mod demo;
+pub(crate) mod e2e;
+pub(crate) mod images;
+pub(crate) mod test;
+pub(crate) mod tidy;
+pub(crate) mod tools;

@@ -1,0 +1,197 @@
+//! `cargo xtask tidy`: the boundaries and habits of STYLE.md that a compiler does not see.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+use xtask::process::{cargo, output};
+use xtask::workspace;
+
+/// Which crates of ours a crate may use, tests aside.
+const EDGES: &[(&str, &[&str])] = &[
+    ("sqlite-format", &[]),
+    ("ltx", &["sqlite-format"]),
+    ("store", &[]),
+    ("protocol", &[]),
+    ("engine", &["ltx", "protocol", "sqlite-format", "store"]),
+    ("api", &["protocol"]),
+    ("operator", &["api", "protocol"]),
+    ("sidecar", &["engine", "ltx", "protocol", "store"]),
+    ("xtask", &[]),
+    ("e2e", &["xtask"]),
+    ("demo-app", &[]),
+];
+
+/// Folders of pure code, and what they must not mention.
+const PURE: &[&str] = &[
+    "crates/sqlite-format/src",
+    "crates/ltx/src",
+    "crates/protocol/src",
+    "crates/api/src",
+];
+const IMPURE: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "tokio::",
+    "SystemTime::now",
+    "Instant::now",
+    "Timestamp::now",
+];
+
+/// Dependencies that must not come in: a second TLS stack, a second build system.
+const BANNED: &[&str] = &["aws-lc-sys", "openssl-sys"];
+
+/// Words that do not belong into the project, split so that this file does not have them.
+const FOREIGN: &[&str] = &[concat!("/wo", "rk/"), concat!("/ro", "ot/")];
+
+/// Longest source file, in lines.
+const LONGEST_FILE: usize = 1000;
+
+/// Checks everything and says all that is wrong.
+pub(crate) fn run() -> Result<()> {
+    let mut complaints = Vec::new();
+    check_edges(&mut complaints)?;
+    check_dependencies(&mut complaints)?;
+    for file in tracked_files()? {
+        let path = workspace::root().join(&file);
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        check_file(&file, &text, &mut complaints);
+    }
+    for complaint in &complaints {
+        eprintln!("tidy: {complaint}");
+    }
+    if !complaints.is_empty() {
+        bail!("{} complaints", complaints.len());
+    }
+    Ok(())
+}
+
+fn check_edges(complaints: &mut Vec<String>) -> Result<()> {
+    let text = output(cargo().args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
+    let metadata: Value = serde_json::from_str(&text)?;
+    let allowed: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some(edges) = allowed.get(name) else {
+            complaints.push(format!(
+                "{name} has no line in xtask's table of crate edges"
+            ));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let other = dependency["name"].as_str().unwrap_or_default();
+            let ours = !dependency["path"].is_null() && dependency["kind"] != "dev";
+            if ours && !edges.contains(&other) {
+                complaints.push(format!("{name} must not use {other}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_dependencies(complaints: &mut Vec<String>) -> Result<()> {
+    let lock = fs::read_to_string(workspace::root().join("Cargo.lock"))?;
+    for name in BANNED {
+        if lock.contains(&format!("name = \"{name}\"")) {
+            complaints.push(format!("Cargo.lock has {name}: see deny.toml"));
+        }
+    }
+    Ok(())
+}
+
+fn tracked_files() -> Result<Vec<String>> {
+    let text = output(
+        Command::new("git")
+            .args(["ls-files"])
+            .current_dir(workspace::root()),
+    )?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn check_file(file: &str, text: &str, complaints: &mut Vec<String>) {
+    let generated = file.ends_with(".lock") || file.ends_with(".sum") || file.contains("golden");
+    if generated {
+        return;
+    }
+    let mut complain = |line: usize, what: &str| complaints.push(format!("{file}:{line}: {what}"));
+    if !text.is_empty() && !text.ends_with('\n') {
+        complain(text.lines().count(), "the last line does not end");
+    }
+    let rust = file.ends_with(".rs");
+    if rust && text.lines().count() > LONGEST_FILE {
+        complain(LONGEST_FILE, "the file is too long: split it by idea");
+    }
+    let pure = PURE
+        .iter()
+        .any(|folder| Path::new(file).starts_with(folder));
+    let reads_environment = file.starts_with("sidecar/src") || file.starts_with("operator/src");
+    let mut in_tests = ["/tests/", "/benches/", "tests.rs"]
+        .iter()
+        .any(|part| file.contains(part));
+    for (index, line) in text.lines().enumerate() {
+        let line_number = index + 1;
+        in_tests |= line.contains("#[cfg(test)]");
+        if line.ends_with([' ', '\t']) && !file.ends_with(".md") {
+            complain(line_number, "trailing white space");
+        }
+        if let Some(word) = FOREIGN.iter().find(|word| line.contains(**word)) {
+            complain(line_number, &format!("{word} is a path of one machine"));
+        }
+        if !rust || file.starts_with("xtask/src/commands/tidy") {
+            continue;
+        }
+        for word in ["TODO", "FIXME", "todo!(", "unimplemented!(", "#[ignore"] {
+            if line.contains(word) {
+                complain(
+                    line_number,
+                    &format!("{word}: finish it, or say it in the docs"),
+                );
+            }
+        }
+        if in_tests && line.contains("thread::sleep(") && !line.contains("// bounded:") {
+            complain(
+                line_number,
+                "a test that sleeps: wait for what it waits for",
+            );
+        }
+        if pure && !in_tests && IMPURE.iter().any(|word| line.contains(word)) {
+            complain(line_number, "pure code does no I/O and has no clock");
+        }
+        let reads = line.contains("env::var") || line.contains("env::vars");
+        if reads_environment && !in_tests && reads && !file.ends_with("/args.rs") {
+            complain(line_number, "only args.rs reads the environment");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaints(file: &str, text: &str) -> usize {
+        let mut complaints = Vec::new();
+        check_file(file, text, &mut complaints);
+        complaints.len()
+    }
+
+    #[test]
+    fn each_habit_is_noticed_where_it_counts() {
+        assert_eq!(complaints("crates/ltx/src/a.rs", "use std::fs;\n"), 1);
+        assert_eq!(complaints("crates/engine/src/a.rs", "use std::fs;\n"), 0);
+        assert_eq!(complaints("sidecar/src/a.rs", "std::env::var(\"A\")\n"), 1);
+        assert_eq!(
+            complaints("sidecar/src/args.rs", "std::env::var(\"A\")\n"),
+            0
+        );
+        assert_eq!(complaints("a.rs", "// TODO\n"), 1);
+        assert_eq!(complaints("a.rs", "x \n"), 1);
+        assert_eq!(complaints("a.rs", "x"), 1);
+        assert_eq!(complaints("a/tests/b.rs", "std::thread::sleep(d);\n"), 1);
+        assert_eq!(complaints("README.md", &format!("{}x\n", FOREIGN[0])), 1);
+    }
+}

@@ -1,0 +1,58 @@
+//! The project's own commands, the same on every machine: `cargo xtask COMMAND`.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{cluster, codegen, demo, e2e, images, test, tidy, tools};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the end-to-end tests and the benchmarks need beside Rust.
+    Tools,
+    /// Build the container images of operator, sidecar and demo application.
+    Images,
+    /// Start or stop a real Kubernetes on this machine.
+    Cluster(cluster::Args),
+    /// Tell the main job as a story, on a real cluster.
+    Demo(demo::Args),
+    /// Run everything that has to pass.
+    Test(test::Args),
+    /// Check the boundaries and habits that a compiler does not see.
+    Tidy,
+    /// Write what is generated: crds/ and the chart's copies.
+    Codegen,
+    /// Run the end-to-end tests; see `cargo xtask e2e --help`.
+    #[command(disable_help_flag = true)]
+    E2e(e2e::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Tools => tools::run(),
+        Command::Images => images::run(),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::Demo(args) => demo::tell(&args),
+        Command::Test(args) => test::run_all(&args),
+        Command::Tidy => tidy::run(),
+        Command::Codegen => codegen::write(),
+        Command::E2e(args) => e2e::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
