@@ -1,0 +1,276 @@
+//! A store that fails on plan, for fault loops: fail the first call, then the second, until a
+//! run goes untouched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::{CredentialsStatus, StoreError, StoreErrorKind};
+
+/// What goes wrong with one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is done; the call fails.
+    Fail(StoreErrorKind),
+    /// All is done; the answer is lost and the call fails.
+    ApplyThenFail(StoreErrorKind),
+    /// Nothing is done; the call never returns. The caller needs a time limit.
+    Stall,
+    /// All is done; the call never returns.
+    ApplyThenStall,
+}
+
+/// Which calls go wrong. Calls count from 0, in the order in which they are first polled.
+#[derive(Debug, Clone, Default)]
+pub struct FaultPlan {
+    at: BTreeMap<u64, Fault>,
+    from: Option<(u64, Fault)>,
+    random: Option<Random>,
+}
+
+#[derive(Debug, Clone)]
+struct Random {
+    state: u64,
+    one_in: u64,
+    faults: Vec<Fault>,
+}
+
+impl FaultPlan {
+    /// Nothing goes wrong.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds: the call number `call` goes wrong.
+    #[must_use]
+    pub fn at(mut self, call: u64, fault: Fault) -> Self {
+        self.at.insert(call, fault);
+        self
+    }
+
+    /// Adds: every call from number `call` on goes wrong; calls named by [`at`](Self::at) keep
+    /// their own fault.
+    #[must_use]
+    pub fn from(mut self, call: u64, fault: Fault) -> Self {
+        self.from = Some((call, fault));
+        self
+    }
+
+    /// Adds: one in `one_in` other calls goes wrong with one of `faults`. The same seed and the
+    /// same calls give the same faults.
+    ///
+    /// # Panics
+    /// When `one_in` is 0 or `faults` is empty.
+    #[must_use]
+    pub fn random(mut self, seed: u64, one_in: u64, faults: &[Fault]) -> Self {
+        assert!(
+            one_in > 0 && !faults.is_empty(),
+            "a random plan needs a rate and faults"
+        );
+        self.random = Some(Random {
+            state: seed,
+            one_in,
+            faults: faults.to_vec(),
+        });
+        self
+    }
+
+    fn next(&mut self, call: u64) -> Option<Fault> {
+        let random = self.random.as_mut().and_then(Random::next);
+        let from = self
+            .from
+            .filter(|(first, _)| call >= *first)
+            .map(|(_, fault)| fault);
+        self.at.get(&call).copied().or(from).or(random)
+    }
+}
+
+impl Random {
+    fn next(&mut self) -> Option<Fault> {
+        let hit = self.draw().is_multiple_of(self.one_in);
+        let choice = self.draw() % self.faults.len() as u64;
+        // Less than the length of a vector, so it fits.
+        hit.then(|| self.faults[choice as usize])
+    }
+
+    /// SplitMix64: small, and every seed will do.
+    fn draw(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+/// A call that a [`Faulty`] store was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// `put`, `get`, `head`, `list` or `delete`.
+    pub operation: &'static str,
+    /// The key or prefix; of a delete the first key.
+    pub key: String,
+    /// What went wrong with it.
+    pub fault: Option<Fault>,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.operation, self.key)?;
+        self.fault.map_or(Ok(()), |fault| write!(f, " ({fault:?})"))
+    }
+}
+
+/// A store whose calls go wrong on plan.
+pub struct Faulty<S> {
+    inner: S,
+    state: Mutex<State>,
+}
+
+struct State {
+    plan: FaultPlan,
+    calls: Vec<Call>,
+}
+
+impl<S: Store> Faulty<S> {
+    /// Wraps a store.
+    pub fn new(inner: S, plan: FaultPlan) -> Self {
+        Self {
+            inner,
+            state: Mutex::new(State {
+                plan,
+                calls: Vec::new(),
+            }),
+        }
+    }
+
+    /// Returns the store beneath, for a look that nothing goes wrong with.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns how many calls there were.
+    pub fn operations(&self) -> u64 {
+        self.state().calls.len() as u64
+    }
+
+    /// Returns the calls so far, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    /// Takes another plan; calls go on counting.
+    pub fn set_plan(&self, plan: FaultPlan) {
+        self.state().plan = plan;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic happens under this lock")
+    }
+
+    fn next(&self, operation: &'static str, key: &str) -> Option<Fault> {
+        let state = &mut *self.state();
+        let fault = state.plan.next(state.calls.len() as u64);
+        state.calls.push(Call {
+            operation,
+            key: key.to_owned(),
+            fault,
+        });
+        fault
+    }
+
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        key: String,
+        apply: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let failure = |kind| {
+            Err(StoreError::of_kind(
+                kind,
+                &format!("{operation} {key}"),
+                &key,
+            ))
+        };
+        match self.next(operation, &key) {
+            None => apply.await,
+            Some(Fault::Fail(kind)) => failure(kind),
+            Some(Fault::ApplyThenFail(kind)) => {
+                apply.await?;
+                failure(kind)
+            }
+            Some(Fault::Stall) => futures::future::pending().await,
+            Some(Fault::ApplyThenStall) => {
+                apply.await?;
+                futures::future::pending().await
+            }
+        }
+    }
+}
+
+impl<S: Store> Store for Faulty<S> {
+    fn put(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        let apply = self.inner.put(key, body, mode, meta);
+        self.call("put", key.to_owned(), apply).boxed()
+    }
+
+    fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        self.call("get", key.to_owned(), self.inner.get(key, range))
+            .boxed()
+    }
+
+    fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>> {
+        self.call("head", key.to_owned(), self.inner.head(key))
+            .boxed()
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
+        self.call(
+            "list",
+            prefix.to_owned(),
+            self.inner.list(prefix, start_after),
+        )
+        .boxed()
+    }
+
+    fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        let first = keys.first().cloned().unwrap_or_default();
+        self.call("delete", first, self.inner.delete(keys)).boxed()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+
+    fn credentials_status(&self) -> Option<CredentialsStatus> {
+        self.inner.credentials_status()
+    }
+}

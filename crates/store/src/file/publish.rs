@@ -1,0 +1,260 @@
+//! Making files visible, replacing and removing them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::{LOCK_NAME, object_metadata, version};
+use crate::StoreError;
+use crate::key::TEMPORARY_SUFFIX;
+use crate::object::{Body, PutMeta, PutMode};
+
+/// Tells the temporary files of one process apart.
+static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
+/// How many names are tried: more than a crash in a loop leaves behind.
+const MAX_TEMPORARY_NAMES: u32 = 10_000;
+
+/// Stores an object as the file at `path`.
+pub(super) fn put(
+    root: &Path,
+    key: &str,
+    path: &Path,
+    body: &Body,
+    mode: &PutMode,
+    meta: PutMeta,
+) -> Result<(), StoreError> {
+    let at = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |error: io::Error| StoreError::from_io(what, &path, error)
+    };
+    let directory = path
+        .parent()
+        .expect("a key has a component, so its path has a parent");
+    create_directories(root, directory)?;
+    // The usual loser of a create learns it here, before the bytes are written.
+    if *mode == PutMode::Create && fs::symlink_metadata(path).is_ok() {
+        return Err(StoreError::Exists {
+            key: key.to_owned(),
+        });
+    }
+
+    // Make the bytes durable before the name. Otherwise a power cut can leave a name whose
+    // content never arrived, for an object that a caller was told is stored.
+    let temporary = Temporary::create(path)?;
+    temporary.fill(body, meta)?;
+    {
+        let _lock = lock(root, matches!(mode, PutMode::Match(_)))?;
+        match mode {
+            PutMode::Overwrite => {
+                fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
+            }
+            PutMode::Create => {
+                fs::hard_link(&temporary.path, path).map_err(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists => StoreError::Exists {
+                        key: key.to_owned(),
+                    },
+                    _ => at("link to", path)(error),
+                })?;
+            }
+            PutMode::Match(expected) => {
+                let found = match object_metadata(path) {
+                    Ok(metadata) => Some(version(&metadata)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(at("stat", path)(error)),
+                };
+                if found.as_ref() != Some(expected) {
+                    return Err(StoreError::Conflict {
+                        key: key.to_owned(),
+                    });
+                }
+                fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
+            }
+        }
+    }
+    drop(temporary);
+    sync_directory(directory)
+}
+
+/// Removes files; those that are missing are fine. A removal that a power cut undoes is done
+/// again by whoever wanted it, so nothing is synced.
+pub(super) fn delete(root: &Path, paths: &[PathBuf]) -> Result<(), StoreError> {
+    // Without the directory there is no file either, and no place for the lock.
+    if !root
+        .try_exists()
+        .map_err(|error| StoreError::from_io("stat", root, error))?
+    {
+        return Ok(());
+    }
+    for path in paths {
+        let _lock = lock(root, false)?;
+        match fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if is_missing(error.kind()) => {}
+            Err(error) => return Err(StoreError::from_io("remove", path, error)),
+        }
+    }
+    Ok(())
+}
+
+/// A file that is not an object yet, beside the place where it is to be one. Dropped, it goes.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temporary {
+    /// Creates a file whose name nobody else has: in containers, two processes that share a
+    /// directory may well have the same number.
+    fn create(target: &Path) -> Result<Self, StoreError> {
+        let name = target
+            .file_name()
+            .expect("a key ends in a name")
+            .to_string_lossy();
+        let mut attempt = 1;
+        loop {
+            let number = TEMPORARIES.fetch_add(1, Ordering::Relaxed);
+            let name = format!(".{name}.{}-{number}{TEMPORARY_SUFFIX}", std::process::id());
+            let path = target.with_file_name(name);
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Self { path, file }),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists
+                        && attempt < MAX_TEMPORARY_NAMES =>
+                {
+                    attempt += 1;
+                }
+                Err(error) => return Err(StoreError::from_io("create", &path, error)),
+            }
+        }
+    }
+
+    fn fill(&self, body: &Body, meta: PutMeta) -> Result<(), StoreError> {
+        let write = |error| StoreError::from_io("write", &self.path, error);
+        match body {
+            Body::Bytes(bytes) => (&self.file).write_all(bytes).map_err(write)?,
+            Body::File { path, len } => {
+                let source = File::open(path);
+                let source =
+                    source.map_err(|error| StoreError::from_io("read body", path, error))?;
+                let copied = io::copy(&mut io::Read::take(source, *len), &mut &self.file);
+                let copied = copied.map_err(write)?;
+                if copied != *len {
+                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                    return Err(StoreError::from_io("read body", path, error));
+                }
+            }
+        }
+        if let Some(timestamp_ms) = meta.timestamp_ms {
+            self.file
+                .set_modified(system_time(timestamp_ms))
+                .map_err(write)?;
+        }
+        self.file.sync_all().map_err(write)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename it has gone already; one that stays is never taken for an object.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Locks names in the store until the file is dropped.
+fn lock(root: &Path, exclusive: bool) -> Result<File, StoreError> {
+    let path = root.join(LOCK_NAME);
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let locked = open.and_then(|file| {
+        if exclusive {
+            file.lock()?
+        } else {
+            file.lock_shared()?
+        }
+        Ok(file)
+    });
+    locked.map_err(|error| StoreError::from_io("lock", &path, error))
+}
+
+/// Creates what is missing of the directories of an object, and makes their names durable.
+fn create_directories(root: &Path, directory: &Path) -> Result<(), StoreError> {
+    let at = |error| StoreError::from_io("create directory", directory, error);
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let top = directory.ancestors().find(|ancestor| ancestor.is_dir());
+    fs::create_dir_all(directory).map_err(|error| match error.kind() {
+        // `mkdir` finds a file where a directory should be.
+        io::ErrorKind::AlreadyExists => at(io::ErrorKind::NotADirectory.into()),
+        _ => at(error),
+    })?;
+    let made = directory
+        .ancestors()
+        .take_while(|ancestor| Some(*ancestor) != top);
+    for parent in made.filter_map(Path::parent) {
+        if parent.starts_with(root) || root.starts_with(parent) {
+            sync_directory(parent)?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    // The empty path is how `Path::parent` says "here".
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| StoreError::from_io("sync directory", path, error))
+}
+
+fn is_missing(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn system_time(timestamp_ms: i64) -> SystemTime {
+    let distance = Duration::from_millis(timestamp_ms.unsigned_abs());
+    if timestamp_ms < 0 {
+        SystemTime::UNIX_EPOCH - distance
+    } else {
+        SystemTime::UNIX_EPOCH + distance
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_of_two_processes_with_one_number_stay_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("object.ltx");
+        // What the other process has open under the next names.
+        let next = TEMPORARIES.load(Ordering::Relaxed);
+        for number in next..next + 20 {
+            let name = format!(".object.ltx.{}-{number}.tmp", std::process::id());
+            fs::write(directory.path().join(name), "theirs").unwrap();
+        }
+        let ours = Temporary::create(&target).unwrap();
+        (&ours.file).write_all(b"ours").unwrap();
+        assert!(
+            ours.path
+                .extension()
+                .is_some_and(|extension| extension == "tmp")
+        );
+        drop(ours);
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(left.len(), 20);
+        for entry in left {
+            assert_eq!(fs::read(entry.unwrap().path()).unwrap(), b"theirs");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Listing the objects below a directory.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::{LOCK_NAME, info};
+use crate::StoreError;
+use crate::key::TEMPORARY_SUFFIX;
+use crate::object::ObjectInfo;
+
+/// The deepest nesting of directories that is followed; a loop of links ends here.
+const MAX_DEPTH: usize = 32;
+
+/// Returns the objects whose key starts with `prefix` and sorts after `start_after`, sorted.
+///
+/// A directory that is missing holds nothing; one that cannot be read is an error.
+pub(super) fn list(
+    root: &Path,
+    prefix: &str,
+    start_after: Option<&str>,
+) -> Result<Vec<ObjectInfo>, StoreError> {
+    let mut walk = Walk {
+        prefix,
+        start_after,
+        found: Vec::new(),
+    };
+    // Start at the deepest directory that the prefix names in full.
+    let base = prefix.rfind('/').map_or("", |end| &prefix[..=end]);
+    walk.directory(&root.join(base), base, 0)?;
+    walk.found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Ok(walk.found)
+}
+
+struct Walk<'a> {
+    prefix: &'a str,
+    start_after: Option<&'a str>,
+    found: Vec<ObjectInfo>,
+}
+
+impl Walk<'_> {
+    /// Adds the objects below `path`, whose keys start with `base`, empty or ending in `/`.
+    fn directory(&mut self, path: &Path, base: &str, depth: usize) -> Result<(), StoreError> {
+        let at = |error| StoreError::from_io("list", path, error);
+        if depth > MAX_DEPTH {
+            return Err(at(io::Error::other("directories nest too deep")));
+        }
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(at(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(at)?;
+            // No key is without its UTF-8.
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.ends_with(TEMPORARY_SUFFIX) || (base.is_empty() && name == LOCK_NAME) {
+                continue;
+            }
+            let key = format!("{base}{name}");
+            // Below `base` the prefix names no further directory, so others match nothing.
+            if key.starts_with(self.prefix) {
+                self.entry(&entry.path(), key, depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, key: String, depth: usize) -> Result<(), StoreError> {
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            // It went while we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StoreError::from_io("stat", path, error)),
+        };
+        if metadata.is_dir() {
+            return self.directory(path, &format!("{key}/"), depth + 1);
+        }
+        if self.start_after.is_none_or(|after| key.as_str() > after) {
+            self.found.push(info(key, &metadata));
+        }
+        Ok(())
+    }
+}

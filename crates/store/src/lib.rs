@@ -1,0 +1,40 @@
+//! Objects by key: put, put-if-absent, compare-and-swap, ranged get, list, delete.
+//!
+//! A [`Store`] knows keys and bytes, not what is in them. Each implementation passes one
+//! conformance suite (`conformance`, with the feature `testing`), so that callers need not know
+//! which one they talk to: [`Memory`], [`FileStore`], [`S3Store`], and [`Faulty`], which breaks
+//! any of them on plan. [`open`] makes the right one from a parsed [`Target`].
+//!
+//! One rule stands above the rest: "could not look" never looks like "nothing there". A refused,
+//! throttled or unreachable store is an error, never [`StoreError::Missing`] or an empty list.
+//!
+//! Everything runs on a current-thread tokio runtime with time enabled.
+
+mod body;
+mod credentials;
+mod error;
+mod faulty;
+mod file;
+mod key;
+mod memory;
+mod object;
+mod opener;
+mod probe;
+mod s3;
+mod target;
+
+#[cfg(feature = "testing")]
+pub mod conformance;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use credentials::{Credentials, CredentialsState, CredentialsStatus, Keys, fingerprint};
+pub use error::{BoxError, StoreError, StoreErrorKind};
+pub use faulty::{Call, Fault, FaultPlan, Faulty};
+pub use file::FileStore;
+pub use memory::Memory;
+pub use object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, SharedStore, Store};
+pub use opener::{Opener, open};
+pub use probe::obeys_conditions;
+pub use s3::S3Store;
+pub use target::{S3Target, Target, UrlError};

@@ -1,0 +1,227 @@
+//! The [`Store`] trait and what its calls take and return.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::{CredentialsStatus, StoreError};
+
+/// A store that several tasks use.
+pub type SharedStore = Arc<dyn Store>;
+
+/// Objects by key, below the prefix or directory of a target.
+///
+/// Keys are relative: `0000/0000000000000001-0000000000000001.ltx`, `lock.json`. They are not
+/// empty, have no empty, `.` or `..` component, no leading or trailing `/`, no NUL, no
+/// backslash, and no component that ends in `.tmp`; others are answered with [`StoreError::InvalidKey`].
+///
+/// # Cancel safety
+/// Every call may be dropped. A dropped `put` or `delete` may still have happened, and a dropped
+/// multipart upload may leave parts behind that only a lifecycle rule of the bucket removes; no
+/// call leaves a partial object visible.
+pub trait Store: Send + Sync {
+    /// Stores a whole object, atomically: readers see the old object, or the new one.
+    ///
+    /// After an error other than [`Exists`](StoreError::Exists) and
+    /// [`Conflict`](StoreError::Conflict) the object may have been stored all the same. And since
+    /// a lost answer is asked for again, `Exists` and `Conflict` may be about the caller's own
+    /// earlier attempt: compare the content before you believe in another writer.
+    fn put(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Returns an object or a part of it, all in memory: the caller bounds the range.
+    ///
+    /// What of the range lies past the end is left out, so a range at or past the end is empty.
+    fn get(&self, key: &str, range: Option<Range<u64>>)
+    -> BoxFuture<'_, Result<Bytes, StoreError>>;
+
+    /// Returns size, time and version of an object.
+    fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>>;
+
+    /// Returns every object whose key starts with `prefix` and sorts after `start_after`, sorted
+    /// by the bytes of the key. All pages, so the caller bounds the prefix.
+    ///
+    /// `prefix` is text, not a directory: `0000` also matches `00001/a`. It may be empty.
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>>;
+
+    /// Deletes objects; those that are missing already are fine. Stops at the first error.
+    fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Returns what this store can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Returns where this store is, for people, without secrets: `s3://bucket/prefix`.
+    fn describe(&self) -> String;
+
+    /// Returns how LTX files are named here.
+    fn layout(&self) -> Layout;
+
+    /// Returns how the credentials fared at the last call; `None` where there are none to speak
+    /// of. Nothing looks after them between calls, so that an idle store costs nothing.
+    fn credentials_status(&self) -> Option<CredentialsStatus> {
+        None
+    }
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn put(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        (**self).put(key, body, mode, meta)
+    }
+
+    fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        (**self).get(key, range)
+    }
+
+    fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>> {
+        (**self).head(key)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
+        (**self).list(prefix, start_after)
+    }
+
+    fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        (**self).delete(keys)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn layout(&self) -> Layout {
+        (**self).layout()
+    }
+
+    fn credentials_status(&self) -> Option<CredentialsStatus> {
+        (**self).credentials_status()
+    }
+}
+
+/// What to store: something that can be read again, so that a retry never needs a used stream.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// The first `len` bytes of a file, which must not change until the put has returned.
+    File {
+        /// Where the file is.
+        path: PathBuf,
+        /// How much of it to store, in bytes.
+        len: u64,
+    },
+}
+
+impl Body {
+    /// Returns the size in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes.into())
+    }
+}
+
+impl From<&'static [u8]> for Body {
+    fn from(bytes: &'static [u8]) -> Self {
+        Self::Bytes(Bytes::from_static(bytes))
+    }
+}
+
+/// What must be there for a put to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutMode {
+    /// Anything.
+    Overwrite,
+    /// Nothing; [`StoreError::Exists`] otherwise.
+    Create,
+    /// The object with this [`ObjectInfo::version`]; [`StoreError::Conflict`] otherwise.
+    Match(String),
+}
+
+/// What to keep with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PutMeta {
+    /// When the content was true, in milliseconds since 1970, for a restore to a time.
+    ///
+    /// S3 keeps it as the user metadata `litestream-timestamp`; a file store as the file's
+    /// modification time.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// What a store knows about an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Relative to the store.
+    pub key: String,
+    /// In bytes.
+    pub size: u64,
+    /// [`PutMeta::timestamp_ms`] where the store says it, else when the object was stored, in
+    /// milliseconds since 1970.
+    ///
+    /// [`Store::head`] always says it. [`Store::list`] does when
+    /// [`Capabilities::list_timestamps`] is set.
+    pub modified_ms: i64,
+    /// Changes with the content, for [`PutMode::Match`]. Opaque.
+    pub version: Option<String>,
+}
+
+/// What a store can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`PutMode::Create`] and [`PutMode::Match`] are decided by the store, not by us. A store
+    /// may promise it and not do it: [`obeys_conditions`](crate::obeys_conditions) tells.
+    pub conditional_put: bool,
+    /// A list says [`PutMeta::timestamp_ms`]; otherwise only a head does.
+    pub list_timestamps: bool,
+}
+
+/// How LTX files are named. Litestream has two ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `<path>/<level as %04x>/<file>`.
+    S3,
+    /// `<path>/ltx/<level in decimal>/<file>`.
+    Tree,
+}

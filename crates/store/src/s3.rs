@@ -1,0 +1,412 @@
+//! Objects in an S3 bucket, at AWS or any compatible store.
+//!
+//! What compatible stores differ in is avoided: no trailing checksums, no `aws-chunked` bodies,
+//! signed payloads with a length, one `DeleteObject` for each key. Keys and user metadata are
+//! byte for byte those of Litestream.
+
+mod answer;
+mod client;
+mod download;
+mod session;
+mod timestamp;
+mod upload;
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::types::Object;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::target::S3Target;
+use crate::{CredentialsStatus, StoreError, key};
+pub(crate) use client::{Bucket, build, system_http_client};
+use session::Session;
+
+/// User metadata that holds [`PutMeta::timestamp_ms`], under the name Litestream gives it.
+const TIMESTAMP_METADATA: &str = "litestream-timestamp";
+/// The most pages of one list, of 1,000 objects each: a store that never ends is broken.
+const MAX_PAGES: u32 = 100_000;
+
+/// A prefix in a bucket as a store.
+#[derive(Clone)]
+pub struct S3Store {
+    inner: Arc<Inner>,
+}
+
+/// What the calls share.
+struct Inner {
+    client: Client,
+    bucket: String,
+    prefix: String,
+    session: Arc<Session>,
+}
+
+impl S3Store {
+    /// Makes a store with connections and credentials of its own; asks nothing of it yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Other`] when the bucket's name or the certificate file is not valid.
+    pub fn new(target: &S3Target) -> Result<Self, StoreError> {
+        Ok(Self::within(build(target, &system_http_client())?, target))
+    }
+
+    /// Makes a store at the prefix of the target, with what its bucket shares.
+    pub(crate) fn within(shared: Bucket, target: &S3Target) -> Self {
+        let Bucket { client, session } = shared;
+        let (bucket, prefix) = (target.bucket.clone(), crate::target::clean(&target.prefix));
+        Self {
+            inner: Arc::new(Inner {
+                client,
+                bucket,
+                prefix,
+                session,
+            }),
+        }
+    }
+}
+
+impl Inner {
+    /// Returns the error for a call about `key`.
+    fn failure<E>(&self, operation: &str, key: &str, error: SdkError<E, HttpResponse>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        answer::Call {
+            operation,
+            bucket: &self.bucket,
+            prefix: &self.prefix,
+            key,
+        }
+        .failure(error)
+    }
+
+    fn what(&self, operation: &str, key: &str) -> String {
+        answer::what(operation, &self.bucket, &self.prefix, key)
+    }
+
+    /// Makes a call with the newest credentials; once more when it is refused and there are newer
+    /// ones.
+    async fn call<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let keys = self
+            .session
+            .ready(&self.client, &self.bucket, &self.prefix)
+            .await?;
+        let result = attempt().await;
+        self.session.observe(keys.as_ref(), &result);
+        if !matches!(result, Err(StoreError::Denied { .. })) {
+            return result;
+        }
+        let renewed = self
+            .session
+            .renew(keys.as_ref(), &self.client, &self.bucket, &self.prefix)
+            .await;
+        let Some(renewed) = renewed else {
+            return result;
+        };
+        let result = attempt().await;
+        self.session.observe(Some(&renewed), &result);
+        result
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectInfo, StoreError> {
+        let request = self.client.head_object().bucket(&self.bucket);
+        let answer = request.key(self.full(key)).send().await;
+        let answer = match answer.map_err(|error| self.failure("head", key, error)) {
+            Ok(answer) => answer,
+            // An answer to HEAD has no body, so it cannot tell a missing object from a missing
+            // bucket or from a proxy that knows nothing. A list can.
+            Err(missing @ StoreError::Missing { .. }) => {
+                self.page(&self.full(key), None, None, Some(1)).await?;
+                return Err(missing);
+            }
+            Err(error) => return Err(error),
+        };
+        let kept = answer
+            .metadata()
+            .and_then(|metadata| metadata.get(TIMESTAMP_METADATA));
+        let kept = kept.and_then(|text| timestamp::parse(text));
+        let stored = answer
+            .last_modified()
+            .and_then(|time| time.to_millis().ok());
+        Ok(ObjectInfo {
+            key: key.to_owned(),
+            size: self.size("head", key, answer.content_length())?,
+            modified_ms: kept.or(stored).unwrap_or_default(),
+            version: answer.e_tag().map(str::to_owned),
+        })
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> Result<Vec<ObjectInfo>, StoreError> {
+        let start = start_after.and_then(safe_start);
+        let (full, full_start) = (self.full(prefix), start.map(|start| self.full(start)));
+        let mut found = self.pages(prefix, &full, full_start.as_deref()).await?;
+        if found.is_empty() && self.prefix.is_empty() && self.drops_slashes(prefix).await? {
+            found = self.pages(prefix, prefix, start).await?;
+        }
+        // Not every store obeys `start-after`, or sorts by bytes; and we ask for more.
+        found.retain(|info| start_after.is_none_or(|after| info.key.as_str() > after));
+        found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        found.dedup_by(|a, b| a.key == b.key);
+        Ok(found)
+    }
+
+    /// Returns whether a store that seems to hold nothing below an empty prefix drops the slash
+    /// that our keys then begin with (SeaweedFS does), so that its lists know them without.
+    async fn drops_slashes(&self, prefix: &str) -> Result<bool, StoreError> {
+        let (objects, _) = self.page(prefix, None, None, Some(1)).await?;
+        let Some(key) = objects.first().and_then(Object::key) else {
+            return Ok(false);
+        };
+        match self.head(key).await {
+            Ok(_) => Ok(true),
+            // Somebody else's object, in a store that tells `/key` and `key` apart.
+            Err(StoreError::Missing { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns all pages of a list of the full keys with `full`, which belong to `prefix`.
+    async fn pages(
+        &self,
+        prefix: &str,
+        full: &str,
+        start: Option<&str>,
+    ) -> Result<Vec<ObjectInfo>, StoreError> {
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let (objects, next) = self.page(full, start, token.as_deref(), None).await?;
+            for object in &objects {
+                found.push(self.object_info(prefix, object)?);
+            }
+            if next.is_none() {
+                return Ok(found);
+            }
+            if next == token {
+                break;
+            }
+            token = next;
+        }
+        Err(self.bad_answer("list", prefix, "the list does not end"))
+    }
+
+    /// Returns one page of a list by full keys, and the token of the next one.
+    async fn page(
+        &self,
+        full: &str,
+        start: Option<&str>,
+        token: Option<&str>,
+        max_keys: Option<i32>,
+    ) -> Result<(Vec<Object>, Option<String>), StoreError> {
+        let asked = full.strip_prefix(&self.full("")).unwrap_or(full);
+        let request = self.client.list_objects_v2().bucket(&self.bucket);
+        let answer = request
+            .prefix(full)
+            .set_start_after(start.map(str::to_owned))
+            .set_continuation_token(token.map(str::to_owned))
+            .set_max_keys(max_keys)
+            .send()
+            .await
+            .map_err(|error| self.failure("list", asked, error))?;
+        let more = answer.is_truncated().unwrap_or_default();
+        if more && answer.next_continuation_token().is_none() {
+            return Err(self.bad_answer("list", asked, "a list goes on without saying where"));
+        }
+        let next = answer
+            .next_continuation_token()
+            .filter(|_| more)
+            .map(str::to_owned);
+        Ok((answer.contents.unwrap_or_default(), next))
+    }
+
+    fn full(&self, key: &str) -> String {
+        key::join(&self.prefix, key)
+    }
+
+    fn object_info(&self, prefix: &str, object: &Object) -> Result<ObjectInfo, StoreError> {
+        let full = object.key().unwrap_or_default();
+        let key = full.strip_prefix(&self.full(""));
+        // Below an empty prefix, some stores drop the slash that our keys begin with.
+        let key = key.or(self.prefix.is_empty().then_some(full));
+        let key = key.filter(|key| key.starts_with(prefix));
+        let Some(key) = key else {
+            return Err(self.bad_answer("list", prefix, "a key without the prefix asked for"));
+        };
+        let stored = object
+            .last_modified()
+            .and_then(|time| time.to_millis().ok());
+        Ok(ObjectInfo {
+            key: key.to_owned(),
+            size: self.size("list", key, object.size())?,
+            modified_ms: stored.unwrap_or_default(),
+            version: object.e_tag().map(str::to_owned),
+        })
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let request = self.client.delete_object().bucket(&self.bucket);
+        let answer = request.key(self.full(key)).send().await;
+        match answer.map_err(|error| self.failure("delete", key, error)) {
+            Ok(_) | Err(StoreError::Missing { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn size(&self, operation: &str, key: &str, size: Option<i64>) -> Result<u64, StoreError> {
+        let size = size.and_then(|size| u64::try_from(size).ok());
+        size.ok_or_else(|| self.bad_answer(operation, key, "an object without a size"))
+    }
+
+    fn bad_answer(&self, operation: &str, key: &str, code: &str) -> StoreError {
+        let what = self.what(operation, key);
+        StoreError::Corrupt {
+            what,
+            code: code.to_owned(),
+            source: None,
+        }
+    }
+}
+
+/// Returns where a list may start so that nothing after `after` is left out.
+///
+/// A store that keeps directories (SeaweedFS) skips all of `dir/` when a list starts after `dir`,
+/// though `dir/x` sorts after it. So start a little earlier, at a text that ends before a letter
+/// or digit: whatever lies under a directory of that name sorts before `after` anyway.
+fn safe_start(after: &str) -> Option<&str> {
+    let end = after.char_indices().rev().find(|(_, c)| *c > '/')?.0;
+    after.get(..end).filter(|start| !start.is_empty())
+}
+
+impl Store for S3Store {
+    fn put(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            key::check(&key)?;
+            let put = upload::Put {
+                store: &self.inner,
+                key: &key,
+                body: &body,
+                mode: &mode,
+                meta,
+            };
+            self.inner.call(|| put.run()).await
+        }
+        .boxed()
+    }
+
+    fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        let key = key.to_owned();
+        async move {
+            key::check(&key)?;
+            self.inner
+                .call(|| download::get(&self.inner, &key, range.clone()))
+                .await
+        }
+        .boxed()
+    }
+
+    fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>> {
+        let key = key.to_owned();
+        async move {
+            key::check(&key)?;
+            self.inner.call(|| self.inner.head(&key)).await
+        }
+        .boxed()
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
+        let (prefix, start_after) = (prefix.to_owned(), start_after.map(str::to_owned));
+        async move {
+            key::check_prefix(&prefix)?;
+            self.inner
+                .call(|| self.inner.list(&prefix, start_after.as_deref()))
+                .await
+        }
+        .boxed()
+    }
+
+    fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        let keys = keys.to_owned();
+        async move {
+            for key in &keys {
+                key::check(key)?;
+                self.inner.call(|| self.inner.delete(key)).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            conditional_put: true,
+            list_timestamps: false,
+        }
+    }
+
+    fn describe(&self) -> String {
+        answer::location(&self.inner.bucket, &self.inner.prefix)
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::S3
+    }
+
+    fn credentials_status(&self) -> Option<CredentialsStatus> {
+        self.inner.session.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_starts_early_enough_for_stores_that_skip_directories() {
+        let all = [
+            "0", "0-", "0/x", "00", "00/x", "1", "1-", "1/", "1/x", "1/x-", "1/x/y", "1/xy",
+        ];
+        for after in all {
+            let start = safe_start(after).unwrap_or_default();
+            assert!(start <= after);
+            // What such a store leaves out: up to the start, and below a directory of its name.
+            let below = format!("{start}/");
+            let skipped =
+                |key: &&&str| !start.is_empty() && (**key <= start || key.starts_with(&below));
+            assert!(
+                all.iter().filter(skipped).all(|key| *key <= after),
+                "{after}: {start}"
+            );
+        }
+        let name = "0000/00000000000000ff-00000000000000ff.ltx";
+        assert_eq!(safe_start(name), Some(&name[..name.len() - 1]));
+    }
+}

@@ -1,0 +1,273 @@
+//! What the answers of S3 stores mean.
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::{BoxError, StoreError};
+
+/// The longest message of a store that is passed on, in characters.
+const MAX_MESSAGE_CHARS: usize = 300;
+
+/// What an error answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Missing,
+    NoBucket,
+    Condition,
+    Denied,
+    Throttled,
+    Unwell,
+    Full,
+    Other,
+}
+
+/// Returns what an error answer means. Only a store's own word makes an object missing: the 404
+/// of a proxy does not.
+fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
+    match code.unwrap_or_default() {
+        "NoSuchBucket" => return Meaning::NoBucket,
+        "NoSuchKey" => return Meaning::Missing,
+        "PreconditionFailed" | "ConditionalRequestConflict" => return Meaning::Condition,
+        "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "BandwidthLimitExceeded"
+        | "SlowDownRead"
+        | "SlowDownWrite" => {
+            return Meaning::Throttled;
+        }
+        // The upload was lost, or completed by an attempt whose answer was: do it all again.
+        "NoSuchUpload" | "RequestTimeout" | "InternalError" | "ServiceUnavailable"
+        | "IncompleteBody" | "OperationAborted" => return Meaning::Unwell,
+        "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => {
+            return Meaning::Full;
+        }
+        code if is_authentication(code) => return Meaning::Denied,
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "RequestTimeTooSkewed" => {
+            return Meaning::Denied;
+        }
+        _ => {}
+    }
+    match status {
+        401 | 403 => Meaning::Denied,
+        404 if operation == "head" => Meaning::Missing,
+        409 | 412 => Meaning::Condition,
+        408 | 500 | 502 | 503 | 504 => Meaning::Unwell,
+        429 => Meaning::Throttled,
+        507 => Meaning::Full,
+        _ => Meaning::Other,
+    }
+}
+
+/// Returns whether the keys themselves were refused, rather than one right of theirs.
+pub(super) fn is_authentication(code: &str) -> bool {
+    matches!(
+        code,
+        "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "ExpiredToken"
+            | "ExpiredTokenException"
+            | "InvalidToken"
+            | "TokenRefreshRequired"
+            | "InvalidClientTokenId"
+    )
+}
+
+/// Returns what a refusal is about: the part of [`StoreError::Denied`]'s `code` before the colon.
+pub(super) fn refusal_code(code: &str) -> &str {
+    code.split(':').next().unwrap_or_default()
+}
+
+/// A call, for errors.
+pub(super) struct Call<'a> {
+    pub(super) operation: &'a str,
+    pub(super) bucket: &'a str,
+    pub(super) prefix: &'a str,
+    pub(super) key: &'a str,
+}
+
+impl Call<'_> {
+    /// Returns the error that a failed call means. A failed condition is
+    /// [`StoreError::Conflict`]; who made the condition knows better.
+    pub(super) fn failure<E>(&self, error: SdkError<E, HttpResponse>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let what = what(self.operation, self.bucket, self.prefix, self.key);
+        match &error {
+            SdkError::ServiceError(answer) => {
+                let (status, code) = (answer.raw().status().as_u16(), answer.err().code());
+                let meaning = meaning(self.operation, status, code);
+                self.refused(meaning, what, said(status, code, answer.err().message()))
+            }
+            SdkError::TimeoutError(_) => {
+                let source = error.into_source().ok();
+                StoreError::Unreachable {
+                    what,
+                    code: "no answer in time".to_owned(),
+                    source,
+                }
+            }
+            SdkError::DispatchFailure(_) => match error.into_source() {
+                Ok(source) => not_sent(what, source),
+                Err(error) => unreachable!("a failed dispatch has a source: {error}"),
+            },
+            SdkError::ResponseError(_) => {
+                let source = error.into_source().ok();
+                StoreError::Corrupt {
+                    what,
+                    code: "not readable".to_owned(),
+                    source,
+                }
+            }
+            _ => {
+                let source = error.into_source().ok();
+                StoreError::Other {
+                    what,
+                    code: "cannot make the request".to_owned(),
+                    source,
+                }
+            }
+        }
+    }
+
+    fn refused(&self, meaning: Meaning, what: String, code: String) -> StoreError {
+        let (key, source) = (self.key.to_owned(), None);
+        match meaning {
+            Meaning::Missing => StoreError::Missing { key },
+            Meaning::NoBucket => StoreError::NoBucket {
+                bucket: self.bucket.to_owned(),
+            },
+            Meaning::Condition => StoreError::Conflict { key },
+            Meaning::Denied => StoreError::Denied { what, code, source },
+            Meaning::Throttled => StoreError::Throttled { what, code, source },
+            Meaning::Unwell => StoreError::Unreachable { what, code, source },
+            Meaning::Full => StoreError::NoSpace { what, code, source },
+            Meaning::Other => StoreError::Other { what, code, source },
+        }
+    }
+}
+
+/// Returns the call for people: `put s3://bucket/prefix/key`.
+pub(super) fn what(operation: &str, bucket: &str, prefix: &str, key: &str) -> String {
+    format!("{operation} {}/{key}", location(bucket, prefix))
+}
+
+/// Returns where the store is: `s3://bucket/prefix`.
+pub(super) fn location(bucket: &str, prefix: &str) -> String {
+    if prefix.is_empty() {
+        format!("s3://{bucket}")
+    } else {
+        format!("s3://{bucket}/{prefix}")
+    }
+}
+
+fn said(status: u16, code: Option<&str>, message: Option<&str>) -> String {
+    let code = match (code, status) {
+        (Some(code), _) => code.to_owned(),
+        // The answer to a HEAD has no words.
+        (None, 401 | 403) => format!("HTTP {status}: check the keys and what they may do"),
+        (None, _) => format!("HTTP {status}"),
+    };
+    match message.filter(|message| !message.is_empty()) {
+        Some(message) => {
+            format!(
+                "{code}: {}",
+                message.chars().take(MAX_MESSAGE_CHARS).collect::<String>()
+            )
+        }
+        None => code,
+    }
+}
+
+/// A request that never left: for want of credentials, or of a connection.
+fn not_sent(what: String, source: BoxError) -> StoreError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+    let mut deepest = String::new();
+    while let Some(error) = cause {
+        if let Some(credentials) = error.downcast_ref::<CredentialsError>() {
+            return no_credentials(what, credentials, None);
+        }
+        deepest = error.to_string();
+        cause = error.source();
+    }
+    StoreError::Unreachable {
+        what,
+        code: deepest,
+        source: Some(source),
+    }
+}
+
+fn no_credentials(what: String, error: &CredentialsError, source: Option<BoxError>) -> StoreError {
+    let mut code = error.to_string();
+    if let Some(cause) = std::error::Error::source(error) {
+        // The chain of providers tells on further lines what each of them lacked.
+        let first_line = cause.to_string();
+        let first_line = first_line.lines().next().unwrap_or_default();
+        code = format!("{code}: {}", first_line.trim_end_matches(" Attempted:"));
+    }
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
+            StoreError::CredentialsMissing {
+                what: format!(
+                    "{what}: {code}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+                     credentials-dir"
+                ),
+                source,
+            }
+        }
+        CredentialsError::ProviderTimedOut(_) => StoreError::Unreachable { what, code, source },
+        _ => StoreError::Denied { what, code, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_of_the_store_makes_an_object_missing() {
+        assert_eq!(meaning("get", 404, Some("NoSuchKey")), Meaning::Missing);
+        assert_eq!(meaning("get", 404, None), Meaning::Other);
+        assert_eq!(meaning("list", 404, Some("NotFound")), Meaning::Other);
+        assert_eq!(meaning("get", 404, Some("NoSuchBucket")), Meaning::NoBucket);
+        // HEAD has no body; the caller asks again with a list.
+        assert_eq!(meaning("head", 404, None), Meaning::Missing);
+    }
+
+    #[test]
+    fn answers_of_known_stores_are_told_apart() {
+        for (status, code, expected) in [
+            (403, Some("AccessDenied"), Meaning::Denied),
+            (403, None, Meaning::Denied),
+            (401, None, Meaning::Denied),
+            (400, Some("ExpiredToken"), Meaning::Denied),
+            (400, Some("InvalidToken"), Meaning::Denied),
+            (412, Some("PreconditionFailed"), Meaning::Condition),
+            (409, Some("ConditionalRequestConflict"), Meaning::Condition),
+            (412, None, Meaning::Condition),
+            (503, Some("SlowDown"), Meaning::Throttled),
+            (429, None, Meaning::Throttled),
+            (503, None, Meaning::Unwell),
+            (500, Some("InternalError"), Meaning::Unwell),
+            (400, Some("RequestTimeout"), Meaning::Unwell),
+            (404, Some("NoSuchUpload"), Meaning::Unwell),
+            (507, Some("XMinioStorageFull"), Meaning::Full),
+            (301, Some("PermanentRedirect"), Meaning::Other),
+            (400, Some("EntityTooLarge"), Meaning::Other),
+        ] {
+            assert_eq!(meaning("put", status, code), expected, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_store_says_is_passed_on_but_not_without_end() {
+        assert_eq!(said(503, None, None), "HTTP 503");
+        let long = said(403, Some("AccessDenied"), Some(&"x".repeat(10_000)));
+        assert!(long.starts_with("AccessDenied: x") && long.len() < 400);
+        assert_eq!(refusal_code(&long), "AccessDenied");
+    }
+}

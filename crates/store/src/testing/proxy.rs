@@ -1,0 +1,105 @@
+//! A TCP proxy that cuts connections, to see what a store makes of broken answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// What the proxy does to the answers of the next connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Passes so many bytes of answers on and closes the connection when there are more: the
+    /// store has done what it was asked.
+    After(u64),
+    /// Answers each connection with these bytes, asking nobody.
+    Instead(&'static str),
+    /// Accepts connections and never answers.
+    Silence,
+}
+
+/// A proxy on this machine. Stops when dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    connections: Arc<AtomicU64>,
+    accept: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts one in front of `HOST:PORT`; the first `times` connections are cut, the rest pass.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start(upstream: String, cut: Cut, times: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("bind a free port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let connections = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&connections);
+        let accept = tokio::spawn(async move {
+            let mut open = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let cut = (counter.fetch_add(1, Ordering::SeqCst) < times).then_some(cut);
+                open.spawn(serve(client, upstream.clone(), cut));
+            }
+        });
+        Self {
+            address,
+            connections,
+            accept,
+        }
+    }
+
+    /// Returns the endpoint to use in place of the store's.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Returns how many connections there were.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+/// Errors end the connection, which is all that a proxy can do about them.
+async fn serve(mut client: TcpStream, upstream: String, cut: Option<Cut>) -> std::io::Result<()> {
+    match cut {
+        Some(Cut::Silence) => futures::future::pending().await,
+        Some(Cut::Instead(answer)) => {
+            let mut request = [0; 16 * 1024];
+            let _ = client.read(&mut request).await?;
+            client.write_all(answer.as_bytes()).await?;
+            client.shutdown().await
+        }
+        Some(Cut::After(bytes)) => forward(client, upstream, bytes).await,
+        None => forward(client, upstream, u64::MAX).await,
+    }
+}
+
+async fn forward(client: TcpStream, upstream: String, answer_bytes: u64) -> std::io::Result<()> {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (from_store, mut to_store) = TcpStream::connect(upstream).await?.into_split();
+    let mut limited = from_store.take(answer_bytes);
+    tokio::select! {
+        // Dropping all four halves closes both connections.
+        answers = async {
+            tokio::io::copy(&mut limited, &mut to_client).await?;
+            limited.into_inner().read(&mut [0]).await.map(drop)
+        } => answers,
+        never = async {
+            tokio::io::copy(&mut from_client, &mut to_store).await?;
+            futures::future::pending::<std::io::Result<()>>().await
+        } => never,
+    }
+}

@@ -1,0 +1,404 @@
+//! What only a server can show: refusals, outages, rotation.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use store::testing::{Cut, Proxy, Weed};
+use store::{
+    Body, Credentials, CredentialsState, Keys, PutMeta, PutMode, S3Store, S3Target, Store,
+    StoreError, StoreErrorKind, fingerprint, obeys_conditions,
+};
+
+fn keys(access: &str, secret: &str) -> Keys {
+    Keys {
+        access_key_id: access.to_owned(),
+        secret_access_key: secret.to_owned(),
+        session_token: None,
+    }
+}
+
+async fn put(store: &S3Store, key: &str, mode: PutMode) -> Result<(), StoreError> {
+    store
+        .put(key, Body::from(&b"content"[..]), mode, &PutMeta::default())
+        .await
+}
+
+/// Returns the kinds of the errors that all calls give, delete last.
+async fn all_kinds(store: &S3Store) -> [Option<StoreErrorKind>; 6] {
+    let big = Body::from(vec![0; 9 << 20]);
+    [
+        put(store, "a", PutMode::Overwrite).await.err(),
+        store
+            .put("a", big, PutMode::Create, &PutMeta::default())
+            .await
+            .err(),
+        store.get("a", None).await.err(),
+        store.head("a").await.err(),
+        store.list("", None).await.err(),
+        store.delete(&["a".to_owned()]).await.err(),
+    ]
+    .map(|error| error.map(|error| error.kind()))
+}
+
+/// Replaces the content of a directory at once, as the kubelet does.
+fn project(directory: &Path, version: &str, keys: &Keys) -> io::Result<()> {
+    let data = directory.join(format!("..{version}"));
+    fs::create_dir(&data)?;
+    fs::write(data.join("AWS_ACCESS_KEY_ID"), &keys.access_key_id)?;
+    fs::write(data.join("AWS_SECRET_ACCESS_KEY"), &keys.secret_access_key)?;
+    let temporary = directory.join("..data_tmp");
+    symlink(format!("..{version}"), &temporary)?;
+    fs::rename(temporary, directory.join("..data"))
+}
+
+#[tokio::test]
+async fn wrong_keys_are_denied_for_every_call() {
+    let weed = Weed::shared();
+    weed.create_bucket("wrong-keys").await;
+    let wrong = [
+        keys("nobody", "secret"),
+        keys(&weed.admin().access_key_id, "wrong-secret"),
+    ];
+    for wrong in wrong {
+        let target = weed.target("wrong-keys", "db", Credentials::Static(wrong.clone()));
+        let store = S3Store::new(&target).unwrap();
+        assert_eq!(all_kinds(&store).await, [Some(StoreErrorKind::Denied); 6]);
+        let status = store.credentials_status().unwrap();
+        assert_eq!(status.state, CredentialsState::Denied);
+        assert_eq!(status.fingerprint, Some(fingerprint(&wrong)));
+        let message = store.list("", None).await.unwrap_err().to_string();
+        assert!(message.contains("s3://wrong-keys/db"), "{message}");
+        assert!(
+            !message.contains("secret") && !message.contains("nobody"),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_denied_in_the_middle_of_a_run() {
+    let weed = Weed::shared();
+    weed.create_bucket("revoked").await;
+    weed.add_identity(
+        "revoked",
+        "revoked-key",
+        "secret",
+        &["Read", "Write", "List"],
+    )
+    .await;
+    let credentials = Credentials::fixed("revoked-key", "secret");
+    let store = S3Store::new(&weed.target("revoked", "db", credentials)).unwrap();
+    put(&store, "a", PutMode::Create).await.unwrap();
+    assert_eq!(
+        store.credentials_status().unwrap().state,
+        CredentialsState::Valid
+    );
+    weed.remove_identity("revoked", "revoked-key").await;
+    assert_eq!(all_kinds(&store).await, [Some(StoreErrorKind::Denied); 6]);
+    assert_eq!(
+        store.credentials_status().unwrap().state,
+        CredentialsState::Denied
+    );
+}
+
+#[tokio::test]
+async fn a_right_that_is_lacking_does_not_make_the_keys_bad() {
+    let weed = Weed::shared();
+    weed.create_bucket("read-only").await;
+    weed.add_identity(
+        "reader",
+        "reader-key",
+        "secret",
+        &["Read:read-only", "List:read-only"],
+    )
+    .await;
+    let credentials = Credentials::fixed("reader-key", "secret");
+    let store = S3Store::new(&weed.target("read-only", "db", credentials)).unwrap();
+    assert!(store.list("", None).await.unwrap().is_empty());
+    let refused = put(&store, "a", PutMode::Overwrite).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Denied);
+    assert_eq!(
+        store.credentials_status().unwrap().state,
+        CredentialsState::Valid
+    );
+}
+
+#[tokio::test]
+async fn a_missing_bucket_is_not_an_empty_one() {
+    let weed = Weed::shared();
+    // This server makes a missing bucket with the first put, or denies it to those who may not;
+    // and it says that a delete in a bucket that is not there went well.
+    weed.add_identity("user", "user-key", "secret", &["Read", "Write", "List"])
+        .await;
+    let credentials = Credentials::fixed("user-key", "secret");
+    let store = S3Store::new(&weed.target("never-made", "db", credentials)).unwrap();
+    let kinds = all_kinds(&store).await;
+    assert_eq!(kinds[0], Some(StoreErrorKind::Denied));
+    assert_eq!(kinds[1..5], [Some(StoreErrorKind::NoBucket); 4]);
+}
+
+#[tokio::test]
+async fn metadata_and_keys_are_those_of_litestream() {
+    let weed = Weed::shared();
+    weed.create_bucket("layout").await;
+    let target = |prefix| weed.target("layout", prefix, Credentials::Static(weed.admin()));
+    let store = S3Store::new(&target("a/db")).unwrap();
+    put(&store, "0000/x.ltx", PutMode::Create).await.unwrap();
+    assert_eq!(store.describe(), "s3://layout/a/db");
+    let above = S3Store::new(&target("a")).unwrap();
+    assert_eq!(above.list("", None).await.unwrap()[0].key, "db/0000/x.ltx");
+    // A sibling whose name begins alike is not ours.
+    let sibling = S3Store::new(&target("a/d")).unwrap();
+    assert!(sibling.list("", None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_empty_prefix_lists_what_it_holds_where_leading_slashes_are_dropped() {
+    let weed = Weed::shared();
+    weed.create_bucket("empty-prefix").await;
+    let target = weed.target("empty-prefix", "", Credentials::Static(weed.admin()));
+    let store = S3Store::new(&target).unwrap();
+    assert!(store.list("", None).await.unwrap().is_empty());
+    let all = ["0000/1", "0000/2", "0001/1"];
+    for key in all {
+        put(&store, key, PutMode::Create).await.unwrap();
+    }
+    let keys = async |prefix, after| {
+        let found = store.list(prefix, after).await.unwrap();
+        found.into_iter().map(|info| info.key).collect::<Vec<_>>()
+    };
+    assert_eq!(keys("", None).await, all);
+    assert_eq!(keys("", Some("0000/1")).await, all[1..]);
+    assert_eq!(keys("0000/", None).await, all[..2]);
+    assert_eq!(keys("0000/", Some("0000/1")).await, all[1..2]);
+    assert!(keys("0002/", None).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_closed_port_is_unreachable_at_once() {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let store = S3Store::new(&local(&format!("http://127.0.0.1:{port}"))).unwrap();
+    assert_eq!(
+        all_kinds(&store).await,
+        [Some(StoreErrorKind::Unreachable); 6]
+    );
+    let message = store.list("", None).await.unwrap_err().to_string();
+    assert!(message.to_lowercase().contains("refused"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_answers_is_unreachable_in_bounded_time() {
+    let proxy = Proxy::start(String::new(), Cut::Silence, u64::MAX).await;
+    let store = S3Store::new(&local(&proxy.endpoint())).unwrap();
+    let start = tokio::time::Instant::now();
+    assert_eq!(
+        store.list("", None).await.unwrap_err().kind(),
+        StoreErrorKind::Unreachable
+    );
+    assert!(start.elapsed().as_secs() < 90, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn answers_of_something_else_are_never_missing_or_empty() {
+    let answers = [
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nConnection: close\r\n\r\nnot found",
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 14\r\nConnection: close\r\n\r\n<html></html>\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nwelcome!\n",
+        "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        "SSH-2.0-OpenSSH_9.2\r\n",
+    ];
+    for answer in answers {
+        let proxy = Proxy::start(String::new(), Cut::Instead(answer), u64::MAX).await;
+        let store = S3Store::new(&local(&proxy.endpoint())).unwrap();
+        let listed = store.list("", None).await;
+        assert!(listed.is_err(), "{answer:?} gave {listed:?}");
+        for kind in [
+            listed.unwrap_err().kind(),
+            store
+                .head("a")
+                .await
+                .map_or_else(|error| error.kind(), |_| StoreErrorKind::Other),
+            store
+                .get("a", Some(0..4))
+                .await
+                .map_or_else(|error| error.kind(), |_| StoreErrorKind::Other),
+        ] {
+            assert_ne!(kind, StoreErrorKind::Missing, "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_asked_for_again_and_never_returned_short() {
+    let weed = Weed::shared();
+    weed.create_bucket("cut").await;
+    let credentials = || Credentials::Static(weed.admin());
+    let content = Bytes::from(vec![7; 3 << 20]);
+    let direct = S3Store::new(&weed.target("cut", "db", credentials())).unwrap();
+    let body = Body::Bytes(content.clone());
+    direct
+        .put("a", body, PutMode::Create, &PutMeta::default())
+        .await
+        .unwrap();
+
+    let through = async |times| {
+        let proxy = Proxy::start(weed.address(), Cut::After(1 << 20), times).await;
+        let mut target = weed.target("cut", "db", credentials());
+        target.endpoint = Some(proxy.endpoint());
+        let found = S3Store::new(&target).unwrap().get("a", None).await;
+        (found, proxy.connections())
+    };
+    let (found, connections) = through(2).await;
+    assert!(found.unwrap() == content);
+    assert_eq!(connections, 3);
+    let (found, _) = through(u64::MAX).await;
+    let error = found.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unreachable);
+    assert!(error.to_string().contains("broke off"), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_a_create_then_finds_its_own_object() {
+    let weed = Weed::shared();
+    weed.create_bucket("lost").await;
+    let mut target = weed.target("lost", "db", Credentials::Static(weed.admin()));
+    let direct = S3Store::new(&target).unwrap();
+    for (key, mode) in [("a", PutMode::Overwrite), ("b", PutMode::Create)] {
+        let proxy = Proxy::start(weed.address(), Cut::After(0), 1).await;
+        target.endpoint = Some(proxy.endpoint());
+        let store = S3Store::new(&target).unwrap();
+        let result = put(&store, key, mode.clone())
+            .await
+            .map_err(|error| error.kind());
+        let expected = if mode == PutMode::Create {
+            Err(StoreErrorKind::Exists)
+        } else {
+            Ok(())
+        };
+        assert_eq!((result, proxy.connections()), (expected, 2));
+        assert_eq!(direct.get(key, None).await.unwrap(), "content");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_obeys_conditions_is_recognised() {
+    let weed = Weed::shared();
+    weed.create_bucket("conditions").await;
+    let target = weed.target("conditions", "db", Credentials::Static(weed.admin()));
+    let store = S3Store::new(&target).unwrap();
+    assert!(obeys_conditions(&store, "nonce").await.unwrap());
+    assert!(store.list("", None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_secret_is_not_the_default_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut target = local("http://127.0.0.1:1");
+    target.credentials = Credentials::Directory(directory.path().join("not-mounted"));
+    let store = S3Store::new(&target).unwrap();
+    assert_eq!(
+        all_kinds(&store).await,
+        [Some(StoreErrorKind::CredentialsMissing); 6]
+    );
+    let status = store.credentials_status().unwrap();
+    assert_eq!(
+        (status.state, status.fingerprint),
+        (CredentialsState::Missing, None)
+    );
+}
+
+#[tokio::test]
+async fn keys_rotate_under_load_without_a_failed_put() {
+    let weed = Weed::shared();
+    weed.create_bucket("rotation").await;
+    let rights = ["Read", "Write", "List"];
+    weed.add_identity("rotation-1", "rotation-key-1", "secret-1", &rights)
+        .await;
+    weed.add_identity("rotation-2", "rotation-key-2", "secret-2", &rights)
+        .await;
+    weed.add_identity("rotation-3", "rotation-key-3", "secret-3", &rights)
+        .await;
+    let [first, second, third] =
+        [1, 2, 3].map(|n| keys(&format!("rotation-key-{n}"), &format!("secret-{n}")));
+
+    let directory = tempfile::tempdir().unwrap();
+    project(directory.path(), "1", &first).unwrap();
+    let credentials = Credentials::Directory(directory.path().to_owned());
+    let store = S3Store::new(&weed.target("rotation", "db", credentials)).unwrap();
+    let (stop, puts) = (AtomicBool::new(false), AtomicU64::new(0));
+    let load = async |worker: u64| {
+        let mut number = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            put(&store, &format!("{worker}/{number}"), PutMode::Create)
+                .await
+                .unwrap();
+            puts.fetch_add(1, Ordering::Relaxed);
+            number += 1;
+        }
+        number
+    };
+    let uses = async |keys: &Keys, state| loop {
+        let status = store.credentials_status().unwrap();
+        if (status.fingerprint, status.state) == (Some(fingerprint(keys)), state) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    };
+    let some_puts = async || {
+        let enough = puts.load(Ordering::Relaxed) + 50;
+        while puts.load(Ordering::Relaxed) < enough {
+            tokio::task::yield_now().await;
+        }
+    };
+    let rotate = async {
+        some_puts().await;
+        // Keys that the store does not know yet are reported, and the old ones stay.
+        project(directory.path(), "2", &keys("unknown-key", "secret")).unwrap();
+        uses(&first, CredentialsState::RotationPending).await;
+        some_puts().await;
+        // New keys, then the old ones go.
+        project(directory.path(), "3", &second).unwrap();
+        uses(&second, CredentialsState::Valid).await;
+        weed.remove_identity("rotation-1", "rotation-key-1").await;
+        some_puts().await;
+        // The old ones go before anybody has looked at the new ones.
+        project(directory.path(), "4", &third).unwrap();
+        weed.remove_identity("rotation-2", "rotation-key-2").await;
+        some_puts().await;
+        uses(&third, CredentialsState::Valid).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let workers = join_all((0..4).map(load));
+    let (done, ()) = futures::join!(workers, rotate);
+    assert_eq!(
+        store.list("", None).await.unwrap().len() as u64,
+        done.iter().sum::<u64>()
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_file_without_certificates_is_refused_at_once() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut target = local("https://127.0.0.1:1");
+    target.ca_file = Some(file.path().to_owned());
+    let error = S3Store::new(&target).err().unwrap();
+    assert!(error.to_string().contains("no certificate"), "{error}");
+}
+
+fn local(endpoint: &str) -> S3Target {
+    S3Target {
+        bucket: "bucket".to_owned(),
+        endpoint: Some(endpoint.to_owned()),
+        credentials: Credentials::fixed("key", "secret"),
+        ..S3Target::default()
+    }
+}
