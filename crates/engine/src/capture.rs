@@ -1,0 +1,535 @@
+//! The capture thread: it looks at every attached database often enough and does nothing slow.
+//!
+//! No fsync, no compression, no store: those belong to whoever takes the batches. A database that
+//! changed in the last second is looked at every [`HOT_PAUSE`]; a quiet one when the file system
+//! says that something happened, and each second as a net. Events come *before* a commit is
+//! published, so after an event the looks go on until nothing moves any more.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use inotify::{Inotify, WatchDescriptor, WatchMask};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use sqlite_format::PageSize;
+use tokio::sync::Notify;
+
+use crate::tap::{Batch, BreakReason, LogPosition, Look, Tap, TapError};
+
+/// Pause between looks at a database that changed lately. An application's blocking checkpoint
+/// waits for our mark at most about this long.
+const HOT_PAUSE: Duration = Duration::from_millis(2);
+/// How long a database counts as changing after the last sign of it.
+const HOT_TIME: Duration = Duration::from_secs(1);
+/// Pause between looks at a quiet database.
+const QUIET_PAUSE: Duration = Duration::from_secs(1);
+/// Pause where the file system gives no events.
+const BLIND_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the capture thread has found in one database, until somebody takes it.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Commits, merged in order.
+    pub batch: Option<Batch>,
+    /// Commits before `batch` may have been missed; `batch` holds the whole present log.
+    pub broken: Option<BreakReason>,
+    /// Another file has taken the path; the tap is gone.
+    pub moved: bool,
+    /// The tap failed and is gone.
+    pub failed: Option<TapError>,
+    /// The page size, once attached.
+    pub page_size: Option<PageSize>,
+    /// The log is far longer than applications let it grow.
+    pub wants_checkpoint: bool,
+    /// The last barrier passed: everything published before it was asked for is in here.
+    pub barrier: u64,
+    /// The whole present log, when it was asked for.
+    pub log: Option<Batch>,
+    /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.
+    pub gone: bool,
+}
+
+/// Where the capture thread leaves what it finds in one database.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    found: Mutex<Found>,
+    /// Woken after each change of `found`.
+    pub changed: Notify,
+}
+
+impl Inbox {
+    /// What was found, to be read or taken.
+    pub fn lock(&self) -> MutexGuard<'_, Found> {
+        // The thread that could poison it takes the whole process down.
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Found)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+}
+
+enum Command {
+    Attach {
+        id: u64,
+        path: PathBuf,
+        spill: PathBuf,
+        resume: Option<LogPosition>,
+        inbox: Arc<Inbox>,
+    },
+    Barrier {
+        id: u64,
+        token: u64,
+    },
+    Reread {
+        id: u64,
+    },
+    Detach {
+        id: u64,
+        inbox: Arc<Inbox>,
+    },
+}
+
+/// A handle of the capture thread. The thread ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<Wake>,
+}
+
+/// One attached database. Dropping it detaches.
+#[derive(Debug)]
+pub struct Attached {
+    id: u64,
+    capture: Capture,
+    /// What the thread finds.
+    pub inbox: Arc<Inbox>,
+}
+
+impl Capture {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no descriptor or no thread.
+    pub fn start() -> std::io::Result<Capture> {
+        let wake = Arc::new(Wake::new()?);
+        let (sender, receiver) = mpsc::channel();
+        let state = Thread {
+            commands: receiver,
+            wake: Arc::clone(&wake),
+            events: Inotify::init().ok(),
+            watches: HashMap::new(),
+            taps: HashMap::new(),
+        };
+        std::thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || state.run())?;
+        Ok(Capture {
+            commands: sender,
+            wake,
+        })
+    }
+
+    /// Attaches to a database; what is found, also that it failed, comes into the inbox.
+    pub fn attach(
+        &self,
+        id: u64,
+        path: &Path,
+        spill: &Path,
+        resume: Option<LogPosition>,
+    ) -> Attached {
+        let inbox = Arc::new(Inbox::default());
+        self.send(Command::Attach {
+            id,
+            path: path.to_owned(),
+            spill: spill.to_owned(),
+            resume,
+            inbox: Arc::clone(&inbox),
+        });
+        Attached {
+            id,
+            capture: self.clone(),
+            inbox,
+        }
+    }
+
+    fn send(&self, command: Command) {
+        // The thread lives as long as a sender does, unless the process is going down with it.
+        if self.commands.send(command).is_ok() {
+            self.wake.signal();
+        }
+    }
+}
+
+impl Attached {
+    /// Asks for everything that is published by now, and whether the path still leads to the same
+    /// file; `Found::barrier` reaches `token` once both are known.
+    pub fn barrier(&self, token: u64) {
+        self.capture.send(Command::Barrier { id: self.id, token });
+    }
+
+    /// Asks for the whole present log.
+    pub fn reread(&self) {
+        self.capture.send(Command::Reread { id: self.id });
+    }
+
+    /// Asks for a last look and the end; `Found::gone` is set after it.
+    pub fn detach(&self) {
+        let inbox = Arc::clone(&self.inbox);
+        self.capture.send(Command::Detach { id: self.id, inbox });
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+struct Entry {
+    tap: Tap,
+    inbox: Arc<Inbox>,
+    /// Name of the database in its directory.
+    name: OsString,
+    watch: Option<WatchDescriptor>,
+    next_look: Instant,
+    hot_until: Instant,
+    next_identity_check: Instant,
+    reread: bool,
+    /// Asked for, and not passed yet.
+    barrier: Option<u64>,
+}
+
+struct Thread {
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<Wake>,
+    events: Option<Inotify>,
+    /// Databases by the watch on their directory.
+    watches: HashMap<WatchDescriptor, Vec<u64>>,
+    taps: HashMap<u64, Entry>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        // Capture that stops silently is the worst failure there is: take the process down, so
+        // that its supervisor starts it again.
+        let _guard = AbortOnPanic;
+        loop {
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.handle(command),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            self.read_events();
+            let now = Instant::now();
+            let due: Vec<u64> = self
+                .taps
+                .iter()
+                .filter(|(_, entry)| entry.next_look <= now)
+                .map(|(id, _)| *id)
+                .collect();
+            for id in due {
+                self.look(id);
+            }
+            let next = self.taps.values().map(|entry| entry.next_look).min();
+            let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
+            self.wait(pause);
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Attach {
+                id,
+                path,
+                spill,
+                resume,
+                inbox,
+            } => {
+                self.attach(id, &path, &spill, resume, inbox);
+            }
+            Command::Barrier { id, token } => {
+                if let Some(entry) = self.taps.get_mut(&id) {
+                    entry.barrier = Some(token);
+                    entry.next_identity_check = Instant::now();
+                }
+                self.look(id);
+            }
+            Command::Reread { id } => {
+                if let Some(entry) = self.taps.get_mut(&id) {
+                    entry.reread = true;
+                }
+                self.look(id);
+            }
+            Command::Detach { id, inbox } => {
+                self.look(id);
+                // A later attachment of the same database has another inbox.
+                let ours = |entry: &Entry| Arc::ptr_eq(&entry.inbox, &inbox);
+                if self.taps.get(&id).is_some_and(ours) {
+                    self.end(id, |_| {});
+                } else {
+                    inbox.update(|found| found.gone = true);
+                }
+            }
+        }
+    }
+
+    fn attach(
+        &mut self,
+        id: u64,
+        path: &Path,
+        spill: &Path,
+        resume: Option<LogPosition>,
+        inbox: Arc<Inbox>,
+    ) {
+        let now = Instant::now();
+        let (tap, look) = match Tap::attach(path, spill, resume, now, unix_ms()) {
+            Ok(attached) => attached,
+            Err(error) => {
+                return inbox.update(|found| {
+                    found.failed = Some(error);
+                    found.gone = true;
+                });
+            }
+        };
+        let page_size = tap.page_size();
+        inbox.update(|found| found.page_size = Some(page_size));
+        let watch = self.watch(id, path);
+        let entry = Entry {
+            tap,
+            inbox,
+            name: path.file_name().unwrap_or_default().to_owned(),
+            watch,
+            next_look: now,
+            hot_until: now + HOT_TIME,
+            next_identity_check: now + QUIET_PAUSE,
+            reread: false,
+            barrier: None,
+        };
+        deliver(&entry.inbox, look);
+        self.taps.insert(id, entry);
+    }
+
+    fn watch(&mut self, id: u64, path: &Path) -> Option<WatchDescriptor> {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE;
+        let watch = self.events.as_ref()?.watches().add(directory, mask).ok()?;
+        self.watches.entry(watch.clone()).or_default().push(id);
+        Some(watch)
+    }
+
+    /// Ends a tap, then says so with `last`: whoever hears of it finds no lock of ours any more.
+    fn end(&mut self, id: u64, last: impl FnOnce(&mut Found)) {
+        if let Some(entry) = self.remove(id) {
+            entry.tap.detach();
+            entry.inbox.update(|found| {
+                last(found);
+                found.gone = true;
+            });
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.taps.remove(&id)?;
+        if let Some(watch) = &entry.watch
+            && let Some(ids) = self.watches.get_mut(watch)
+        {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.watches.remove(watch);
+                if let Some(events) = &self.events {
+                    // It fails when the directory is gone, and then the watch is gone too.
+                    let _removed = events.watches().remove(watch.clone());
+                }
+            }
+        }
+        Some(entry)
+    }
+
+    fn read_events(&mut self) {
+        let Some(events) = &mut self.events else {
+            return;
+        };
+        let mut buffer = [0u8; 4096];
+        let now = Instant::now();
+        loop {
+            let Ok(batch) = events.read_events(&mut buffer) else {
+                return;
+            };
+            let mut any = false;
+            for event in batch {
+                any = true;
+                for id in self.watches.get(&event.wd).into_iter().flatten() {
+                    if let Some(entry) = self.taps.get_mut(id)
+                        && entry.concerns(event.name)
+                    {
+                        entry.next_look = entry.next_look.min(now);
+                        entry.hot_until = now + HOT_TIME;
+                    }
+                }
+            }
+            if !any {
+                return;
+            }
+        }
+    }
+
+    fn look(&mut self, id: u64) {
+        let now = Instant::now();
+        let Some(entry) = self.taps.get_mut(&id) else {
+            return;
+        };
+        if entry.barrier.is_some() || entry.reread {
+            entry.tap.end_window(now);
+        }
+        let mut look = entry.tap.look(now, unix_ms());
+        if now >= entry.next_identity_check {
+            entry.next_identity_check = now + QUIET_PAUSE;
+            if entry.tap.has_moved() {
+                look = Ok(Look::Moved);
+            }
+        }
+        match look {
+            Ok(Look::Moved) => return self.end(id, |found| found.moved = true),
+            Ok(look) => {
+                if !matches!(look, Look::Quiet) {
+                    entry.hot_until = now + HOT_TIME;
+                }
+                deliver(&entry.inbox, look);
+            }
+            Err(error) => return self.end(id, |found| found.failed = Some(error)),
+        }
+        entry.serve_requests();
+        entry.schedule(now);
+    }
+
+    /// Waits for an event, a command, or the pause to pass.
+    fn wait(&self, pause: Option<Duration>) {
+        let mut descriptors = vec![PollFd::new(&self.wake.descriptor, PollFlags::IN)];
+        if let Some(events) = &self.events {
+            descriptors.push(PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN));
+        }
+        // A pause too long for the system is for ever; a signal only makes us look early.
+        let timeout = pause.and_then(|pause| pause.try_into().ok());
+        let _woken = poll(&mut descriptors, timeout.as_ref());
+        self.wake.clear();
+    }
+}
+
+impl Entry {
+    /// Whether an event in the directory may be about this database.
+    fn concerns(&self, name: Option<&OsStr>) -> bool {
+        // Without a name it is about the directory itself.
+        name.is_none_or(|name| name.as_bytes().starts_with(self.name.as_bytes()))
+    }
+
+    fn serve_requests(&mut self) {
+        if self.tap.is_current()
+            && let Some(token) = self.barrier.take()
+        {
+            self.inbox.update(|found| found.barrier = token);
+        }
+        if self.reread
+            && let Ok(Some(log)) = self.tap.reread(unix_ms())
+        {
+            self.reread = false;
+            self.inbox.update(|found| found.log = Some(log));
+        }
+        if self.tap.wants_checkpoint() {
+            self.inbox.update(|found| found.wants_checkpoint = true);
+        }
+    }
+
+    fn schedule(&mut self, now: Instant) {
+        let waited_for = self.reread || self.barrier.is_some();
+        let window = self.tap.window_pause();
+        let pause = if let Some(pause) = window {
+            pause
+        } else if now < self.hot_until || waited_for {
+            HOT_PAUSE
+        } else if self.watch.is_none() {
+            BLIND_PAUSE
+        } else {
+            QUIET_PAUSE
+        };
+        let due = self.tap.due().map(|due| due.max(now + HOT_PAUSE));
+        let next = now + pause;
+        self.next_look = due
+            .filter(|_| window.is_none())
+            .map_or(next, |due| due.min(next));
+    }
+}
+
+fn deliver(inbox: &Inbox, look: Look) {
+    match look {
+        Look::Quiet | Look::Moved => {}
+        Look::Captured(batch) => inbox.update(|found| match &mut found.batch {
+            None => found.batch = Some(batch),
+            Some(earlier) => {
+                if let Err(error) = earlier.append(&batch) {
+                    found.batch = None;
+                    found.failed = Some(TapError::Spill(error));
+                }
+            }
+        }),
+        // Earlier pages may be older than what the database file holds by now: drop them.
+        Look::Broken(reason, batch) => inbox.update(|found| {
+            found.batch = Some(batch);
+            found.broken = Some(reason);
+        }),
+    }
+}
+
+/// Milliseconds since the Unix epoch, by the system's clock.
+pub fn unix_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// A descriptor that another thread can make readable.
+#[derive(Debug)]
+struct Wake {
+    descriptor: OwnedFd,
+}
+
+impl Wake {
+    fn new() -> std::io::Result<Wake> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Wake {
+            descriptor: eventfd(0, flags)?,
+        })
+    }
+
+    fn signal(&self) {
+        // It fails only when 2^64 - 2 signals wait, and then the thread is awake.
+        let _signalled = rustix::io::write(&self.descriptor, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        // It fails when there was no signal.
+        let _cleared = rustix::io::read(&self.descriptor, &mut [0u8; 8]);
+    }
+}

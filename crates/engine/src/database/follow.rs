@@ -1,0 +1,409 @@
+//! One attachment to a live database: when to seal, heal, copy and checkpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::status::DatabaseState;
+use tokio::time::Instant;
+
+use super::session::{Session, needs_base};
+use super::{Database, PROBE_PAUSE, RunError};
+use crate::capture::{Attached, Found};
+use crate::pages::PageSet;
+use crate::scan::{ScanError, scan_live};
+use crate::seal::Delta;
+use crate::sqlite::Connection;
+use crate::tap::{Batch, TapError};
+
+/// Pause between two PASSIVE checkpoints of ours.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// Attempts to read a database that is to be left, while it loses frames.
+const LAST_HEALS: u32 = 5;
+
+/// One attachment to a live database.
+pub(super) struct Follow {
+    pub(super) attached: Attached,
+    pub(super) barrier: u64,
+    pub(super) last_seal: Option<Instant>,
+    pub(super) last_checkpoint: Instant,
+    pub(super) next_snapshot: Instant,
+    pub(super) sealed_since_snapshot: bool,
+}
+
+/// What to do next, decided from what the capture thread found.
+pub(super) enum Next {
+    Wait(Option<Instant>),
+    Heal,
+    Seal,
+    Base,
+    Trim,
+    Checkpoint,
+    Stop,
+}
+
+impl Follow {
+    pub(super) async fn run(
+        &mut self,
+        session: &mut Session,
+        database: &mut Database,
+    ) -> Result<(), RunError> {
+        let mut changes = database.handle.chain.subscribe();
+        loop {
+            let inbox = Arc::clone(&self.attached.inbox);
+            let changed = inbox.changed.notified();
+            match self.next(session, database)? {
+                Next::Heal => self.heal(session, database).await?,
+                Next::Seal => self.seal(session, database).await?,
+                Next::Base => self.copy(session, database).await?,
+                Next::Trim => {
+                    let limit = database.settings.backlog_bytes;
+                    session
+                        .blocking(move |ledger| ledger.make_room(limit))
+                        .await?;
+                }
+                Next::Checkpoint => self.checkpoint(database).await,
+                Next::Stop => return self.finish(session, database).await,
+                Next::Wait(until) => {
+                    let until = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+                    tokio::select! {
+                        () = changed => {}
+                        _ = changes.changed() => {}
+                        _ = database.stop.changed() => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn next(
+        &mut self,
+        session: &Session,
+        database: &Database,
+    ) -> Result<Next, RunError> {
+        let now = Instant::now();
+        let (pending, broken, checkpoint) = {
+            let mut found = self.attached.inbox.lock();
+            check(&mut found)?;
+            let pending = found
+                .batch
+                .as_ref()
+                .map(|batch| (batch.first_ms, batch.pages.bytes()));
+            (
+                pending,
+                found.broken.is_some(),
+                std::mem::take(&mut found.wants_checkpoint),
+            )
+        };
+        let chain = &database.handle.chain;
+        {
+            // Nobody waits for this, so nobody is woken.
+            let mut chain = chain.lock();
+            chain.unsealed_since_ms = pending.map(|(since, _)| since);
+            chain.unsealed_bytes = pending.map_or(0, |(_, bytes)| bytes);
+        }
+        if database.handle.verdict().is_some() {
+            return Err(RunError::Over);
+        }
+        if *database.stop.borrow() {
+            return Ok(Next::Stop);
+        }
+        if self.attached.inbox.lock().page_size.is_none() {
+            return Ok(Next::Wait(None));
+        }
+        if broken || !session.has_table() {
+            return Ok(Next::Heal);
+        }
+        if needs_base(chain).is_some() {
+            return Ok(Next::Base);
+        }
+        if checkpoint && now >= self.last_checkpoint + CHECKPOINT_PAUSE {
+            return Ok(Next::Checkpoint);
+        }
+        if self.sealed_since_snapshot && now >= self.next_snapshot {
+            return Ok(Next::Base);
+        }
+        if pending.is_none() {
+            return Ok(Next::Wait(
+                self.sealed_since_snapshot.then_some(self.next_snapshot),
+            ));
+        }
+        {
+            let limit = database.settings.backlog_bytes;
+            let chain = chain.lock();
+            if chain.local_bytes() >= limit && chain.removable_under_pressure(limit) > 0 {
+                return Ok(Next::Trim);
+            }
+            if chain.is_full(limit) {
+                return Ok(Next::Wait(Some(now + PROBE_PAUSE)));
+            }
+        }
+        match self
+            .last_seal
+            .map(|last| last + database.settings.sync_interval)
+        {
+            Some(at) if at > now => Ok(Next::Wait(Some(at))),
+            _ => Ok(Next::Seal),
+        }
+    }
+
+    /// Waits until everything that is published by now is found.
+    pub(super) async fn barrier(&mut self) -> Result<(), RunError> {
+        self.barrier += 1;
+        let token = self.barrier;
+        self.attached.barrier(token);
+        self.until(|found| (found.barrier >= token).then_some(()))
+            .await
+    }
+
+    /// Waits for something to be found.
+    pub(super) async fn until<T>(
+        &self,
+        mut ready: impl FnMut(&mut Found) -> Option<T>,
+    ) -> Result<T, RunError> {
+        let inbox = &self.attached.inbox;
+        loop {
+            let changed = inbox.changed.notified();
+            {
+                let mut found = inbox.lock();
+                check(&mut found)?;
+                if let Some(ready) = ready(&mut found) {
+                    return Ok(ready);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Detaches, and waits until that is done.
+    pub(super) async fn release(&self) {
+        self.attached.detach();
+        let inbox = &self.attached.inbox;
+        loop {
+            let changed = inbox.changed.notified();
+            if inbox.lock().gone {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Reads the whole database and seals what differs from what we know, or a first full copy.
+    pub(super) async fn heal(
+        &mut self,
+        session: &mut Session,
+        database: &Database,
+    ) -> Result<(), RunError> {
+        let (page_size, base) = {
+            let mut found = self.attached.inbox.lock();
+            // Found from here on: the whole present log, then everything after it.
+            let reason = found.broken.take();
+            tracing::debug!(database = %database.handle.path, ?reason, "reading the whole database");
+            (found.page_size, needs_base(&database.handle.chain))
+        };
+        let page_size = page_size.expect("the caller has seen that it is attached");
+        let path = database.settings.path.clone();
+        let raw = session
+            .blocking(move |ledger| {
+                let known = ledger
+                    .table
+                    .as_ref()
+                    .filter(|table| base.is_none() && table.page_size() == page_size);
+                let spill = ledger.local.directory().to_owned();
+                Ok(scan_live(&path, page_size, known, &spill)?)
+            })
+            .await?;
+        self.barrier().await?;
+        let batch = {
+            let mut found = self.attached.inbox.lock();
+            if found.broken.is_some() {
+                // Frames were missed while we read: begin again.
+                return Ok(());
+            }
+            found.batch.take()
+        };
+        let Some(batch) = batch else {
+            // A first attachment always brings the present log; later ones may find no change.
+            self.attached.inbox.lock().broken = Some(crate::tap::BreakReason::Fresh);
+            return Err(RunError::Tap(TapError::Restless));
+        };
+        let handle = database.handle.clone();
+        let log = batch.log;
+        session
+            .blocking(move |ledger| {
+                let first_ms = batch.first_ms;
+                let commit = batch.commit;
+                ledger.seal_scan(lay_over(raw, batch)?, first_ms, base)?;
+                handle.set_size(page_size, commit);
+                ledger.record(log);
+                Ok(())
+            })
+            .await?;
+        self.after_seal(database);
+        self.sealed_since_snapshot = base.is_none() && self.sealed_since_snapshot;
+        Ok(())
+    }
+
+    /// Seals what was captured as the next TXID.
+    pub(super) async fn seal(
+        &mut self,
+        session: &mut Session,
+        database: &Database,
+    ) -> Result<(), RunError> {
+        let batch = {
+            let mut found = self.attached.inbox.lock();
+            if found.broken.is_some() {
+                return Ok(());
+            }
+            found.batch.take()
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        let handle = database.handle.clone();
+        session
+            .blocking(move |ledger| {
+                let (log, commit, first_ms) = (batch.log, batch.commit, batch.first_ms);
+                let page_size = batch.pages.page_size();
+                let delta = Delta {
+                    log: Some((log, batch.log_offset)),
+                    timestamp_ms: batch.last_ms,
+                    pages: batch.pages,
+                    commit,
+                };
+                ledger.seal(delta, first_ms)?;
+                handle.set_size(page_size, commit);
+                ledger.record(log);
+                Ok(())
+            })
+            .await?;
+        self.after_seal(database);
+        Ok(())
+    }
+
+    pub(super) fn after_seal(&mut self, database: &Database) {
+        self.last_seal = Some(Instant::now());
+        self.sealed_since_snapshot = true;
+        database.report(DatabaseState::Replicating, String::new());
+    }
+
+    /// Makes a full copy: for a target that needs one, or because it is time.
+    pub(super) async fn copy(
+        &mut self,
+        session: &mut Session,
+        database: &Database,
+    ) -> Result<(), RunError> {
+        let Some(mut overlay) = self.whole_log().await? else {
+            return Ok(());
+        };
+        let page_size = overlay.pages.page_size();
+        let path = database.settings.path.clone();
+        let raw = session
+            .blocking(move |ledger| {
+                let spill = ledger.local.directory().to_owned();
+                Ok(scan_live(&path, page_size, None, &spill)?)
+            })
+            .await?;
+        self.barrier().await?;
+        let batch = {
+            let mut found = self.attached.inbox.lock();
+            if found.broken.is_some() {
+                return Ok(());
+            }
+            found.batch.take()
+        };
+        let base = needs_base(&database.handle.chain);
+        session
+            .blocking(move |ledger| {
+                if let Some(batch) = batch {
+                    overlay.append(&batch).map_err(ScanError::Spill)?;
+                    let (log, first_ms) = (batch.log, batch.first_ms);
+                    let delta = Delta {
+                        log: Some((log, batch.log_offset)),
+                        timestamp_ms: batch.last_ms,
+                        pages: batch.pages,
+                        commit: batch.commit,
+                    };
+                    ledger.seal(delta, first_ms)?;
+                    ledger.record(log);
+                }
+                ledger.seal_copy(lay_over(raw, overlay)?, base)
+            })
+            .await?;
+        self.next_snapshot = Instant::now() + database.settings.snapshot_interval;
+        self.sealed_since_snapshot = false;
+        Ok(())
+    }
+
+    /// The whole present log, so that a raw copy misses nothing that is not backfilled.
+    pub(super) async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
+        // An answer to an earlier question may be older than what was sealed since.
+        self.attached.inbox.lock().log = None;
+        self.attached.reread();
+        self.until(|found| match found.broken {
+            Some(_) => Some(None),
+            None => found.log.take().map(Some),
+        })
+        .await
+    }
+
+    /// Copies the log into the database in the application's place, from a connection of its own.
+    pub(super) async fn checkpoint(&mut self, database: &Database) {
+        self.last_checkpoint = Instant::now();
+        let path = database.settings.path.clone();
+        let checkpoint = move || Connection::open(&path)?.checkpoint_passive();
+        // It fails when somebody else checkpoints, and then it is not needed.
+        match tokio::task::spawn_blocking(checkpoint).await {
+            Ok(Ok(done)) => tracing::debug!(database = %database.handle.path, ?done, "checkpoint"),
+            Ok(Err(error)) => tracing::debug!(database = %database.handle.path, "{error}"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+
+    /// Takes a last look, seals it, and gives the marks back.
+    pub(super) async fn finish(
+        &mut self,
+        session: &mut Session,
+        database: &Database,
+    ) -> Result<(), RunError> {
+        self.until(|found| found.page_size).await?;
+        self.barrier().await?;
+        for _ in 0..LAST_HEALS {
+            let broken = self.attached.inbox.lock().broken.is_some();
+            if !broken && session.has_table() {
+                break;
+            }
+            self.heal(session, database).await?;
+        }
+        if self.attached.inbox.lock().broken.is_some() {
+            return Err(RunError::Tap(TapError::Restless));
+        }
+        self.seal(session, database).await?;
+        if needs_base(&database.handle.chain).is_some() {
+            self.copy(session, database).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The end of an attachment, when it has come.
+pub(super) fn check(found: &mut Found) -> Result<(), RunError> {
+    if let Some(error) = found.failed.take() {
+        return Err(error.into());
+    }
+    if found.moved {
+        return Err(RunError::Moved);
+    }
+    Ok(())
+}
+
+/// A raw copy under what was published since: the database at the end of `batch`.
+pub(super) fn lay_over(mut raw: PageSet, batch: Batch) -> Result<Delta, RunError> {
+    raw.overlay(&batch.pages).map_err(ScanError::Spill)?;
+    raw.truncate(batch.commit);
+    let log = Some((batch.log, batch.log_offset));
+    Ok(Delta {
+        pages: raw,
+        commit: batch.commit,
+        log,
+        timestamp_ms: batch.last_ms,
+    })
+}

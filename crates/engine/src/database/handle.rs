@@ -1,0 +1,182 @@
+//! What a database shows of itself.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use protocol::status::{
+    CredentialsReport, DatabaseState, DatabaseStatus, Position, TargetState, TargetStatus,
+};
+use sqlite_format::PageSize;
+use store::CredentialsState;
+
+use crate::capture::unix_ms;
+use crate::chain::{Chain, TargetProgress};
+use crate::target::{TargetReport, TargetSettings};
+
+/// What a database reports about itself, shared with whoever shows it.
+#[derive(Clone)]
+pub struct DatabaseHandle {
+    pub(super) path: String,
+    pub(super) chain: Arc<Chain>,
+    pub(super) state: Arc<Mutex<(DatabaseState, String)>>,
+    pub(super) page_size: Arc<Mutex<Option<PageSize>>>,
+    pub(super) pages: Arc<std::sync::atomic::AtomicU32>,
+    pub(super) targets: Vec<(TargetSettings, Arc<Mutex<TargetReport>>)>,
+}
+
+impl DatabaseHandle {
+    /// The path as configured.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Counters of each target: name, uploads, bytes, errors.
+    pub fn counters(&self) -> Vec<(String, TargetReport)> {
+        self.targets
+            .iter()
+            .map(|(settings, report)| (settings.name.clone(), lock(report).clone()))
+            .collect()
+    }
+
+    /// The status at this moment.
+    pub fn status(&self) -> DatabaseStatus {
+        let (state, message) = lock(&self.state).clone();
+        let chain = self.chain.lock();
+        let position = chain
+            .checksum
+            .filter(|_| chain.txid.get() > 0)
+            .map(|checksum| Position {
+                txid: chain.txid.to_string(),
+                checksum: format!("{checksum:016x}"),
+                time: timestamp(chain.timestamp_ms),
+            });
+        let page_size = lock(&self.page_size).map_or(0, |size| u64::from(size.get()));
+        let pages = self.pages.load(std::sync::atomic::Ordering::Relaxed);
+        let now = unix_ms();
+        let targets = self
+            .targets
+            .iter()
+            .enumerate()
+            .map(|(index, (settings, report))| {
+                let report = lock(report).clone();
+                let waiting = chain.oldest_waiting_ms(index);
+                TargetStatus {
+                    name: settings.name.clone(),
+                    state: report.state,
+                    message: report.message,
+                    position: report.position,
+                    lag_ms: waiting.map_or(0, |ms| u64::try_from(now - ms).unwrap_or(0)),
+                    backlog_bytes: chain.backlog_bytes(index),
+                    last_sync: report.last_sync,
+                    last_snapshot: report.last_snapshot,
+                    epoch: report.epoch,
+                    credentials: credentials(settings),
+                }
+            })
+            .collect();
+        let size_bytes = page_size * u64::from(pages);
+        DatabaseStatus {
+            path: self.path.clone(),
+            state,
+            message,
+            position,
+            size_bytes,
+            targets,
+        }
+    }
+}
+
+pub(super) fn credentials(settings: &TargetSettings) -> Option<CredentialsReport> {
+    let status = settings.store.credentials_status()?;
+    Some(CredentialsReport {
+        fingerprint: status.fingerprint?,
+        since: timestamp(status.changed_at_ms),
+        rotation_pending: status.state == CredentialsState::RotationPending,
+    })
+}
+
+pub(super) fn timestamp(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl DatabaseHandle {
+    /// True when every target has everything that was captured.
+    pub(super) fn is_stored(&self) -> bool {
+        let chain = self.chain.lock();
+        let stored = |target: &TargetProgress| {
+            target.connected && target.needs_snapshot.is_none() && target.acked == chain.txid
+        };
+        chain.targets.values().all(stored)
+    }
+
+    /// True when every target has been asked once and at least one has answered.
+    pub(super) fn every_target_answered(&self) -> bool {
+        let chain = self.chain.lock();
+        let answered = |index: &usize| {
+            chain
+                .targets
+                .get(index)
+                .is_some_and(|target| target.connected)
+        };
+        let tried = |index: usize| {
+            answered(&index) || lock(&self.targets[index].1).state != TargetState::Starting
+        };
+        (0..self.targets.len()).any(|index| answered(&index)) && (0..self.targets.len()).all(tried)
+    }
+
+    /// Why no target takes backups of this database any more, when that is so.
+    pub(super) fn verdict(&self) -> Option<(DatabaseState, String)> {
+        let mut verdict = None;
+        for (_, report) in &self.targets {
+            let report = lock(report);
+            verdict = match report.state {
+                TargetState::Superseded => {
+                    Some((DatabaseState::Superseded, report.message.clone()))
+                }
+                TargetState::Diverged => Some((DatabaseState::Diverged, report.message.clone())),
+                _ => return None,
+            };
+        }
+        verdict
+    }
+
+    /// Time until the next full copy is due: by the oldest of the targets' newest ones, so that
+    /// restarts do not put it off.
+    pub(super) fn until_next_copy(&self, interval: Duration) -> Duration {
+        let newest = self
+            .targets
+            .iter()
+            .filter_map(|(_, report)| lock(report).last_snapshot);
+        let Some(oldest) = newest.min() else {
+            return interval;
+        };
+        let age = Timestamp::now().duration_since(oldest);
+        let age = if age.is_negative() {
+            Duration::ZERO
+        } else {
+            age.unsigned_abs()
+        };
+        interval.saturating_sub(age)
+    }
+
+    /// True when the database has changed since a target got its newest full copy. The file that
+    /// follows every copy at once is no change.
+    pub(super) fn changed_since_copy(&self) -> bool {
+        let chain = self.chain.lock();
+        chain
+            .targets
+            .values()
+            .any(|target| target.connected && target.copied.next() < chain.txid)
+    }
+
+    pub(super) fn set_size(&self, page_size: PageSize, pages: u32) {
+        *lock(&self.page_size) = Some(page_size);
+        self.pages
+            .store(pages, std::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,244 @@
+//! What is known of a database at the newest sealed TXID, and every step that moves it on.
+
+use std::sync::Arc;
+
+use ltx::Txid;
+
+use super::RunError;
+use crate::chain::{Captured, Chain, ChainState, Need, SnapshotFile};
+use crate::local::{CaptureRecord, LocalState};
+use crate::pages::PageSet;
+use crate::scan::drop_unchanged;
+use crate::seal::{Delta, SealError, seal_delta, seal_snapshot};
+use crate::table::PageTable;
+use crate::tap::LogPosition;
+
+/// Sealed files between two writes of the page table.
+const TABLE_EVERY: u64 = 128;
+
+/// What is known about the database at the newest sealed TXID. Moves into blocking tasks and back.
+pub(super) struct Ledger {
+    pub(super) local: Arc<LocalState>,
+    pub(super) chain: Arc<Chain>,
+    /// None until the database was read once, or after its state was lost.
+    pub(super) table: Option<PageTable>,
+    /// TXID of the stored page table.
+    pub(super) table_at: Txid,
+}
+
+impl Ledger {
+    /// Seals a delta as the next TXID.
+    pub(super) fn seal(&mut self, delta: Delta, oldest_ms: i64) -> Result<(), RunError> {
+        let table = self
+            .table
+            .as_mut()
+            .expect("a delta needs a known state below it");
+        let (txid, epoch, newest_ms) = {
+            let chain = self.chain.lock();
+            (chain.txid.next(), chain.epoch, chain.timestamp_ms)
+        };
+        // Times never go back with TXIDs, whatever the clock does: restores by time rely on it.
+        let timestamp_ms = delta.timestamp_ms.max(newest_ms);
+        let delta = Delta {
+            timestamp_ms,
+            ..delta
+        };
+        let sealed = seal_delta(&self.local, table, delta, txid, epoch);
+        let file = match sealed {
+            Err(error) => {
+                // The pages are gone with the delta: the next attachment compares hashes.
+                return Err(error.into());
+            }
+            Ok(file) => file,
+        };
+        let checksum = table.checksum();
+        self.chain.update(|chain| {
+            chain.txid = txid;
+            chain.checksum = Some(checksum);
+            chain.timestamp_ms = timestamp_ms;
+            chain.files.push_back(Captured {
+                file,
+                checksum: Some(checksum),
+                oldest_ms,
+            });
+            chain.unsealed_since_ms = None;
+            chain.unsealed_bytes = 0;
+        });
+        if txid.get() >= self.table_at.get() + TABLE_EVERY {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+    }
+
+    /// Removes captured files when there are more than `limit` bytes of them.
+    pub(super) fn make_room(&mut self, limit: u64) -> Result<(), RunError> {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, _| chain.removable_under_pressure(limit))
+    }
+
+    /// Seals what a whole reading found: a delta against the known state, or, when a target wants
+    /// one or nothing is known, a full copy as the next TXID.
+    pub(super) fn seal_scan(
+        &mut self,
+        mut delta: Delta,
+        oldest_ms: i64,
+        base: Option<Txid>,
+    ) -> Result<(), RunError> {
+        let same_size = |table: &PageTable| table.page_size() == delta.pages.page_size();
+        match &self.table {
+            Some(table) if base.is_none() && same_size(table) => {
+                drop_unchanged(&mut delta.pages, table)?;
+                if delta.pages.is_empty() && delta.commit == table.commit() {
+                    return Ok(());
+                }
+                self.seal(delta, oldest_ms)
+            }
+            _ => {
+                let txid = {
+                    let chain = self.chain.lock();
+                    chain.txid.max(base.unwrap_or(Txid::ZERO)).next()
+                };
+                self.offer_snapshot(delta, txid, None)
+            }
+        }
+    }
+
+    /// Seals a full copy at the present position, or above what a target has.
+    pub(super) fn seal_copy(&mut self, copy: Delta, base: Option<Txid>) -> Result<(), RunError> {
+        let (txid, checksum) = {
+            let chain = self.chain.lock();
+            (chain.txid, chain.checksum)
+        };
+        match base {
+            Some(above) if above >= txid => self.offer_snapshot(copy, above.next(), checksum),
+            _ if txid == Txid::ZERO => self.offer_snapshot(copy, Txid::FIRST, None),
+            _ => self.offer_snapshot(copy, txid, checksum),
+        }
+    }
+
+    /// Writes a full copy and offers it to the targets.
+    ///
+    /// A copy above the newest captured TXID begins a new chain: captured files before it can't
+    /// be continued, so every target takes the copy. A first file behind it follows at once.
+    pub(super) fn offer_snapshot(
+        &mut self,
+        copy: Delta,
+        txid: Txid,
+        expected: Option<u64>,
+    ) -> Result<(), RunError> {
+        let (epoch, newest, newest_ms) = {
+            let chain = self.chain.lock();
+            (chain.epoch, chain.txid, chain.timestamp_ms)
+        };
+        let timestamp_ms = copy.timestamp_ms.max(newest_ms);
+        let (log, commit, page_size) = (copy.log, copy.commit, copy.pages.page_size());
+        let copy = Delta {
+            timestamp_ms,
+            ..copy
+        };
+        let (bytes, table) = match seal_snapshot(&self.local, &copy, txid, epoch, expected) {
+            // The captured changes do not lead to what is there: believe what is there.
+            Err(error @ SealError::ChecksumMismatch { .. }) => {
+                tracing::error!("{error}: reading the database again");
+                self.table = None;
+                return Err(error.into());
+            }
+            sealed => sealed?,
+        };
+        let path = self.local.snapshot_path(txid);
+        let checksum = table.checksum();
+        let snapshot = SnapshotFile {
+            txid,
+            checksum,
+            path,
+            bytes,
+            timestamp_ms,
+        };
+        let begins = txid > newest;
+        if begins {
+            self.table = Some(table);
+            self.store_table(txid)?;
+        }
+        let stale = self.chain.update(|chain| {
+            chain.snapshot = Some(Arc::new(snapshot));
+            if !begins {
+                return Vec::new();
+            }
+            chain.txid = txid;
+            chain.checksum = Some(checksum);
+            chain.timestamp_ms = timestamp_ms;
+            for target in chain.targets.values_mut() {
+                target.needs_snapshot.get_or_insert(target.acked);
+            }
+            chain
+                .files
+                .drain(..)
+                .map(|captured| captured.file)
+                .collect()
+        });
+        self.local.remove_captured(&stale)?;
+        if begins {
+            // The newest file of level 0 has to exist and to be a single TXID.
+            let empty = PageSet::new(page_size, self.local.directory());
+            self.seal(
+                Delta {
+                    pages: empty,
+                    commit,
+                    log,
+                    timestamp_ms,
+                },
+                timestamp_ms,
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn record(&self, log: LogPosition) {
+        let record = CaptureRecord {
+            txid: self.chain.lock().txid.get(),
+            log,
+        };
+        // A hint: without it the next start compares page hashes.
+        if let Err(error) = self.local.write_capture(&record) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    pub(super) fn store_table(&mut self, txid: Txid) -> Result<(), RunError> {
+        if let Some(table) = &self.table {
+            self.local.write_table(txid, table)?;
+            self.table_at = txid;
+        }
+        Ok(())
+    }
+
+    /// Removes captured files that nobody needs.
+    pub(super) fn trim(
+        &self,
+        count: impl FnOnce(&ChainState, Txid) -> usize,
+    ) -> Result<(), RunError> {
+        let gone: Vec<_> = {
+            let mut chain = self.chain.lock();
+            let count = count(&chain, self.table_at);
+            chain
+                .files
+                .drain(..count)
+                .map(|captured| captured.file)
+                .collect()
+        };
+        Ok(self.local.remove_captured(&gone)?)
+    }
+
+    /// Stores what makes the next start quick.
+    pub(super) fn save(&mut self) {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at
+            && let Err(error) = self.store_table(txid)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}

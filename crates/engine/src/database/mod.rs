@@ -1,0 +1,330 @@
+//! The driver of one database: finds it, captures, seals, heals, copies, and ends in order.
+
+mod follow;
+mod handle;
+mod ledger;
+mod session;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ltx::Txid;
+use protocol::config::OnDivergence;
+use protocol::status::DatabaseState;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::capture::Capture;
+use crate::chain::{Captured, Chain, TargetProgress};
+use crate::local::{LocalError, LocalState, ReplicaRecord};
+use crate::probe::{Probe, probe};
+use crate::scan::ScanError;
+use crate::seal::SealError;
+use crate::table::PageTable;
+use crate::tap::TapError;
+use crate::target::{Target, TargetReport, TargetSettings, describe};
+
+pub use handle::DatabaseHandle;
+use handle::lock;
+use ledger::Ledger;
+use session::Session;
+
+/// Pause between looks for a database that is not there, not ready, or failed.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How one database is replicated.
+#[derive(Clone)]
+pub struct DatabaseSettings {
+    /// The database file.
+    pub path: PathBuf,
+    /// Directory of our local state.
+    pub state: PathBuf,
+    /// Where backups go, in order of preference for restores.
+    pub targets: Vec<TargetSettings>,
+    /// Under load, one object each interval; the first commit after a quiet time goes at once.
+    pub sync_interval: Duration,
+    /// Time between full copies while the database changes.
+    pub snapshot_interval: Duration,
+    /// Local bytes that may wait for a store. Beyond that commits are no longer kept one by one;
+    /// what changed is found by page hashes when the store is back.
+    pub backlog_bytes: u64,
+    /// Who writes, for the lease.
+    pub holder: String,
+    /// What to do when a stored backup is not from this database.
+    pub on_divergence: OnDivergence,
+}
+
+/// The driver of one database. [`Database::run`] ends after `stop` turns true.
+pub struct Database {
+    settings: DatabaseSettings,
+    id: u64,
+    capture: Capture,
+    handle: DatabaseHandle,
+    stop: watch::Receiver<bool>,
+}
+
+/// Why a run of the driver ended early; it begins again.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error("another file has taken the path")]
+    Moved,
+    #[error("no target takes backups of this database any more")]
+    Over,
+}
+
+impl RunError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            RunError::Local(error) => error.is_disk_full(),
+            RunError::Seal(error) => error.is_disk_full(),
+            RunError::Scan(error) => error.is_disk_full(),
+            RunError::Tap(TapError::Spill(error)) => crate::local::is_disk_full(error),
+            RunError::Tap(_) | RunError::Moved | RunError::Over => false,
+        }
+    }
+}
+
+impl Database {
+    /// A driver for one database. `id` is unique in this process.
+    pub fn new(
+        settings: DatabaseSettings,
+        id: u64,
+        capture: Capture,
+        stop: watch::Receiver<bool>,
+    ) -> (Database, DatabaseHandle) {
+        let targets = settings
+            .targets
+            .iter()
+            .map(|target| {
+                (
+                    target.clone(),
+                    Arc::new(Mutex::new(TargetReport::default())),
+                )
+            })
+            .collect();
+        let handle = DatabaseHandle {
+            path: settings.path.display().to_string(),
+            chain: Arc::new(Chain::default()),
+            state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
+            page_size: Arc::default(),
+            pages: Arc::default(),
+            targets,
+        };
+        let database = Database {
+            settings,
+            id,
+            capture,
+            handle: handle.clone(),
+            stop,
+        };
+        (database, handle)
+    }
+
+    /// Replicates until told to stop; then captures and stores what there is, for at most `drain`.
+    ///
+    /// Returns true when every target has everything.
+    pub async fn run(mut self, drain: Duration) -> bool {
+        let Some(local) = self.open_state().await else {
+            return false;
+        };
+        let local = Arc::new(local);
+        let loaded = loop {
+            match local.load() {
+                Ok(loaded) => break loaded,
+                Err(error) => {
+                    self.report(DatabaseState::Failed, error.to_string());
+                    if self.pause(PROBE_PAUSE).await {
+                        return false;
+                    }
+                }
+            }
+        };
+        let records = Arc::new(Mutex::new(loaded.replicas.clone()));
+        self.handle.chain.update(|chain| {
+            chain.txid = loaded.txid;
+            chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
+            let newest = chain.checksum;
+            chain.files = loaded
+                .files
+                .iter()
+                .map(|file| Captured {
+                    file: *file,
+                    checksum: newest.filter(|_| file.txid == loaded.txid),
+                    oldest_ms: file.timestamp_ms,
+                })
+                .collect();
+            // Nothing is removed before each target has said what it has.
+            chain.targets = (0..self.settings.targets.len())
+                .map(|index| (index, TargetProgress::default()))
+                .collect();
+            chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
+            chain.epoch = loaded
+                .replicas
+                .values()
+                .map(|record| record.epoch)
+                .max()
+                .unwrap_or(0);
+        });
+        let ledger = Ledger {
+            local: Arc::clone(&local),
+            chain: Arc::clone(&self.handle.chain),
+            table_at: if loaded.table.is_some() {
+                loaded.txid
+            } else {
+                Txid::ZERO
+            },
+            table: loaded.table,
+        };
+        let (drain_sender, drain_receiver) = watch::channel(false);
+        let mut session = Session {
+            ledger: Some(ledger),
+            log: loaded.log,
+            cold: None,
+        };
+        let targets = self
+            .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
+            .await;
+        let Some(targets) = targets else { return true };
+        let mut captured = *self.stop.borrow();
+        while !*self.stop.borrow() {
+            match session.run(&mut self).await {
+                Ok(()) => {
+                    captured = true;
+                    break;
+                }
+                Err(error) => {
+                    session.log = None;
+                    self.report_error(&error);
+                    if !matches!(error, RunError::Moved) && self.pause(PROBE_PAUSE).await {
+                        break;
+                    }
+                }
+            }
+        }
+        session.close();
+        // A last look that failed leaves commits that nobody has counted.
+        drain_targets(targets, drain_sender, drain).await && captured && self.handle.is_stored()
+    }
+
+    /// Starts the target drivers once the database exists: what they may do depends on it.
+    async fn wait_for_file_and_start_targets(
+        &mut self,
+        local: &Arc<LocalState>,
+        records: &Arc<Mutex<BTreeMap<String, ReplicaRecord>>>,
+        drain: &watch::Receiver<bool>,
+    ) -> Option<Vec<JoinHandle<()>>> {
+        loop {
+            match probe(&self.settings.path) {
+                Probe::Live | Probe::Cold(_) => break,
+                Probe::Unfit(state, message) => self.report(state, message),
+            }
+            if self.pause(PROBE_PAUSE).await {
+                return None;
+            }
+        }
+        let spawn =
+            |(index, (settings, report)): (usize, &(TargetSettings, Arc<Mutex<TargetReport>>))| {
+                let target = Target {
+                    index,
+                    settings: settings.clone(),
+                    database: self.settings.path.clone(),
+                    holder: self.settings.holder.clone(),
+                    on_divergence: self.settings.on_divergence,
+                    local: Arc::clone(local),
+                    records: Arc::clone(records),
+                    chain: Arc::clone(&self.handle.chain),
+                    report: Arc::clone(report),
+                    drain: drain.clone(),
+                };
+                tokio::spawn(target.run())
+            };
+        Some(self.handle.targets.iter().enumerate().map(spawn).collect())
+    }
+
+    async fn open_state(&mut self) -> Option<LocalState> {
+        loop {
+            match LocalState::open(&self.settings.state) {
+                Ok(local) => return Some(local),
+                Err(error) => self.report_error(&error.into()),
+            }
+            if self.pause(PROBE_PAUSE).await {
+                return None;
+            }
+        }
+    }
+
+    fn report_error(&self, error: &RunError) {
+        let state = if error.is_disk_full() {
+            DatabaseState::DiskFull
+        } else {
+            DatabaseState::Failed
+        };
+        if !matches!(error, RunError::Moved | RunError::Over) {
+            let directory = self.settings.state.display();
+            let message = format!("{}; local state is in {directory}", describe(error));
+            self.report(state, message);
+        }
+    }
+
+    fn report(&self, state: DatabaseState, message: String) {
+        let mut current = lock(&self.handle.state);
+        if *current != (state, message.clone()) {
+            let database = self.settings.path.display().to_string();
+            if state.is_healthy()
+                || matches!(state, DatabaseState::Starting | DatabaseState::Missing)
+            {
+                tracing::info!(%database, ?state, "{message}");
+            } else {
+                tracing::warn!(%database, ?state, "{message}");
+            }
+            *current = (state, message);
+        }
+    }
+
+    /// Waits; true when it is time to stop.
+    async fn pause(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = self.stop.changed() => {}
+        }
+        *self.stop.borrow()
+    }
+}
+
+/// Lets the target drivers finish, for at most `drain`. True when all did.
+async fn drain_targets(
+    targets: Vec<JoinHandle<()>>,
+    sender: watch::Sender<bool>,
+    drain: Duration,
+) -> bool {
+    sender.send_replace(true);
+    let deadline = Instant::now() + drain;
+    let mut complete = true;
+    for mut target in targets {
+        if tokio::time::timeout_at(deadline, &mut target)
+            .await
+            .is_err()
+        {
+            target.abort();
+            complete = false;
+        }
+    }
+    complete
+}
+
+/// Where our state of a database lies when nothing else is configured: beside it.
+pub fn default_state_directory(database: &Path) -> PathBuf {
+    let name = database.file_name().unwrap_or_default().to_string_lossy();
+    database.with_file_name(format!(".{name}-sqlite-backup"))
+}

@@ -1,0 +1,202 @@
+//! One attachment after another, with what is carried between them.
+
+use ltx::Txid;
+use protocol::status::DatabaseState;
+use tokio::time::Instant;
+
+use super::follow::Follow;
+use super::ledger::Ledger;
+use super::{Database, PROBE_PAUSE, RunError};
+use crate::capture::unix_ms;
+use crate::chain::Chain;
+use crate::probe::{Probe, probe};
+use crate::scan::{Fingerprint, ScanError, scan_cold};
+use crate::seal::Delta;
+use crate::tap::LogPosition;
+
+/// One attachment after another, with what is carried between them.
+pub(super) struct Session {
+    /// None only while a blocking task has it.
+    pub(super) ledger: Option<Ledger>,
+    /// Where the log stood at the newest sealed TXID, if nothing happened since.
+    pub(super) log: Option<LogPosition>,
+    /// The state in which a database that nobody has open was captured.
+    pub(super) cold: Option<Fingerprint>,
+}
+
+impl Session {
+    /// Follows the database from state to state until it is time to stop.
+    pub(super) async fn run(&mut self, database: &mut Database) -> Result<(), RunError> {
+        loop {
+            // Asked before the look: what was written until we were told to stop is captured.
+            let stopping = *database.stop.borrow();
+            if let Some((state, message)) = database.handle.verdict() {
+                database.report(state, message);
+                if !stopping {
+                    // Only a new process, or a person, changes this.
+                    database.stop.changed().await.unwrap_or_default();
+                }
+                return Ok(());
+            }
+            match probe(&database.settings.path) {
+                Probe::Live => {
+                    self.follow(database).await?;
+                    if *database.stop.borrow() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Probe::Cold(fingerprint)
+                    if self.cold == Some(fingerprint)
+                        && needs_base(&database.handle.chain).is_none() =>
+                {
+                    database.report(DatabaseState::Idle, String::new());
+                }
+                Probe::Cold(fingerprint) => match self.capture_cold(database, fingerprint).await {
+                    // The application came meanwhile: it is live now.
+                    Err(RunError::Scan(ScanError::Disturbed)) => continue,
+                    captured => captured?,
+                },
+                Probe::Unfit(state, message) => database.report(state, message),
+            }
+            if stopping {
+                return Ok(());
+            }
+            database.pause(PROBE_PAUSE).await;
+        }
+    }
+
+    /// Captures a database that nobody has open.
+    pub(super) async fn capture_cold(
+        &mut self,
+        database: &mut Database,
+        fingerprint: Fingerprint,
+    ) -> Result<(), RunError> {
+        if !self.may_number(database).await {
+            return Ok(());
+        }
+        let path = database.settings.path.clone();
+        let needs_base = needs_base(&database.handle.chain);
+        let handle = database.handle.clone();
+        self.blocking(move |ledger| {
+            let known = ledger.table.as_ref().filter(|_| needs_base.is_none());
+            let spill = ledger.local.directory().to_owned();
+            let (pages, commit) = scan_cold(&path, fingerprint, known, &spill)?;
+            let page_size = pages.page_size();
+            let now = unix_ms();
+            let delta = Delta {
+                pages,
+                commit,
+                log: None,
+                timestamp_ms: now,
+            };
+            ledger.seal_scan(delta, now, needs_base)?;
+            handle.set_size(page_size, commit);
+            Ok(())
+        })
+        .await?;
+        self.cold = Some(fingerprint);
+        self.log = None;
+        database.report(DatabaseState::Idle, String::new());
+        Ok(())
+    }
+
+    /// Waits until we may give numbers: with local state at once; without it, only after the
+    /// targets said what numbers they have. True when we may.
+    pub(super) async fn may_number(&self, database: &mut Database) -> bool {
+        let known = self
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.table.is_some());
+        let mut changes = database.handle.chain.subscribe();
+        loop {
+            let asked = database.handle.every_target_answered();
+            if known || asked {
+                return true;
+            }
+            if database.handle.verdict().is_some() {
+                return false;
+            }
+            let message = "waiting until a target says which backups there are".to_owned();
+            database.report(DatabaseState::Starting, message);
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(PROBE_PAUSE) => {}
+                _ = database.stop.changed() => {}
+            }
+            if *database.stop.borrow() {
+                return false;
+            }
+        }
+    }
+
+    /// Captures a database that the application has open, until it goes away or we stop.
+    pub(super) async fn follow(&mut self, database: &mut Database) -> Result<(), RunError> {
+        if !self.may_number(database).await {
+            return Ok(());
+        }
+        self.cold = None;
+        let path = database.settings.path.clone();
+        let spill = database.settings.state.clone();
+        let resume = self.log.filter(|_| self.has_table());
+        let attached = database.capture.attach(database.id, &path, &spill, resume);
+        let mut follow = Follow {
+            attached,
+            barrier: 0,
+            last_seal: None,
+            last_checkpoint: Instant::now(),
+            next_snapshot: Instant::now()
+                + database
+                    .handle
+                    .until_next_copy(database.settings.snapshot_interval),
+            sealed_since_snapshot: database.handle.changed_since_copy(),
+        };
+        let result = follow.run(self, database).await;
+        // Whoever looks at the file next finds no lock of ours.
+        follow.release().await;
+        self.log = None;
+        result
+    }
+
+    pub(super) fn has_table(&self) -> bool {
+        self.ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.table.is_some())
+    }
+
+    /// Runs slow work with the ledger on another thread.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+    ) -> Result<T, RunError> {
+        let mut ledger = self
+            .ledger
+            .take()
+            .expect("only one blocking task at a time");
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work(&mut ledger);
+            (ledger, result)
+        });
+        let (ledger, result) = task.await.expect("blocking work does not panic");
+        self.ledger = Some(ledger);
+        result
+    }
+
+    pub(super) fn close(&mut self) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.save();
+        }
+    }
+}
+
+/// TXID above which the targets want a full copy; none when they can go on from deltas.
+pub(super) fn needs_base(chain: &Chain) -> Option<Txid> {
+    let chain = chain.lock();
+    let wanted = chain
+        .targets
+        .values()
+        .filter_map(|target| target.needs_snapshot)
+        .max()?;
+    let offered = chain.snapshot.as_ref().map(|snapshot| snapshot.txid);
+    (offered <= Some(wanted)).then_some(wanted)
+}

@@ -1,0 +1,132 @@
+//! Which files this process has open, so that SQLite's locks are never lost.
+//!
+//! SQLite's locks on a database are POSIX locks: they belong to the process, and closing *any*
+//! descriptor of the file drops all of them, silently. So in one process a database file is open
+//! either through SQLite or as a plain file, never both. This register decides, by device and
+//! inode; both ways of opening ask it first.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+/// A file, by device and inode.
+type FileId = (u64, u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Sqlite,
+    Plain,
+}
+
+static OPEN: LazyLock<Mutex<HashMap<FileId, (Way, usize)>>> = LazyLock::new(Mutex::default);
+
+/// The right to have a file open in one way, while it lives.
+#[derive(Debug)]
+pub struct Hold {
+    id: FileId,
+}
+
+impl Hold {
+    /// Asks for the right to open `path` through SQLite; none while it is open as a plain file.
+    ///
+    /// # Errors
+    ///
+    /// The file is missing or cannot be looked at.
+    pub fn for_sqlite(path: &Path) -> io::Result<Option<Hold>> {
+        Hold::take(path, Way::Sqlite)
+    }
+
+    /// Whether `path` leads to the file that this right is about.
+    pub fn is_for(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
+    }
+
+    fn take(path: &Path, way: Way) -> io::Result<Option<Hold>> {
+        let meta = fs::metadata(path)?;
+        let id = (meta.dev(), meta.ino());
+        let mut open = register();
+        let (held, count) = open.entry(id).or_insert((way, 0));
+        if *held != way {
+            return Ok(None);
+        }
+        *count += 1;
+        Ok(Some(Hold { id }))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut open = register();
+        if let Some((_, count)) = open.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.id);
+            }
+        }
+    }
+}
+
+fn register() -> MutexGuard<'static, HashMap<FileId, (Way, usize)>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A database opened as a plain file, for reading.
+#[derive(Debug)]
+pub struct PlainFile {
+    // Closed before the right to have it open is given back.
+    file: File,
+    _hold: Hold,
+}
+
+impl PlainFile {
+    /// Opens a file; none while this process has it open through SQLite.
+    ///
+    /// # Errors
+    ///
+    /// The file is missing or cannot be read.
+    pub fn open(path: &Path) -> io::Result<Option<PlainFile>> {
+        let Some(hold) = Hold::take(path, Way::Plain)? else {
+            return Ok(None);
+        };
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if (meta.dev(), meta.ino()) != hold.id {
+            // Another file has come to the path meanwhile, and SQLite may have that one open.
+            // Closing it could cost locks; a descriptor that stays open costs nothing.
+            let _leaked = file.into_raw_fd();
+            return Ok(None);
+        }
+        Ok(Some(PlainFile { file, _hold: hold }))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_open_in_one_way_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        fs::write(&path, "x").unwrap();
+        let first = Hold::for_sqlite(&path).unwrap().unwrap();
+        let second = Hold::for_sqlite(&path).unwrap().unwrap();
+        assert!(PlainFile::open(&path).unwrap().is_none());
+        drop(first);
+        assert!(PlainFile::open(&path).unwrap().is_none());
+        drop(second);
+        let plain = PlainFile::open(&path).unwrap().unwrap();
+        assert!(Hold::for_sqlite(&path).unwrap().is_none());
+        drop(plain);
+        assert!(Hold::for_sqlite(&path).unwrap().is_some());
+    }
+}

@@ -1,0 +1,26 @@
+//! Capture, upload, compaction, retention, restore and verification of SQLite databases.
+//!
+//! Decisions are pure ([`plan`], [`retention`], [`table`]) and drivers thin. One module opens
+//! SQLite; one thread captures; everything else is asynchronous and may fail, wait and be retried
+//! without losing a commit.
+
+pub mod capture;
+pub mod chain;
+pub mod database;
+pub mod hold;
+pub mod lease;
+pub mod local;
+pub mod pages;
+pub mod plan;
+pub mod probe;
+pub mod remote;
+pub mod restore;
+pub mod retention;
+pub mod scan;
+pub mod seal;
+pub mod sqlite;
+pub mod startup;
+pub mod table;
+pub mod tap;
+pub mod target;
+pub mod verify;

@@ -1,0 +1,417 @@
+//! Our files on the local disk: one directory for each database.
+//!
+//! ```text
+//! lock              held by flock while a process uses the directory
+//! pages             page table at some TXID (table.rs); written now and then
+//! capture.json      the TXID last sealed and where the log stood; a hint, never fsynced
+//! replicas.json     our epoch at each target
+//! ltx/0/MIN-MAX.ltx captured files, each one TXID; the truth about what was captured
+//! ltx/9/1-MAX.ltx   a full copy on its way to the targets
+//! ```
+//!
+//! A crash at any point leaves a state that [`LocalState::load`] understands: files appear under
+//! their names only whole and durable; the page table is brought forward by the captured files; a
+//! missing or older hint costs one comparison of page hashes. Whatever does not fit together is
+//! dropped, and the database is read again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use ltx::{Decoder, FileName, Txid, page_checksum};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::table::PageTable;
+use crate::tap::LogPosition;
+
+/// The directory of one database, held exclusively.
+#[derive(Debug)]
+pub struct LocalState {
+    directory: PathBuf,
+    _lock: File,
+}
+
+/// Where the log stood when a TXID was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureRecord {
+    /// The TXID sealed.
+    pub txid: u64,
+    /// Where the log stood.
+    pub log: LogPosition,
+}
+
+/// What we know about one target between runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaRecord {
+    /// Where the target is; another place under the same name is another replica.
+    pub location: String,
+    /// Our epoch there.
+    pub epoch: u64,
+    /// The local database was restored from this backup: take the replica over, whoever has it.
+    #[serde(default)]
+    pub adopt: bool,
+}
+
+/// A captured file that is still here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalFile {
+    /// Its one TXID.
+    pub txid: Txid,
+    /// Its size.
+    pub bytes: u64,
+    /// Its timestamp, in Unix milliseconds.
+    pub timestamp_ms: i64,
+}
+
+/// What a directory holds.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The newest sealed TXID, zero when nothing was sealed.
+    pub txid: Txid,
+    /// The page hashes at that TXID; none: the database must be read.
+    pub table: Option<PageTable>,
+    /// Where the log stood at that TXID, where it is known.
+    pub log: Option<LogPosition>,
+    /// Captured files, ascending, without holes up to `txid`.
+    pub files: Vec<LocalFile>,
+    /// What we know about targets, by name.
+    pub replicas: BTreeMap<String, ReplicaRecord>,
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// Another process holds it.
+    #[error("{} is in use by another process", directory.display())]
+    InUse {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The disk failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What we did.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl LocalError {
+    /// True when the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, LocalError::Io { source, .. } if is_disk_full(source))
+    }
+}
+
+/// True when a local error means that there is no space left.
+pub fn is_disk_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+impl LocalState {
+    /// Opens the directory, made if needed, and holds it.
+    ///
+    /// # Errors
+    ///
+    /// Another process holds it, or the disk failed.
+    pub fn open(directory: &Path) -> Result<LocalState, LocalError> {
+        for level in ["ltx/0", "ltx/9"] {
+            let path = directory.join(level);
+            fs::create_dir_all(&path).map_err(failed("create", &path))?;
+        }
+        let path = directory.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(LocalState {
+                directory: directory.to_owned(),
+                _lock: lock,
+            }),
+            Err(fs::TryLockError::WouldBlock) => Err(LocalError::InUse {
+                directory: directory.to_owned(),
+            }),
+            Err(fs::TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+        }
+    }
+
+    /// The directory, for temporary files.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where the captured file of `txid` is.
+    pub fn captured_path(&self, txid: Txid) -> PathBuf {
+        self.directory.join("ltx/0").join(
+            FileName {
+                min: txid,
+                max: txid,
+            }
+            .to_string(),
+        )
+    }
+
+    /// Where the full copy at `txid` is while it is uploaded.
+    pub fn snapshot_path(&self, txid: Txid) -> PathBuf {
+        let name = FileName {
+            min: Txid::new(1),
+            max: txid,
+        };
+        self.directory.join("ltx/9").join(name.to_string())
+    }
+
+    /// Reads everything and brings the page table forward to the newest captured file.
+    ///
+    /// # Errors
+    ///
+    /// A directory that cannot be read. Damaged files are no error: what they said is unknown.
+    pub fn load(&self) -> Result<Loaded, LocalError> {
+        self.remove_leftovers()?;
+        let files = self.captured_files()?;
+        let replicas = self.read_json("replicas.json").unwrap_or_default();
+        let stored = fs::read(self.directory.join("pages"))
+            .ok()
+            .and_then(|bytes| PageTable::decode(&bytes).ok());
+        let newest = files.last().map_or(Txid::ZERO, |file| file.txid);
+        let files = match &stored {
+            // A chain that began behind them, with a full copy: they lead nowhere any more.
+            Some((at, _)) if *at > newest => {
+                self.remove_all_captured()?;
+                Vec::new()
+            }
+            _ => files,
+        };
+        let Some((at, mut table)) = stored else {
+            return Ok(Loaded {
+                txid: newest,
+                table: None,
+                log: None,
+                files,
+                replicas,
+            });
+        };
+        let txid = newest.max(at);
+        let complete = (at.get() + 1..=newest.get())
+            .all(|next| replay(&self.captured_path(Txid::new(next)), &mut table).is_some());
+        let log = self
+            .read_json::<CaptureRecord>("capture.json")
+            .filter(|record| complete && record.txid == txid.get())
+            .map(|record| record.log);
+        Ok(Loaded {
+            txid,
+            table: complete.then_some(table),
+            log,
+            files,
+            replicas,
+        })
+    }
+
+    /// Drops temporary files and full copies that a crash left behind.
+    fn remove_leftovers(&self) -> Result<(), LocalError> {
+        for level in ["ltx/0", "ltx/9", "."] {
+            let directory = self.directory.join(level);
+            for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+                let path = entry.map_err(failed("list", &directory))?.path();
+                let temporary = path.extension().is_some_and(|extension| extension == "tmp");
+                if temporary || (level == "ltx/9" && path.is_file()) {
+                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Captured files without a hole, up to the newest one; what lies before a hole is removed, as
+    /// is what cannot be read: a later file must not meet them.
+    fn captured_files(&self) -> Result<Vec<LocalFile>, LocalError> {
+        let directory = self.directory.join("ltx/0");
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+            let entry = entry.map_err(failed("list", &directory))?;
+            let Some(name) = entry.file_name().to_str().and_then(FileName::parse) else {
+                continue;
+            };
+            match inspect(&entry.path(), name) {
+                Some(file) => files.push(file),
+                None => remove(&entry.path())?,
+            }
+        }
+        files.sort_by_key(|file| file.txid);
+        let hole = files
+            .windows(2)
+            .rposition(|pair| pair[1].txid != pair[0].txid.next());
+        let stale: Vec<LocalFile> = files.drain(..hole.map_or(0, |index| index + 1)).collect();
+        self.remove_captured(&stale)?;
+        Ok(files)
+    }
+
+    fn remove_all_captured(&self) -> Result<(), LocalError> {
+        self.remove_captured(&self.captured_files()?)
+    }
+
+    /// Stores where the log stood. Not durable on purpose: losing it costs one comparison.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn write_capture(&self, record: &CaptureRecord) -> Result<(), LocalError> {
+        self.write("capture.json", &json(record), false)
+    }
+
+    /// Stores the page table at `txid`, durably.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed; the earlier table is intact.
+    pub fn write_table(&self, txid: Txid, table: &PageTable) -> Result<(), LocalError> {
+        self.write("pages", &table.encode(txid), true)
+    }
+
+    /// Stores our epochs, durably.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed; the earlier epochs are intact.
+    pub fn write_replicas(
+        &self,
+        replicas: &BTreeMap<String, ReplicaRecord>,
+    ) -> Result<(), LocalError> {
+        self.write("replicas.json", &json(replicas), true)
+    }
+
+    /// Removes captured files up to `txid`.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn remove_captured(&self, files: &[LocalFile]) -> Result<(), LocalError> {
+        for file in files {
+            remove(&self.captured_path(file.txid))?;
+        }
+        Ok(())
+    }
+
+    /// Begins anew at a restored position: the next start compares the database with `table`.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn seed(
+        &self,
+        txid: Txid,
+        table: &PageTable,
+        replicas: &BTreeMap<String, ReplicaRecord>,
+    ) -> Result<(), LocalError> {
+        self.forget_log()?;
+        self.remove_all_captured()?;
+        self.write_table(txid, table)?;
+        self.write_replicas(replicas)
+    }
+
+    /// Forgets where the log stood.
+    fn forget_log(&self) -> Result<(), LocalError> {
+        remove(&self.directory.join("capture.json"))
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.directory.join(name)).ok()?).ok()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], durable: bool) -> Result<(), LocalError> {
+        let path = self.directory.join(name);
+        let temporary = self.directory.join(format!("{name}.tmp"));
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(bytes)?;
+            if durable {
+                file.sync_all()?;
+            }
+            fs::rename(&temporary, &path)?;
+            if durable {
+                sync_directory(&self.directory)
+            } else {
+                Ok(())
+            }
+        };
+        write().map_err(failed("write", &path))
+    }
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+///
+/// The disk failed.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    // Some file systems refuse fsync of a directory; names are durable with the journal there.
+    match File::open(directory)?.sync_all() {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our records have string keys and plain values")
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> LocalError + 'a {
+    move |source| LocalError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Removes a file, which may be gone already.
+fn remove(path: &Path) -> Result<(), LocalError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn inspect(path: &Path, name: FileName) -> Option<LocalFile> {
+    if !name.is_single() {
+        return None;
+    }
+    let bytes = fs::metadata(path).ok()?.len();
+    let decoder = Decoder::new(BufReader::new(File::open(path).ok()?)).ok()?;
+    let timestamp_ms = decoder.header().timestamp_ms;
+    Some(LocalFile {
+        txid: name.max,
+        bytes,
+        timestamp_ms,
+    })
+}
+
+/// Applies a captured file to the table; none when the file is missing or damaged.
+fn replay(path: &Path, table: &mut PageTable) -> Option<()> {
+    let mut decoder = Decoder::new(BufReader::new(File::open(path).ok()?)).ok()?;
+    let commit = decoder.header().commit;
+    let (mut changed, mut image) = (Vec::new(), Vec::new());
+    while let Some(pgno) = decoder.next_page(&mut image).ok()? {
+        changed.push((pgno, page_checksum(pgno, &image)));
+    }
+    decoder.finish().ok()?;
+    let covered: std::collections::BTreeSet<u32> = changed.iter().map(|(pgno, _)| *pgno).collect();
+    if table
+        .first_gap(commit, |pgno| covered.contains(&pgno))
+        .is_some()
+    {
+        return None;
+    }
+    table.apply(changed, commit);
+    Some(())
+}

@@ -1,0 +1,203 @@
+//! The files of one replica in a store: names, listing, levels.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ltx::{FileName, Level, Txid};
+use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
+
+/// One LTX file in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RemoteFile {
+    /// Its level, 0 to 9.
+    pub level: u8,
+    /// First TXID.
+    pub min: Txid,
+    /// Last TXID.
+    pub max: Txid,
+    /// Size in bytes.
+    pub size: u64,
+    /// When the store got it, in Unix milliseconds by the store's clock.
+    pub modified_ms: i64,
+}
+
+impl RemoteFile {
+    /// Its name without a directory.
+    pub fn name(&self) -> FileName {
+        FileName {
+            min: self.min,
+            max: self.max,
+        }
+    }
+
+    /// True when a restore can begin with it: it holds every page.
+    pub fn is_snapshot(&self) -> bool {
+        self.min.get() == 1
+    }
+}
+
+/// The key of a file under the replica's prefix, exactly as Litestream 0.5 names it.
+pub fn key(layout: Layout, level: u8, name: FileName) -> String {
+    match layout {
+        Layout::S3 => format!("{level:04x}/{name}"),
+        Layout::Tree => format!("ltx/{level}/{name}"),
+    }
+}
+
+/// The file that a key names; none for foreign objects, which are left alone.
+pub fn parse_key(layout: Layout, object: &ObjectInfo) -> Option<RemoteFile> {
+    let (directory, name) = object.key.rsplit_once('/')?;
+    let level = match layout {
+        Layout::S3 if directory.len() == 4 => u8::from_str_radix(directory, 16).ok()?,
+        Layout::S3 => return None,
+        Layout::Tree => directory.strip_prefix("ltx/")?.parse().ok()?,
+    };
+    let name = FileName::parse(name)?;
+    (level <= Level::SNAPSHOT.get()).then_some(RemoteFile {
+        level,
+        min: name.min,
+        max: name.max,
+        size: object.size,
+        modified_ms: object.modified_ms,
+    })
+}
+
+/// Every LTX file of a replica. One listing: used at start, for restores and for audits only.
+///
+/// # Errors
+///
+/// The store's: an empty answer is given only by a store that was asked with valid credentials.
+pub async fn list(store: &Arc<dyn Store>) -> Result<BTreeSet<RemoteFile>, StoreError> {
+    let prefix = match store.layout() {
+        Layout::S3 => "000",
+        Layout::Tree => "ltx/",
+    };
+    let objects = store.list(prefix, None).await?;
+    Ok(objects
+        .iter()
+        .filter_map(|object| parse_key(store.layout(), object))
+        .collect())
+}
+
+/// The newest TXID over all levels; zero for an empty replica.
+///
+/// Over all levels, because a replica whose level 0 was cleaned up still has its history: asking
+/// level 0 alone would restart the numbers under an existing full copy.
+pub fn newest(files: &BTreeSet<RemoteFile>) -> Txid {
+    files
+        .iter()
+        .map(|file| file.max)
+        .max()
+        .unwrap_or(Txid::ZERO)
+}
+
+/// The header of one file, by a ranged read of its first 100 bytes.
+///
+/// # Errors
+///
+/// The store's, or bytes that are no LTX header or not the one that the name says.
+pub async fn read_header(
+    store: &SharedStore,
+    file: &RemoteFile,
+) -> Result<ltx::Header, RemoteError> {
+    let key = key(store.layout(), file.level, file.name());
+    let bytes = store.get(&key, Some(0..ltx::HEADER_BYTES as u64)).await?;
+    let corrupt = |source| RemoteError::Corrupt {
+        key: key.clone(),
+        source,
+    };
+    let Some(bytes) = bytes.first_chunk() else {
+        return Err(RemoteError::TooShort {
+            key,
+            bytes: bytes.len(),
+        });
+    };
+    let header =
+        ltx::Header::parse(bytes).map_err(|error| corrupt(ltx::LtxError::Header(error)))?;
+    if (header.min_txid, header.max_txid) != (file.min, file.max) {
+        return Err(RemoteError::NameMismatch {
+            key,
+            found: FileName {
+                min: header.min_txid,
+                max: header.max_txid,
+            },
+        });
+    }
+    Ok(header)
+}
+
+/// Why a stored file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// The store did not give it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its bytes are damaged.
+    #[error("{key} is damaged: {source}")]
+    Corrupt {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        source: ltx::LtxError,
+    },
+    /// It ends inside its header.
+    #[error("{key} has only {bytes} bytes")]
+    TooShort {
+        /// The object.
+        key: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// Its bytes belong under another name.
+    #[error("{key} holds the bytes of {found}")]
+    NameMismatch {
+        /// The object.
+        key: String,
+        /// What its header says.
+        found: FileName,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(key: &str) -> ObjectInfo {
+        ObjectInfo {
+            key: key.into(),
+            size: 7,
+            modified_ms: 3,
+            version: None,
+        }
+    }
+
+    #[test]
+    fn keys_are_litestreams_in_both_layouts_and_read_back() {
+        let name = FileName {
+            min: Txid::new(1),
+            max: Txid::new(0x1f),
+        };
+        let text = "0000000000000001-000000000000001f.ltx";
+        for (layout, expected) in [
+            (Layout::S3, format!("0009/{text}")),
+            (Layout::Tree, format!("ltx/9/{text}")),
+        ] {
+            assert_eq!(key(layout, 9, name), expected);
+            let file = parse_key(layout, &object(&expected)).unwrap();
+            assert_eq!((file.level, file.name()), (9, name));
+            assert!(file.is_snapshot());
+        }
+    }
+
+    #[test]
+    fn foreign_objects_are_not_ours() {
+        for text in [
+            "lock.json",
+            "000a/0000000000000001-000000000000001f.ltx",
+            "0000/x.ltx",
+        ] {
+            assert_eq!(parse_key(Layout::S3, &object(text)), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Reading a whole database: for the first copy, for periodic copies, and to find what changed
+//! when frames were missed.
+//!
+//! A raw copy is taken without a lock while the application writes, so single pages may be newer
+//! than others, or torn by a running checkpoint. Every such page has its frame in the part of the
+//! log that was published since the copy began. So the copy is good once those frames are laid
+//! over it, whatever the order in which the pages were read.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use ltx::page_checksum;
+use sqlite_format::{DatabaseHeader, FormatError, PageSize};
+
+use crate::hold::PlainFile;
+use crate::pages::PageSet;
+use crate::sqlite::{Connection, SqliteError};
+use crate::table::PageTable;
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Why a database could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// SQLite refused.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// The file failed.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The pages could not be put aside on the local disk.
+    #[error("keep pages: {0}")]
+    Spill(#[source] io::Error),
+    /// The file is not a database.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Somebody wrote while we read a database that nobody had open.
+    #[error("the database changed while it was read")]
+    Disturbed,
+}
+
+/// Reads every page of a database that the application has open, and keeps those that differ
+/// from `known`; without it, all. The result is good only under the frames published since.
+///
+/// # Errors
+///
+/// See [`ScanError`].
+pub fn scan_live(
+    path: &Path,
+    page_size: PageSize,
+    known: Option<&PageTable>,
+    spill: &Path,
+) -> Result<PageSet, ScanError> {
+    let connection = Connection::open(path)?;
+    let bytes = connection.database_bytes()?;
+    collect(page_size, bytes, known, spill, |buffer, offset| {
+        connection
+            .read_database(buffer, offset)
+            .map_err(ScanError::from)
+    })
+}
+
+/// What identifies the state of a database that nobody has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// The fingerprint of a database without `-wal`; none when the file is missing or has a log.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
+    if with_suffix(path, "-wal").try_exists()? {
+        return Ok(None);
+    }
+    match fs::metadata(path) {
+        Ok(meta) => Ok(Some(Fingerprint {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A path with a suffix, as SQLite names the files beside a database.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Reads a database that nobody has open; the application must not have come meanwhile.
+///
+/// Returns the pages that differ from `known` and the size in pages. It opens the file itself,
+/// which it does not do while this process has a SQLite connection to it.
+///
+/// # Errors
+///
+/// See [`ScanError`]; [`ScanError::Disturbed`] when the application came.
+pub fn scan_cold(
+    path: &Path,
+    fingerprint: Fingerprint,
+    known: Option<&PageTable>,
+    spill: &Path,
+) -> Result<(PageSet, u32), ScanError> {
+    let failed = |source| ScanError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let Some(plain) = PlainFile::open(path).map_err(failed)? else {
+        return Err(ScanError::Disturbed);
+    };
+    let file = plain.file();
+    let mut start = [0u8; 100];
+    file.read_exact_at(&mut start, 0).map_err(failed)?;
+    let page_size = DatabaseHeader::parse(&start)?.page_size;
+    let known = known.filter(|table| table.page_size() == page_size);
+    let pages = collect(
+        page_size,
+        fingerprint.size,
+        known,
+        spill,
+        |buffer, offset| file.read_exact_at(buffer, offset).map_err(failed),
+    )?;
+    if cold_fingerprint(path).map_err(failed)? != Some(fingerprint) {
+        return Err(ScanError::Disturbed);
+    }
+    let commit = u32::try_from(fingerprint.size / u64::from(page_size.get()));
+    Ok((pages, commit.map_err(|_| ScanError::Disturbed)?))
+}
+
+fn collect(
+    page_size: PageSize,
+    bytes: u64,
+    known: Option<&PageTable>,
+    spill: &Path,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<(), ScanError>,
+) -> Result<PageSet, ScanError> {
+    let mut pages = PageSet::new(page_size, spill);
+    let size = page_size.as_usize();
+    let count = bytes / size as u64;
+    let at_once = (CHUNK_BYTES / size).max(1) as u64;
+    let mut buffer = Vec::new();
+    let mut next = 0;
+    while next < count {
+        let now = at_once.min(count - next);
+        buffer.resize(now as usize * size, 0);
+        read(&mut buffer, next * size as u64)?;
+        for (index, image) in buffer.chunks_exact(size).enumerate() {
+            let pgno = u32::try_from(next + index as u64 + 1).map_err(|_| ScanError::Disturbed)?;
+            let differs =
+                known.is_none_or(|table| !table.matches(pgno, page_checksum(pgno, image)));
+            if differs && pgno != page_size.lock_pgno() {
+                pages.insert(pgno, image).map_err(ScanError::Spill)?;
+            }
+        }
+        next += now;
+    }
+    Ok(pages)
+}
+
+/// Drops pages whose content `known` has already. For a delta found by comparison.
+///
+/// # Errors
+///
+/// The pages that were put aside cannot be read.
+pub fn drop_unchanged(pages: &mut PageSet, known: &PageTable) -> Result<(), ScanError> {
+    let mut image = Vec::new();
+    let mut unchanged = std::collections::BTreeSet::new();
+    for pgno in pages.numbers() {
+        pages.read(pgno, &mut image).map_err(ScanError::Spill)?;
+        if known.matches(pgno, page_checksum(pgno, &image)) {
+            unchanged.insert(pgno);
+        }
+    }
+    pages.retain(|pgno| !unchanged.contains(&pgno));
+    Ok(())
+}
+
+impl ScanError {
+    /// True when the local disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, ScanError::Spill(error) if crate::local::is_disk_full(error))
+    }
+}

@@ -1,0 +1,284 @@
+//! Turning captured pages into an LTX file that is proven before it has a name.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+
+use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
+use sqlite_format::{FRAME_HEADER_BYTES, PageSize, Salts, WAL_HEADER_BYTES};
+
+use crate::local::{LocalError, LocalFile, LocalState, sync_directory};
+use crate::pages::PageSet;
+use crate::table::PageTable;
+use crate::tap::LogPosition;
+
+/// A delta about to be sealed.
+#[derive(Debug)]
+pub struct Delta {
+    /// The pages that changed.
+    pub pages: PageSet,
+    /// Size of the database in pages.
+    pub commit: u32,
+    /// Where the log stood, for those who take over: Litestream needs it in the newest file.
+    pub log: Option<(LogPosition, u64)>,
+    /// When its newest commit was seen, in Unix milliseconds.
+    pub timestamp_ms: i64,
+}
+
+/// Why a file was not sealed. Nothing was published, and the page table is unchanged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// A restore would miss this page: the delta does not cover the growth of the database.
+    #[error("page {pgno} of {commit} is in no file")]
+    Uncovered {
+        /// The first page that is missing.
+        pgno: u32,
+        /// The size of the database in pages.
+        commit: u32,
+    },
+    /// The full copy is not the database whose changes we captured.
+    #[error("full copy has checksum {found:016x}, the captured changes lead to {expected:016x}")]
+    ChecksumMismatch {
+        /// The checksum of the copy.
+        found: u64,
+        /// The checksum that the page table says.
+        expected: u64,
+    },
+    /// The local disk failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A temporary file failed.
+    #[error("write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The codec refused what we gave it.
+    #[error(transparent)]
+    Ltx(#[from] LtxError),
+}
+
+/// Offset and size in the log, in the form that a Litestream can take over from: an offset of at
+/// least the log's header, salts that are never zero.
+#[derive(Debug, Clone, Copy)]
+struct LogField {
+    offset: i64,
+    size: i64,
+    salts: Salts,
+}
+
+impl LogField {
+    fn new(log: Option<(LogPosition, u64)>, page_size: PageSize) -> LogField {
+        let start = WAL_HEADER_BYTES as i64;
+        let unknown = LogField {
+            offset: start,
+            size: 0,
+            salts: Salts { salt1: 1, salt2: 1 },
+        };
+        let Some((position, offset)) = log else {
+            return unknown;
+        };
+        if position.frames == 0 || position.salts == (0, 0) {
+            return unknown;
+        }
+        let frame_bytes = (FRAME_HEADER_BYTES + page_size.as_usize()) as i64;
+        let end = start + i64::from(position.frames) * frame_bytes;
+        let offset = i64::try_from(offset).unwrap_or(start).clamp(start, end);
+        let salts = Salts {
+            salt1: position.salts.0,
+            salt2: position.salts.1,
+        };
+        LogField {
+            offset,
+            size: end - offset,
+            salts,
+        }
+    }
+}
+
+/// Writes `delta` as the captured file of `txid` and brings `table` forward.
+///
+/// The file is durable before it has its name, and proven before that: the delta holds every page
+/// that the database gained.
+///
+/// # Errors
+///
+/// See [`SealError`]; on any error nothing has changed.
+pub fn seal_delta(
+    local: &LocalState,
+    table: &mut PageTable,
+    mut delta: Delta,
+    txid: Txid,
+    epoch: u64,
+) -> Result<LocalFile, SealError> {
+    delta.pages.truncate(delta.commit);
+    if let Some(pgno) = table.first_gap(delta.commit, |pgno| delta.pages.contains(pgno)) {
+        return Err(SealError::Uncovered {
+            pgno,
+            commit: delta.commit,
+        });
+    }
+    let log = LogField::new(delta.log, table.page_size());
+    let header = Header {
+        min_txid: txid,
+        max_txid: txid,
+        wal_offset: log.offset,
+        wal_size: log.size,
+        wal_salts: log.salts,
+        ..plain_header(table.page_size(), delta.commit, delta.timestamp_ms, epoch)
+    };
+    let path = local.captured_path(txid);
+    let (bytes, changed) = write_file(&path, header, &delta.pages)?;
+    table.apply(changed, delta.commit);
+    Ok(LocalFile {
+        txid,
+        bytes,
+        timestamp_ms: delta.timestamp_ms,
+    })
+}
+
+/// Writes a full copy at `txid` and returns its size and table.
+///
+/// When `expected` is given, the copy must be that very database; when not, it defines the table.
+///
+/// # Errors
+///
+/// See [`SealError`]; on any error nothing has changed.
+pub fn seal_snapshot(
+    local: &LocalState,
+    copy: &Delta,
+    txid: Txid,
+    epoch: u64,
+    expected: Option<u64>,
+) -> Result<(u64, PageTable), SealError> {
+    let page_size = copy.pages.page_size();
+    let mut table = PageTable::new(page_size);
+    if let Some(pgno) = table.first_gap(copy.commit, |pgno| copy.pages.contains(pgno)) {
+        return Err(SealError::Uncovered {
+            pgno,
+            commit: copy.commit,
+        });
+    }
+    let header = Header {
+        min_txid: Txid::new(1),
+        max_txid: txid,
+        ..plain_header(page_size, copy.commit, copy.timestamp_ms, epoch)
+    };
+    let path = local.snapshot_path(txid);
+    let (bytes, hashes) = write_file(&path, header, &copy.pages)?;
+    table.apply(hashes, copy.commit);
+    match expected {
+        Some(expected) if expected != table.checksum() => {
+            // A failed removal leaves a file that the next start removes.
+            let _removed = fs::remove_file(&path);
+            Err(SealError::ChecksumMismatch {
+                found: table.checksum(),
+                expected,
+            })
+        }
+        _ => Ok((bytes, table)),
+    }
+}
+
+fn plain_header(page_size: PageSize, commit: u32, timestamp_ms: i64, epoch: u64) -> Header {
+    Header {
+        flags: Header::NO_CHECKSUM,
+        page_size,
+        commit,
+        min_txid: Txid::ZERO,
+        max_txid: Txid::ZERO,
+        timestamp_ms,
+        pre_apply: 0,
+        wal_offset: 0,
+        wal_size: 0,
+        wal_salts: Salts { salt1: 0, salt2: 0 },
+        node_id: epoch,
+        reserved: [0; 20],
+    }
+}
+
+/// Writes the pages beside `path`, makes them durable, then gives them their name.
+fn write_file(
+    path: &Path,
+    header: Header,
+    pages: &PageSet,
+) -> Result<(u64, Vec<(u32, u64)>), SealError> {
+    let failed = |source| SealError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let temporary = path.with_extension("tmp");
+    let written = write_temporary(&temporary, header, pages).and_then(|written| {
+        // The bytes before the name, and the name before anybody uploads it.
+        fs::rename(&temporary, path).map_err(failed)?;
+        sync_directory(path.parent().expect("a captured file lies in a directory"))
+            .map_err(failed)?;
+        Ok(written)
+    });
+    if written.is_err() {
+        // A disk that is full stays full otherwise; a failure leaves it to the next start.
+        let _removed = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_temporary(
+    temporary: &Path,
+    header: Header,
+    pages: &PageSet,
+) -> Result<(u64, Vec<(u32, u64)>), SealError> {
+    let failed = |source| SealError::Write {
+        path: temporary.to_owned(),
+        source,
+    };
+    let commit = header.commit;
+    let file = File::create(temporary).map_err(failed)?;
+    let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header)?;
+    let mut hashes = Vec::with_capacity(pages.len());
+    let mut image = Vec::new();
+    for pgno in pages.numbers().take_while(|pgno| *pgno <= commit) {
+        if pgno == header.page_size.lock_pgno() {
+            continue;
+        }
+        pages.read(pgno, &mut image).map_err(failed)?;
+        encoder.encode_page(pgno, &image)?;
+        hashes.push((pgno, page_checksum(pgno, &image)));
+    }
+    let (writer, summary) = encoder.finish()?;
+    let file = writer
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    Ok((summary.bytes, hashes))
+}
+
+/// Opens a local LTX file for reading.
+///
+/// # Errors
+///
+/// The file is missing, cannot be read, or is not LTX.
+pub fn open_file(path: &Path) -> Result<ltx::Decoder<BufReader<File>>, SealError> {
+    let file = File::open(path).map_err(|source| SealError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(ltx::Decoder::new(BufReader::with_capacity(
+        256 << 10,
+        file,
+    ))?)
+}
+
+impl SealError {
+    /// True when the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            SealError::Local(error) => error.is_disk_full(),
+            SealError::Write { source, .. } => crate::local::is_disk_full(source),
+            SealError::Ltx(LtxError::Io(error)) => crate::local::is_disk_full(error),
+            _ => false,
+        }
+    }
+}

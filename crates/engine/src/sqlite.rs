@@ -1,0 +1,548 @@
+//! The one module that opens SQLite, and the only one with `unsafe`.
+//!
+//! It gives the capture code what SQLite's public interface does not: the wal-index header that
+//! SQLite itself has mapped, and raw reads through SQLite's own file handles. Nothing here opens a
+//! file descriptor of its own on a database: closing one would drop every POSIX lock that this
+//! process holds on that file.
+//!
+//! Our connections never write. They set `query_only`, never checkpoint on close, and never
+//! checkpoint by themselves.
+
+#![allow(unsafe_code)] // SQLite's VFS methods have no safe binding.
+
+use std::ffi::{c_int, c_void};
+use std::path::Path;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{OpenFlags, ffi};
+use sqlite_format::WalIndexHeader;
+
+use crate::hold::Hold;
+
+/// Bytes of the wal-index that hold both header copies and the checkpoint information.
+const WAL_INDEX_INFO_BYTES: usize = 136;
+/// Size of one wal-index region, fixed by SQLite.
+const WAL_INDEX_REGION_BYTES: c_int = 32_768;
+
+/// A failure inside SQLite, with what we asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}: {message}")]
+pub struct SqliteError {
+    /// What we asked for.
+    pub action: &'static str,
+    /// SQLite's primary result code, such as 5 for `SQLITE_BUSY`.
+    pub code: i32,
+    /// SQLite's own words.
+    pub message: String,
+}
+
+impl SqliteError {
+    /// True when another connection holds a lock that we need; the next look may succeed.
+    pub fn is_busy(&self) -> bool {
+        matches!(
+            self.code,
+            ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED | ffi::SQLITE_PROTOCOL
+        )
+    }
+}
+
+/// What the wal-index says at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalView {
+    /// The published header.
+    pub header: WalIndexHeader,
+    /// Frames that a checkpoint has copied into the database file.
+    pub backfilled: u32,
+}
+
+/// A read-only connection to a live database, without timers, caches or automatic checkpoints.
+#[derive(Debug)]
+pub struct Connection {
+    // Closed before the right to have the file open is given back.
+    inner: rusqlite::Connection,
+    hold: Hold,
+}
+
+impl Connection {
+    /// Opens an existing database without creating anything when it is absent.
+    ///
+    /// The caller has made sure that `-wal` and `-shm` exist and that our user owns the database:
+    /// opening one that nobody else has open would create those files with our owner.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal, for example when the application uses exclusive locking mode; busy while
+    /// this process has the file open in another way, or when another file takes the path.
+    pub fn open(path: &Path) -> Result<Connection, SqliteError> {
+        configure_library();
+        let hold = hold(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let inner = rusqlite::Connection::open_with_flags(path, flags).map_err(wrap("open"))?;
+        inner
+            .busy_timeout(Duration::ZERO)
+            .map_err(wrap("set the busy timeout"))?;
+        inner
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(wrap("forbid checkpoints on close"))?;
+        inner
+            .execute_batch("PRAGMA query_only=1; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=4; PRAGMA mmap_size=0")
+            .map_err(wrap("configure the connection"))?;
+        let connection = Connection { inner, hold };
+        if !connection.hold.is_for(path) || connection.has_moved() {
+            return Err(busy("another file has taken the path"));
+        }
+        Ok(connection)
+    }
+
+    /// Begins a read transaction and takes a read mark, without reading the schema.
+    ///
+    /// # Errors
+    ///
+    /// `SQLITE_BUSY` while another process recovers the log or holds the database exclusively. No
+    /// transaction is open then.
+    pub fn begin_read(&self) -> Result<(), SqliteError> {
+        // A PRAGMA that reads one header field begins the transaction and needs no schema.
+        let begun = self
+            .run("BEGIN")
+            .and_then(|()| self.number("PRAGMA user_version").map(|_| ()))
+            .map_err(wrap("begin to read"));
+        if begun.is_err() && !self.inner.is_autocommit() {
+            self.end_read();
+        }
+        begun
+    }
+
+    /// Ends the read transaction, if one is open.
+    pub fn end_read(&self) {
+        // A COMMIT of a read transaction releases a shared lock; it has nothing to fail on.
+        let _released = self.run("COMMIT");
+    }
+
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.inner.prepare_cached(sql)?.raw_execute().map(|_| ())
+    }
+
+    fn number(&self, sql: &str) -> rusqlite::Result<i64> {
+        self.inner
+            .prepare_cached(sql)?
+            .query_row([], |row| row.get(0))
+    }
+
+    /// Page size in bytes, asked of SQLite. For logs whose header does not say it yet.
+    pub fn page_size(&self) -> Result<u32, SqliteError> {
+        let size = self
+            .number("PRAGMA page_size")
+            .map_err(wrap("read the page size"))?;
+        Ok(u32::try_from(size).unwrap_or(0))
+    }
+
+    /// Pages of the database in the open transaction.
+    pub fn page_count(&self) -> Result<u32, SqliteError> {
+        let count = self
+            .number("PRAGMA page_count")
+            .map_err(wrap("read the page count"))?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// Copies what it can of the log into the database file, waiting for nobody.
+    ///
+    /// Returns (frames in the log, frames copied), or `None` when another checkpoint runs.
+    pub fn checkpoint_passive(&self) -> Result<Option<(u32, u32)>, SqliteError> {
+        let row = self
+            .inner
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
+            });
+        let (busy, frames, copied) = row.map_err(wrap("checkpoint"))?;
+        let counts = u32::try_from(frames).ok().zip(u32::try_from(copied).ok());
+        Ok(counts.filter(|_| busy == 0))
+    }
+
+    /// True when the path no longer leads to the file that this connection has open.
+    pub fn has_moved(&self) -> bool {
+        let mut moved: c_int = 0;
+        let code = self.file_control(ffi::SQLITE_FCNTL_HAS_MOVED, (&raw mut moved).cast());
+        code == ffi::SQLITE_OK && moved != 0
+    }
+
+    /// Looks at the wal-index that SQLite has mapped: no system call, no lock.
+    ///
+    /// Returns `None` while the two header copies differ or the log is not initialized, that is,
+    /// while somebody writes them: look again. The connection must have read once.
+    pub fn wal_view(&self) -> Option<WalView> {
+        let words = self.map_wal_index()?;
+        let mut first = [0u8; 48];
+        let mut second = [0u8; 48];
+        copy_words(words, 0, &mut first);
+        fence(Ordering::SeqCst);
+        copy_words(words, 12, &mut second);
+        fence(Ordering::SeqCst);
+        let mut backfilled = [0u8; 4];
+        copy_words(words, 24, &mut backfilled);
+        fence(Ordering::SeqCst);
+        // The backfill counter may belong to another log: the header must still be the same.
+        let mut again = [0u8; 48];
+        copy_words(words, 0, &mut again);
+        if first != second || first != again {
+            return None;
+        }
+        let header = WalIndexHeader::parse(&first).ok()?;
+        header.initialized.then_some(WalView {
+            header,
+            backfilled: u32::from_ne_bytes(backfilled),
+        })
+    }
+
+    /// Fills `buffer` from the log at `offset`, through SQLite's handle.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error, or a log that is shorter than that.
+    pub fn read_log(&self, buffer: &mut [u8], offset: u64) -> Result<(), SqliteError> {
+        self.read(
+            ffi::SQLITE_FCNTL_JOURNAL_POINTER,
+            "read the log",
+            buffer,
+            offset,
+        )
+    }
+
+    /// Fills `buffer` from the database file at `offset`, through SQLite's handle. What lies
+    /// behind the end of the file reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error.
+    pub fn read_database(&self, buffer: &mut [u8], offset: u64) -> Result<(), SqliteError> {
+        match self.read(
+            ffi::SQLITE_FCNTL_FILE_POINTER,
+            "read the database",
+            buffer,
+            offset,
+        ) {
+            Err(error) if error.code == ffi::SQLITE_IOERR_SHORT_READ => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Size of the database file in bytes.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error.
+    pub fn database_bytes(&self) -> Result<u64, SqliteError> {
+        let action = "ask for the size of the database";
+        let failed = |code| SqliteError {
+            action,
+            code,
+            message: "input/output error".into(),
+        };
+        let file = self
+            .file(ffi::SQLITE_FCNTL_FILE_POINTER)
+            .ok_or(failed(ffi::SQLITE_IOERR))?;
+        let mut size: i64 = 0;
+        // SAFETY: as in `read`; the call writes one i64.
+        let code = unsafe {
+            let size_of = (*file)
+                .pMethods
+                .as_ref()
+                .and_then(|methods| methods.xFileSize);
+            size_of.map_or(ffi::SQLITE_IOERR, |size_of| size_of(file, &raw mut size))
+        };
+        if code == ffi::SQLITE_OK {
+            Ok(u64::try_from(size).unwrap_or(0))
+        } else {
+            Err(failed(code))
+        }
+    }
+
+    fn read(
+        &self,
+        which: c_int,
+        action: &'static str,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<(), SqliteError> {
+        let missing = || SqliteError {
+            action,
+            code: ffi::SQLITE_IOERR,
+            message: "no file".into(),
+        };
+        let file = self.file(which).ok_or_else(missing)?;
+        let amount = c_int::try_from(buffer.len()).map_err(|_| missing())?;
+        let offset = i64::try_from(offset).map_err(|_| missing())?;
+        // SAFETY: `file` is a live sqlite3_file of this connection, which `&self` keeps open, and
+        // its methods table is set while it is open. The buffer has `amount` writable bytes.
+        let code = unsafe {
+            let methods = (*file).pMethods;
+            let Some(read) = methods.as_ref().and_then(|methods| methods.xRead) else {
+                return Err(missing());
+            };
+            read(file, buffer.as_mut_ptr().cast(), amount, offset)
+        };
+        if code == ffi::SQLITE_OK {
+            return Ok(());
+        }
+        let message = if code == ffi::SQLITE_IOERR_SHORT_READ {
+            "short read"
+        } else {
+            "input/output error"
+        };
+        Err(SqliteError {
+            action,
+            code,
+            message: message.into(),
+        })
+    }
+
+    /// The first region of the wal-index, as SQLite has mapped it.
+    fn map_wal_index(&self) -> Option<*const u32> {
+        let file = self.file(ffi::SQLITE_FCNTL_FILE_POINTER)?;
+        let mut region: *mut c_void = std::ptr::null_mut();
+        // SAFETY: as in `read`. With bExtend 0 the call maps an existing region or gives the
+        // mapping that is there; it changes no file. A read-only mapping is answered with
+        // SQLITE_READONLY and a good pointer, so the pointer decides, not the code.
+        unsafe {
+            let methods = (*file).pMethods.as_ref()?;
+            let map = methods.xShmMap?;
+            map(file, 0, WAL_INDEX_REGION_BYTES, 0, (&raw mut region).cast());
+        }
+        (!region.is_null()).then_some(region.cast_const().cast::<u32>())
+    }
+
+    fn file(&self, which: c_int) -> Option<*mut ffi::sqlite3_file> {
+        let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+        let code = self.file_control(which, (&raw mut file).cast());
+        // SAFETY: a non-null pointer from SQLite names a sqlite3_file; a file that is not open has
+        // a null methods table.
+        let open = !file.is_null() && unsafe { !(*file).pMethods.is_null() };
+        (code == ffi::SQLITE_OK && open).then_some(file)
+    }
+
+    fn file_control(&self, operation: c_int, argument: *mut c_void) -> c_int {
+        // SAFETY: the handle is valid while `&self` lives, the name is NUL-terminated, and each
+        // caller passes a pointer of the type that its operation writes.
+        unsafe {
+            ffi::sqlite3_file_control(self.inner.handle(), c"main".as_ptr(), operation, argument)
+        }
+    }
+}
+
+/// A look at a database file that nobody writes: no log, no locks, no files beside it.
+#[derive(Debug)]
+pub struct Inspection {
+    inner: rusqlite::Connection,
+}
+
+/// What a query of the user's gave.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QueryResult {
+    /// Number of rows, counted up to the limit.
+    pub rows: u64,
+    /// The first value of the first row as text; none for no row or NULL.
+    pub first: Option<String>,
+}
+
+impl Inspection {
+    /// Opens the file as immutable.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal.
+    pub fn open(path: &Path) -> Result<Inspection, SqliteError> {
+        configure_library();
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let inner = rusqlite::Connection::open_with_flags(immutable_uri(path), flags)
+            .map_err(wrap("open the restored database"))?;
+        // Whoever writes the query must not reach other files through it.
+        inner
+            .set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)
+            .map_err(wrap("forbid ATTACH"))?;
+        Ok(Inspection { inner })
+    }
+
+    /// `PRAGMA quick_check`: the first complaint, if any.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read as a database at all.
+    pub fn quick_check(&self) -> Result<Option<String>, SqliteError> {
+        self.first_complaint("PRAGMA quick_check(1)")
+    }
+
+    /// `PRAGMA integrity_check`: the first complaint, if any.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read as a database at all.
+    pub fn integrity_check(&self) -> Result<Option<String>, SqliteError> {
+        self.first_complaint("PRAGMA integrity_check(1)")
+    }
+
+    fn first_complaint(&self, sql: &str) -> Result<Option<String>, SqliteError> {
+        let answer: Result<String, _> = self.inner.query_row(sql, [], |row| row.get(0));
+        match answer {
+            Ok(answer) => Ok((answer != "ok").then_some(answer)),
+            // A file so damaged that the check itself fails is a complaint, too.
+            Err(rusqlite::Error::SqliteFailure(failure, text))
+                if matches!(
+                    failure.extended_code & 0xff,
+                    ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB
+                ) =>
+            {
+                Ok(Some(text.unwrap_or_else(|| failure.to_string())))
+            }
+            Err(error) => Err(wrap("check the database")(error)),
+        }
+    }
+
+    /// `PRAGMA foreign_key_check`: the first violation, as `table, row, parent`.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn foreign_key_check(&self) -> Result<Option<String>, SqliteError> {
+        let run = || {
+            let mut statement = self.inner.prepare("PRAGMA foreign_key_check")?;
+            let mut rows = statement.query([])?;
+            rows.next()?
+                .map(|row| {
+                    let table: String = row.get(0)?;
+                    let number: Option<i64> = row.get(1)?;
+                    let parent: String = row.get(2)?;
+                    Ok(format!(
+                        "row {} of {table} refers to nothing in {parent}",
+                        number.unwrap_or(0)
+                    ))
+                })
+                .transpose()
+        };
+        run().map_err(wrap("check foreign keys"))
+    }
+
+    /// Runs one statement that must only read, for at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal, a statement that writes, or the time limit.
+    pub fn query(&mut self, sql: &str, limit: Duration) -> Result<QueryResult, SqliteError> {
+        let deadline = std::time::Instant::now() + limit;
+        self.inner
+            .progress_handler(10_000, Some(move || std::time::Instant::now() >= deadline))
+            .map_err(wrap("limit the query"))?;
+        let run = || {
+            let mut statement = self.inner.prepare(sql)?;
+            let mut rows = statement.query([])?;
+            let mut result = QueryResult::default();
+            while let Some(row) = rows.next()? {
+                if result.rows == 0 {
+                    result.first = text_of(row.get_ref(0)?);
+                }
+                result.rows += 1;
+            }
+            Ok(result)
+        };
+        run().map_err(wrap("run the query"))
+    }
+}
+
+fn text_of(value: rusqlite::types::ValueRef<'_>) -> Option<String> {
+    use rusqlite::types::ValueRef;
+    match value {
+        ValueRef::Null => None,
+        ValueRef::Integer(number) => Some(number.to_string()),
+        ValueRef::Real(number) => Some(number.to_string()),
+        ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Blob(bytes) => Some(format!("{} bytes", bytes.len())),
+    }
+}
+
+/// A file URI that makes SQLite ignore logs and locks. Every byte outside the unreserved ones is
+/// escaped, as <https://sqlite.org/uri.html> wants it.
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut uri = String::from("file:");
+    for byte in absolute.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte));
+            }
+            other => write!(uri, "%{other:02X}").expect("a string takes everything"),
+        }
+    }
+    uri.push_str("?immutable=1&mode=ro");
+    uri
+}
+
+/// Copies 4-byte words of shared memory that another process may be writing.
+fn copy_words(words: *const u32, first: usize, out: &mut [u8]) {
+    debug_assert!(first * 4 + out.len() <= WAL_INDEX_INFO_BYTES);
+    for (index, chunk) in out.chunks_exact_mut(4).enumerate() {
+        // SAFETY: the mapping is at least one region long and 4-byte aligned, and the callers stay
+        // inside its first 136 bytes. Volatile, because another process writes here.
+        let word = unsafe { words.add(first + index).read_volatile() };
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+}
+
+/// Keeps SQLite's per-connection memory small: 51 KB a database in place of 292 KB.
+fn configure_library() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: called once, before the first connection of this process initializes SQLite;
+        // later it would be refused with SQLITE_MISUSE and change nothing.
+        unsafe {
+            let none: *mut c_void = std::ptr::null_mut();
+            ffi::sqlite3_config(ffi::SQLITE_CONFIG_PAGECACHE, none, 0 as c_int, 0 as c_int);
+            ffi::sqlite3_config(ffi::SQLITE_CONFIG_LOOKASIDE, 0 as c_int, 0 as c_int);
+        }
+    });
+}
+
+/// The right to open a database through SQLite.
+fn hold(path: &Path) -> Result<Hold, SqliteError> {
+    match Hold::for_sqlite(path) {
+        Ok(Some(hold)) => Ok(hold),
+        Ok(None) => Err(busy("this process reads the file in another way")),
+        Err(error) => Err(SqliteError {
+            action: "open",
+            code: ffi::SQLITE_CANTOPEN,
+            message: error.to_string(),
+        }),
+    }
+}
+
+fn busy(message: &str) -> SqliteError {
+    SqliteError {
+        action: "open",
+        code: ffi::SQLITE_BUSY,
+        message: message.to_owned(),
+    }
+}
+
+fn wrap(action: &'static str) -> impl Fn(rusqlite::Error) -> SqliteError {
+    move |error| {
+        let code = match &error {
+            rusqlite::Error::SqliteFailure(failure, _) => failure.extended_code & 0xff,
+            _ => ffi::SQLITE_ERROR,
+        };
+        SqliteError {
+            action,
+            code,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// Version of the SQLite that is built in, such as `3.54.1`.
+pub fn version() -> &'static str {
+    rusqlite::version()
+}

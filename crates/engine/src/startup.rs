@@ -1,0 +1,204 @@
+//! Before the application starts: bring a missing database back, or prove that there is none.
+//!
+//! | local database | stored backup | what happens |
+//! | --- | --- | --- |
+//! | present | any, even unreachable | nothing: the application starts |
+//! | missing | exists | take the lease, fence, restore, prove, publish |
+//! | missing | every target says that there is none | start empty, if the policy allows |
+//! | missing | a target could not be asked | an error: never start empty |
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use protocol::config::OnMissing;
+use store::{SharedStore, Store};
+
+use crate::database::DatabaseSettings;
+use crate::lease;
+use crate::local::{LocalError, LocalState, ReplicaRecord};
+use crate::remote;
+use crate::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, assemble};
+use crate::target::{TargetError, TargetSettings, fence};
+
+/// How a database was found or made ready.
+#[derive(Debug)]
+pub enum Ready {
+    /// It is there.
+    Present,
+    /// It was restored from this target.
+    Restored {
+        /// The target.
+        target: String,
+        /// What was restored.
+        restored: Restored,
+    },
+    /// There is no backup, and the policy is to start empty.
+    Empty,
+}
+
+/// Why the application must not start yet.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartupError {
+    /// There is no backup, and the policy requires one.
+    #[error("{database}: no target has a backup, and startup.onMissing is RequireBackup")]
+    NoBackup {
+        /// The database.
+        database: String,
+    },
+    /// A target could not be asked, so nobody knows whether there is a backup.
+    #[error("{database}: target {target} could not be asked for a backup: {source}")]
+    CouldNotLook {
+        /// The database.
+        database: String,
+        /// The target.
+        target: String,
+        /// Its answer.
+        source: Box<TargetError>,
+    },
+    /// There is a backup, and it could not be restored.
+    #[error("{database}: restore from target {target}: {source}")]
+    Restore {
+        /// The database.
+        database: String,
+        /// The target.
+        target: String,
+        /// What failed.
+        source: Box<RestoreError>,
+    },
+    /// Our local state failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+}
+
+/// Makes one database ready. Safe to repeat and to stop at any point.
+///
+/// # Errors
+///
+/// See [`StartupError`]; the place of the database is as it was.
+pub async fn make_ready(
+    settings: &DatabaseSettings,
+    on_missing: OnMissing,
+    integrity: IntegrityCheck,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<Ready, StartupError> {
+    match std::fs::metadata(&settings.path) {
+        // A place that we cannot look at is not an empty one.
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            let path = settings.path.clone();
+            return Err(LocalError::Io {
+                action: "look at",
+                path,
+                source,
+            }
+            .into());
+        }
+        _ if is_present(&settings.path) => return Ok(Ready::Present),
+        _ => {}
+    }
+    if on_missing == OnMissing::StartEmpty {
+        return Ok(Ready::Empty);
+    }
+    let database = settings.path.display().to_string();
+    let local = LocalState::open(&settings.state)?;
+    let mut failure = None;
+    for target in &settings.targets {
+        let held = match take_over(&target.store, &settings.holder).await {
+            Ok(Some(epoch)) => epoch,
+            Ok(None) => continue,
+            Err(source) => {
+                let (database, target) = (database.clone(), target.name.clone());
+                failure.get_or_insert(StartupError::CouldNotLook {
+                    database,
+                    target,
+                    source: Box::new(source),
+                });
+                continue;
+            }
+        };
+        let options = RestoreOptions {
+            point: Point::Latest,
+            output: settings.path.clone(),
+            force: false,
+            integrity,
+            parallelism: 8,
+        };
+        let restored = match assemble(&target.store, &options, progress).await {
+            Ok((assembly, restored)) => {
+                // What we know about the database before the database: killed in between, we
+                // restore again. The other way round its backup would seem to be another's.
+                let records = records(&settings.targets, &target.name, held);
+                local.seed(restored.txid, &restored.table, &records)?;
+                assembly
+                    .publish(&options.output, options.force)
+                    .map(|()| restored)
+            }
+            Err(source) => Err(source),
+        };
+        match restored {
+            Ok(restored) => {
+                return Ok(Ready::Restored {
+                    target: target.name.clone(),
+                    restored,
+                });
+            }
+            Err(source) => {
+                tracing::warn!(%database, target_name = %target.name, "restore: {source}");
+                let (database, target) = (database.clone(), target.name.clone());
+                failure.get_or_insert(StartupError::Restore {
+                    database,
+                    target,
+                    source: Box::new(source),
+                });
+            }
+        }
+    }
+    match failure {
+        Some(failure) => Err(failure),
+        None if on_missing == OnMissing::RequireBackup => Err(StartupError::NoBackup { database }),
+        None => Ok(Ready::Empty),
+    }
+}
+
+/// True when an application would find data here. An empty file is none.
+pub fn is_present(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() || meta.len() > 0)
+}
+
+/// Takes the replica over from whoever wrote it, so that nothing is added while we restore.
+/// Returns our epoch, or none when the replica is empty.
+async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<u64>, TargetError> {
+    if remote::list(store).await?.is_empty() {
+        return Ok(None);
+    }
+    let taken = lease::take(store, holder, None, 0, Timestamp::now(), |_| true).await?;
+    let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
+    fence(store, lease.epoch).await?;
+    Ok(Some(lease.epoch))
+}
+
+/// What the sidecar will know: this target is ours, the others are to be taken over.
+fn records(
+    targets: &[TargetSettings],
+    restored_from: &str,
+    epoch: u64,
+) -> BTreeMap<String, ReplicaRecord> {
+    targets
+        .iter()
+        .map(|target| {
+            let location = Arc::clone(&target.store).describe();
+            let ours = target.name == restored_from;
+            let epoch = if ours { epoch } else { 0 };
+            (
+                target.name.clone(),
+                ReplicaRecord {
+                    location,
+                    epoch,
+                    adopt: !ours,
+                },
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,207 @@
+//! The hash of every page of a database at one position.
+//!
+//! The table gives the whole-database checksum at each TXID, proves that a delta covers every page
+//! of a grown database before it is published, and turns "frames were missed" into a delta of the
+//! pages that really changed. A hash is the LTX page checksum, so the rolling checksum is the one
+//! that LTX calls post-apply.
+
+use ltx::{DatabaseChecksum, Txid, page_checksum};
+use sqlite_format::PageSize;
+
+/// Page hashes of a database: 8 bytes a page in memory and on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageTable {
+    page_size: PageSize,
+    hashes: Vec<u64>,
+    checksum: DatabaseChecksum,
+}
+
+/// Why stored bytes are not a page table. The caller reads the database again.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TableError {
+    /// The bytes end early, or their checksum differs: a torn or foreign file.
+    #[error("the page table is damaged")]
+    Damaged,
+}
+
+const MAGIC: &[u8; 8] = b"sqbpage1";
+const HEADER_BYTES: usize = 32;
+
+impl PageTable {
+    /// The table of an empty database.
+    pub fn new(page_size: PageSize) -> PageTable {
+        PageTable {
+            page_size,
+            hashes: Vec::new(),
+            checksum: DatabaseChecksum::default(),
+        }
+    }
+
+    /// The page size of the database.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Size of the database in pages.
+    pub fn commit(&self) -> u32 {
+        u32::try_from(self.hashes.len()).expect("a database has at most 2^32 - 2 pages")
+    }
+
+    /// Checksum of the whole database, as LTX's post-apply checksum defines it.
+    pub fn checksum(&self) -> u64 {
+        self.checksum.get()
+    }
+
+    /// True when the table knows this page with this hash.
+    pub fn matches(&self, pgno: u32, hash: u64) -> bool {
+        pgno > 0 && self.hashes.get(pgno as usize - 1) == Some(&hash)
+    }
+
+    /// Pages up to `commit` that the database gains and that `covered` lacks. A delta with such a
+    /// gap must not be published: a restore from it would miss a page.
+    pub fn first_gap(&self, commit: u32, covered: impl Fn(u32) -> bool) -> Option<u32> {
+        let lock = self.page_size.lock_pgno();
+        (self.commit() + 1..=commit).find(|pgno| *pgno != lock && !covered(*pgno))
+    }
+
+    /// Sets the hashes of changed pages and the new size of the database.
+    pub fn apply(&mut self, changed: impl IntoIterator<Item = (u32, u64)>, commit: u32) {
+        self.resize(commit);
+        for (pgno, hash) in changed {
+            if pgno > commit {
+                continue;
+            }
+            let old = std::mem::replace(&mut self.hashes[pgno as usize - 1], hash);
+            self.toggle(old);
+            self.toggle(hash);
+        }
+    }
+
+    /// Sets the hash of one page from its image, growing the database if needed.
+    pub fn set(&mut self, pgno: u32, image: &[u8]) {
+        let commit = self.commit().max(pgno);
+        self.apply([(pgno, page_checksum(pgno, image))], commit);
+    }
+
+    fn resize(&mut self, commit: u32) {
+        while self.hashes.len() > commit as usize {
+            let old = self
+                .hashes
+                .pop()
+                .expect("the loop condition says there is one");
+            self.toggle(old);
+        }
+        self.hashes.resize(commit as usize, 0);
+    }
+
+    /// Zero stands for a page without content: the lock page, or one not set yet.
+    fn toggle(&mut self, hash: u64) {
+        if hash != 0 {
+            self.checksum.toggle(hash);
+        }
+    }
+
+    /// The table as bytes, with the position it belongs to.
+    ///
+    /// Layout, little-endian: 0 magic (8), 8 page size (4), 12 pages (4), 16 TXID (8),
+    /// 24 checksum (8), 32 hashes (8 each), then a CRC-64 of all before it (8).
+    pub fn encode(&self, txid: Txid) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.hashes.len() * 8 + 8);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&self.page_size.get().to_le_bytes());
+        bytes.extend_from_slice(&self.commit().to_le_bytes());
+        bytes.extend_from_slice(&txid.get().to_le_bytes());
+        bytes.extend_from_slice(&self.checksum.get().to_le_bytes());
+        for hash in &self.hashes {
+            bytes.extend_from_slice(&hash.to_le_bytes());
+        }
+        bytes.extend_from_slice(&page_checksum(0, &bytes).to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`PageTable::encode`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// Damaged bytes, including a table whose hashes do not add up to its checksum.
+    pub fn decode(bytes: &[u8]) -> Result<(Txid, PageTable), TableError> {
+        let (body, crc) = bytes.split_last_chunk::<8>().ok_or(TableError::Damaged)?;
+        if body.len() < HEADER_BYTES
+            || !body.starts_with(MAGIC)
+            || u64::from_le_bytes(*crc) != page_checksum(0, body)
+        {
+            return Err(TableError::Damaged);
+        }
+        let (header, hashes) = body.split_at(HEADER_BYTES);
+        let word = |at: usize| u64_at(header, at);
+        let page_size = PageSize::new(word(8) as u32).map_err(|_| TableError::Damaged)?;
+        let commit = (word(8) >> 32) as u32;
+        if hashes.len() != commit as usize * 8 {
+            return Err(TableError::Damaged);
+        }
+        let mut table = PageTable::new(page_size);
+        let hashes = (0..commit).map(|index| (index + 1, u64_at(hashes, index as usize * 8)));
+        table.apply(hashes, commit);
+        if table.checksum() != word(24) {
+            return Err(TableError::Damaged);
+        }
+        Ok((Txid::new(word(16)), table))
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("a slice of 8 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(pages: u32) -> PageTable {
+        let mut table = PageTable::new(PageSize::new(512).unwrap());
+        for pgno in 1..=pages {
+            table.set(pgno, &[pgno as u8; 512]);
+        }
+        table
+    }
+
+    #[test]
+    fn the_checksum_depends_on_content_alone_and_not_on_the_way_there() {
+        let direct = table(5);
+        let mut detour = table(9);
+        detour.set(3, &[77; 512]);
+        detour.set(3, &[3; 512]);
+        detour.apply([], 5);
+        assert_eq!(detour, direct);
+        assert_ne!(table(6).checksum(), direct.checksum());
+    }
+
+    #[test]
+    fn a_table_reads_back_and_any_damage_is_noticed() {
+        let bytes = table(5).encode(Txid::new(9));
+        assert_eq!(PageTable::decode(&bytes), Ok((Txid::new(9), table(5))));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(
+                PageTable::decode(&damaged),
+                Err(TableError::Damaged),
+                "byte {at}"
+            );
+            assert_eq!(
+                PageTable::decode(&bytes[..at]),
+                Err(TableError::Damaged),
+                "cut at {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_grown_database_shows_its_uncovered_pages() {
+        assert_eq!(table(5).first_gap(7, |_| false), Some(6));
+        assert_eq!(table(5).first_gap(7, |pgno| pgno == 6), Some(7));
+        assert_eq!(table(5).first_gap(7, |pgno| pgno > 5), None);
+        assert_eq!(table(5).first_gap(3, |_| false), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Merging and retention: what happens when nothing is urgent.
+
+use bytes::Bytes;
+use ltx::{Decoder, FileName, Header, MergeOptions, Txid};
+use store::{Body, StoreErrorKind};
+use tokio::time::Instant;
+
+use crate::capture::unix_ms;
+use crate::chain::TargetProgress;
+use crate::remote::{self, RemoteFile};
+use crate::retention::expired;
+
+use super::{Connection, MERGE_BYTES, MERGE_FILES, Target, TargetError, local_error};
+
+impl Target {
+    /// Merges what was acknowledged since the last merge into one file of level 1.
+    pub(super) async fn merge(
+        &self,
+        connection: &mut Connection,
+        progress: TargetProgress,
+    ) -> Result<(), TargetError> {
+        connection.next_merge = Instant::now() + self.settings.merge_interval;
+        // The names of merged files are no claims that a later writer meets.
+        self.confirm_lease(connection).await?;
+        let mut inputs = Vec::new();
+        let mut txid = progress.merged.next();
+        let mut bytes = 0;
+        while txid <= progress.acked && inputs.len() < MERGE_FILES {
+            let size = stored_bytes(connection, txid);
+            let Some(size) = size.filter(|size| *size <= MERGE_BYTES) else {
+                // Too large to be worth it, or a name that another writer's history skipped: a
+                // merged file ends before it, and it stays as it is.
+                if inputs.is_empty() {
+                    txid = txid.next();
+                }
+                break;
+            };
+            if bytes + size > MERGE_BYTES {
+                break;
+            }
+            bytes += size;
+            inputs.push(self.merge_input(txid).await?);
+            txid = txid.next();
+        }
+        if txid <= progress.acked {
+            connection.next_merge = Instant::now();
+        }
+        let last = Txid::new(txid.get() - 1);
+        let Some(merged) = merge_bytes(inputs, connection.epoch)? else {
+            self.set_progress(|progress| progress.merged = last);
+            return Ok(());
+        };
+        let (header, bytes) = merged;
+        let name = FileName {
+            min: header.min_txid,
+            max: header.max_txid,
+        };
+        self.put(connection, 1, name, Body::Bytes(bytes), header.timestamp_ms)
+            .await?;
+        self.set_progress(|progress| progress.merged = last);
+        Ok(())
+    }
+
+    /// The bytes of a captured file, from the local disk while it is there.
+    pub(super) async fn merge_input(&self, txid: Txid) -> Result<Bytes, TargetError> {
+        match tokio::fs::read(self.local.captured_path(txid)).await {
+            Ok(bytes) => return Ok(bytes.into()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(local_error(error)),
+        }
+        let name = FileName {
+            min: txid,
+            max: txid,
+        };
+        let store = &self.settings.store;
+        let key = remote::key(store.layout(), 0, name);
+        Ok(store.get(&key, None).await?)
+    }
+
+    /// Deletes what no promised restore can need.
+    pub(super) async fn retain(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        let gone = expired(&connection.files, &self.settings.retention, unix_ms());
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.confirm_lease(connection).await?;
+        let layout = self.settings.store.layout();
+        let keys: Vec<String> = gone
+            .iter()
+            .map(|file| remote::key(layout, file.level, file.name()))
+            .collect();
+        match self.settings.store.delete(&keys).await {
+            // Without the right to delete, backups go on; the bucket's own rules may clean up.
+            Err(error) if error.kind() == StoreErrorKind::Denied => {
+                tracing::warn!(target_name = %self.settings.name, "retention: {error}");
+            }
+            result => {
+                result?;
+                for file in &gone {
+                    connection.files.remove(file);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Size of the stored file of one TXID; none when there is none.
+pub(super) fn stored_bytes(connection: &Connection, txid: Txid) -> Option<u64> {
+    let of_level_0 = RemoteFile {
+        level: 0,
+        min: txid,
+        max: txid,
+        size: 0,
+        modified_ms: i64::MIN,
+    };
+    let file = connection.files.range(of_level_0..).next()?;
+    (file.level == 0 && file.min == txid && file.max == txid).then_some(file.size)
+}
+pub(super) fn merge_bytes(
+    inputs: Vec<Bytes>,
+    epoch: u64,
+) -> Result<Option<(Header, Bytes)>, TargetError> {
+    if inputs.is_empty() {
+        return Ok(None);
+    }
+    let decoders: Result<Vec<_>, _> = inputs
+        .into_iter()
+        .map(|bytes| Decoder::new(std::io::Cursor::new(bytes)))
+        .collect();
+    let options = MergeOptions { node_id: epoch };
+    let (bytes, merged) = decoders
+        .and_then(|decoders| ltx::merge(decoders, options, Vec::new()))
+        .map_err(local_error)?;
+    Ok(Some((merged.header, bytes.into())))
+}

@@ -1,0 +1,244 @@
+//! Storing captured files and full copies under names that nobody has.
+
+use std::io::SeekFrom;
+use std::path::Path;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use ltx::{FileName, Level, Txid};
+use protocol::status::Position;
+use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::time::Instant;
+
+use crate::capture::unix_ms;
+use crate::chain::{Captured, ChainState, SnapshotFile};
+use crate::lease;
+use crate::remote::{self, RemoteFile};
+
+use super::{Connection, Target, TargetError, local_error, position};
+
+impl Target {
+    /// What follows `above` is no longer on the local disk: go on from a full copy. The store is
+    /// asked first, because a copy made while it is away would be too old when it comes back.
+    pub(super) async fn ask_for_snapshot(
+        &self,
+        connection: &Connection,
+        above: Txid,
+    ) -> Result<(), TargetError> {
+        self.confirm_lease(connection).await?;
+        self.set_progress(|progress| progress.needs_snapshot = Some(above));
+        Ok(())
+    }
+
+    pub(super) async fn upload(
+        &self,
+        connection: &mut Connection,
+        captured: Captured,
+    ) -> Result<(), TargetError> {
+        let file = captured.file;
+        let path = self.local.captured_path(file.txid);
+        let name = FileName {
+            min: file.txid,
+            max: file.txid,
+        };
+        let body = Body::File {
+            path,
+            len: file.bytes,
+        };
+        self.put(connection, 0, name, body, file.timestamp_ms)
+            .await?;
+        let at = |sum| position(file.txid, sum, file.timestamp_ms);
+        self.acknowledge(captured.checksum.and_then(at));
+        self.set_progress(|progress| progress.acked = file.txid);
+        Ok(())
+    }
+
+    /// Stores a full copy that everything after it builds on, and a first file after it, because
+    /// the newest file of level 0 has to be a single TXID.
+    pub(super) async fn upload_base(
+        &self,
+        connection: &mut Connection,
+        snapshot: &SnapshotFile,
+    ) -> Result<(), TargetError> {
+        self.upload_snapshot(connection, snapshot).await?;
+        // A copy of what is stored changes nothing, but this one is news, and its name is no claim
+        // that a later writer meets: if one has taken over meanwhile, the copy has to go again.
+        if let Err(error) = self.confirm_lease(connection).await {
+            if error.is_final() {
+                let store = &self.settings.store;
+                let name = FileName {
+                    min: Txid::FIRST,
+                    max: snapshot.txid,
+                };
+                let key = remote::key(store.layout(), Level::SNAPSHOT.get(), name);
+                store.delete(&[key]).await?;
+            }
+            return Err(error);
+        }
+        let at = position(snapshot.txid, snapshot.checksum, snapshot.timestamp_ms);
+        self.acknowledge(at);
+        // The captured file of that very TXID goes, too: level 0 must not end before the copy.
+        let own = self.chain.lock().captured(snapshot.txid).is_some();
+        let before = Txid::new(snapshot.txid.get() - u64::from(own));
+        self.set_progress(|progress| {
+            progress.acked = before;
+            progress.merged = snapshot.txid;
+            progress.needs_snapshot = None;
+        });
+        self.chain.update(ChainState::release_snapshot);
+        Ok(())
+    }
+
+    pub(super) async fn upload_periodic_snapshot(
+        &self,
+        connection: &mut Connection,
+    ) -> Result<bool, TargetError> {
+        let Some(snapshot) = self.chain.lock().snapshot.clone() else {
+            return Ok(false);
+        };
+        let known = |file: &RemoteFile| file.is_snapshot() && file.max >= snapshot.txid;
+        if connection.files.iter().any(known) || self.progress().acked < snapshot.txid {
+            return Ok(false);
+        }
+        self.upload_snapshot(connection, &snapshot).await?;
+        self.chain.update(ChainState::release_snapshot);
+        connection.next_retention = Instant::now();
+        Ok(true)
+    }
+
+    pub(super) async fn upload_snapshot(
+        &self,
+        connection: &mut Connection,
+        snapshot: &SnapshotFile,
+    ) -> Result<(), TargetError> {
+        self.confirm_lease(connection).await?;
+        let name = FileName {
+            min: Txid::FIRST,
+            max: snapshot.txid,
+        };
+        let body = Body::File {
+            path: snapshot.path.clone(),
+            len: snapshot.bytes,
+        };
+        let level = Level::SNAPSHOT.get();
+        self.put(connection, level, name, body, snapshot.timestamp_ms)
+            .await?;
+        let now = Timestamp::now();
+        self.set_report(|report| report.last_snapshot = Some(now));
+        self.set_progress(|progress| progress.copied = snapshot.txid);
+        Ok(())
+    }
+
+    pub(super) fn acknowledge(&self, position: Option<Position>) {
+        let now = Timestamp::now();
+        self.set_report(|report| {
+            report.last_sync = Some(now);
+            report.position = position;
+        });
+    }
+
+    /// Stores an object under a name that nobody has. A name that is taken by the very same bytes
+    /// is our own, from an attempt whose answer was lost.
+    pub(super) async fn put(
+        &self,
+        connection: &mut Connection,
+        level: u8,
+        name: FileName,
+        body: Body,
+        timestamp_ms: i64,
+    ) -> Result<(), TargetError> {
+        let store = &self.settings.store;
+        let key = remote::key(store.layout(), level, name);
+        let meta = PutMeta {
+            timestamp_ms: Some(timestamp_ms),
+        };
+        let size = body.size();
+        match store.put(&key, body.clone(), PutMode::Create, &meta).await {
+            Err(error) if error.kind() == StoreErrorKind::Exists => {
+                if !same_object(store, &key, &body).await? {
+                    return Err(self.explain_conflict(connection, &key, error).await);
+                }
+            }
+            result => result?,
+        }
+        connection.files.insert(RemoteFile {
+            level,
+            min: name.min,
+            max: name.max,
+            size,
+            modified_ms: unix_ms(),
+        });
+        self.set_report(|report| {
+            report.uploads += 1;
+            report.uploaded_bytes += size;
+        });
+        Ok(())
+    }
+
+    /// Finds out whose file has the name that we wanted.
+    pub(super) async fn explain_conflict(
+        &self,
+        connection: &Connection,
+        key: &str,
+        error: StoreError,
+    ) -> TargetError {
+        let lease = match lease::read(&self.settings.store).await {
+            Ok(lease) => lease.map(|stored| stored.lease),
+            Err(error) => return error.into(),
+        };
+        match lease {
+            Some(lease) if lease.epoch > connection.epoch => TargetError::Superseded {
+                by: lease.holder,
+                epoch: lease.epoch,
+                ours: connection.epoch,
+            },
+            _ => {
+                tracing::warn!(key, "another writer's file has the name that comes next");
+                TargetError::Store(error)
+            }
+        }
+    }
+
+    /// Asks who may write, before anything that put-if-absent does not protect.
+    pub(super) async fn confirm_lease(&self, connection: &Connection) -> Result<(), TargetError> {
+        match lease::read(&self.settings.store).await? {
+            Some(stored) if stored.lease.epoch != connection.epoch => {
+                Err(TargetError::Superseded {
+                    by: stored.lease.holder,
+                    epoch: stored.lease.epoch,
+                    ours: connection.epoch,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether an object holds the bytes that we wanted to store there.
+pub(super) async fn same_object(
+    store: &SharedStore,
+    key: &str,
+    body: &Body,
+) -> Result<bool, TargetError> {
+    if store.head(key).await?.size != body.size() {
+        return Ok(false);
+    }
+    // The trailer's checksum covers every byte of the file.
+    let tail = body.size().saturating_sub(ltx::TRAILER_BYTES as u64)..body.size();
+    let theirs = store.get(key, Some(tail.clone())).await?;
+    let ours = match body {
+        Body::Bytes(bytes) => bytes.slice(tail.start as usize..),
+        Body::File { path, .. } => read_from(path, tail.start).await.map_err(local_error)?,
+    };
+    Ok(theirs == ours)
+}
+
+/// The end of a local file.
+pub(super) async fn read_from(path: &Path, start: u64) -> std::io::Result<Bytes> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).await?;
+    Ok(bytes.into())
+}

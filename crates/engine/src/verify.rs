@@ -1,0 +1,473 @@
+//! Proof that a backup comes back: restore it elsewhere and hold it against what was acknowledged.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use ltx::Txid;
+use protocol::Span;
+use protocol::status::Position;
+use protocol::verify::{
+    Check, CheckReport, DatabaseExpectation, DatabaseReport, VerifyLevel, VerifyResult,
+};
+use store::{SharedStore, StoreErrorKind};
+
+use crate::plan::{PlanError, plan_restore};
+use crate::remote;
+use crate::restore::{Assembly, IntegrityCheck, Point, RestoreError, Restored, resolve};
+use crate::sqlite::{Inspection, QueryResult};
+
+/// Longest time that one check may run.
+const CHECK_TIME: Duration = Duration::from_secs(60);
+/// Objects fetched at the same time.
+const PARALLELISM: usize = 8;
+
+/// What to prove of one database.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions<'a> {
+    /// The member, for reports.
+    pub member: &'a str,
+    /// Path as configured, for reports and to find its checks.
+    pub path: &'a str,
+    /// The point to restore.
+    pub point: Point,
+    /// How deep to look.
+    pub level: VerifyLevel,
+    /// What a live sidecar had acknowledged when the run was asked for.
+    pub expected: Option<&'a DatabaseExpectation>,
+    /// Longest allowed lag of the target at that moment; needs `expected`.
+    pub max_lag: Option<Span>,
+    /// Longest allowed age of the newest stored commit. An idle database fails it with a good
+    /// backup, so only a person asks for it.
+    pub max_age: Option<Span>,
+    /// The user's checks.
+    pub checks: &'a [Check],
+    /// Where the database is rebuilt; removed afterwards.
+    pub scratch: &'a Path,
+}
+
+/// The proof, or what is wrong.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// For reports.
+    pub report: DatabaseReport,
+    /// Bytes read from the store.
+    pub bytes: u64,
+    /// Time from the start to a usable database.
+    pub rto: Duration,
+    /// What would have been lost, where a live sidecar's word is there to compare.
+    pub rpo: Option<Duration>,
+}
+
+/// Restores one database from one target and proves it. Never fails: a failure is a verdict.
+pub async fn verify(target: &str, store: &SharedStore, options: &VerifyOptions<'_>) -> Verified {
+    let started = Instant::now();
+    let mut verified = Verified {
+        report: DatabaseReport {
+            member: options.member.to_owned(),
+            path: options.path.to_owned(),
+            target: target.to_owned(),
+            result: VerifyResult::Passed,
+            message: String::new(),
+            resolved: None,
+            checks: Vec::new(),
+        },
+        bytes: 0,
+        rto: Duration::ZERO,
+        rpo: None,
+    };
+    if let Err(failure) = prove(store, options, started, &mut verified).await {
+        verified.report.result = failure.result;
+        verified.report.message = failure.message.chars().take(256).collect();
+    }
+    verified
+}
+
+/// A verdict other than passed.
+struct Failure {
+    result: VerifyResult,
+    message: String,
+}
+
+impl Failure {
+    fn new(result: VerifyResult, message: impl Into<String>) -> Failure {
+        Failure {
+            result,
+            message: message.into(),
+        }
+    }
+}
+
+async fn prove(
+    store: &SharedStore,
+    options: &VerifyOptions<'_>,
+    started: Instant,
+    verified: &mut Verified,
+) -> Result<(), Failure> {
+    let resolved = resolve(store, options.point)
+        .await
+        .map_err(|error| judge(&error))?;
+    let wanted = resolved.plan.txid;
+    let expected = options.expected.filter(|_| options.point == Point::Latest);
+    let acknowledged = expected
+        .map(|expected| parse_txid(&expected.acknowledged))
+        .transpose()?;
+    if let (Some(acknowledged), Some(expected)) = (acknowledged, expected)
+        && wanted < acknowledged
+    {
+        let message = format!(
+            "the newest stored position is TXID {wanted}, but TXID {acknowledged} had been \
+             acknowledged at {}",
+            expected.acknowledged.time
+        );
+        return Err(Failure::new(VerifyResult::Stale, message));
+    }
+    let output = options.scratch.join("database");
+    let mut assembly = Assembly::create(&output).map_err(|error| judge(&error))?;
+    // First to the acknowledged position, where it still is one of its own, and compare; then on.
+    let halfway = acknowledged
+        .filter(|_| options.level == VerifyLevel::Checksum)
+        .and_then(|txid| plan_restore(&resolved.files, Some(txid)).ok());
+    let first = halfway.as_ref().unwrap_or(&resolved.plan);
+    assembly
+        .fetch(store, first, PARALLELISM, &|_, _| {})
+        .await
+        .map_err(|error| judge(&error))?;
+    if let (Some(_), Some(expected)) = (&halfway, expected) {
+        let proven = assembly
+            .prove(IntegrityCheck::None)
+            .await
+            .map_err(|error| judge(&error))?;
+        compare(&proven, &expected.acknowledged)?;
+        let advanced = assembly
+            .advance(store, &resolved.files, wanted, PARALLELISM)
+            .await;
+        advanced.map_err(|error| judge(&error))?;
+    }
+    let integrity = match options.level {
+        VerifyLevel::Quick => IntegrityCheck::Quick,
+        VerifyLevel::Full | VerifyLevel::Checksum => IntegrityCheck::Full,
+    };
+    let restored = assembly
+        .prove(integrity)
+        .await
+        .map_err(|error| judge(&error))?;
+    verified.bytes = restored.bytes;
+    verified.rto = started.elapsed();
+    verified.report.resolved = Some(position_of(&restored));
+    if let Some(expected) = expected {
+        if parse_txid(&expected.acknowledged)? == restored.txid {
+            compare(&restored, &expected.acknowledged)?;
+        }
+        verified.rpo = Some(Duration::from_millis(expected.lag_ms));
+        judge_lag(expected, options.max_lag)?;
+    }
+    judge_age(&restored, options)?;
+    if options.level >= VerifyLevel::Full {
+        let inspected = inspect(assembly.path(), options, restored.timestamp_ms);
+        verified.report.checks = inspected?;
+        let failed = verified.report.checks.iter().find(|check| !check.ok);
+        if let Some(check) = failed {
+            let message = format!("check {}: {}", check.name, check.detail);
+            return Err(Failure::new(VerifyResult::CheckFailed, message));
+        }
+    }
+    Ok(())
+}
+
+fn parse_txid(position: &Position) -> Result<Txid, Failure> {
+    position.txid.parse().map_err(|_| {
+        let message = format!("the expected position {:?} is not a TXID", position.txid);
+        Failure::new(VerifyResult::RestoreFailed, message)
+    })
+}
+
+fn compare(restored: &Restored, acknowledged: &Position) -> Result<(), Failure> {
+    let found = format!("{:016x}", restored.table.checksum());
+    if found == acknowledged.checksum {
+        return Ok(());
+    }
+    let message = format!(
+        "the database at TXID {} has checksum {found}, but {} was acknowledged",
+        restored.txid, acknowledged.checksum
+    );
+    Err(Failure::new(VerifyResult::ChecksumMismatch, message))
+}
+
+fn position_of(restored: &Restored) -> Position {
+    Position {
+        txid: restored.txid.to_string(),
+        checksum: format!("{:016x}", restored.table.checksum()),
+        time: time_of(restored.timestamp_ms),
+    }
+}
+
+fn time_of(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Whether commits waited for the store longer than they may.
+fn judge_lag(expected: &DatabaseExpectation, limit: Option<Span>) -> Result<(), Failure> {
+    match limit {
+        Some(limit) if expected.lag_ms > limit.as_millis() => {
+            let message = format!(
+                "commits have waited {} ms, longer than {limit}",
+                expected.lag_ms
+            );
+            Err(Failure::new(VerifyResult::Stale, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn judge_age(restored: &Restored, options: &VerifyOptions<'_>) -> Result<(), Failure> {
+    let Some(limit) = options.max_age else {
+        return Ok(());
+    };
+    let time = time_of(restored.timestamp_ms);
+    let age = Timestamp::now().duration_since(time).unsigned_abs();
+    if age <= limit.0 {
+        return Ok(());
+    }
+    let message = format!("the newest stored commit is of {time}, older than {limit}");
+    Err(Failure::new(VerifyResult::Stale, message))
+}
+
+/// What an error of a restore says about the backup.
+pub fn judge_restore(error: &RestoreError) -> VerifyResult {
+    match error {
+        RestoreError::Store(error) => match error.kind() {
+            StoreErrorKind::Denied | StoreErrorKind::CredentialsMissing => {
+                VerifyResult::CredentialsInvalid
+            }
+            StoreErrorKind::Missing => VerifyResult::Hole,
+            _ => VerifyResult::DestinationUnavailable,
+        },
+        RestoreError::Remote(_) | RestoreError::PageSizeChanged { .. } => VerifyResult::Corrupt,
+        RestoreError::Plan(PlanError::Empty) => VerifyResult::NoBackupYet,
+        RestoreError::Plan(_)
+        | RestoreError::TooEarly { .. }
+        | RestoreError::MissingPage { .. } => VerifyResult::Hole,
+        RestoreError::Integrity { .. } => VerifyResult::IntegrityFailed,
+        RestoreError::Io { source, .. } if crate::local::is_disk_full(source) => {
+            VerifyResult::ScratchTooSmall
+        }
+        RestoreError::Sqlite(_)
+        | RestoreError::Exists { .. }
+        | RestoreError::InUse { .. }
+        | RestoreError::Io { .. } => VerifyResult::RestoreFailed,
+    }
+}
+
+fn judge(error: &RestoreError) -> Failure {
+    Failure::new(judge_restore(error), error.to_string())
+}
+
+fn inspect(
+    path: &Path,
+    options: &VerifyOptions<'_>,
+    timestamp_ms: i64,
+) -> Result<Vec<CheckReport>, Failure> {
+    let failed = |error: crate::sqlite::SqliteError| {
+        Failure::new(VerifyResult::IntegrityFailed, error.to_string())
+    };
+    let mut inspection = Inspection::open(path).map_err(failed)?;
+    if let Some(violation) = inspection.foreign_key_check().map_err(failed)? {
+        return Err(Failure::new(VerifyResult::IntegrityFailed, violation));
+    }
+    let mine = options
+        .checks
+        .iter()
+        .filter(|check| applies(check, options.path));
+    Ok(mine
+        .map(|check| {
+            let outcome = inspection
+                .query(&check.query, CHECK_TIME)
+                .map_err(|error| error.to_string())
+                .and_then(|found| evaluate(check, &found, time_of(timestamp_ms)));
+            let (ok, detail) = match outcome {
+                Ok(detail) => (true, detail),
+                Err(detail) => (false, detail),
+            };
+            let detail = detail.chars().take(256).collect();
+            CheckReport {
+                name: check.name.clone(),
+                ok,
+                detail,
+            }
+        })
+        .collect())
+}
+
+/// Whether a check is about this database: by path, by file name, or about every one.
+fn applies(check: &Check, path: &str) -> bool {
+    match check.database.as_deref() {
+        None | Some("*") => true,
+        Some(name) => name == path || path.rsplit('/').next() == Some(name),
+    }
+}
+
+/// Holds a result against a check; `at` is the time of the restored point.
+///
+/// # Errors
+///
+/// What was found and what was expected.
+pub fn evaluate(check: &Check, found: &QueryResult, at: Timestamp) -> Result<String, String> {
+    let shown = found.first.clone().unwrap_or_else(|| "NULL".to_owned());
+    if let Some(rows) = check.rows {
+        let text = format!("{} rows, expected {rows}", found.rows);
+        return if found.rows == rows {
+            Ok(text)
+        } else {
+            Err(text)
+        };
+    }
+    if let Some(wanted) = &check.equals {
+        let text = format!("{shown:?}, expected {wanted:?}");
+        return if found.first.as_ref() == Some(wanted) {
+            Ok(text)
+        } else {
+            Err(text)
+        };
+    }
+    if let Some(limit) = check.max_age {
+        let time = found.first.as_deref().and_then(parse_time);
+        let Some(time) = time else {
+            return Err(format!("{shown:?} is not a time"));
+        };
+        let text = format!("{time}, at most {limit} before {at}");
+        let age = at.duration_since(time);
+        let fresh = age.is_negative() || age.unsigned_abs() <= limit.0;
+        return if fresh { Ok(text) } else { Err(text) };
+    }
+    let number = found
+        .first
+        .as_deref()
+        .and_then(|text| text.parse::<f64>().ok());
+    let Some(number) = number else {
+        return Err(format!("{shown:?} is not a number"));
+    };
+    let (low, high) = (check.min.unwrap_or(i64::MIN), check.max.unwrap_or(i64::MAX));
+    let text = match (check.min, check.max) {
+        (Some(min), Some(max)) => format!("{shown}, expected {min} to {max}"),
+        (Some(min), None) => format!("{shown}, expected at least {min}"),
+        (None, Some(max)) => format!("{shown}, expected at most {max}"),
+        (None, None) => return Err("the check expects nothing".to_owned()),
+    };
+    if number >= low as f64 && number <= high as f64 {
+        Ok(text)
+    } else {
+        Err(text)
+    }
+}
+
+/// A time as applications store it: RFC 3339, SQLite's `YYYY-MM-DD HH:MM:SS` in UTC, or a Unix
+/// time in seconds or, beyond 10^11, milliseconds.
+fn parse_time(text: &str) -> Option<Timestamp> {
+    if let Ok(number) = text.parse::<f64>() {
+        let ms = if number.abs() > 1e11 {
+            number
+        } else {
+            number * 1000.0
+        };
+        return Timestamp::from_millisecond(ms as i64).ok();
+    }
+    text.parse::<Timestamp>().ok().or_else(|| {
+        let civil: DateTime = text.parse().ok()?;
+        Some(civil.to_zoned(TimeZone::UTC).ok()?.timestamp())
+    })
+}
+
+/// The newest stored TXID of a replica, zero when the store says that there is nothing.
+///
+/// # Errors
+///
+/// The store's.
+pub async fn newest_stored(store: &SharedStore) -> Result<Txid, store::StoreError> {
+    Ok(remote::newest(&remote::list(store).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(rows: u64, first: &str) -> QueryResult {
+        QueryResult {
+            rows,
+            first: Some(first.to_owned()),
+        }
+    }
+
+    fn outcome(check: Check, result: &QueryResult) -> bool {
+        evaluate(&check, result, "2026-11-20T12:00:00Z".parse().unwrap()).is_ok()
+    }
+
+    #[test]
+    fn ranges_hold_at_their_ends_and_fail_beyond() {
+        for (value, holds) in [("99", false), ("100", true), ("200", true), ("201", false)] {
+            let check = Check {
+                min: Some(100),
+                max: Some(200),
+                ..Check::default()
+            };
+            assert_eq!(outcome(check, &found(1, value)), holds, "{value}");
+        }
+        let check = Check {
+            min: Some(1),
+            ..Check::default()
+        };
+        assert!(!outcome(check, &found(1, "many")));
+    }
+
+    #[test]
+    fn rows_and_values_are_compared_exactly() {
+        assert!(outcome(
+            Check {
+                rows: Some(1),
+                ..Check::default()
+            },
+            &found(1, "x")
+        ));
+        assert!(!outcome(
+            Check {
+                rows: Some(1),
+                ..Check::default()
+            },
+            &found(0, "x")
+        ));
+        let check = Check {
+            equals: Some("on".into()),
+            ..Check::default()
+        };
+        assert!(outcome(check.clone(), &found(1, "on")));
+        assert!(!outcome(check, &found(1, "off")));
+    }
+
+    #[test]
+    fn age_is_judged_at_the_restored_point_in_every_common_form_of_time() {
+        for (time, holds) in [
+            ("2026-11-20T11:50:00Z", true),
+            ("2026-11-20 11:50:00", true),
+            ("2026-11-20 11:40:00", false),
+            ("1795175400", true),
+            ("1795175400000", true),
+            ("1795170000", false),
+            ("2027-01-01 00:00:00", true),
+            ("yesterday", false),
+        ] {
+            let max_age = Some("15m".parse().unwrap());
+            let check = Check {
+                max_age,
+                ..Check::default()
+            };
+            assert_eq!(outcome(check, &found(1, time)), holds, "{time}");
+        }
+    }
+
+    #[test]
+    fn a_check_that_expects_nothing_fails() {
+        assert!(!outcome(Check::default(), &found(1, "1")));
+    }
+}

@@ -1,0 +1,337 @@
+//! What replication costs: the length of the log, latency, CPU, locks; and databases of odd sizes.
+
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::probe::{Probe, probe};
+use engine::restore::Point;
+use protocol::status::DatabaseState;
+use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
+
+use crate::app::{App, Habits, seed};
+use crate::bench::{Place, Replication, assert_stored, memory, restored, settings, wait_for};
+
+fn log_bytes(path: &Path) -> u64 {
+    let log = engine::scan::with_suffix(path, "-wal");
+    std::fs::metadata(log).map_or(0, |meta| meta.len())
+}
+
+/// Lets the application write for a while and returns the longest log.
+fn write_for(app: &mut App, path: &Path, time: Duration) -> u64 {
+    let (until, mut longest) = (Instant::now() + time, 0);
+    app.go();
+    while Instant::now() < until {
+        longest = longest.max(log_bytes(path));
+        std::thread::sleep(Duration::from_millis(5)); // bounded: the application works meanwhile
+    }
+    app.pause();
+    longest
+}
+
+#[test]
+fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
+    let time = Duration::from_secs(3);
+    let alone = Place::new();
+    let mut app = App::start(&Habits::calm(&alone.database(), seed()));
+    let longest = write_for(&mut app, &alone.database(), time);
+    println!(
+        "without us: {:?} us, {} commits, log {longest}",
+        app.latencies(),
+        app.commits()
+    );
+    drop(app);
+    for dead in [false, true] {
+        let place = Place::new();
+        let failing = Fault::Fail(StoreErrorKind::Unreachable);
+        let plan = if dead {
+            FaultPlan::none().from(12, failing)
+        } else {
+            FaultPlan::none()
+        };
+        let faulty = Arc::new(Faulty::new(
+            Memory::with_clock(engine::capture::unix_ms),
+            plan,
+        ));
+        let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+        let mut app = App::start(&Habits::calm(&place.database(), seed()));
+        let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+        settings.backlog_bytes = 4 << 20;
+        let replication = Replication::start(&settings);
+        wait_for("a first position", || replication.status().position);
+        let longest = write_for(&mut app, &place.database(), time);
+        println!(
+            "with us, store dead {dead}: {:?} us, {} commits, log {longest}",
+            app.latencies(),
+            app.commits()
+        );
+        assert!(longest < 40 << 20, "the log grew to {longest} bytes");
+        faulty.set_plan(FaultPlan::none());
+        assert_stored(&replication, &mut app, &store);
+        assert!(replication.stop());
+    }
+}
+
+#[test]
+fn an_idle_database_with_a_long_log_costs_nothing() {
+    if !crate::alone("bounds::an_idle_database_with_a_long_log_costs_nothing") {
+        return;
+    }
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none(),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let habits = Habits {
+        autocheckpoint: 0,
+        ..Habits::calm(&place.database(), seed())
+    };
+    let mut app = App::start(&habits);
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    write_for(&mut app, &place.database(), Duration::from_millis(800));
+    assert!(log_bytes(&place.database()) > 2000 * 4096);
+    assert_stored(&replication, &mut app, &store);
+    // What goes on after the last commit: merging, a checkpoint, looks while hot.
+    wait_for("silence", || {
+        let before = (faulty.operations(), capture_wakeups());
+        std::thread::sleep(Duration::from_secs(1)); // bounded: one pause of a load
+        (faulty.operations() == before.0 && capture_wakeups() < before.1 + 5).then_some(())
+    });
+    let (requests, wakeups, ticks) = (faulty.operations(), capture_wakeups(), own_ticks());
+    std::thread::sleep(Duration::from_secs(4)); // bounded: the time in which idleness is measured
+    let (requests, wakeups, ticks) = (
+        faulty.operations() - requests,
+        capture_wakeups() - wakeups,
+        own_ticks() - ticks,
+    );
+    println!("4 s idle: {requests} requests, {wakeups} wake-ups, {ticks} ticks of 10 ms");
+    assert_eq!(requests, 0);
+    assert!(
+        wakeups <= 8 && ticks <= 1,
+        "{wakeups} wake-ups, {ticks} ticks"
+    );
+    assert!(replication.stop());
+}
+
+/// Times that the capture thread of this process went to sleep.
+fn capture_wakeups() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let of = |path: &Path| {
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        (name.trim() == "capture").then(|| line.trim().parse::<u64>().unwrap())
+    };
+    tasks.filter_map(|task| of(&task.unwrap().path())).sum()
+}
+
+/// CPU time of this process, in units of 10 ms.
+fn own_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Locks that this process holds on the database and on its `-shm`.
+fn own_locks(path: &Path) -> (usize, usize) {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let own = format!(" {} ", std::process::id());
+    let on = |suffix: &str| {
+        let inode = std::fs::metadata(engine::scan::with_suffix(path, suffix))
+            .unwrap()
+            .ino();
+        let file = format!(":{inode} ");
+        locks
+            .lines()
+            .filter(|line| line.contains(&own) && line.contains(&file))
+            .count()
+    };
+    (on(""), on("-shm"))
+}
+
+#[test]
+fn our_locks_outlive_every_other_look_at_the_file() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    assert_stored(&replication, &mut app, &store);
+    let path = place.database();
+    let held = || {
+        let (database, index) = own_locks(&path);
+        (database > 0 && index > 1).then_some(())
+    };
+    wait_for("a mark", held);
+    // The application is the only one that may see it closed.
+    for _ in 0..20 {
+        assert!(matches!(
+            probe(&path),
+            Probe::Unfit(DatabaseState::Starting, _)
+        ));
+    }
+    wait_for("the mark after a look", held);
+    // A second driver for the same file, as a mistake in a configuration would make.
+    let second = Replication::start(&settings(
+        &path,
+        &place.directory.path().join("other"),
+        &[memory()],
+    ));
+    app.sql("INSERT INTO item VALUES(NULL, 'seen by both')");
+    assert_stored(&replication, &mut app, &store);
+    second.stop();
+    wait_for("the mark after another driver", held);
+    app.sql("INSERT INTO item VALUES(NULL, 'still captured')");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
+fn tiny_and_empty_databases_are_restored() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let connection = rusqlite::Connection::open(place.database()).unwrap();
+    connection
+        .execute_batch("PRAGMA journal_mode=WAL; PRAGMA user_version=7")
+        .unwrap();
+    drop(connection);
+    // Nobody has it open: one page, no table.
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    replication.settled();
+    let (one, bytes) = restored(&store, Point::Latest).unwrap();
+    assert_eq!(
+        (one.table.commit(), bytes),
+        (1, std::fs::read(place.database()).unwrap())
+    );
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    assert_stored(&replication, &mut app, &store);
+    app.sql("DELETE FROM item; DROP TABLE item; VACUUM");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+/// A database of 64 KiB pages that reaches beyond the lock page at 1 GiB: nearly all of it is one
+/// freelist, so the file is sparse.
+fn make_large(path: &Path) {
+    const PAGE: u64 = 65536;
+    const PAGES: u32 = 16_400;
+    const LOCK: u32 = (1 << 30) / PAGE as u32 + 1;
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch("PRAGMA page_size=65536; CREATE TABLE large(x); PRAGMA journal_mode=WAL")
+        .unwrap();
+    connection.close().unwrap();
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    file.set_len(u64::from(PAGES) * PAGE).unwrap();
+    // Pages 3 and 4 are trunks of the freelist, all behind them are leaves.
+    let leaves: Vec<u32> = (5..=PAGES).filter(|pgno| *pgno != LOCK).collect();
+    let (first, second) = leaves.split_at(leaves.len() / 2);
+    for (trunk, next, leaves) in [(3u64, 4u32, first), (4, 0, second)] {
+        let words = [next, leaves.len() as u32]
+            .into_iter()
+            .chain(leaves.iter().copied());
+        let bytes: Vec<u8> = words.flat_map(u32::to_be_bytes).collect();
+        file.write_all_at(&bytes, (trunk - 1) * PAGE).unwrap();
+    }
+    file.write_all_at(&PAGES.to_be_bytes(), 28).unwrap();
+    file.write_all_at(&3u32.to_be_bytes(), 32).unwrap();
+    file.write_all_at(&(leaves.len() as u32 + 2).to_be_bytes(), 36)
+        .unwrap();
+}
+
+#[test]
+fn a_database_beyond_the_lock_page_is_restored() {
+    let place = Place::new();
+    make_large(&place.database());
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    // Grows behind the end, too.
+    app.sql("INSERT INTO large VALUES(zeroblob(3000000))");
+    app.sql("INSERT INTO large VALUES(randomblob(300000))");
+    let before = replication.settled().position.unwrap();
+    app.sql("INSERT INTO large VALUES('end')");
+    wait_for("the last commit", || {
+        (replication.status().position? != before).then_some(())
+    });
+    let position = replication.settled().position.unwrap();
+    let (restored, _) = restored(&store, Point::Latest).unwrap();
+    assert!(restored.table.commit() >= 16_400);
+    assert_eq!(
+        format!("{:016x}", restored.table.checksum()),
+        position.checksum
+    );
+    assert!(replication.stop());
+}
+
+#[test]
+fn retention_keeps_every_point_that_it_promises() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    settings.snapshot_interval = Duration::from_millis(300);
+    settings.targets[0].merge_interval = Duration::from_millis(100);
+    let policy = &mut settings.targets[0].retention;
+    policy.exact = Duration::from_secs(3);
+    policy.window = Duration::from_secs(4);
+    (policy.daily, policy.weekly, policy.monthly) = (0, 0, 0);
+    let replication = Replication::start(&settings);
+    app.go();
+    std::thread::sleep(Duration::from_secs(7)); // bounded: spans of retention pass by the clock
+    app.pause();
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    // What is younger than `exact` now was so whenever retention ran.
+    let exact_from = engine::capture::unix_ms() - 3000;
+    let files = crate::bench::files(&store);
+    let captured: Vec<_> = files.iter().filter(|file| file.level == 0).collect();
+    let newest = captured.last().unwrap().max.get();
+    println!(
+        "{} of {newest} captured files are left, {} files",
+        captured.len(),
+        files.len()
+    );
+    assert!((captured.len() as u64) < newest / 2, "retention never ran");
+    let (mut exact, mut expected) = (0, None);
+    for file in captured.iter().filter(|file| file.modified_ms > exact_from) {
+        assert!(
+            expected.is_none_or(|expected| expected == file.max),
+            "a hole before {}",
+            file.max
+        );
+        expected = Some(file.max.next());
+        restored(&store, Point::Txid(file.max)).unwrap();
+        exact += 1;
+    }
+    println!("{exact} exact points proven");
+    assert!(exact > 3);
+}

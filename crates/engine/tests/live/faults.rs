@@ -1,0 +1,283 @@
+//! Stores and disks that fail, at each point and in each way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::restore::Point;
+use protocol::status::{DatabaseState, TargetState};
+use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
+
+use crate::app::{App, Habits, seed};
+use crate::bench::{
+    Place, Replication, assert_every_point, assert_stored, files, memory, restored, settings,
+    wait_for,
+};
+
+/// Runs a whole life over a store of which call number `call` fails, and returns whether the run
+/// came that far.
+fn live_with(fault: Fault, call: u64, seed: u64) -> bool {
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none().at(call, fault),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let habits = Habits::calm(&place.database(), seed);
+    let mut app = App::start(&habits);
+    let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    settings.targets[0].merge_interval = Duration::from_millis(30);
+    for _ in 0..2 {
+        let replication = Replication::start(&settings);
+        for _ in 0..3 {
+            app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");
+            let txid = replication.settled().position.unwrap().txid;
+            app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");
+            wait_for("the next position", || {
+                (replication.settled().position?.txid > txid).then_some(())
+            });
+        }
+        assert!(replication.stop(), "{fault:?} at {call}");
+    }
+    let hit = faulty.operations() > call;
+    faulty.set_plan(FaultPlan::none());
+    let (_, bytes) = restored(&store, Point::Latest).unwrap();
+    assert!(bytes == app.dump(), "{fault:?} at {call}");
+    assert_every_point(&store);
+    hit
+}
+
+fn fail_each_call(fault: impl Fn(StoreErrorKind) -> Fault + Sync) {
+    let seed = seed();
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let most = std::thread::scope(|scope| {
+        let work = || {
+            loop {
+                let call = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if !live_with(fault(StoreErrorKind::Unreachable), call, seed) {
+                    return call;
+                }
+            }
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .max()
+            .unwrap()
+    });
+    println!("{most} calls");
+    assert!(most > 20);
+}
+
+#[test]
+fn each_call_to_the_store_may_fail() {
+    fail_each_call(Fault::Fail);
+}
+
+#[test]
+fn the_answer_to_each_call_may_be_lost() {
+    fail_each_call(Fault::ApplyThenFail);
+}
+
+#[test]
+fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none(),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let habits = Habits::calm(&place.database(), seed());
+    let mut app = App::start(&habits);
+    let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    settings.backlog_bytes = 200_000;
+    let replication = Replication::start(&settings);
+    app.sql("INSERT INTO item VALUES(9999, randomblob(100000))");
+    app.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    assert_stored(&replication, &mut app, &store);
+    faulty.set_plan(FaultPlan::none().from(0, Fault::Fail(StoreErrorKind::Unreachable)));
+    app.go();
+    wait_for("the outage", || {
+        let target = &replication.status().targets[0];
+        (target.state == TargetState::DestinationUnavailable && target.backlog_bytes > 200_000)
+            .then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1)); // bounded: the application works meanwhile
+    app.pause();
+    let kept: u64 = disk_bytes(&place.state());
+    assert!(kept < 1_000_000, "{kept} bytes are kept");
+    let log = std::fs::metadata(engine::scan::with_suffix(&place.database(), "-wal")).unwrap();
+    assert!(log.len() < 40 << 20, "the log has {} bytes", log.len());
+    assert!(replication.status().targets[0].lag_ms > 500);
+    faulty.set_plan(FaultPlan::none());
+    assert_stored(&replication, &mut app, &store);
+    app.go();
+    std::thread::sleep(Duration::from_millis(200)); // bounded: the application works meanwhile
+    app.pause();
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    let bases = files(&store)
+        .into_iter()
+        .filter(|file| file.level == 9)
+        .count();
+    assert_eq!(bases, 1, "healed by deltas");
+    assert_every_point(&store);
+}
+
+#[test]
+fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
+    let place = Place::new();
+    let dead = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none().from(0, Fault::Fail(StoreErrorKind::Unreachable)),
+    ));
+    let stores: [SharedStore; 2] = [memory(), Arc::clone(&dead) as SharedStore];
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let mut settings = settings(&place.database(), &place.state(), &stores);
+    settings.backlog_bytes = 100_000;
+    let replication = Replication::start(&settings);
+    app.go();
+    let target = |index: usize| replication.status().targets[index].clone();
+    wait_for("the live target to pass the backlog", || {
+        let uploaded = &replication.handle.counters()[0].1;
+        (uploaded.uploaded_bytes > 1_000_000).then_some(())
+    });
+    app.pause();
+    let expected = app.dump();
+    wait_for("the live target to have everything", || {
+        let (_, bytes) = restored(&stores[0], Point::Latest).ok()?;
+        (target(0).lag_ms == 0 && bytes == expected).then_some(())
+    });
+    assert!(disk_bytes(&place.state()) < 1_000_000);
+    dead.set_plan(FaultPlan::none());
+    assert_stored(&replication, &mut app, &stores[1]);
+    app.sql("INSERT INTO item VALUES(NULL, 'after')");
+    assert_stored(&replication, &mut app, &stores[1]);
+    assert!(replication.stop());
+    assert_every_point(&stores[0]);
+    assert_every_point(&stores[1]);
+}
+
+#[test]
+fn files_that_wait_for_a_store_survive_a_restart() {
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none(),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    let replication = Replication::start_with(&settings, Duration::ZERO);
+    assert_stored(&replication, &mut app, &store);
+    let first = replication.settled().position.unwrap();
+    faulty.set_plan(FaultPlan::none().from(0, Fault::Fail(StoreErrorKind::Unreachable)));
+    for index in 0..5 {
+        app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");
+        wait_for("a capture", || {
+            let position = replication.status().position?;
+            let captured = u64::from_str_radix(&position.txid, 16).unwrap();
+            (captured > u64::from_str_radix(&first.txid, 16).unwrap() + index).then_some(())
+        });
+    }
+    assert!(!replication.stop(), "everything still waits");
+    let replication = Replication::start(&settings);
+    for _ in 0..2 {
+        let before = wait_for("the state", || replication.status().position).txid;
+        app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");
+        wait_for("a capture of the next run", || {
+            (replication.status().position?.txid > before).then_some(())
+        });
+    }
+    faulty.set_plan(FaultPlan::none());
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    let bases = files(&store)
+        .into_iter()
+        .filter(|file| file.level == 9)
+        .count();
+    assert_eq!(bases, 1, "everything that waited was uploaded");
+    assert_every_point(&store);
+}
+
+/// Bytes of all files below a directory.
+fn disk_bytes(directory: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(directory).unwrap();
+    entries
+        .map(|entry| {
+            let entry = entry.unwrap();
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
+                Ok(meta) => meta.len(),
+                Err(_) => 0,
+            }
+        })
+        .sum()
+}
+
+/// A small file system of our own, for as long as it lives.
+struct SmallDisk {
+    directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(bytes: u64) -> SmallDisk {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test mounts a small tmpfs: run it as root"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        SmallDisk { directory }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.directory.path())
+            .status();
+        assert!(unmounted.unwrap().success());
+    }
+}
+
+#[test]
+fn a_full_disk_of_ours_is_reported_and_heals_when_there_is_room() {
+    let place = Place::new();
+    let disk = SmallDisk::new(2 << 20);
+    let state = disk.directory.path().join("state");
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let replication =
+        Replication::start(&settings(&place.database(), &state, &[Arc::clone(&store)]));
+    assert_stored(&replication, &mut app, &store);
+    let ballast = disk.directory.path().join("ballast");
+    let mut size = 2 << 20;
+    while size > 4096 {
+        if std::fs::write(&ballast, vec![1u8; size]).is_ok() {
+            break;
+        }
+        size -= 4096;
+    }
+    app.sql("INSERT INTO item VALUES(NULL, randomblob(300000))");
+    wait_for("the full disk to be reported", || {
+        (replication.status().state == DatabaseState::DiskFull).then_some(())
+    });
+    // The application is not harmed meanwhile.
+    let began = Instant::now();
+    app.go();
+    std::thread::sleep(Duration::from_millis(300)); // bounded: the application works meanwhile
+    app.pause();
+    assert!(began.elapsed() < Duration::from_secs(5) && app.commits() > 10);
+    std::fs::remove_file(&ballast).unwrap();
+    assert_stored(&replication, &mut app, &store);
+    assert_eq!(replication.status().state, DatabaseState::Replicating);
+    assert!(replication.stop());
+    assert_every_point(&store);
+}
