@@ -1,0 +1,173 @@
+//! The databases that run, and how a new configuration changes them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::capture::Capture;
+use engine::database::{Database, DatabaseSettings};
+use engine::restore::IntegrityCheck;
+use engine::startup::make_ready;
+use futures::future::join_all;
+use protocol::config::{Config, OnMissing};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::shown::{Shown, ShownDatabase};
+use super::source::Loaded;
+use crate::failure::Failure;
+
+/// Pause after a first failed restore before replication; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// The running databases by path.
+pub struct Fleet {
+    capture: Capture,
+    running: BTreeMap<PathBuf, Running>,
+    /// Databases that are configured no more, and store what is left.
+    leaving: BTreeMap<PathBuf, JoinHandle<bool>>,
+    next_id: u64,
+}
+
+struct Running {
+    /// Every setting that it runs with.
+    config: Config,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<bool>,
+    shown: ShownDatabase,
+}
+
+impl Fleet {
+    /// No database yet.
+    pub fn new(capture: Capture) -> Fleet {
+        Fleet {
+            capture,
+            running: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Makes the fleet what the configuration says. A database whose settings are the same goes
+    /// on undisturbed; one whose settings differ stores what it has before it begins again.
+    pub fn apply(&mut self, loaded: &Loaded, shown: &Shown) {
+        let settings = &loaded.settings;
+        let mut before = std::mem::take(&mut self.running);
+        self.leaving.retain(|_, task| !task.is_finished());
+        for database in &settings.databases {
+            let path = database.settings.path.clone();
+            let predecessor = match before.remove(&path) {
+                Some(running) if running.config == database.config => {
+                    self.running.insert(path, running);
+                    continue;
+                }
+                Some(running) => {
+                    running.stop.send_replace(true);
+                    Some(running.task)
+                }
+                None => self.leaving.remove(&path),
+            };
+            let restore = database
+                .restore_first
+                .then_some(settings.startup.on_missing);
+            let running = self.start(
+                database.settings.clone(),
+                database.config.clone(),
+                restore,
+                settings.drain,
+                predecessor,
+            );
+            self.running.insert(path, running);
+        }
+        for (path, running) in before {
+            running.stop.send_replace(true);
+            self.leaving.insert(path, running.task);
+        }
+        let databases = self.running.values().map(|running| running.shown.clone());
+        shown.replace(settings, &loaded.hash, databases.collect());
+    }
+
+    fn start(
+        &mut self,
+        settings: DatabaseSettings,
+        config: Config,
+        restore: Option<OnMissing>,
+        drain: Duration,
+        predecessor: Option<JoinHandle<bool>>,
+    ) -> Running {
+        let (stop, mut stopped) = watch::channel(false);
+        self.next_id += 1;
+        let capture = self.capture.clone();
+        let (database, handle) =
+            Database::new(settings.clone(), self.next_id, capture, stopped.clone());
+        let shown = ShownDatabase::new(handle);
+        let held = shown.clone();
+        let task = tokio::task::spawn_local(async move {
+            if let Some(predecessor) = predecessor {
+                // Two drivers of one database would write the same local files.
+                let _stored = predecessor.await;
+            }
+            if let Some(on_missing) = restore {
+                tokio::select! {
+                    () = restore_missing(&settings, on_missing, &held) => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => return true,
+                }
+            }
+            database.run(drain).await
+        });
+        Running {
+            config,
+            stop,
+            task,
+            shown,
+        }
+    }
+
+    /// Ends every database at once; each stores what it has first. Returns true when all did.
+    pub async fn end(self) -> bool {
+        for running in self.running.values() {
+            running.stop.send_replace(true);
+        }
+        let tasks = self.running.into_values().map(|running| running.task);
+        let ended = join_all(tasks.chain(self.leaving.into_values())).await;
+        ended.into_iter().all(|complete| complete.unwrap_or(false))
+    }
+
+    /// Gives up on the databases that are not to be waited for.
+    pub fn abandon(&mut self, unwanted: impl Fn(&ShownDatabase) -> bool) {
+        self.running.retain(|_, running| {
+            let abandoned = unwanted(&running.shown);
+            if abandoned {
+                running.task.abort();
+            }
+            !abandoned
+        });
+    }
+}
+
+/// Restores a database that is missing. Returns when it is there, or when every target says that
+/// there is no backup: an outage must not look like an empty replica.
+async fn restore_missing(
+    settings: &DatabaseSettings,
+    on_missing: OnMissing,
+    shown: &ShownDatabase,
+) {
+    let mut pause = MIN_PAUSE;
+    loop {
+        let ready = make_ready(settings, on_missing, IntegrityCheck::Quick, &|_, _| {}).await;
+        let failure = match ready {
+            Ok(_) => break,
+            Err(error) => Failure::from(error),
+        };
+        let message = failure.to_string();
+        if shown.held().is_none_or(|(_, said)| said != message) {
+            tracing::error!("replication waits for its database: {message}");
+        }
+        shown.hold(Some((failure.code, message)));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+    shown.hold(None);
+}

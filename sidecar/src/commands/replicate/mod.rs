@@ -1,0 +1,170 @@
+//! `replicate`: the long-running process.
+
+mod fleet;
+mod once;
+mod shown;
+mod source;
+
+use std::time::Duration;
+
+use engine::capture::Capture;
+use engine::probe::{Probe, probe};
+use jiff::Timestamp;
+use protocol::exit::ExitCode;
+use protocol::status::DatabaseState;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use store::Opener;
+use tokio::sync::watch;
+
+pub use shown::{Shown, ShownDatabase};
+
+use crate::args::ReplicateArguments;
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::server;
+use crate::signals::EndSignals;
+use fleet::Fleet;
+use once::{Progress, progress};
+use source::{Loaded, Source};
+
+/// Pause between attempts to read a configuration that is not there yet.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Pause between looks at the progress of `--once`.
+const ONCE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Replicates until SIGTERM, or once.
+///
+/// # Errors
+///
+/// A configuration or a database that cannot work, before anything is started; afterwards, a
+/// database whose last commits could not be stored.
+pub async fn run(arguments: ReplicateArguments, signals: EndSignals) -> Result<ExitCode, Failure> {
+    let mut stop = signals.watch();
+    if arguments.worker {
+        // A killed supervisor must not leave a writer that nobody can end. Where the system can't
+        // tell us, the lease still keeps a second writer apart.
+        let _asked = set_parent_process_death_signal(Some(Signal::TERM));
+    }
+    let source = Source::new(&arguments)?;
+    let mut opener = Opener::new();
+    let read = first_read(&source, &mut opener, arguments.worker);
+    let loaded = tokio::select! {
+        loaded = read => loaded?,
+        _ = stop.changed() => return Ok(ExitCode::Done),
+    };
+    if matches!(source, Source::Fixed(_)) && !arguments.worker {
+        refuse_unusable(&loaded.settings)?;
+    }
+    let capture = Capture::start().map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
+    let shown = Shown::default();
+    if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
+        server::start(addr, shown.clone(), Timestamp::now(), arguments.worker).await?;
+    }
+    let mut fleet = Fleet::new(capture);
+    fleet.apply(&loaded, &shown);
+    if arguments.once {
+        return once(fleet, &shown, &mut stop).await;
+    }
+    let mut hash = loaded.hash;
+    loop {
+        tokio::select! {
+            loaded = source.changed(&hash, &mut opener) => {
+                tracing::info!("the configuration changed");
+                fleet.apply(&loaded, &shown);
+                hash = loaded.hash;
+            }
+            _ = stop.changed() => return ended(fleet.end().await),
+        }
+    }
+}
+
+/// Reads the configuration. Where nobody reads our exit code, it is waited for: in a Pod it may
+/// come later than we do.
+async fn first_read(
+    source: &Source,
+    opener: &mut Opener,
+    is_worker: bool,
+) -> Result<Loaded, Failure> {
+    loop {
+        match source.read(opener) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) if is_worker => tracing::warn!("{error}: trying again"),
+            Err(error) => return Err(Failure::usage(error)),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+fn ended(complete: bool) -> Result<ExitCode, Failure> {
+    if complete {
+        return Ok(ExitCode::Done);
+    }
+    let message = "stopped before every commit was stored: a target did not answer in time";
+    Err(Failure::message(ExitCode::Timeout, message))
+}
+
+/// A person at a terminal is told at once what cannot work; in a Pod it may still come right.
+fn refuse_unusable(settings: &Settings) -> Result<(), Failure> {
+    for database in &settings.databases {
+        if database.restore_first {
+            continue;
+        }
+        let path = &database.settings.path;
+        let Probe::Unfit(state, message) = probe(path) else {
+            continue;
+        };
+        let (code, advice) = match state {
+            DatabaseState::Starting => continue,
+            DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
+            DatabaseState::Missing => (
+                ExitCode::BadSource,
+                "; check the path, or start the application first",
+            ),
+            DatabaseState::NotSqlite => {
+                (ExitCode::BadSource, "; give the path of the database file")
+            }
+            _ => (ExitCode::BadSource, ""),
+        };
+        let path = path.display().to_string();
+        // Some of the messages name the file themselves.
+        let named = if message.contains(&path) {
+            message
+        } else {
+            format!("{path}: {message}")
+        };
+        return Err(Failure::message(code, format!("{named}{advice}")));
+    }
+    Ok(())
+}
+
+/// Waits until every database has stored everything or has failed, then ends.
+async fn once(
+    mut fleet: Fleet,
+    shown: &Shown,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<ExitCode, Failure> {
+    loop {
+        let databases = shown.databases();
+        let working = |database: &ShownDatabase| progress(database) == Progress::Working;
+        if *stop.borrow() || !databases.iter().any(working) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ONCE_PAUSE) => {}
+            _ = stop.changed() => {}
+        }
+    }
+    let mut failure = None;
+    for database in shown.databases() {
+        if let Progress::Failed(code, message) = progress(&database) {
+            if failure.is_some() {
+                tracing::error!("{message}");
+            }
+            failure.get_or_insert(Failure::message(code, message));
+        }
+    }
+    // What has failed would only fail again until the shutdown's time is over.
+    fleet.abandon(|database| matches!(progress(database), Progress::Failed(..)));
+    let complete = fleet.end().await;
+    failure.map_or_else(|| ended(complete), Err)
+}

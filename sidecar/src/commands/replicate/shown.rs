@@ -1,0 +1,105 @@
+//! What the HTTP endpoints show of the databases.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::database::DatabaseHandle;
+use jiff::Timestamp;
+use protocol::exit::ExitCode;
+use protocol::names::STATUS_VERSION;
+use protocol::status::{DatabaseState, DatabaseStatus, SidecarStatus};
+
+use crate::config::Settings;
+
+/// The databases of this process: replaced when the configuration is.
+#[derive(Clone, Default)]
+pub struct Shown {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    backup: String,
+    member: String,
+    config_hash: String,
+    databases: Vec<ShownDatabase>,
+}
+
+/// One database: what its driver says, unless something keeps that from starting.
+#[derive(Clone)]
+pub struct ShownDatabase {
+    /// The driver's word.
+    pub handle: DatabaseHandle,
+    held: Arc<Mutex<Option<(ExitCode, String)>>>,
+}
+
+impl ShownDatabase {
+    /// Shows what the driver says.
+    pub fn new(handle: DatabaseHandle) -> ShownDatabase {
+        ShownDatabase {
+            handle,
+            held: Arc::default(),
+        }
+    }
+
+    /// Shows why the driver is not started yet; none: it is.
+    pub fn hold(&self, reason: Option<(ExitCode, String)>) {
+        *lock(&self.held) = reason;
+    }
+
+    /// Why the driver is not started yet.
+    pub fn held(&self) -> Option<(ExitCode, String)> {
+        lock(&self.held).clone()
+    }
+
+    /// The status at this moment.
+    pub fn status(&self) -> DatabaseStatus {
+        let mut status = self.handle.status();
+        if let Some((_, message)) = self.held() {
+            status.state = DatabaseState::Missing;
+            status.message = message;
+        }
+        status
+    }
+}
+
+impl Shown {
+    /// The databases at this moment.
+    pub fn databases(&self) -> Vec<ShownDatabase> {
+        lock(&self.inner).databases.clone()
+    }
+
+    /// The whole status at this moment.
+    pub fn status(&self, started: Timestamp) -> SidecarStatus {
+        let inner = lock(&self.inner);
+        let mut databases: Vec<_> = inner.databases.iter().map(ShownDatabase::status).collect();
+        databases.sort_by(|a, b| a.path.cmp(&b.path));
+        SidecarStatus {
+            version: STATUS_VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            backup: inner.backup.clone(),
+            member: inner.member.clone(),
+            config_hash: inner.config_hash.clone(),
+            started,
+            now: Timestamp::now(),
+            databases,
+        }
+    }
+
+    pub(super) fn replace(
+        &self,
+        settings: &Settings,
+        config_hash: &str,
+        databases: Vec<ShownDatabase>,
+    ) {
+        *lock(&self.inner) = Inner {
+            backup: settings.backup.clone(),
+            member: settings.member.clone(),
+            config_hash: config_hash.to_owned(),
+            databases,
+        };
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

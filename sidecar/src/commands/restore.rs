@@ -1,0 +1,361 @@
+//! `restore`: from a URL, from a configuration, or before an application starts.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use engine::database::DatabaseSettings;
+use engine::plan::PlanError;
+use engine::restore::{
+    IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, resolve, restore,
+};
+use engine::startup::{Ready, StartupError, is_present, make_ready};
+use futures::{StreamExt, TryStreamExt};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use protocol::config::{OnMissing, WhenUnreachable};
+use protocol::exit::ExitCode;
+use serde_json::json;
+use store::{Opener, SharedStore, Store, Target};
+
+use crate::args::{Integrity, RestoreArguments, holder, variable};
+use crate::config;
+use crate::failure::Failure;
+
+/// Databases restored at the same time.
+const DATABASES_AT_ONCE: usize = 8;
+/// Pause after a first failure of a waiting restore; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// Restores what was asked for.
+///
+/// # Errors
+///
+/// The first failure, after every database has had its turn.
+pub async fn run(arguments: RestoreArguments) -> Result<ExitCode, Failure> {
+    if arguments.wait {
+        return wait(&arguments).await;
+    }
+    match (&arguments.config, &arguments.source) {
+        (_, Some(url)) if url.contains("://") => from_url(&arguments, url).await,
+        (Some(file), database) => from_config(&arguments, file, database.as_deref()).await,
+        (None, Some(path)) => {
+            let message = format!(
+                "{path:?} is not a URL: write file:///DIRECTORY or s3://BUCKET/PREFIX, or give \
+                 --config FILE with this database"
+            );
+            Err(Failure::message(ExitCode::Usage, message))
+        }
+        (None, None) => {
+            let message = "give the URL of a replica, or --config FILE";
+            Err(Failure::message(ExitCode::Usage, message))
+        }
+    }
+}
+
+async fn from_url(arguments: &RestoreArguments, url: &str) -> Result<ExitCode, Failure> {
+    let output = arguments
+        .output
+        .clone()
+        .ok_or_else(|| Failure::message(ExitCode::Usage, "say where the database goes: -o PATH"))?;
+    let target = Target::from_url(url).map_err(Failure::usage)?;
+    let store = store::open(&target)?;
+    one(arguments, &[store], &output, arguments.parallelism.into())
+        .await
+        .map(|()| ExitCode::Done)
+}
+
+async fn from_config(
+    arguments: &RestoreArguments,
+    file: &Path,
+    only: Option<&str>,
+) -> Result<ExitCode, Failure> {
+    let config = config::read(file, &variable).map_err(Failure::usage)?;
+    let settings =
+        config::settings(&config, holder(), &mut Opener::new()).map_err(Failure::usage)?;
+    let databases: Vec<&DatabaseSettings> = settings
+        .databases
+        .iter()
+        .map(|database| &database.settings)
+        .filter(|database| only.is_none_or(|only| database.path == Path::new(only)))
+        .collect();
+    if databases.is_empty() {
+        let message = match only {
+            Some(only) => format!("{} has no database {only}", file.display()),
+            None => format!("{} has no database", file.display()),
+        };
+        return Err(Failure::message(ExitCode::Usage, message));
+    }
+    if arguments.output.is_some() && databases.len() > 1 {
+        let message = "-o goes with one database: name it behind the configuration file";
+        return Err(Failure::message(ExitCode::Usage, message));
+    }
+    let at_once = databases.len().clamp(1, DATABASES_AT_ONCE);
+    // All of them together fetch as many objects at the same time as was asked for.
+    let parallelism = usize::from(arguments.parallelism).div_ceil(at_once);
+    let restores = databases.into_iter().map(|database| async move {
+        let output = arguments.output.as_ref().unwrap_or(&database.path);
+        // Without a name, "every database that is missing" is what was asked for.
+        if only.is_none() && !arguments.force && is_present(output) {
+            tracing::info!(database = %output.display(), "exists: left alone");
+            return Ok(());
+        }
+        let stores: Vec<SharedStore> = database
+            .targets
+            .iter()
+            .map(|target| target.store.clone())
+            .collect();
+        one(arguments, &stores, output, parallelism)
+            .await
+            .map_err(|error| error.context(output.display()))
+    });
+    let mut restores = futures::stream::iter(restores).buffer_unordered(at_once);
+    let mut failure = None;
+    while let Some(restored) = restores.next().await {
+        let Err(error) = restored else { continue };
+        if failure.is_some() {
+            tracing::error!("{error}");
+        }
+        failure.get_or_insert(error);
+    }
+    failure.map_or(Ok(ExitCode::Done), Err)
+}
+
+/// Restores one database from the first target that can give it.
+async fn one(
+    arguments: &RestoreArguments,
+    stores: &[SharedStore],
+    output: &Path,
+    parallelism: usize,
+) -> Result<(), Failure> {
+    if arguments.if_db_not_exists && is_present(output) {
+        tracing::info!(database = %output.display(), "exists: left alone");
+        return Ok(());
+    }
+    let mut failure: Option<(RestoreError, String)> = None;
+    for store in stores {
+        match from_store(arguments, store, output, parallelism).await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let source = store.describe();
+                if stores.len() > 1 {
+                    tracing::warn!(%source, "{error}");
+                }
+                // An empty target says nothing while another one may have the backup.
+                if failure.as_ref().is_none_or(|(first, _)| is_empty(first)) {
+                    failure = Some((error, source));
+                }
+            }
+        }
+    }
+    match failure {
+        Some((error, _)) if is_empty(&error) && arguments.if_replica_exists => {
+            tracing::info!(database = %output.display(), "there is no backup: nothing to restore");
+            Ok(())
+        }
+        Some((error, source)) => Err(Failure::from(error).context(source)),
+        None => Ok(()),
+    }
+}
+
+fn is_empty(error: &RestoreError) -> bool {
+    matches!(error, RestoreError::Plan(PlanError::Empty))
+}
+
+async fn from_store(
+    arguments: &RestoreArguments,
+    store: &SharedStore,
+    output: &Path,
+    parallelism: usize,
+) -> Result<(), RestoreError> {
+    let point = match (arguments.txid, arguments.timestamp) {
+        (Some(txid), _) => Point::Txid(txid),
+        (None, Some(time)) => Point::Timestamp(time),
+        (None, None) => Point::Latest,
+    };
+    if arguments.dry_run {
+        let resolved = resolve(store, point).await?;
+        show_plan(arguments, store, &resolved.plan, output);
+        return Ok(());
+    }
+    let options = RestoreOptions {
+        point,
+        output: output.to_owned(),
+        force: arguments.force,
+        integrity: integrity(arguments.integrity_check),
+        parallelism,
+    };
+    let started = std::time::Instant::now();
+    let bar = progress_bar(arguments.json);
+    let restored = restore(store, &options, &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })
+    .await?;
+    bar.finish_and_clear();
+    show(arguments, store, &restored, output, started.elapsed());
+    Ok(())
+}
+
+fn integrity(wanted: Integrity) -> IntegrityCheck {
+    match wanted {
+        Integrity::None => IntegrityCheck::None,
+        Integrity::Quick => IntegrityCheck::Quick,
+        Integrity::Full => IntegrityCheck::Full,
+    }
+}
+
+fn progress_bar(json: bool) -> ProgressBar {
+    if json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+            .expect("the template is a constant that works");
+    ProgressBar::no_length().with_style(style)
+}
+
+fn show_plan(
+    arguments: &RestoreArguments,
+    store: &SharedStore,
+    plan: &engine::plan::Plan,
+    output: &Path,
+) {
+    if arguments.json {
+        let files: Vec<_> = plan
+            .files
+            .iter()
+            .map(|file| json!({"level": file.level, "name": file.name().to_string(), "bytes": file.size}))
+            .collect();
+        println!(
+            "{}",
+            json!({"database": output, "source": store.describe(), "txid": plan.txid.to_string(),
+                   "bytes": plan.bytes(), "files": files})
+        );
+        return;
+    }
+    println!(
+        "would restore {} from {} at TXID {}: {} files, {} bytes",
+        output.display(),
+        store.describe(),
+        plan.txid,
+        plan.files.len(),
+        plan.bytes()
+    );
+    for file in &plan.files {
+        println!("  level {} {} {} bytes", file.level, file.name(), file.size);
+    }
+}
+
+fn show(
+    arguments: &RestoreArguments,
+    store: &SharedStore,
+    restored: &Restored,
+    output: &Path,
+    took: Duration,
+) {
+    let time = Timestamp::from_millisecond(restored.timestamp_ms).unwrap_or_default();
+    let checksum = format!("{:016x}", restored.table.checksum());
+    if arguments.json {
+        println!(
+            "{}",
+            json!({"database": output, "source": store.describe(),
+                   "txid": restored.txid.to_string(), "time": time.to_string(),
+                   "checksum": checksum, "bytes": restored.bytes, "files": restored.files,
+                   "milliseconds": took.as_millis() as u64})
+        );
+    } else {
+        println!(
+            "restored {} from {} at TXID {} of {time}: {} files, {} bytes, {} ms",
+            output.display(),
+            store.describe(),
+            restored.txid,
+            restored.files,
+            restored.bytes,
+            took.as_millis()
+        );
+    }
+}
+
+/// Before an application starts: ends only when it may start, or when waiting can't help.
+async fn wait(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
+    let file = arguments.config.as_ref().expect("--wait requires --config");
+    let mut pause = MIN_PAUSE;
+    let mut said = String::new();
+    loop {
+        let failure = match attempt(arguments, file).await {
+            Ok(()) => return Ok(ExitCode::Done),
+            Err(failure) => failure,
+        };
+        // A missing configuration, store or credential may still come; bad data will not heal.
+        let may_heal = failure.code.is_environment()
+            || matches!(failure.code, ExitCode::NothingToRestore | ExitCode::Usage);
+        if !may_heal {
+            return Err(failure);
+        }
+        let message = failure.to_string();
+        if message != said {
+            tracing::warn!("the application waits: {message}");
+            explain(&message);
+            said = message;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Leaves the reason where `kubectl describe` shows it.
+fn explain(message: &str) {
+    let file = File::options()
+        .write(true)
+        .truncate(true)
+        .open(protocol::names::TERMINATION_MESSAGE_FILE);
+    // Outside a container there is no such file, and nobody to read it.
+    if let Ok(mut file) = file {
+        let _written = file.write_all(message.as_bytes());
+    }
+}
+
+async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failure> {
+    let config = config::read(file, &variable).map_err(Failure::usage)?;
+    let settings =
+        config::settings(&config, holder(), &mut Opener::new()).map_err(Failure::usage)?;
+    let startup = settings.startup;
+    let databases = || settings.databases.iter().map(|database| &database.settings);
+    let all_here = databases().all(|database| is_present(&database.path));
+    if all_here && startup.when_unreachable == WhenUnreachable::Wait {
+        for target in databases().flat_map(|database| &database.targets) {
+            target.store.list("lock", None).await?;
+        }
+    }
+    let on_missing = match startup.on_missing {
+        OnMissing::Restore if !arguments.if_db_not_exists => OnMissing::RequireBackup,
+        policy => policy,
+    };
+    let integrity = integrity(arguments.integrity_check);
+    let restores = databases().map(|database| make_one_ready(database, on_missing, integrity));
+    let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
+    while restores.try_next().await?.is_some() {}
+    Ok(())
+}
+
+async fn make_one_ready(
+    database: &DatabaseSettings,
+    on_missing: OnMissing,
+    integrity: IntegrityCheck,
+) -> Result<(), StartupError> {
+    let ready = make_ready(database, on_missing, integrity, &|_, _| {}).await?;
+    let database = database.path.display().to_string();
+    match ready {
+        Ready::Present => tracing::info!(%database, "exists: left alone"),
+        Ready::Empty => tracing::info!(%database, "there is no backup: starts empty"),
+        Ready::Restored { target, restored } => {
+            let txid = restored.txid.to_string();
+            tracing::info!(%database, target_name = %target, txid, bytes = restored.bytes, "restored");
+        }
+    }
+    Ok(())
+}

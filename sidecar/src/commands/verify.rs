@@ -1,0 +1,330 @@
+//! `verify`: a restore test, for people and for the operator's Jobs.
+
+use std::path::{Path, PathBuf};
+
+use engine::database::DatabaseSettings;
+use engine::restore::Point;
+use engine::target::TargetSettings;
+use engine::verify::{Verified, VerifyOptions, verify};
+use jiff::Timestamp;
+use protocol::Span;
+use protocol::config::Config;
+use protocol::exit::ExitCode;
+use protocol::names::{MEMBER_ENV, TERMINATION_MESSAGE_BYTES};
+use protocol::verify::{
+    Check, MemberExpectation, Point as AskedPoint, VerifyLevel, VerifyReport, VerifyRequest,
+    VerifyResult,
+};
+use store::Opener;
+
+use crate::args::{VerifyArguments, holder, variable};
+use crate::config;
+use crate::failure::Failure;
+
+/// Restores, proves and reports. A verdict is no error: it is the exit code.
+///
+/// # Errors
+///
+/// A request that cannot be understood, or scratch space that cannot be made.
+pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
+    let started = Timestamp::now();
+    let request = request(&arguments)?;
+    let point = point(&request.point)?;
+    let max_age = arguments.max_lag.filter(|_| arguments.request.is_none());
+    let scratch = Scratch::new(arguments.scratch.as_deref())?;
+    let mut opener = Opener::new();
+    let mut all = Vec::new();
+    for member in &request.members {
+        for database in databases(&arguments, &member.member, &mut opener)? {
+            all.push(one(&request, member, &database, point, max_age, &scratch.path).await);
+        }
+    }
+    if all.is_empty() {
+        let message = "there is nothing to verify: no member, or no database in the configuration";
+        return Err(Failure::message(ExitCode::Usage, message));
+    }
+    let report = report(all, started, &request);
+    publish(&arguments, &report)?;
+    Ok(report.result.exit_code())
+}
+
+/// Tries the targets in order; a target that cannot be asked gives way to the next.
+async fn one(
+    request: &VerifyRequest,
+    member: &MemberExpectation,
+    database: &DatabaseSettings,
+    point: Point,
+    max_age: Option<Span>,
+    scratch: &Path,
+) -> Verified {
+    let path = database.path.display().to_string();
+    let mut last = None;
+    for TargetSettings { name, store, .. } in &database.targets {
+        let expected = member
+            .databases
+            .iter()
+            .find(|expected| expected.path == path && expected.target == *name);
+        let options = VerifyOptions {
+            member: &member.member,
+            path: &path,
+            point,
+            level: request.level,
+            expected,
+            max_lag: request.max_lag,
+            max_age,
+            checks: &request.checks,
+            scratch,
+        };
+        let verified = verify(name, store, &options).await;
+        let asked = !matches!(
+            verified.report.result,
+            VerifyResult::DestinationUnavailable | VerifyResult::CredentialsInvalid
+        );
+        if asked {
+            return verified;
+        }
+        last.get_or_insert(verified);
+    }
+    last.expect("a configuration has at least one target for each database")
+}
+
+fn request(arguments: &VerifyArguments) -> Result<VerifyRequest, Failure> {
+    if let Some(text) = &arguments.request {
+        return serde_json::from_str(text).map_err(Failure::usage);
+    }
+    let checks = match &arguments.checks {
+        None => Vec::new(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|error| {
+                Failure::message(ExitCode::Usage, format!("{}: {error}", file.display()))
+            })?;
+            serde_yaml::from_str::<Vec<Check>>(&text).map_err(|error| {
+                Failure::message(ExitCode::Usage, format!("{}: {error}", file.display()))
+            })?
+        }
+    };
+    let member = variable(MEMBER_ENV).unwrap_or_default();
+    Ok(VerifyRequest {
+        level: VerifyLevel::Full,
+        point: AskedPoint::Latest,
+        members: vec![MemberExpectation {
+            member,
+            databases: Vec::new(),
+        }],
+        max_lag: None,
+        checks,
+    })
+}
+
+fn point(asked: &AskedPoint) -> Result<Point, Failure> {
+    Ok(match asked {
+        AskedPoint::Latest => Point::Latest,
+        AskedPoint::Timestamp(time) => Point::Timestamp(*time),
+        AskedPoint::Txid(text) => Point::Txid(text.parse().map_err(|_| {
+            Failure::message(
+                ExitCode::Usage,
+                format!("{text:?} is not a TXID of 16 hex digits"),
+            )
+        })?),
+    })
+}
+
+/// The databases of one member.
+fn databases(
+    arguments: &VerifyArguments,
+    member: &str,
+    opener: &mut Opener,
+) -> Result<Vec<DatabaseSettings>, Failure> {
+    let of_member = |name: &str| {
+        if name == MEMBER_ENV {
+            Some(member.to_owned())
+        } else {
+            variable(name)
+        }
+    };
+    let config: Config = match (&arguments.config, &arguments.url) {
+        (Some(file), _) => config::read(file, &of_member).map_err(Failure::usage)?,
+        (None, Some(url)) => config::for_url(PathBuf::from("database"), url.clone()),
+        (None, None) => {
+            return Err(Failure::message(
+                ExitCode::Usage,
+                "give a URL, or --config FILE",
+            ));
+        }
+    };
+    let settings = config::settings(&config, holder(), opener).map_err(Failure::usage)?;
+    let databases = settings.databases.into_iter();
+    Ok(databases.map(|database| database.settings).collect())
+}
+
+/// Folds the verdicts: the worst one, failed databases first.
+fn report(all: Vec<Verified>, started: Timestamp, request: &VerifyRequest) -> VerifyReport {
+    let failed = all
+        .iter()
+        .filter(|one| one.report.result != VerifyResult::Passed)
+        .count();
+    let worst = all
+        .iter()
+        .map(|one| &one.report)
+        .filter(|report| report.result != VerifyResult::Passed)
+        .min_by_key(|report| {
+            (
+                report.result.exit_code().is_environment(),
+                report.result.exit_code() as u8,
+            )
+        });
+    let (result, message) = match worst {
+        None => (VerifyResult::Passed, String::new()),
+        Some(report) => {
+            let member = if report.member.is_empty() { "" } else { " of " };
+            let message = format!(
+                "{}{member}{}: {}",
+                report.path, report.member, report.message
+            );
+            (report.result, message)
+        }
+    };
+    let rpo_ms = all
+        .iter()
+        .filter_map(|one| one.rpo)
+        .max()
+        .map(|rpo| rpo.as_millis() as u64);
+    let freshness_evaluated = request
+        .members
+        .iter()
+        .any(|member| !member.databases.is_empty());
+    let rto_ms = all
+        .iter()
+        .filter(|one| one.report.resolved.is_some())
+        .map(|one| one.rto.as_millis() as u64)
+        .max();
+    let (passed, bytes) = (all.len() - failed, all.iter().map(|one| one.bytes).sum());
+    let mut databases: Vec<_> = all.into_iter().map(|one| one.report).collect();
+    databases.sort_by_key(|report| report.result == VerifyResult::Passed);
+    VerifyReport {
+        result,
+        message,
+        started,
+        finished: Timestamp::now(),
+        passed: passed as u32,
+        failed: failed as u32,
+        bytes,
+        rto_ms,
+        rpo_ms,
+        freshness_evaluated,
+        sqlite_version: engine::sqlite::version().to_owned(),
+        databases,
+        omitted: 0,
+    }
+}
+
+/// The report as JSON of at most `limit` bytes: entries go, the verdict stays.
+fn fitted(report: &VerifyReport, limit: usize) -> String {
+    let mut report = report.clone();
+    loop {
+        let text = serde_json::to_string(&report).expect("a report has string keys");
+        if text.len() <= limit || report.databases.pop().is_none() {
+            return text;
+        }
+        report.omitted += 1;
+    }
+}
+
+fn publish(arguments: &VerifyArguments, report: &VerifyReport) -> Result<(), Failure> {
+    if let Some(file) = &arguments.termination_message {
+        let text = fitted(report, TERMINATION_MESSAGE_BYTES);
+        std::fs::write(file, text).map_err(|error| {
+            Failure::message(ExitCode::LocalIo, format!("{}: {error}", file.display()))
+        })?;
+    }
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::to_string(report).expect("a report has string keys")
+        );
+        return Ok(());
+    }
+    for database in &report.databases {
+        let place = format!("{} from {}", database.path, database.target);
+        match (&database.resolved, database.message.as_str()) {
+            (Some(at), "") => println!("passed {place}: TXID {} of {}", at.txid, at.time),
+            (_, message) => println!("FAILED {place}: {:?}: {message}", database.result),
+        }
+        for check in &database.checks {
+            println!(
+                "  {} {}: {}",
+                if check.ok { "ok" } else { "FAILED" },
+                check.name,
+                check.detail
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A directory for restored databases: they are production data, so it is emptied at the end.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(directory: Option<&Path>) -> Result<Scratch, Failure> {
+        let parent = directory.map_or_else(std::env::temp_dir, Path::to_owned);
+        let path = parent.join(format!("sqlite-backup-verify-{}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|error| {
+            Failure::message(ExitCode::LocalIo, format!("{}: {error}", path.display()))
+        })?;
+        Ok(Scratch { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed was made by us a moment ago; there is nothing more to do.
+        let _removed = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::verify::DatabaseReport;
+
+    fn report_of(count: usize) -> VerifyReport {
+        let database = |index: usize| DatabaseReport {
+            member: "orders-0".into(),
+            path: format!("/data/{index}.db"),
+            target: "primary".into(),
+            result: VerifyResult::Passed,
+            message: String::new(),
+            resolved: None,
+            checks: Vec::new(),
+        };
+        VerifyReport {
+            result: VerifyResult::Passed,
+            message: String::new(),
+            started: Timestamp::UNIX_EPOCH,
+            finished: Timestamp::UNIX_EPOCH,
+            passed: count as u32,
+            failed: 0,
+            bytes: 0,
+            rto_ms: None,
+            rpo_ms: None,
+            freshness_evaluated: true,
+            sqlite_version: "3".into(),
+            databases: (0..count).map(database).collect(),
+            omitted: 0,
+        }
+    }
+
+    #[test]
+    fn a_report_fits_a_termination_message_and_says_what_it_leaves_out() {
+        for count in [0, 1, 64, 1000] {
+            let text = fitted(&report_of(count), TERMINATION_MESSAGE_BYTES);
+            assert!(text.len() <= TERMINATION_MESSAGE_BYTES);
+            let back: VerifyReport = serde_json::from_str(&text).unwrap();
+            assert_eq!(back.databases.len() + back.omitted as usize, count);
+            assert_eq!(back.passed as usize, count);
+        }
+    }
+}

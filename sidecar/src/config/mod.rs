@@ -1,0 +1,331 @@
+//! Reading the configuration file, and turning it into what the engine runs.
+
+mod target;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::database::{DatabaseSettings, default_state_directory};
+use engine::retention::RetentionPolicy;
+use engine::target::TargetSettings;
+use protocol::config::{Config, Database, Replica, Startup};
+use store::{Opener, UrlError};
+
+pub use text::read;
+
+use crate::args::LogFormat;
+
+const DEFAULT_LEVEL_INTERVAL: Duration = Duration::from_secs(30);
+const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+/// Local bytes that may wait for a store, for each database.
+const BACKLOG_BYTES: u64 = 256 << 20;
+/// Most targets of one database.
+const MAX_TARGETS: usize = 4;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file is not YAML, or has a key or value that we do not honour.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what was probably meant.
+        message: String,
+    },
+    /// `${NAME}` names a variable that is not set.
+    #[error("{key}: the environment variable {name} is not set")]
+    Variable {
+        /// Where it is used.
+        key: String,
+        /// The variable.
+        name: String,
+    },
+    /// A value is not usable.
+    #[error("{key}: {message}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// A target's URL.
+    #[error("{key}: {source}")]
+    Url {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        source: UrlError,
+    },
+    /// A store that cannot be set up.
+    #[error("{key}: {source}")]
+    Store {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        source: store::StoreError,
+    },
+}
+
+/// A configuration, ready to run.
+pub struct Settings {
+    /// Address of the HTTP endpoints.
+    pub addr: Option<String>,
+    /// The SqliteBackup, or empty.
+    pub backup: String,
+    /// The member, or empty.
+    pub member: String,
+    /// What happens before the application starts.
+    pub startup: Startup,
+    /// The databases.
+    pub databases: Vec<ConfiguredDatabase>,
+    /// How long a shutdown may take.
+    pub drain: Duration,
+}
+
+/// One database of a configuration.
+pub struct ConfiguredDatabase {
+    /// What the engine runs.
+    pub settings: DatabaseSettings,
+    /// Restore it before replicating when it is missing.
+    pub restore_first: bool,
+    /// Everything in the file that has a say in how it runs: equal means nothing has changed.
+    pub config: Config,
+}
+
+/// What a configuration says about the log, where the command line says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Least important lines to show.
+    pub level: Option<tracing::Level>,
+    /// Form of the lines.
+    pub format: Option<LogFormat>,
+}
+
+/// A configuration for one database and one URL.
+pub fn for_url(database: PathBuf, url: String) -> Config {
+    let replica = Replica {
+        url: Some(url),
+        ..Replica::default()
+    };
+    let database = Database {
+        path: database,
+        replica: Some(replica),
+        ..Database::default()
+    };
+    Config {
+        dbs: vec![database],
+        ..Config::default()
+    }
+}
+
+/// Checks a configuration and sets its stores up, which share what `opener` can share. `holder` is
+/// who writes.
+///
+/// # Errors
+///
+/// See [`ConfigError`]; each names the key.
+pub fn settings(
+    config: &Config,
+    holder: &str,
+    opener: &mut Opener,
+) -> Result<Settings, ConfigError> {
+    log_settings(config)?;
+    let identity = config.identity.clone().unwrap_or_default();
+    let startup = config.startup.unwrap_or_default();
+    let mut databases: Vec<ConfiguredDatabase> = Vec::new();
+    for (index, database) in config.dbs.iter().enumerate() {
+        let key = format!("dbs[{index}]");
+        let settings = database_settings(config, database, &key, holder, opener)?;
+        let same = |other: &ConfiguredDatabase| other.settings.path == settings.path;
+        if databases.iter().any(same) {
+            let message = format!("{} is configured twice", settings.path.display());
+            return Err(ConfigError::Value {
+                key: format!("{key}.path"),
+                message,
+            });
+        }
+        databases.push(ConfiguredDatabase {
+            settings,
+            restore_first: database.restore_if_db_not_exists.unwrap_or(false),
+            config: Config {
+                addr: None,
+                identity: None,
+                logging: None,
+                dbs: vec![database.clone()],
+                ..config.clone()
+            },
+        });
+    }
+    let addr = config
+        .addr
+        .as_ref()
+        .map(|addr| match addr.strip_prefix(':') {
+            Some(port) => format!("0.0.0.0:{port}"),
+            None => addr.clone(),
+        });
+    Ok(Settings {
+        addr,
+        backup: identity.backup,
+        member: identity.member,
+        startup,
+        databases,
+        drain: config
+            .shutdown_sync_timeout
+            .map_or(DEFAULT_DRAIN, |span| span.0),
+    })
+}
+
+fn database_settings(
+    config: &Config,
+    database: &Database,
+    key: &str,
+    holder: &str,
+    opener: &mut Opener,
+) -> Result<DatabaseSettings, ConfigError> {
+    let value = |name: &str, message: &str| ConfigError::Value {
+        key: format!("{key}.{name}"),
+        message: message.to_owned(),
+    };
+    if database.path.as_os_str().is_empty() {
+        return Err(value("path", "a database needs its path"));
+    }
+    let text = database.path.to_string_lossy();
+    if text.contains(['*', '?', '[']) {
+        return Err(value(
+            "path",
+            "patterns are not served yet; list each database",
+        ));
+    }
+    let replicas: Vec<&Replica> = database.replica.iter().chain(&database.replicas).collect();
+    if replicas.is_empty() || replicas.len() > MAX_TARGETS {
+        return Err(value("replicas", "1 to 4 are needed"));
+    }
+    let mut targets: Vec<TargetSettings> = Vec::new();
+    let mut sync_interval = DEFAULT_SYNC_INTERVAL;
+    for (index, replica) in replicas.iter().enumerate() {
+        let key = format!("{key}.replicas[{index}]");
+        let target = target::target(replica, &key)?;
+        let name = replica
+            .name
+            .clone()
+            .unwrap_or_else(|| target::kind_of(&target).to_owned());
+        if targets.iter().any(|other| other.name == name) {
+            let message = format!("the name {name:?} is taken; give each replica its own");
+            return Err(ConfigError::Value {
+                key: format!("{key}.name"),
+                message,
+            });
+        }
+        sync_interval = replica.sync_interval.map_or(sync_interval, |span| span.0);
+        let store = opener.open(&target).map_err(|source| ConfigError::Store {
+            key: key.clone(),
+            source,
+        })?;
+        targets.push(TargetSettings {
+            name,
+            store,
+            merge_interval: merge_interval(config)?,
+            retention: retention(config),
+        });
+    }
+    Ok(DatabaseSettings {
+        path: database.path.clone(),
+        state: state_directory(config, database),
+        targets,
+        sync_interval,
+        snapshot_interval: config
+            .snapshot
+            .and_then(|snapshot| snapshot.interval)
+            .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
+        backlog_bytes: BACKLOG_BYTES,
+        holder: holder.to_owned(),
+        on_divergence: config.startup.unwrap_or_default().on_divergence,
+    })
+}
+
+/// What a configuration says about the log.
+///
+/// # Errors
+///
+/// A level or a format that does not exist.
+pub fn log_settings(config: &Config) -> Result<LogSettings, ConfigError> {
+    let Some(logging) = &config.logging else {
+        return Ok(LogSettings::default());
+    };
+    let wrong = |key: &str, value: &str, served: &str| ConfigError::Value {
+        key: format!("logging.{key}"),
+        message: format!("{value:?} is none of {served}"),
+    };
+    let level = logging.level.as_ref().map(|level| {
+        let levels = "error, warn, info, debug, trace";
+        level.parse().map_err(|_| wrong("level", level, levels))
+    });
+    let format = logging.format.as_deref().map(|format| match format {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(wrong("type", other, "text, json")),
+    });
+    Ok(LogSettings {
+        level: level.transpose()?,
+        format: format.transpose()?,
+    })
+}
+
+fn state_directory(config: &Config, database: &Database) -> PathBuf {
+    if let Some(path) = &database.meta_path {
+        return path.clone();
+    }
+    match &config.state_dir {
+        None => default_state_directory(&database.path),
+        Some(directory) => {
+            let path = database.path.to_string_lossy();
+            let name = path
+                .trim_start_matches('/')
+                .replace('%', "%25")
+                .replace('/', "%2F");
+            directory.join(name)
+        }
+    }
+}
+
+fn merge_interval(config: &Config) -> Result<Duration, ConfigError> {
+    match config.levels.as_deref() {
+        None => Ok(DEFAULT_LEVEL_INTERVAL),
+        Some([first, ..]) if !first.interval.0.is_zero() => Ok(first.interval.0),
+        Some(_) => Err(ConfigError::Value {
+            key: "levels".to_owned(),
+            message: "at least one level with an interval above 0 is needed".to_owned(),
+        }),
+    }
+}
+
+fn retention(config: &Config) -> RetentionPolicy {
+    let wanted = config.retention.unwrap_or_default();
+    let default = RetentionPolicy::default();
+    let snapshots = config.snapshot.and_then(|snapshot| snapshot.retention);
+    RetentionPolicy {
+        enabled: wanted.enabled.unwrap_or(default.enabled),
+        exact: wanted.exact.map_or(default.exact, |span| span.0),
+        window: wanted
+            .window
+            .or(snapshots)
+            .map_or(default.window, |span| span.0),
+        daily: wanted.daily.unwrap_or(default.daily),
+        weekly: wanted.weekly.unwrap_or(default.weekly),
+        monthly: wanted.monthly.unwrap_or(default.monthly),
+    }
+}

@@ -1,0 +1,137 @@
+//! Errors with the exit code that tells a script what to do about them.
+
+use std::fmt;
+
+use engine::plan::PlanError;
+use engine::restore::RestoreError;
+use engine::startup::StartupError;
+use engine::target::TargetError;
+use engine::verify::judge_restore;
+use protocol::exit::ExitCode;
+use store::{StoreError, StoreErrorKind};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: ExitCode,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// A failure with a code of its own.
+    pub fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Failure {
+        Failure {
+            code,
+            error: error.into(),
+        }
+    }
+
+    /// A failure told in a sentence.
+    pub fn message(code: ExitCode, message: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            error: anyhow::Error::msg(message.into()),
+        }
+    }
+
+    /// The same failure, with what it is about before it, unless it names that itself.
+    pub fn context(self, about: impl fmt::Display) -> Failure {
+        let about = about.to_string();
+        if self.to_string().contains(&about) {
+            return self;
+        }
+        Failure {
+            code: self.code,
+            error: self.error.context(about),
+        }
+    }
+
+    /// A wrong command line or configuration.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Failure {
+        Failure::new(ExitCode::Usage, error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error.to_string())?;
+        let mut said = self.error.to_string();
+        for cause in self.error.chain().skip(1) {
+            let text = cause.to_string();
+            // Many sources repeat what the error above them said.
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said.push_str(&text);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The exit code for an error of a store.
+pub fn store_code(error: &StoreError) -> ExitCode {
+    match error.kind() {
+        StoreErrorKind::Denied | StoreErrorKind::CredentialsMissing => ExitCode::Credentials,
+        StoreErrorKind::NoSpace => ExitCode::DiskFull,
+        StoreErrorKind::InvalidKey => ExitCode::Usage,
+        _ => ExitCode::Unreachable,
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::new(store_code(&error), error)
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Failure {
+        let code = match &error {
+            RestoreError::Store(error) if error.kind() != StoreErrorKind::Missing => {
+                store_code(error)
+            }
+            RestoreError::Exists { .. } | RestoreError::InUse { .. } => ExitCode::Usage,
+            // The data is good: it is only not what was asked for.
+            RestoreError::TooEarly { .. }
+            | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Merged { .. }) => {
+                ExitCode::NothingToRestore
+            }
+            error => judge_restore(error).exit_code(),
+        };
+        Failure::new(code, error)
+    }
+}
+
+impl From<StartupError> for Failure {
+    fn from(error: StartupError) -> Failure {
+        match error {
+            StartupError::Restore {
+                source,
+                database,
+                target,
+            } => {
+                let code = Failure::from(*source);
+                let error = code
+                    .error
+                    .context(format!("{database}: restore from target {target}"));
+                Failure {
+                    code: code.code,
+                    error,
+                }
+            }
+            StartupError::NoBackup { .. } => Failure::new(ExitCode::NothingToRestore, error),
+            StartupError::CouldNotLook { ref source, .. } => {
+                let code = match source.as_ref() {
+                    TargetError::Store(source) => store_code(source),
+                    _ => ExitCode::Unreachable,
+                };
+                Failure::new(code, error)
+            }
+            StartupError::Local(ref source) if source.is_disk_full() => {
+                Failure::new(ExitCode::DiskFull, error)
+            }
+            _ => Failure::new(ExitCode::LocalIo, error),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `sqlite-backup`: sidecar, init container, restore test Job, and a command line for people.
+
+mod args;
+mod commands;
+mod config;
+mod failure;
+mod log;
+mod metrics;
+mod server;
+mod signals;
+mod supervise;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+use crate::config::LogSettings;
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // It fails only when the terminal is gone.
+            let _printed = error.print();
+            let wrong = error.use_stderr();
+            return if wrong {
+                protocol::exit::ExitCode::Usage
+            } else {
+                protocol::exit::ExitCode::Done
+            }
+            .into();
+        }
+    };
+    if let Command::Replicate(replicate) = &arguments.command
+        && replicate.supervise
+    {
+        return supervise::run();
+    }
+    log::init(&arguments.log, configured_log(&arguments.command));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("the system gives a process its first descriptors");
+    // Everything runs on this thread; what is spawned may borrow across awaits what is not `Send`.
+    let local = tokio::task::LocalSet::new();
+    let result = local.block_on(&runtime, commands::run(arguments));
+    // Blocking reads of a dead disk must not keep a finished process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            report(&failure);
+            failure.code.into()
+        }
+    }
+}
+
+/// What the configuration says about the log. The command itself says what is wrong with it.
+fn configured_log(command: &Command) -> LogSettings {
+    let config = command
+        .config()
+        .and_then(|file| config::read(file, &args::variable).ok());
+    config
+        .and_then(|config| config::log_settings(&config).ok())
+        .unwrap_or_default()
+}
+
+fn report(failure: &Failure) {
+    tracing::error!(code = failure.code as u8, "{failure:#}");
+}

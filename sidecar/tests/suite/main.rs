@@ -1,0 +1,20 @@
+//! The `sqlite-backup` program as people, scripts and containers use it: real processes, a real
+//! S3 server, applications in processes of their own, released Litestream binaries.
+//!
+//! `cargo xtask test` says where those programs are, in `WEED_BIN` and `LITESTREAM_0_5_17_BIN`
+//! and so on.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that cannot be built fails its test"
+)]
+
+mod cli;
+mod compat;
+mod endpoints;
+mod reload;
+mod replicate;
+mod restore;
+mod startup;
+mod support;
+mod verify;

@@ -1,0 +1,107 @@
+//! A configuration that changes while it is used.
+
+use crate::support::database::{assert_same, create, insert, rows};
+use crate::support::place::{Place, text};
+use crate::support::process::run;
+use crate::support::sidecar::Sidecar;
+use crate::support::until;
+use crate::support::writer::Writer;
+
+#[test]
+fn databases_come_and_go_without_losing_a_commit() {
+    let place = Place::new();
+    let paths: Vec<_> = ["a", "b", "c"]
+        .map(|name| place.path().join(name).with_extension("db"))
+        .to_vec();
+    let config = |names: &[usize], interval: &str| {
+        let mut content = "dbs:\n".to_owned();
+        for n in names {
+            let url = place.url(&format!("backup/{n}"));
+            content.push_str(&format!(
+                "- path: {}\n  replica: {{url: '{url}', sync-interval: {interval}}}\n",
+                paths[*n].display()
+            ));
+        }
+        place.write("config.yml", &content)
+    };
+    let file = config(&[0, 1], "1s");
+    let sidecar = Sidecar::start(place.path(), &["--config", &file]);
+    let writers: Vec<_> = paths.iter().map(|path| Writer::start(path)).collect();
+    let in_force = |names: &[usize]| {
+        let expected: Vec<_> = names.iter().map(|n| text(&paths[*n]).to_owned()).collect();
+        until("the new configuration is in force and stored", || {
+            let databases = sidecar.status().databases;
+            let found: Vec<_> = databases.iter().map(|one| one.path.clone()).collect();
+            let stored = databases
+                .iter()
+                .all(|one| one.state.is_healthy() && one.targets[0].position.is_some());
+            (found == expected && stored).then_some(databases)
+        })
+    };
+    let before = in_force(&[0, 1]);
+    // The second one goes, the third one comes; the first one is not disturbed.
+    config(&[0, 2], "1s");
+    let after = in_force(&[0, 2]);
+    assert_eq!(before[0].targets[0].epoch, after[0].targets[0].epoch);
+    // A file that makes no sense changes nothing.
+    let hash = sidecar.status().config_hash;
+    place.write("config.yml", "dbs: [{pth: x}]");
+    until("the error is told", || {
+        sidecar
+            .log()
+            .contains("the new configuration is not used")
+            .then_some(())
+    });
+    assert_eq!(sidecar.status().config_hash, hash);
+    for writer in &writers {
+        writer.write_more(10);
+    }
+    // Other settings for both, and the second one again.
+    config(&[0, 1, 2], "200ms");
+    in_force(&[0, 1, 2]);
+    for writer in writers {
+        writer.write_more(10);
+        writer.stop();
+    }
+    assert_eq!(sidecar.terminate().0, Some(0));
+    for (n, path) in paths.iter().enumerate() {
+        let output = place.fresh("out.db");
+        let url = place.url(&format!("backup/{n}"));
+        run(["restore", &url, "-o", text(&output)]).succeeds();
+        assert_same(&rows(&output), &rows(path));
+    }
+}
+
+#[test]
+fn a_database_that_is_configured_no_more_stores_its_last_commits() {
+    let place = Place::new();
+    let kept = place.path().join("kept.db");
+    drop(create(&kept, 1));
+    let connection = create(&place.database(), 1);
+    let entry = |path: &std::path::Path, name: &str| {
+        format!(
+            "- path: {}\n  replica: {{url: '{}', sync-interval: 1h}}\n",
+            path.display(),
+            place.url(name)
+        )
+    };
+    let both = format!(
+        "dbs:\n{}{}",
+        entry(&place.database(), "gone"),
+        entry(&kept, "kept")
+    );
+    let file = place.write("config.yml", &both);
+    let sidecar = Sidecar::start(place.path(), &["--config", &file]);
+    sidecar.wait_until_stored();
+    // Within the hour between two uploads, only its end stores these.
+    insert(&connection, 3);
+    insert(&connection, 3);
+    place.write("config.yml", &format!("dbs:\n{}", entry(&kept, "kept")));
+    let output = place.fresh("out.db");
+    until("the last commits are stored", || {
+        std::fs::remove_file(&output).ok();
+        let done = run(["restore", &place.url("gone"), "-o", text(&output)]);
+        (done.code == Some(0) && rows(&output).len() == 7).then_some(())
+    });
+    assert_eq!(sidecar.terminate().0, Some(0));
+}

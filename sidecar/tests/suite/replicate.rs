@@ -1,0 +1,262 @@
+//! Commits reach the store, whoever is killed and when.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::bucket::Bucket;
+use crate::support::database::{Rows, assert_same, create, files, insert, rows};
+use crate::support::place::Place;
+use crate::support::process::{finish, program, run, signal};
+use crate::support::sidecar::Sidecar;
+use crate::support::until;
+use crate::support::writer::Writer;
+
+/// Restores the newest state of a replica and reads it.
+fn restored(place: &Place, url: &str, program: Command) -> Rows {
+    let output = place.fresh("restored.db");
+    let mut command = program;
+    command
+        .args(["restore", url, "-o"])
+        .arg(&output)
+        .args(["--integrity-check", "full"]);
+    finish(command).succeeds();
+    rows(&output)
+}
+
+/// Writes, kills the sidecar and then the writer, starts the sidecar again, ends it politely, and
+/// compares.
+fn survives_kills(url: &str, program: &dyn Fn() -> Command) {
+    let place = Place::new();
+    let arguments = [place.database_text(), url];
+    let writer = Writer::start(&place.database());
+    let sidecar = Sidecar::spawn(place.path(), &arguments, program());
+    sidecar.wait_until_stored();
+    writer.write_more(100);
+    sidecar.kill();
+    writer.write_more(50);
+    let sidecar = Sidecar::spawn(place.path(), &arguments, program());
+    writer.write_more(100);
+    writer.kill();
+    let (code, took) = sidecar.terminate();
+    assert_eq!(code, Some(0));
+    println!("SIGTERM to end: {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let before = restored(&place, url, program());
+    assert!(before.len() >= 250, "{}", before.len());
+    // The application comes back, and SQLite recovers what it left.
+    assert_same(&before, &rows(&place.database()));
+    let sidecar = Sidecar::spawn(place.path(), &arguments, program());
+    let writer = Writer::start(&place.database());
+    writer.write_more(20);
+    writer.stop();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    assert_same(&restored(&place, url, program()), &rows(&place.database()));
+    let mut command = program();
+    finish({
+        command.args(["inspect", url]);
+        command
+    })
+    .succeeds();
+}
+
+#[test]
+fn a_directory_gets_every_commit_though_both_sides_are_killed() {
+    let place = Place::new();
+    survives_kills(&place.url("backup"), &program);
+}
+
+#[test]
+fn a_bucket_gets_every_commit_though_both_sides_are_killed() {
+    let bucket = Bucket::create("replicate-kills");
+    survives_kills(&bucket.url("deep/prefix"), &|| bucket.program());
+}
+
+#[test]
+fn the_last_commit_before_sigterm_is_stored_at_once() {
+    let place = Place::new();
+    let url = place.url("backup");
+    let connection = create(&place.database(), 5);
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    sidecar.wait_until_stored();
+    insert(&connection, 1);
+    let (code, took) = sidecar.terminate();
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(restored(&place, &url, program()).len(), 6);
+}
+
+#[test]
+fn once_stores_everything_and_ends() {
+    let place = Place::new();
+    let url = place.url("backup");
+    let connection = create(&place.database(), 5);
+    for more in [0, 3] {
+        insert(&connection, more);
+        run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+        assert_same(&restored(&place, &url, program()), &rows(&place.database()));
+    }
+}
+
+#[test]
+fn several_targets_get_the_same() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let bucket = Bucket::create("replicate-two");
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "dbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  - {{name: far, url: '{}'}}\n",
+            place.database_text(),
+            place.url("near"),
+            bucket.url("far")
+        ),
+    );
+    let sidecar = Sidecar::spawn(place.path(), &["--config", &config], bucket.program());
+    insert(&connection, 5);
+    let names: Vec<_> = sidecar
+        .wait_until_stored()
+        .targets
+        .into_iter()
+        .map(|target| target.name)
+        .collect();
+    assert_eq!(names, ["near", "far"]);
+    assert_eq!(sidecar.terminate().0, Some(0));
+    let expected = rows(&place.database());
+    assert_same(&restored(&place, &place.url("near"), program()), &expected);
+    assert_eq!(
+        restored(&place, &bucket.url("far"), bucket.program()),
+        expected
+    );
+}
+
+#[test]
+fn a_dead_target_holds_nothing_back_and_sigterm_says_what_is_not_stored() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let dead = "s3://bucket/far?endpoint=http://127.0.0.1:1";
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "shutdown-sync-timeout: 1s\ndbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  \
+             - {{name: far, url: '{dead}', access-key-id: a, secret-access-key: b}}\n",
+            place.database_text(),
+            place.url("near"),
+        ),
+    );
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    insert(&connection, 5);
+    sidecar.wait_until("the near target has everything", |status| {
+        status.position.is_some()
+            && status.targets[0].position == status.position
+            && !status.targets[1].message.is_empty()
+    });
+    insert(&connection, 1);
+    let (code, took) = sidecar.terminate();
+    assert_eq!(code, Some(23));
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let expected = rows(&place.database());
+    assert_same(&restored(&place, &place.url("near"), program()), &expected);
+}
+
+#[test]
+fn a_supervisor_restarts_its_worker_and_ends_with_it() {
+    let place = Place::new();
+    let url = place.url("backup");
+    let writer = Writer::start(&place.database());
+    let arguments = ["--supervise", place.database_text(), &url];
+    let mut sidecar = Sidecar::start(place.path(), &arguments);
+    sidecar.wait_until_stored();
+    let (parent, worker) = (sidecar.id(), sidecar.worker());
+    signal(worker, "KILL");
+    writer.write_more(20);
+    sidecar.follow();
+    assert_eq!(sidecar.id(), parent);
+    assert_ne!(sidecar.worker(), worker);
+    writer.write_more(20);
+    writer.stop();
+    let (code, took) = sidecar.terminate();
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_same(&restored(&place, &url, program()), &rows(&place.database()));
+}
+
+#[test]
+fn a_worker_does_not_outlive_its_supervisor() {
+    let place = Place::new();
+    let url = place.url("backup");
+    drop(create(&place.database(), 5));
+    let arguments = ["--supervise", place.database_text(), &url];
+    let sidecar = Sidecar::start(place.path(), &arguments);
+    sidecar.wait_until_stored();
+    let worker = sidecar.worker();
+    sidecar.kill();
+    until("the worker is gone", || {
+        let state = std::fs::read_to_string(format!("/proc/{worker}/stat"));
+        // Nobody may be there to bury it.
+        state
+            .map_or(true, |state| state.contains(") Z "))
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_supervised_worker_waits_for_its_configuration_and_for_its_bucket() {
+    let place = Place::new();
+    drop(create(&place.database(), 5));
+    let config = place.path().join("config.yml");
+    let log = place.path().join("log");
+    let mut child = program()
+        .args(["replicate", "--supervise", "--config"])
+        .arg(&config)
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let logged = |word: &str| {
+        until(word, || {
+            std::fs::read_to_string(&log)
+                .unwrap()
+                .contains(word)
+                .then_some(())
+        });
+    };
+    logged("config.yml: No such file");
+    std::fs::write(&config, "dbs: [{pth: x}]").unwrap();
+    logged("did you mean");
+    // A directory below a file: a target that does not work yet.
+    let blocker = place.write("blocker", "");
+    let content = format!(
+        "dbs: [{{path: {}, replica: {{url: 'file://{blocker}/backup'}}}}]",
+        place.database_text()
+    );
+    std::fs::write(&config, content).unwrap();
+    logged("a part of the path is a file");
+    std::fs::remove_file(&blocker).unwrap();
+    until("the backup is there", || {
+        std::path::Path::new(&blocker)
+            .is_dir()
+            .then(|| {
+                files(std::path::Path::new(&blocker), &|name| {
+                    name.ends_with(".ltx")
+                })
+            })
+            .filter(|files| files.len() >= 2)
+    });
+    signal(child.id(), "TERM");
+    let (code, took) = crate::support::process::wait_for_end(&mut child);
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_database_that_appears_later_is_replicated() {
+    let place = Place::new();
+    let config = place.config(&place.database(), "backup");
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    sidecar.wait_until("the database is missed", |status| {
+        status.state == protocol::status::DatabaseState::Missing
+    });
+    let _connection = create(&place.database(), 5);
+    sidecar.wait_until_stored();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 5);
+}

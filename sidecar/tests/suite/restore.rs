@@ -1,0 +1,257 @@
+//! Restores reach the point asked for, say which one that was, and change nothing otherwise.
+
+use jiff::{Timestamp, ToSpan};
+use protocol::status::Position;
+use serde_json::Value;
+
+use crate::support::database::{create, files, insert, rows};
+use crate::support::place::{Place, text};
+use crate::support::process::{Finished, run};
+use crate::support::sidecar::Sidecar;
+
+/// A position of a replica, and how many rows the database had then.
+struct Point {
+    txid: String,
+    time: Timestamp,
+    rows: usize,
+}
+
+/// Stores three states, apart in time, and returns their points.
+fn history(place: &Place) -> Vec<Point> {
+    let connection = create(&place.database(), 0);
+    let url = place.url("backup");
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    let mut before = stored(&sidecar, "");
+    let mut points = Vec::new();
+    for step in 1..=3 {
+        // One transaction is one capture.
+        connection.execute_batch("BEGIN").unwrap();
+        insert(&connection, step);
+        connection.execute_batch("COMMIT").unwrap();
+        let position = stored(&sidecar, &before.txid);
+        points.push(Point {
+            txid: position.txid.clone(),
+            time: position.time,
+            rows: rows(&place.database()).len(),
+        });
+        before = position;
+    }
+    assert_eq!(sidecar.terminate().0, Some(0));
+    points
+}
+
+/// The stored position, once it is a later one.
+fn stored(sidecar: &Sidecar, after: &str) -> Position {
+    let status = sidecar.wait_until("a later position is stored", |status| {
+        let stored = &status.targets[0].position;
+        status.state.is_healthy()
+            && *stored == status.position
+            && stored.as_ref().is_some_and(|at| at.txid.as_str() > after)
+    });
+    status.position.expect("it was there a moment ago")
+}
+
+fn restore(place: &Place, arguments: &[&str]) -> (Value, usize) {
+    let output = place.fresh("out.db");
+    let url = place.url("backup");
+    let mut all = vec!["restore", url.as_str(), "-o", text(&output), "--json"];
+    all.extend(arguments);
+    let answer = run(all).succeeds();
+    let answer = serde_json::from_str(&answer).expect("the answer is JSON");
+    (answer, rows(&output).len())
+}
+
+#[test]
+fn every_point_comes_back_and_is_named() {
+    let place = Place::new();
+    let points = history(&place);
+    let newest = points.last().unwrap();
+    let (answer, count) = restore(&place, &[]);
+    assert_eq!(
+        (answer["txid"].as_str(), count),
+        (Some(newest.txid.as_str()), newest.rows)
+    );
+    for point in &points {
+        let (answer, count) = restore(&place, &["--txid", &point.txid]);
+        assert_eq!(answer["txid"], point.txid.as_str());
+        assert_eq!(count, point.rows);
+        // The very moment of a capture is that capture, and so is any moment before the next one.
+        let (answer, count) = restore(&place, &["--timestamp", &point.time.to_string()]);
+        assert_eq!(answer["txid"], point.txid.as_str());
+        assert_eq!(answer["time"], point.time.to_string().as_str());
+        assert_eq!(count, point.rows);
+    }
+    let between = (points[1].time + 1.millisecond()).to_string();
+    let (answer, _) = restore(&place, &["--timestamp", &between]);
+    assert_eq!(answer["txid"], points[1].txid.as_str());
+    let later = (newest.time + 24.hours()).to_string();
+    let (answer, _) = restore(&place, &["--timestamp", &later]);
+    assert_eq!(answer["txid"], newest.txid.as_str());
+}
+
+fn refused(place: &Place, arguments: &[&str]) -> Finished {
+    let output = place.fresh("out.db");
+    let url = place.url("backup");
+    let mut all = vec!["restore", url.as_str(), "-o", text(&output)];
+    all.extend(arguments);
+    let done = run(all);
+    assert!(!output.exists());
+    done
+}
+
+#[test]
+fn a_point_that_is_not_there_is_an_error_and_never_another_one() {
+    let place = Place::new();
+    history(&place);
+    let done = refused(&place, &["--timestamp", "2001-01-01T00:00:00Z"]);
+    done.fails_with(30, &["2001-01-01T00:00:00Z", "the oldest backup is of"]);
+    let done = refused(&place, &["--txid", "0000000000001000"]);
+    done.fails_with(30, &["0000000000001000", "the newest is"]);
+}
+
+#[test]
+fn a_dry_run_shows_the_way_and_restores_nothing() {
+    let place = Place::new();
+    let points = history(&place);
+    let output = place.fresh("out.db");
+    let url = place.url("backup");
+    let arguments = ["restore", &url, "-o", text(&output), "--dry-run"];
+    let plan = run(arguments).succeeds();
+    assert!(
+        plan.contains(&points[2].txid) && plan.contains(".ltx"),
+        "{plan}"
+    );
+    let plan = run(arguments.iter().chain(&["--json"])).succeeds();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["txid"], points[2].txid.as_str());
+    assert!(!plan["files"].as_array().unwrap().is_empty());
+    assert!(files(place.path(), &|name| name.contains("out.db")).is_empty());
+}
+
+#[test]
+fn a_database_that_exists_is_safe() {
+    let place = Place::new();
+    let points = history(&place);
+    let before = std::fs::read(place.database()).unwrap();
+    let url = place.url("backup");
+    let arguments = ["restore", &url, "-o", place.database_text()];
+    run(arguments).fails_with(2, &[place.database_text(), "exists", "force"]);
+    run(arguments.iter().chain(&["--if-db-not-exists"])).succeeds();
+    assert_eq!(std::fs::read(place.database()).unwrap(), before);
+    // By force, an older state takes its place; logs of the old one do not survive.
+    std::fs::write(place.path().join("app.db-journal"), "old").unwrap();
+    let force = ["--force", "--txid", points[0].txid.as_str()];
+    run(arguments.iter().chain(&force)).succeeds();
+    assert_eq!(rows(&place.database()).len(), points[0].rows);
+    assert!(!place.path().join("app.db-journal").exists());
+}
+
+#[test]
+fn force_keeps_the_old_database_until_the_new_one_is_proven() {
+    let place = Place::new();
+    history(&place);
+    let expected = rows(&place.database());
+    let objects = files(&place.path().join("backup"), &|name| name.ends_with(".ltx"));
+    let newest = objects
+        .iter()
+        .find(|path| text(path).contains("/0/"))
+        .unwrap();
+    let mut bytes = std::fs::read(newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(newest, bytes).unwrap();
+    let url = place.url("backup");
+    let arguments = ["restore", &url, "-o", place.database_text(), "--force"];
+    run(arguments).fails_with(10, &[newest.file_name().unwrap().to_str().unwrap()]);
+    assert_eq!(rows(&place.database()), expected);
+    let leftovers = files(place.path(), &|name| {
+        name.contains(".restore.tmp") || name.contains("before-restore")
+    });
+    assert_eq!(leftovers, Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_configuration_restores_every_database_that_is_missing() {
+    let place = Place::new();
+    let mut content = "dbs:\n".to_owned();
+    let paths: Vec<_> = (0..12)
+        .map(|n| place.path().join(format!("data/{n}.db")))
+        .collect();
+    std::fs::create_dir(place.path().join("data")).unwrap();
+    for (n, path) in paths.iter().enumerate() {
+        drop(create(path, n as i64 + 1));
+        let url = place.url(&format!("backup/{n}"));
+        content.push_str(&format!(
+            "- path: {}\n  replica: {{url: '{url}'}}\n",
+            path.display()
+        ));
+    }
+    let config = place.write("config.yml", &content);
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+    std::fs::remove_dir_all(place.path().join("data")).unwrap();
+    // One by name, elsewhere; then all but one that is there.
+    let elsewhere = place.fresh("out.db");
+    run([
+        "restore",
+        "--config",
+        &config,
+        text(&paths[3]),
+        "-o",
+        text(&elsewhere),
+    ])
+    .succeeds();
+    assert_eq!(rows(&elsewhere).len(), 4);
+    std::fs::create_dir(place.path().join("data")).unwrap();
+    drop(create(&paths[5], 100));
+    run(["restore", "--config", &config]).succeeds();
+    for (n, path) in paths.iter().enumerate() {
+        let expected = if n == 5 { 100 } else { n + 1 };
+        assert_eq!(rows(path).len(), expected, "{}", path.display());
+    }
+    // One that cannot be restored keeps nobody else back, and is named.
+    for path in &paths {
+        std::fs::remove_file(path).unwrap();
+    }
+    std::fs::remove_dir_all(place.path().join("backup/7")).unwrap();
+    let done = run(["restore", "--config", &config]);
+    done.fails_with(30, &[text(&paths[7]), "there is no backup"]);
+    assert_eq!(paths.iter().filter(|path| path.exists()).count(), 11);
+    run(["restore", "--config", &config, "--if-replica-exists"]).succeeds();
+}
+
+#[test]
+fn no_backup_in_one_target_says_nothing_while_another_cannot_be_asked() {
+    let place = Place::new();
+    let dead = "s3://bucket/far?endpoint=http://127.0.0.1:1";
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "dbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  - {{name: far, url: '{dead}', \
+             access-key-id: a, secret-access-key: b}}\n",
+            place.database_text(),
+            place.url("nothing"),
+        ),
+    );
+    let done = run(["restore", "--config", &config, "--if-replica-exists"]);
+    done.fails_with(21, &["s3://bucket/far", "unreachable"]);
+    assert!(!place.database().exists());
+}
+
+#[test]
+fn another_target_gives_what_the_first_one_cannot() {
+    let place = Place::new();
+    history(&place);
+    let expected = rows(&place.database());
+    std::fs::remove_file(place.database()).unwrap();
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "dbs:\n- path: {}\n  replicas:\n  - {{name: one, url: '{}'}}\n  - {{name: two, url: '{}'}}\n",
+            place.database_text(),
+            place.url("nothing"),
+            place.url("backup"),
+        ),
+    );
+    run(["restore", "--config", &config]).succeeds();
+    assert_eq!(rows(&place.database()), expected);
+}

@@ -1,0 +1,294 @@
+//! A restore test passes when the backup is good, and each way of being bad has its own verdict.
+
+use std::path::PathBuf;
+
+use protocol::names::VERIFY_REQUEST_ENV;
+use protocol::verify::{
+    Check, DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyReport, VerifyRequest,
+    VerifyResult,
+};
+
+use crate::support::bucket::Bucket;
+use crate::support::database::{create, files, insert};
+use crate::support::place::{Place, text};
+use crate::support::process::{Finished, finish, program, run};
+use crate::support::sidecar::Sidecar;
+
+/// A replica of several captures, and what its sidecar had acknowledged at the end.
+fn replica(place: &Place) -> DatabaseExpectation {
+    let connection = create(&place.database(), 3);
+    let config = place.config(&place.database(), "backup");
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    let mut txid = String::new();
+    for _ in 0..4 {
+        let status = sidecar.wait_until("the commit is stored", |status| {
+            status.targets[0].position == status.position
+                && status.position.as_ref().is_some_and(|at| at.txid > txid)
+        });
+        txid = status.position.expect("it was there a moment ago").txid;
+        insert(&connection, 1);
+    }
+    let status = sidecar.wait_until("the last commit is stored", |status| {
+        status.targets[0].position == status.position
+            && status.position.as_ref().is_some_and(|at| at.txid > txid)
+    });
+    drop(connection);
+    let acknowledged = status.targets[0].position.clone();
+    DatabaseExpectation {
+        path: place.database_text().to_owned(),
+        target: status.targets[0].name.clone(),
+        acknowledged: acknowledged.expect("something is acknowledged"),
+        lag_ms: 0,
+    }
+}
+
+/// The captured files, oldest first.
+fn captured(place: &Place) -> Vec<PathBuf> {
+    files(&place.path().join("backup"), &|name| {
+        name.contains("/ltx/0/")
+    })
+}
+
+/// Verifies the way that the operator's Jobs do.
+fn ask(place: &Place, request: &VerifyRequest) -> (Finished, VerifyReport) {
+    let config = place.path().join("config.yml");
+    let message = place.fresh("termination-log");
+    let scratch = place.fresh("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let mut command = program();
+    command
+        .args(["verify", "--config", text(&config), "--json"])
+        .args(["--scratch", text(&scratch)])
+        .args(["--termination-message", text(&message)])
+        .env(VERIFY_REQUEST_ENV, serde_json::to_string(request).unwrap());
+    let done = finish(command);
+    let report: VerifyReport = serde_json::from_str(&done.out).expect("the report is JSON");
+    let left = std::fs::read(&message).unwrap();
+    assert!(left.len() <= 4096, "{}", left.len());
+    let told: VerifyReport = serde_json::from_slice(&left).expect("the message is JSON");
+    assert_eq!(told.result, report.result);
+    assert_eq!(done.code, Some(report.result.exit_code() as i32));
+    assert!(
+        std::fs::read_dir(&scratch).unwrap().next().is_none(),
+        "production data was left in the scratch space"
+    );
+    (done, report)
+}
+
+fn request(expected: &DatabaseExpectation) -> VerifyRequest {
+    VerifyRequest {
+        level: VerifyLevel::Checksum,
+        point: protocol::verify::Point::Latest,
+        members: vec![MemberExpectation {
+            member: "orders-0".to_owned(),
+            databases: vec![expected.clone()],
+        }],
+        max_lag: None,
+        checks: Vec::new(),
+    }
+}
+
+#[track_caller]
+fn verdict(place: &Place, request: &VerifyRequest, expected: VerifyResult, words: &[&str]) {
+    let (_, report) = ask(place, request);
+    assert_eq!(report.result, expected, "{report:?}");
+    for word in words {
+        assert!(
+            report.message.contains(word),
+            "{word:?}: {}",
+            report.message
+        );
+    }
+}
+
+#[test]
+fn a_good_backup_passes_at_every_level() {
+    let place = Place::new();
+    let expected = replica(&place);
+    for level in [VerifyLevel::Quick, VerifyLevel::Full, VerifyLevel::Checksum] {
+        let (_, report) = ask(
+            &place,
+            &VerifyRequest {
+                level,
+                ..request(&expected)
+            },
+        );
+        assert_eq!((report.result, report.passed), (VerifyResult::Passed, 1));
+        assert!(report.freshness_evaluated && report.bytes > 0);
+        let resolved = report.databases[0].resolved.as_ref().unwrap();
+        assert_eq!(*resolved, expected.acknowledged);
+    }
+    let url = place.url("backup");
+    let words = run(["verify", &url]).succeeds();
+    assert!(
+        words.contains("passed") && words.contains(&expected.acknowledged.txid),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_damaged_object_is_corrupt() {
+    let place = Place::new();
+    let expected = replica(&place);
+    let object = captured(&place).pop().unwrap();
+    let mut bytes = std::fs::read(&object).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&object, bytes).unwrap();
+    let name = object.file_name().unwrap().to_str().unwrap().to_owned();
+    verdict(&place, &request(&expected), VerifyResult::Corrupt, &[&name]);
+    let url = place.url("backup");
+    assert_eq!(run(["verify", &url]).code, Some(10));
+}
+
+#[test]
+fn a_missing_object_is_a_hole_and_inspect_shows_it() {
+    let place = Place::new();
+    let expected = replica(&place);
+    let objects = captured(&place);
+    std::fs::remove_file(&objects[objects.len() - 2]).unwrap();
+    verdict(
+        &place,
+        &request(&expected),
+        VerifyResult::Hole,
+        &["is followed by nothing"],
+    );
+    let url = place.url("backup");
+    let done = run(["inspect", &url]);
+    assert_eq!(done.code, Some(11));
+    assert!(done.out.contains("NOT RESTORABLE"), "{done:?}");
+    let done = run(["inspect", &url, "--json"]);
+    assert_eq!(done.code, Some(11));
+    let json: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(json["restorable"], false);
+}
+
+#[test]
+fn a_store_that_lacks_acknowledged_commits_is_stale() {
+    let place = Place::new();
+    let expected = replica(&place);
+    // The newest object is gone: what is left restores without a complaint of SQLite's.
+    std::fs::remove_file(captured(&place).pop().unwrap()).unwrap();
+    let txid = expected.acknowledged.txid.clone();
+    let words = [txid.as_str(), "acknowledged"];
+    verdict(&place, &request(&expected), VerifyResult::Stale, &words);
+    assert_eq!(run(["verify", &place.url("backup")]).code, Some(0));
+}
+
+#[test]
+fn another_database_than_the_acknowledged_one_fails() {
+    let place = Place::new();
+    let mut expected = replica(&place);
+    expected.acknowledged.checksum = "8000000000000001".to_owned();
+    let words = ["8000000000000001", "was acknowledged"];
+    verdict(
+        &place,
+        &request(&expected),
+        VerifyResult::ChecksumMismatch,
+        &words,
+    );
+}
+
+#[test]
+fn a_check_that_does_not_hold_is_named_and_its_value_told() {
+    let place = Place::new();
+    let expected = replica(&place);
+    let check = |min| Check {
+        name: "rows".to_owned(),
+        query: "SELECT count(*) FROM log".to_owned(),
+        min: Some(min),
+        ..Check::default()
+    };
+    let with = |check| VerifyRequest {
+        checks: vec![check],
+        ..request(&expected)
+    };
+    verdict(&place, &with(check(7)), VerifyResult::Passed, &[]);
+    verdict(
+        &place,
+        &with(check(8)),
+        VerifyResult::CheckFailed,
+        &["rows", "7", "8"],
+    );
+    let mut broken = check(1);
+    broken.query = "SELECT count(*) FROM nowhere".to_owned();
+    verdict(
+        &place,
+        &with(broken),
+        VerifyResult::CheckFailed,
+        &["rows", "nowhere"],
+    );
+    let mut hostile = check(1);
+    hostile.query = "DELETE FROM log".to_owned();
+    verdict(&place, &with(hostile), VerifyResult::CheckFailed, &["rows"]);
+    // The same from a file, for people.
+    let file = place.write(
+        "checks.yml",
+        "- {name: rows, query: select count(*) from log, min: 8}\n",
+    );
+    let done = run(["verify", &place.url("backup"), "--checks", &file]);
+    assert_eq!(done.code, Some(15));
+    assert!(done.out.contains("rows"), "{done:?}");
+    let file = place.write("checks.yml", "- {name: rows, qery: select 1}\n");
+    let done = run(["verify", &place.url("backup"), "--checks", &file]);
+    done.fails_with(2, &[&file, "qery"]);
+}
+
+#[test]
+fn nothing_stored_is_no_backup_yet() {
+    let place = Place::new();
+    let expected = replica(&place);
+    std::fs::remove_dir_all(place.path().join("backup")).unwrap();
+    verdict(
+        &place,
+        &request(&expected),
+        VerifyResult::NoBackupYet,
+        &["there is no backup"],
+    );
+}
+
+#[test]
+fn a_report_of_many_databases_fits_its_file() {
+    let place = Place::new();
+    let mut content = "dbs:\n".to_owned();
+    for n in 0..64 {
+        let path = place
+            .path()
+            .join(format!("a-database-with-a-longer-name-{n}.db"));
+        drop(create(&path, 1));
+        let url = place.url(&format!("backup/{n}"));
+        content.push_str(&format!(
+            "- path: {}\n  replica: {{url: '{url}'}}\n",
+            path.display()
+        ));
+    }
+    let config = place.write("config.yml", &content);
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+    let member = MemberExpectation::default();
+    let request = VerifyRequest {
+        level: VerifyLevel::Full,
+        point: protocol::verify::Point::Latest,
+        members: vec![member],
+        max_lag: None,
+        checks: Vec::new(),
+    };
+    let (_, report) = ask(&place, &request);
+    assert_eq!((report.passed, report.failed, report.omitted), (64, 0, 0));
+    assert_eq!(report.databases.len(), 64);
+}
+
+#[test]
+fn the_surroundings_are_not_the_backup() {
+    let bucket = Bucket::create("verify-around");
+    let mut command = bucket.program();
+    command
+        .args(["verify", &bucket.url("app")])
+        .env("AWS_SECRET_ACCESS_KEY", "wrong");
+    assert_eq!(finish(command).code, Some(20));
+    let mut command = bucket.program();
+    command.args(["verify", "s3://bucket/app?endpoint=http://127.0.0.1:1"]);
+    assert_eq!(finish(command).code, Some(21));
+    let mut command = bucket.program();
+    command.args(["verify", &bucket.url("app")]);
+    assert_eq!(finish(command).code, Some(30));
+}
