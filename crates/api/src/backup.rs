@@ -1,0 +1,599 @@
+//! `SqliteBackup`: what to protect, where backups go, and how they are proven.
+
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "columns of one type are no duplicates; the lint does not know this attribute"
+)]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::CustomResource;
+use protocol::Span;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema::{between, rule};
+use crate::selector::PodSelector;
+use crate::status::SqliteBackupStatus;
+use crate::target::{Credentials, SecretKeyRef, Target};
+
+/// Continuous backup of SQLite databases, with restores that are proven on a schedule.
+///
+/// Pods that the selector chooses get a container that restores missing databases before the
+/// application starts, and one that replicates them while it runs.
+#[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "sqlite-backup.dev",
+    version = "v1alpha1",
+    kind = "SqliteBackup",
+    plural = "sqlitebackups",
+    shortname = "sqb",
+    namespaced,
+    status = "SqliteBackupStatus",
+    derive = "PartialEq",
+    doc = "Continuous backup of the SQLite databases of some Pods, with restores proven on a schedule.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether the spec is accepted and in force."
+    ),
+    printcolumn(
+        name = "Pods",
+        type_ = "string",
+        json_path = ".status.pods.summary",
+        description = "Selected Pods that replicate, of all selected."
+    ),
+    printcolumn(
+        name = "Lag",
+        type_ = "string",
+        json_path = ".status.replication.lagSummary",
+        description = "Age of the oldest commit that is not stored, of the worst member."
+    ),
+    printcolumn(
+        name = "Last-Sync",
+        type_ = "date",
+        json_path = ".status.replication.lastSyncTime",
+        description = "Time since the store last acknowledged data."
+    ),
+    printcolumn(
+        name = "Test",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"RestoreTestPassed\")].reason",
+        description = "Verdict of the last restore test."
+    ),
+    printcolumn(
+        name = "Tested",
+        type_ = "date",
+        json_path = ".status.restoreTest.lastSuccessTime",
+        description = "Time since a restore test last passed."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "self.databases.size() <= 1 && !self.databases.exists(d, d.path.contains('*')) || self.targets.all(t, (!has(t.s3) || t.s3.prefix.contains('{database}')) && (!has(t.file) || t.file.prefix.contains('{database}')) && (!has(t.gcs) || t.gcs.prefix.contains('{database}')) && (!has(t.azure) || t.azure.prefix.contains('{database}')) && (!has(t.sftp) || t.sftp.prefix.contains('{database}')))",
+        "with several databases the prefix of every target must contain {database}, or they would overwrite each other",
+    ),
+    rule(
+        "!has(self.restoreTest.checks) || self.databases.exists(d, d.path.contains('*')) || self.restoreTest.checks.all(c, !has(c.database) || c.database == '*' || self.databases.exists(d, d.path == c.database || d.path.endsWith('/' + c.database)))",
+        "restoreTest.checks names a database that is not in databases; use its path, its file name or *",
+    ),
+]))]
+pub struct SqliteBackupSpec {
+    /// The Pods of this namespace to protect, by label. Pods that run already get their
+    /// containers when they are next created. Label a Pod `sqlite-backup.dev/inject: "false"` to
+    /// leave it out.
+    pub selector: PodSelector,
+
+    /// The container whose mounts and user the sidecar takes over. Needed only when several
+    /// containers mount the databases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub container: Option<String>,
+
+    /// The databases, 1 to 64.
+    #[schemars(
+        length(min = 1, max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"])
+    )]
+    pub databases: Vec<DatabaseSpec>,
+
+    /// Where backups go, 1 to 4 places. Each gets everything; restores try them in this order.
+    #[schemars(
+        length(min = 1, max = 4),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub targets: Vec<Target>,
+
+    /// How often data is sent, and how far behind it may be.
+    #[serde(default)]
+    pub replication: Replication,
+
+    /// Full copies.
+    #[serde(default)]
+    pub snapshots: Snapshots,
+
+    /// How long what is kept.
+    #[serde(default)]
+    pub retention: Retention,
+
+    /// Encryption of what is stored. Not served yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+
+    /// What happens before the application starts.
+    #[serde(default)]
+    pub startup: Startup,
+
+    /// What happens when the Pod stops.
+    #[serde(default)]
+    pub shutdown: Shutdown,
+
+    /// The containers that we add.
+    #[serde(default)]
+    pub sidecar: Sidecar,
+
+    /// Restores that prove the backup. On by default, once a week.
+    #[serde(default)]
+    pub restore_test: RestoreTestPolicy,
+
+    /// What happens to stored backups when this object is deleted. Retain keeps them.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+
+    /// True: add no containers to new Pods and run no restore tests. Pods that replicate go on.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// One database, or every database that a pattern finds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "!has(self.exclude) || size(self.exclude) == 0 || self.path.contains('*')",
+        "exclude needs a path with *",
+    ),
+]))]
+pub struct DatabaseSpec {
+    /// Absolute path of the database file in the container. `*` stands for any part of a name and
+    /// `**` for any directories: every database there, now and later. Patterns are not served yet.
+    #[schemars(length(min = 2, max = 512))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule(
+            "self.startsWith('/') && !self.endsWith('/') && !self.contains('//')",
+            "path must be absolute and name a file",
+        ),
+        rule(
+            "!self.split('/').exists(s, s == '..' || s == '.')",
+            "path must not contain . or .. segments",
+        ),
+        rule(
+            "!self.matches('[^/][*][*]|[*][*][^/]')",
+            "** must be a whole path segment",
+        ),
+        rule(
+            "!self.matches('[$\\\\x00-\\\\x1f\\\\x7f]')",
+            "path must not contain $ or control characters",
+        ),
+        rule(
+            "!self.endsWith('-wal') && !self.endsWith('-shm') && !self.endsWith('-journal')",
+            "path must name the database, not its -wal, -shm or -journal file",
+        ),
+    ]))]
+    pub path: String,
+    /// With a pattern: files to leave out, such as `*.tmp.db`. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    pub exclude: Vec<String>,
+}
+
+/// How often data is sent, and how far behind it may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "self.maxLag >= self.syncInterval",
+        "maxLag must be at least syncInterval",
+    ),
+]))]
+pub struct Replication {
+    /// Under load, send once each interval; the first commit after a quiet time goes at once.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("100ms", "1h")]))]
+    pub sync_interval: Span,
+    /// The oldest commit that is not stored may be this old. Beyond it `Replicating` is False, and
+    /// restore tests fail with Stale.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("1s", "168h")]))]
+    pub max_lag: Span,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Replication {
+            sync_interval: Span::from_secs(1),
+            max_lag: Span::from_secs(60),
+        }
+    }
+}
+
+/// Full copies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Snapshots {
+    /// Time between full copies of a database that changes.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("1m", "720h")]))]
+    pub interval: Span,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Snapshots {
+            interval: Span::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// How long what is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "self.exact <= self.window",
+        "exact must be at most window",
+    ),
+]))]
+pub struct Retention {
+    /// Every captured moment inside this span can be restored.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("0s", "8784h")]))]
+    pub exact: Span,
+    /// Moments 30 s apart inside this span can be restored.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("1m", "8784h")]))]
+    pub window: Span,
+    /// Daily full copies to keep beyond the window.
+    #[schemars(range(min = 0, max = 366))]
+    pub daily: u32,
+    /// Weekly full copies to keep beyond the window.
+    #[schemars(range(min = 0, max = 520))]
+    pub weekly: u32,
+    /// Monthly full copies to keep beyond the window.
+    #[schemars(range(min = 0, max = 120))]
+    pub monthly: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention {
+            exact: Span::from_secs(24 * 3600),
+            window: Span::from_secs(168 * 3600),
+            daily: 7,
+            weekly: 4,
+            monthly: 3,
+        }
+    }
+}
+
+/// Encryption of what is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Encryption {
+    /// The age format.
+    pub age: Age,
+}
+
+/// The age format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Age {
+    /// Where the age identity is. Without it nothing can be restored: keep a copy elsewhere.
+    pub identity_secret_ref: SecretKeyRef,
+}
+
+/// What happens before the application starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Startup {
+    /// The local database is missing. Restore: restore it, and start empty only when the store says
+    /// that there is no backup. RequireBackup: wait when there is none. StartEmpty: start empty.
+    pub on_missing: OnMissing,
+    /// The local database does not descend from the newest backup. Block: replicate nothing and
+    /// report. NewLineage: back it up as the new truth; earlier points stay restorable.
+    pub on_divergence: OnDivergence,
+    /// The store cannot be asked. StartIfLocalExists: start when every database is there, else
+    /// wait. Wait: always wait.
+    pub when_unreachable: WhenUnreachable,
+}
+
+/// What to do when the local database is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnMissing {
+    /// Restore; start empty only when the store says that there is no backup.
+    #[default]
+    Restore,
+    /// Restore; wait when there is no backup.
+    RequireBackup,
+    /// Start empty, whatever is stored.
+    StartEmpty,
+}
+
+/// What to do when the local database does not descend from the newest backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnDivergence {
+    /// Replicate nothing and report.
+    #[default]
+    Block,
+    /// Back the local database up as the new truth.
+    NewLineage,
+}
+
+/// What to do when the store cannot be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum WhenUnreachable {
+    /// Start when every database is there.
+    #[default]
+    StartIfLocalExists,
+    /// Wait for the store.
+    Wait,
+}
+
+/// What happens when the Pod stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Shutdown {
+    /// How long the last upload may take after the application has ended. The Pod's grace period
+    /// grows by as much.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("1s", "10m")]))]
+    pub drain: Span,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown {
+            drain: Span::from_secs(30),
+        }
+    }
+}
+
+/// The containers that we add.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sidecar {
+    /// Requests and limits; left out: small requests and a memory limit.
+    pub resources: Resources,
+    /// How much to log.
+    pub log_level: LogLevel,
+    /// When running Pods get a newer sidecar. OnNextPodStart: when they are next created. Rollout
+    /// and InPlace are not served yet.
+    pub update_policy: UpdatePolicy,
+    /// Numeric user to run as; only when the container's own user is given by its image alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2147483647))]
+    pub run_as_user: Option<i64>,
+    /// Numeric group to run as, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2147483647))]
+    pub run_as_group: Option<i64>,
+}
+
+/// Requests and limits, as those of a container.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// What is reserved, such as `memory: 32Mi`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::quantities")]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What may be used at most, such as `memory: 128Mi`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::quantities")]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// How much to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What a person must look at.
+    Error,
+    /// Also what is odd.
+    Warn,
+    /// Also what changes.
+    #[default]
+    Info,
+    /// Also what happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The name in configuration files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// When running Pods get a newer sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum UpdatePolicy {
+    /// When they are next created.
+    #[default]
+    OnNextPodStart,
+    /// By a rollout of their workload. Not served yet.
+    Rollout,
+    /// In place, by restarting the sidecar alone. Not served yet.
+    InPlace,
+}
+
+/// What happens to stored backups when the object is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// They stay.
+    #[default]
+    Retain,
+    /// They are deleted. Not served yet.
+    Delete,
+}
+
+/// Restores that prove the backup: into scratch space, away from the application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestoreTestPolicy {
+    /// When to test, as five cron fields: minute, hour, day of month, month, day of week. `H`
+    /// stands for a value that differs between objects and never changes for one, so that tests
+    /// spread out.
+    #[schemars(length(min = 1, max = 128))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule(
+            "self.matches('^[0-9A-Za-z*/,#?()-]+( +[0-9A-Za-z*/,#?()-]+){4}$')",
+            "schedule must be five cron fields, such as H 3 * * *",
+        ),
+    ]))]
+    pub schedule: String,
+    /// Time zone of the schedule, by its IANA name.
+    #[schemars(
+        length(min = 1, max = 64),
+        regex(pattern = "^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")
+    )]
+    pub time_zone: String,
+    /// How deep to look. Quick: the database opens and `quick_check` passes. Full: also
+    /// `integrity_check`, `foreign_key_check` and your checks. Checksum: also every byte equals
+    /// what the live sidecar had sent.
+    pub level: TestLevel,
+    /// How long a test may take before it counts as TimedOut.
+    #[schemars(schema_with = "crate::schema::span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("10s", "168h")]))]
+    pub deadline: Span,
+    /// Queries that must hold in the restored database. At most 32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub checks: Vec<CheckSpec>,
+    /// A query that lists the databases that must be in the backup. Not served yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expect_databases: Option<ExpectDatabases>,
+    /// Credentials of tests, best read-only; left out: those of the targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    /// How many passed RestoreTests to keep.
+    #[schemars(range(min = 0, max = 100))]
+    pub successful_history_limit: u32,
+    /// How many failed RestoreTests to keep. The last failed one always stays.
+    #[schemars(range(min = 0, max = 100))]
+    pub failed_history_limit: u32,
+    /// True: schedule no tests. Those made by hand still run.
+    pub suspend: bool,
+}
+
+impl Default for RestoreTestPolicy {
+    fn default() -> Self {
+        RestoreTestPolicy {
+            schedule: "H H * * H".to_owned(),
+            time_zone: "Etc/UTC".to_owned(),
+            level: TestLevel::default(),
+            deadline: Span::from_secs(3600),
+            checks: Vec::new(),
+            expect_databases: None,
+            credentials: None,
+            successful_history_limit: 3,
+            failed_history_limit: 5,
+            suspend: false,
+        }
+    }
+}
+
+/// How deep a restore test looks; each level includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum TestLevel {
+    /// The database opens and `quick_check` passes.
+    Quick,
+    /// `integrity_check`, `foreign_key_check`, the user's checks.
+    #[default]
+    Full,
+    /// The whole database equals what the live sidecar had sent.
+    Checksum,
+}
+
+/// One query that must hold in the restored database. Expect either min and max, or rows, or
+/// equals, or maxAge.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule(
+        "[has(self.min) || has(self.max), has(self.rows), has(self.equals), has(self.maxAge)].exists_one(x, x)",
+        "exactly one expectation must be given: min and/or max, rows, equals, or maxAge",
+    ),
+    rule(
+        "!has(self.min) || !has(self.max) || self.min <= self.max",
+        "min must be at most max",
+    ),
+]))]
+pub struct CheckSpec {
+    /// Name of the check in reports; unique.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+    )]
+    pub name: String,
+    /// Path or file name of the database to ask; left out or `*`: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub database: Option<String>,
+    /// One SQL statement. It can only read.
+    #[schemars(length(min = 1, max = 4096))]
+    pub query: String,
+    /// The first value of the first row is at least this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<i64>,
+    /// The first value of the first row is at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<i64>,
+    /// The number of rows is exactly this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000000000))]
+    pub rows: Option<u64>,
+    /// The first value of the first row, as text, is exactly this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub equals: Option<String>,
+    /// The first value of the first row is a time at most this much older than the restored point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::optional_span")]
+    #[schemars(extend("x-kubernetes-validations" = [between("1s", "8784h")]))]
+    pub max_age: Option<Span>,
+}
+
+/// A query that lists the databases that must be in the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExpectDatabases {
+    /// The database to ask.
+    #[schemars(length(min = 1, max = 512))]
+    pub database: String,
+    /// One SQL statement whose first column lists file names.
+    #[schemars(length(min = 1, max = 4096))]
+    pub query: String,
+}

@@ -1,0 +1,32 @@
+//! The Kubernetes resources of `sqlite-backup.dev`: types, names, defaults, rules.
+//!
+//! Everything that can be judged from one object is judged by its schema, so that `kubectl apply`
+//! says no at once; [`validate`] holds what a schema cannot say. The texts here are what
+//! `kubectl explain` shows. There is no I/O, no client and no clock.
+
+pub mod backup;
+pub mod crd;
+pub mod names;
+pub mod restore;
+pub mod restore_test;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod target;
+pub mod validate;
+
+pub use backup::{
+    DatabaseSpec, DeletionPolicy, RestoreTestPolicy, SqliteBackup, SqliteBackupSpec, UpdatePolicy,
+};
+pub use crd::crds;
+pub use restore::{SqliteRestore, SqliteRestoreSpec};
+pub use restore_test::{RestoreTest, RestoreTestPhase, RestoreTestSpec, RestoreTestStatus};
+pub use selector::PodSelector;
+pub use status::SqliteBackupStatus;
+pub use target::{Place, Target};
+
+/// The API group of every kind here.
+pub const GROUP: &str = "sqlite-backup.dev";
+
+/// The only version served.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,322 @@
+//! Carries a plan out: server-side apply under one field manager, and nothing decided.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::names::{FIELD_MANAGER, WEBHOOK_CONFIGURATION};
+use api::{RestoreTest, SqliteBackup, SqliteRestore};
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Error, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::cache::Key;
+use crate::observe::Observer;
+use crate::plan::events::Notice;
+use crate::plan::{Change, Plan};
+
+/// Objects that are written at a time.
+const AT_ONCE: usize = 8;
+
+/// One write takes at most this long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Writes plans to the API server.
+pub struct Applier {
+    client: Client,
+    observer: Arc<Observer>,
+    recorder: Recorder,
+}
+
+/// How carrying out one plan went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Writes that succeeded.
+    pub written: u64,
+    /// Writes that failed, or were left out because one before them did.
+    pub failed: u64,
+}
+
+/// Why a write failed. Every write is tried again after the next look.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error(transparent)]
+    Api(#[from] Box<Error>),
+    #[error("no answer in time")]
+    Timeout,
+}
+
+impl From<Error> for ApplyError {
+    fn from(error: Error) -> Self {
+        ApplyError::Api(Box::new(error))
+    }
+}
+
+impl Applier {
+    /// An applier whose Events name `replica` as their source.
+    pub fn new(client: Client, observer: Arc<Observer>, replica: String) -> Self {
+        let reporter = Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance: Some(replica),
+        };
+        Applier {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            observer,
+        }
+    }
+
+    /// Makes every write of a plan, those for one object in order, and tells what succeeded.
+    pub async fn apply(&self, plan: Plan) -> Outcome {
+        let mut groups: Vec<(Subject, Vec<Change>)> = Vec::new();
+        for change in plan.changes {
+            let subject = subject(&change);
+            match groups.iter_mut().find(|(s, _)| *s == subject) {
+                Some((_, changes)) => changes.push(change),
+                None => groups.push((subject, vec![change])),
+            }
+        }
+        let results = futures::stream::iter(groups)
+            .map(|(subject, changes)| async move {
+                let planned = changes.len() as u64;
+                let written = self.apply_in_order(&subject, changes).await;
+                (
+                    subject,
+                    Outcome {
+                        written,
+                        failed: planned - written,
+                    },
+                )
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+
+        let failed: BTreeSet<&Subject> = results
+            .iter()
+            .filter(|(_, o)| o.failed > 0)
+            .map(|(s, _)| s)
+            .collect();
+        for notice in &plan.notices {
+            let about = &notice.about;
+            let key = (
+                about.namespace.clone().unwrap_or_default(),
+                about.name.clone().unwrap_or_default(),
+            );
+            let subject = match about.kind.as_deref() {
+                Some("RestoreTest") => Subject::Test(key),
+                _ => Subject::Backup(key),
+            };
+            if !failed.contains(&subject) {
+                self.tell(notice).await;
+            }
+        }
+        results
+            .iter()
+            .fold(Outcome::default(), |sum, (_, o)| Outcome {
+                written: sum.written + o.written,
+                failed: sum.failed + o.failed,
+            })
+    }
+
+    async fn apply_in_order(&self, subject: &Subject, changes: Vec<Change>) -> u64 {
+        let mut written = 0;
+        for change in changes {
+            let result = match timeout(REQUEST_TIMEOUT, self.write(change)).await {
+                Ok(result) => result,
+                Err(_) => Err(ApplyError::Timeout),
+            };
+            match result {
+                Ok(()) => written += 1,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(?subject, error, "write failed, it is tried again");
+                    break;
+                }
+            }
+        }
+        written
+    }
+
+    async fn write(&self, change: Change) -> Result<(), ApplyError> {
+        match change {
+            Change::ConfigMap(config_map) => {
+                let namespace = config_map.metadata.namespace.clone().unwrap_or_default();
+                let api = Api::<ConfigMap>::namespaced(self.client.clone(), &namespace);
+                let name = config_map.metadata.name.clone().unwrap_or_default();
+                api.patch(&name, &params(), &Patch::Apply(&*config_map))
+                    .await?;
+                self.observer.note_config_map(*config_map, Timestamp::now());
+            }
+            Change::Webhooks(configuration) => {
+                let api = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
+                let patch = Patch::Apply(&*configuration);
+                let answer = api.patch(WEBHOOK_CONFIGURATION, &params(), &patch).await?;
+                self.observer.note_webhooks(answer);
+            }
+            Change::CreateTest(test) => {
+                if let Some(test) = self.create(*test).await? {
+                    self.observer.note_test(test);
+                }
+            }
+            Change::CreateJob(job) => {
+                self.create::<Job>(*job).await?;
+            }
+            Change::DeleteTest((namespace, name)) => {
+                let api = Api::<RestoreTest>::namespaced(self.client.clone(), &namespace);
+                absent_is_done(api.delete(&name, &DeleteParams::background()).await)?;
+            }
+            Change::BackupStatus(key, status) => {
+                let answer = self
+                    .status::<DeserializeGuard<SqliteBackup>>(&key, &*status)
+                    .await?;
+                self.observer.note_told(&key);
+                if let Some(backup) = answer {
+                    self.observer.note_backup(backup);
+                }
+            }
+            Change::TestStatus(key, status) => {
+                if let Some(test) = self.status::<RestoreTest>(&key, &*status).await? {
+                    self.observer.note_test(test);
+                }
+            }
+            Change::RestoreStatus(key, status) => {
+                if let Some(restore) = self.status::<SqliteRestore>(&key, &*status).await? {
+                    self.observer.note_restore(restore);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates an object whose name follows from what it is for: one that exists already is it.
+    async fn create<K>(&self, object: K) -> Result<Option<K>, ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let namespace = object.meta().namespace.clone().unwrap_or_default();
+        let api = Api::<K>::namespaced(self.client.clone(), &namespace);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        match api.create(&params, &object).await {
+            Ok(created) => Ok(Some(created)),
+            Err(Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Applies a status; nothing is left to do for an object that is gone.
+    async fn status<K>(&self, key: &Key, status: &impl Serialize) -> Result<Option<K>, ApplyError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        let (namespace, name) = key;
+        let patch = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": name, "namespace": namespace},
+            "status": status,
+        });
+        let api = Api::<K>::namespaced(self.client.clone(), namespace);
+        absent_is_done(
+            api.patch_status(name, &params(), &Patch::Apply(patch))
+                .await,
+        )
+    }
+
+    /// Events are a courtesy: one that cannot be written is not tried again.
+    async fn tell(&self, notice: &Notice) {
+        let event = Event {
+            type_: if notice.normal {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            },
+            reason: notice.reason.clone(),
+            note: (!notice.message.is_empty()).then(|| notice.message.clone()),
+            action: notice.action.to_owned(),
+            secondary: None,
+        };
+        let published = timeout(
+            REQUEST_TIMEOUT,
+            self.recorder.publish(&event, &notice.about),
+        )
+        .await;
+        if !matches!(published, Ok(Ok(()))) {
+            tracing::warn!(reason = notice.reason, "event not written");
+        }
+    }
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier").finish_non_exhaustive()
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams::apply(FIELD_MANAGER).force()
+}
+
+fn absent_is_done<T>(result: Result<T, Error>) -> Result<Option<T>, ApplyError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a write is about: writes about one subject are made in order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Webhooks,
+    Backup(Key),
+    Test(Key),
+    Restore(Key),
+}
+
+fn subject(change: &Change) -> Subject {
+    let namespaced = |meta: &kube::api::ObjectMeta, name: &str| {
+        (meta.namespace.clone().unwrap_or_default(), name.to_owned())
+    };
+    match change {
+        Change::Webhooks(_) => Subject::Webhooks,
+        Change::ConfigMap(config_map) => Subject::Backup(owner(&config_map.metadata)),
+        Change::CreateTest(test) => {
+            Subject::Backup(namespaced(&test.metadata, &test.spec.backup_ref.name))
+        }
+        Change::CreateJob(job) => Subject::Test(owner(&job.metadata)),
+        Change::BackupStatus(key, _) => Subject::Backup(key.clone()),
+        Change::TestStatus(key, _) | Change::DeleteTest(key) => Subject::Test(key.clone()),
+        Change::RestoreStatus(key, _) => Subject::Restore(key.clone()),
+    }
+}
+
+/// Namespace and name of the owner that an object of ours always has.
+fn owner(meta: &kube::api::ObjectMeta) -> Key {
+    let owner = meta.owner_references.iter().flatten().next();
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        owner.map(|o| o.name.clone()).unwrap_or_default(),
+    )
+}

@@ -1,0 +1,157 @@
+//! The command line. The only module that reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+
+/// Continuous backup and proven restores for SQLite databases in Kubernetes.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "sqlite-backup-operator", version, about)]
+#[command(group = ArgGroup::new("tls").required(true).args(["tls_secret", "tls_directory"]))]
+pub struct Args {
+    /// Image of the sidecar, of the restore container and of restore tests.
+    #[arg(long, env = "SIDECAR_IMAGE", value_name = "IMAGE")]
+    pub sidecar_image: String,
+
+    /// When nodes pull that image.
+    #[arg(long, value_enum, default_value_t = PullPolicy::IfNotPresent, value_name = "POLICY")]
+    pub sidecar_image_pull_policy: PullPolicy,
+
+    /// Size limit of the volume that holds a sidecar's own state.
+    #[arg(long, value_name = "QUANTITY")]
+    pub state_size_limit: Option<String>,
+
+    /// Namespace in which this operator runs.
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "sqlite-backup-system",
+        value_name = "NAME"
+    )]
+    pub namespace: String,
+
+    /// Unique name of this replica.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub replica: String,
+
+    /// Address on which the admission webhook is served.
+    #[arg(long, default_value = "[::]:9443", value_name = "IP:PORT")]
+    pub webhook_address: SocketAddr,
+
+    /// Service, in the operator's namespace, through which API servers reach the webhook.
+    #[arg(
+        long,
+        default_value = "sqlite-backup-operator-webhook",
+        value_name = "NAME"
+    )]
+    pub webhook_service: String,
+
+    /// Port of that Service.
+    #[arg(long, default_value_t = 443, value_name = "PORT")]
+    pub webhook_service_port: u16,
+
+    /// URL at which API servers reach the webhook instead, for an operator outside its cluster.
+    #[arg(long, value_name = "URL", conflicts_with = "webhook_service")]
+    pub webhook_url: Option<String>,
+
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "[::]:8080", value_name = "IP:PORT")]
+    pub http_address: SocketAddr,
+
+    /// Secret, in the operator's namespace, in which it keeps certificates of its own.
+    #[arg(long, value_name = "NAME")]
+    pub tls_secret: Option<String>,
+
+    /// Directory with tls.crt, tls.key and ca.crt that somebody else keeps fresh.
+    #[arg(long, value_name = "DIR")]
+    pub tls_directory: Option<PathBuf>,
+
+    /// Lease by which replicas choose their leader.
+    #[arg(long, default_value = "sqlite-backup-operator", value_name = "NAME")]
+    pub lease: String,
+
+    /// Restore tests that may run at once in the whole cluster.
+    #[arg(long, default_value_t = 10, value_name = "COUNT")]
+    pub max_running_restore_tests: u16,
+
+    /// How much to log.
+    #[arg(long, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
+    pub log_level: LogLevel,
+
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// When nodes pull an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// At every start.
+    Always,
+    /// When it is not there.
+    IfNotPresent,
+    /// Not at all.
+    Never,
+}
+
+impl PullPolicy {
+    /// The name as Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PullPolicy::Always => "Always",
+            PullPolicy::IfNotPresent => "IfNotPresent",
+            PullPolicy::Never => "Never",
+        }
+    }
+}
+
+/// How much to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// What a person must look at.
+    Error,
+    /// Also what is odd.
+    Warn,
+    /// Also what changes.
+    Info,
+    /// Also what happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        let base = ["operator", "--sidecar-image=i", "--replica=r"];
+        Args::try_parse_from(base.iter().chain(args))
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn exactly_one_source_of_certificates_is_needed() {
+        assert!(parse(&["--tls-secret=s"]).is_ok());
+        assert!(parse(&["--tls-directory=/tls"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--tls-secret=s", "--tls-directory=/tls"]).is_err());
+    }
+}

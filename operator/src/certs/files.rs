@@ -1,0 +1,185 @@
+//! Certificates that somebody else keeps in files, such as a mounted cert-manager Secret.
+//!
+//! The files are read again every [`POLL`]; a set that does not fit together (half written, or a
+//! key of another certificate) is reported and the one before stays in use.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use super::mint::{CertError, Leaf, validity};
+use super::{Bundle, Certs, Publisher, Serving};
+
+/// Time between two reads.
+pub const POLL: Duration = Duration::from_secs(10);
+
+/// Largest file read, in bytes.
+const MAX_BYTES: u64 = 256 * 1024;
+
+/// Where the files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// Certificate chain, the served one first.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// What webhook configurations must trust.
+    pub ca: PathBuf,
+}
+
+impl Paths {
+    /// The names that a Secret of type `kubernetes.io/tls` by cert-manager has in a directory.
+    pub fn in_directory(directory: &Path) -> Self {
+        Paths {
+            cert: directory.join("tls.crt"),
+            key: directory.join("tls.key"),
+            ca: directory.join("ca.crt"),
+        }
+    }
+}
+
+/// Why the files cannot be used. Tried again at the next read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FilesError {
+    /// A file cannot be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is absurdly large.
+    #[error("{path} is larger than {MAX_BYTES} bytes")]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The content is not what it should be.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+}
+
+/// Reads files and publishes what they hold.
+#[derive(Debug)]
+pub struct Files {
+    paths: Paths,
+    publisher: Publisher,
+}
+
+impl Files {
+    /// A reader and the channels that it feeds; nothing happens before [`Files::run`].
+    pub fn new(paths: Paths) -> (Self, Certs) {
+        let (publisher, certs) = Publisher::new();
+        (Files { paths, publisher }, certs)
+    }
+
+    /// Runs until `shutdown` turns true or its sender is gone.
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        let mut failing = false;
+        loop {
+            match self.read() {
+                Ok(()) => {
+                    if failing {
+                        info!("certificate files are good again");
+                    }
+                    failing = false;
+                }
+                // Said once; a set that stays bad would fill the log every few seconds.
+                Err(_) if failing => {}
+                Err(error) => {
+                    error!(
+                        error = &error as &dyn std::error::Error,
+                        "certificate files unusable"
+                    );
+                    failing = true;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Reads the files once and publishes them.
+    ///
+    /// # Errors
+    /// When they do not fit together; nothing is published then.
+    pub fn read(&self) -> Result<(), FilesError> {
+        let leaf = Leaf::parse(read(&self.paths.cert)?, read(&self.paths.key)?)?;
+        let ca_pem = read(&self.paths.ca)?;
+        validity(&ca_pem)?;
+        let serving = Serving {
+            key: leaf.certified_key()?,
+            not_after: leaf.validity.not_after,
+        };
+        self.publisher.publish(Bundle { ca_pem }, serving);
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<String, FilesError> {
+    let failed = |source| FilesError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    if std::fs::metadata(path).map_err(failed)?.len() > MAX_BYTES {
+        return Err(FilesError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    std::fs::read_to_string(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certs::mint::Authority;
+
+    fn write(paths: &Paths, authority: &Authority, leaf: &Leaf) {
+        std::fs::write(&paths.cert, &leaf.cert_pem).unwrap();
+        std::fs::write(&paths.key, &leaf.key_pem.0).unwrap();
+        std::fs::write(&paths.ca, &authority.cert_pem).unwrap();
+    }
+
+    #[test]
+    fn new_files_are_published_and_a_mixed_set_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::in_directory(directory.path());
+        let (files, certs) = Files::new(paths.clone());
+        assert!(matches!(files.read(), Err(FilesError::Read { .. })));
+        assert!(!certs.loaded());
+
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let authority = Authority::mint(now).unwrap();
+        let names = ["hook".to_owned()];
+        let first = authority.issue(&names, now).unwrap();
+        write(&paths, &authority, &first);
+        files.read().unwrap();
+        let served = certs.serving.borrow().clone().unwrap();
+        assert_eq!(served.key.cert, first.certified_key().unwrap().cert);
+        assert_eq!(
+            certs.bundle.borrow().clone().unwrap().ca_pem,
+            authority.cert_pem
+        );
+
+        let second = authority.issue(&names, now).unwrap();
+        std::fs::write(&paths.cert, &second.cert_pem).unwrap();
+        assert!(matches!(files.read(), Err(FilesError::Cert(_))));
+        assert_eq!(
+            certs.serving.borrow().clone().unwrap().key.cert,
+            served.key.cert
+        );
+
+        std::fs::write(&paths.key, &second.key_pem.0).unwrap();
+        files.read().unwrap();
+        assert_ne!(
+            certs.serving.borrow().clone().unwrap().key.cert,
+            served.key.cert
+        );
+    }
+}

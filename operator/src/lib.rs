@@ -1,0 +1,22 @@
+//! The operator's library: everything but the process around it.
+//!
+//! [`observe`] watches the cluster and takes one consistent look, a [`world::World`]; [`plan`] decides
+//! from it, without a client or a clock; [`apply`] writes. [`reconcile`] is the loop around them, run
+//! by the replica that [`lease`] makes the leader. Every replica serves the [`webhook`], which lets
+//! [`inject`] change Pods, with certificates from [`certs`].
+
+pub mod apply;
+pub mod args;
+pub mod cache;
+pub mod certs;
+pub mod http;
+pub mod inject;
+pub mod lease;
+pub mod metrics;
+pub mod observe;
+pub mod plan;
+pub mod poll;
+pub mod reconcile;
+pub mod schedule;
+pub mod webhook;
+pub mod world;

@@ -1,0 +1,415 @@
+//! What the cluster looks like: watches, and the one [`World`] that they add up to.
+//!
+//! Our own kinds, our Jobs and the webhook configuration are watched everywhere; Pods only in
+//! namespaces with a SqliteBackup, so that the rest of a large cluster costs nothing.
+
+mod pods;
+mod slim;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::names::{FIELD_MANAGER, MANAGED_BY_LABEL, WEBHOOK_CONFIGURATION};
+use api::{RestoreTest, SqliteBackup, SqliteRestore};
+use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::cache::{Cache, Entry, Key};
+use crate::world::{JobFacts, PodFacts, Report, Unreadable, World};
+use pods::PodWatches;
+use slim::SlimJob;
+
+/// Objects in one page of a list.
+pub(crate) const PAGE: u32 = 500;
+
+/// A ConfigMap is applied again after this long, in case somebody changed or deleted it: we have
+/// no right to look.
+const CONFIG_MAP_AGE: SignedDuration = SignedDuration::from_mins(10);
+
+/// A SqliteBackup, or what is left of one that cannot be read.
+#[derive(Debug, PartialEq)]
+pub enum Backup {
+    /// It can be read.
+    Readable(Arc<SqliteBackup>),
+    /// It cannot.
+    Unreadable(Unreadable),
+}
+
+/// Everything that is watched. Shared by the reconciler, the webhook, the poller and the metrics.
+#[derive(Debug)]
+pub struct Observer {
+    changed: watch::Sender<()>,
+    backups: Cache<Backup>,
+    tests: Cache<RestoreTest>,
+    restores: Cache<SqliteRestore>,
+    jobs: Cache<JobFacts>,
+    webhooks: Cache<MutatingWebhookConfiguration>,
+    pods: PodWatches,
+    notes: Mutex<Notes>,
+}
+
+/// What we know from our own doing.
+#[derive(Debug, Default)]
+struct Notes {
+    reports: BTreeMap<String, Arc<Report>>,
+    config_maps: BTreeMap<Key, (Timestamp, Arc<ConfigMap>)>,
+    told: BTreeSet<(String, Option<i64>)>,
+}
+
+impl Observer {
+    /// An observer that has seen nothing yet.
+    pub fn new(client: Client) -> Arc<Observer> {
+        let changed = watch::Sender::new(());
+        Arc::new(Observer {
+            backups: Cache::new(changed.clone()),
+            tests: Cache::new(changed.clone()),
+            restores: Cache::new(changed.clone()),
+            jobs: Cache::new(changed.clone()),
+            webhooks: Cache::new(changed.clone()),
+            pods: PodWatches::new(client, changed.clone()),
+            notes: Mutex::default(),
+            changed,
+        })
+    }
+
+    /// Watches until it is dropped. Broken watches are taken up again, ever more slowly.
+    pub async fn run(self: Arc<Self>, client: Client) {
+        let ours = format!("{MANAGED_BY_LABEL}={FIELD_MANAGER}");
+        let everything = || watcher::Config::default().page_size(PAGE);
+        let webhook = format!("metadata.name={WEBHOOK_CONFIGURATION}");
+        tokio::join!(
+            follow(
+                Api::<DeserializeGuard<SqliteBackup>>::all(client.clone()),
+                everything(),
+                &self.backups,
+                Backup::from,
+            ),
+            follow(
+                Api::all(client.clone()),
+                everything(),
+                &self.tests,
+                trimmed::<RestoreTest>
+            ),
+            follow(
+                Api::all(client.clone()),
+                everything(),
+                &self.restores,
+                trimmed
+            ),
+            follow(
+                Api::all(client.clone()),
+                everything().labels(&ours),
+                &self.jobs,
+                |job: SlimJob| { JobFacts::from(job) }
+            ),
+            follow(
+                Api::all(client),
+                everything().fields(&webhook),
+                &self.webhooks,
+                trimmed
+            ),
+        );
+    }
+
+    /// A channel that tells, each time, that something has changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Whether every list is complete.
+    pub fn is_ready(&self) -> bool {
+        self.backups.is_ready()
+            && self.tests.is_ready()
+            && self.restores.is_ready()
+            && self.jobs.is_ready()
+            && self.webhooks.is_ready()
+    }
+
+    /// The SqliteBackups of a namespace, from memory.
+    pub fn backups_in(&self, namespace: &str) -> Vec<Arc<SqliteBackup>> {
+        readable(self.backups.in_namespace(namespace)).collect()
+    }
+
+    /// Every SqliteBackup that can be read, from memory.
+    pub fn backups(&self) -> Vec<Arc<SqliteBackup>> {
+        readable(self.backups.all()).collect()
+    }
+
+    /// Every Pod in namespaces that matter, from memory.
+    pub fn pods(&self) -> Vec<Arc<PodFacts>> {
+        self.pods.listed().into_values().flatten().collect()
+    }
+
+    /// What the webhook configuration trusts; `None` before it was looked at.
+    pub fn published_bundles(&self) -> Option<BTreeSet<Vec<u8>>> {
+        if !self.webhooks.is_ready() {
+            return None;
+        }
+        let configurations = self.webhooks.all();
+        let entries = configurations
+            .iter()
+            .filter_map(|c| c.webhooks.as_ref())
+            .flatten();
+        Some(
+            entries
+                .filter_map(|e| e.client_config.ca_bundle.clone())
+                .map(|b| b.0)
+                .collect(),
+        )
+    }
+
+    /// Takes one consistent look, and begins or ends watches of Pods as namespaces come and go.
+    pub fn world(&self, now: Timestamp) -> World {
+        let all = self.backups.all();
+        let tests = self.tests.all();
+        let unfinished = tests
+            .iter()
+            .filter(|t| !t.status.as_ref().is_some_and(|s| s.phase.is_finished()))
+            .filter_map(|t| t.namespace());
+        let namespaces = all.iter().map(|b| b.key().0).chain(unfinished).collect();
+        self.pods.keep(&namespaces);
+
+        let mut notes = self.notes();
+        notes
+            .config_maps
+            .retain(|_, (at, _)| now.duration_since(*at) < CONFIG_MAP_AGE);
+        let bad = all.iter().filter_map(|b| match &**b {
+            Backup::Unreadable(bad) => Some(bad.clone()),
+            Backup::Readable(_) => None,
+        });
+        let unreadable = bad
+            .filter(|b| !notes.told.contains(&(b.uid.clone(), b.generation)))
+            .collect();
+        let config_maps = notes.config_maps.iter();
+        World {
+            now,
+            backups: readable(all).collect(),
+            unreadable,
+            tests,
+            restores: self.restores.all(),
+            pods: self.pods.listed(),
+            jobs: self.jobs.all().into_iter().map(|j| (j.key(), j)).collect(),
+            config_maps: config_maps
+                .map(|(k, (_, v))| (k.clone(), Arc::clone(v)))
+                .collect(),
+            reports: notes.reports.clone(),
+        }
+    }
+
+    /// The entries of our webhook configuration; `None` when it does not exist. It belongs to the
+    /// installation: an operator that is being uninstalled must not bring it back.
+    pub fn webhook_entries(&self) -> Option<Vec<MutatingWebhook>> {
+        let configuration = self.webhooks.all().into_iter().next()?;
+        Some(configuration.webhooks.clone().unwrap_or_default())
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what we did: another replica may have led meanwhile.
+    pub fn forget(&self) {
+        *self.notes() = Notes::default();
+    }
+
+    /// Takes note of what sidecars answered; Pods that are gone are forgotten.
+    pub fn note_reports(&self, reports: BTreeMap<String, Arc<Report>>) {
+        self.notes().reports = reports;
+        self.changed.send_replace(());
+    }
+
+    /// What sidecars answered last, by Pod UID.
+    pub fn reports(&self) -> BTreeMap<String, Arc<Report>> {
+        self.notes().reports.clone()
+    }
+
+    /// Takes note of a ConfigMap that we applied.
+    pub fn note_config_map(&self, config_map: ConfigMap, now: Timestamp) {
+        let key = (
+            config_map.metadata.namespace.clone().unwrap_or_default(),
+            config_map.metadata.name.clone().unwrap_or_default(),
+        );
+        self.notes()
+            .config_maps
+            .insert(key, (now, Arc::new(config_map)));
+    }
+
+    /// Takes note that a SqliteBackup was told that it cannot be read.
+    pub fn note_told(&self, key: &Key) {
+        for backup in self.backups.in_namespace(&key.0) {
+            if let Backup::Unreadable(bad) = &*backup
+                && bad.key == *key
+            {
+                self.notes().told.insert((bad.uid.clone(), bad.generation));
+            }
+        }
+    }
+
+    /// Takes over what the API server answered to a write, ahead of the watch.
+    pub fn note_backup(&self, backup: DeserializeGuard<SqliteBackup>) {
+        self.backups.put(Backup::from(backup));
+    }
+
+    /// As [`Observer::note_backup`], for a RestoreTest.
+    pub fn note_test(&self, test: RestoreTest) {
+        self.tests.put(trimmed(test));
+    }
+
+    /// As [`Observer::note_backup`], for a SqliteRestore.
+    pub fn note_restore(&self, restore: SqliteRestore) {
+        self.restores.put(trimmed(restore));
+    }
+
+    /// As [`Observer::note_backup`], for the webhook configuration.
+    pub fn note_webhooks(&self, configuration: MutatingWebhookConfiguration) {
+        self.webhooks.put(trimmed(configuration));
+    }
+}
+
+fn readable(all: Vec<Arc<Backup>>) -> impl Iterator<Item = Arc<SqliteBackup>> {
+    all.into_iter().filter_map(|backup| match &*backup {
+        Backup::Readable(backup) => Some(Arc::clone(backup)),
+        Backup::Unreadable(_) => None,
+    })
+}
+
+/// Follows one watch for ever.
+async fn follow<K, V>(
+    api: Api<K>,
+    config: watcher::Config,
+    cache: &Cache<V>,
+    convert: impl Fn(K) -> V,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Default,
+    V: Entry,
+{
+    let kind = K::kind(&K::DynamicType::default()).into_owned();
+    let mut buffer = BTreeMap::new();
+    let mut events = watcher(api, config).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => cache.take(map(event, &convert), &mut buffer),
+            Err(error) => tracing::warn!(kind, error = &error as &dyn std::error::Error, "watch"),
+        }
+    }
+}
+
+fn map<K, V>(event: Event<K>, convert: impl Fn(K) -> V) -> Event<V> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(convert(object)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(object) => Event::Apply(convert(object)),
+        Event::Delete(object) => Event::Delete(convert(object)),
+    }
+}
+
+/// An object without the list of who manages which field, which is half of its size.
+fn trimmed<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+impl From<DeserializeGuard<SqliteBackup>> for Backup {
+    fn from(DeserializeGuard(read): DeserializeGuard<SqliteBackup>) -> Backup {
+        match read {
+            Ok(backup) => Backup::Readable(Arc::new(trimmed(backup))),
+            Err(invalid) => Backup::Unreadable(Unreadable {
+                key: (
+                    invalid.metadata.namespace.unwrap_or_default(),
+                    invalid.metadata.name.unwrap_or_default(),
+                ),
+                uid: invalid.metadata.uid.unwrap_or_default(),
+                generation: invalid.metadata.generation,
+                resource_version: invalid.metadata.resource_version,
+                error: invalid.error,
+            }),
+        }
+    }
+}
+
+fn object_key(object: &impl ResourceExt) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+impl Entry for Backup {
+    fn key(&self) -> Key {
+        match self {
+            Backup::Readable(backup) => object_key(&**backup),
+            Backup::Unreadable(bad) => bad.key.clone(),
+        }
+    }
+
+    fn resource_version(&self) -> Option<&str> {
+        match self {
+            Backup::Readable(backup) => backup.metadata.resource_version.as_deref(),
+            Backup::Unreadable(bad) => bad.resource_version.as_deref(),
+        }
+    }
+}
+
+/// Entries that are whole objects.
+macro_rules! object_entry {
+    ($($kind:ty),*) => {$(
+        impl Entry for $kind {
+            fn key(&self) -> Key {
+                object_key(self)
+            }
+
+            fn resource_version(&self) -> Option<&str> {
+                self.metadata.resource_version.as_deref()
+            }
+        }
+    )*};
+}
+
+object_entry!(RestoreTest, SqliteRestore, MutatingWebhookConfiguration);
+
+/// Entries that are facts about an object.
+macro_rules! facts_entry {
+    ($($facts:ty),*) => {$(
+        impl Entry for $facts {
+            fn key(&self) -> Key {
+                (self.namespace.clone(), self.name.clone())
+            }
+
+            fn resource_version(&self) -> Option<&str> {
+                self.resource_version.as_deref()
+            }
+        }
+    )*};
+}
+
+facts_entry!(PodFacts, JobFacts);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_malformed_object_does_not_hide_the_others() {
+        let list = json!([
+            {"metadata": {"name": "bad", "namespace": "shop", "uid": "b", "generation": 3},
+             "spec": {"selector": 5}},
+            {"metadata": {"name": "good", "namespace": "shop"},
+             "spec": {"selector": {"matchLabels": {"app": "x"}}, "databases": [], "targets": []}},
+        ]);
+        let list: Vec<DeserializeGuard<SqliteBackup>> = serde_json::from_value(list).unwrap();
+        let list: Vec<Backup> = list.into_iter().map(Backup::from).collect();
+        assert!(matches!(&list[0], Backup::Unreadable(bad) if bad.generation == Some(3)));
+        assert!(matches!(&list[1], Backup::Readable(_)));
+        assert_eq!(list[0].key(), ("shop".into(), "bad".into()));
+    }
+}

@@ -1,0 +1,302 @@
+//! What the answers of sidecars mean for a SqliteBackup.
+
+use api::SqliteBackup;
+use api::names::reason;
+use jiff::Timestamp;
+use protocol::status::{DatabaseState, SidecarStatus, TargetState};
+
+use super::conditions::Truth;
+use super::members::{Member, View};
+
+/// What is to be shown as a condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it holds.
+    pub truth: Truth,
+    /// One word.
+    pub reason: &'static str,
+    /// For people. It holds no figures, so that it changes only with what it says.
+    pub message: String,
+}
+
+impl Finding {
+    /// A finding.
+    pub fn new(truth: Truth, reason: &'static str, message: impl Into<String>) -> Finding {
+        Finding {
+            truth,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// How bad something is; more is worse.
+pub type Severity = u8;
+
+/// Severity of what could not be looked at: worse than well, better than known to be bad.
+const UNKNOWN: Severity = 2;
+
+/// From here on a severity means that data is not replicated as it should be.
+const BAD: Severity = 10;
+
+/// Severity and name of a database state.
+fn database(state: DatabaseState) -> (Severity, &'static str) {
+    match state {
+        DatabaseState::Idle => (0, "Idle"),
+        DatabaseState::Replicating => (0, "Replicating"),
+        DatabaseState::Starting => (1, reason::STARTING),
+        DatabaseState::Missing => (1, "Missing"),
+        DatabaseState::DiskFull => (BAD + 1, "DiskFull"),
+        DatabaseState::ExclusiveLocking => (BAD + 2, "ExclusiveLocking"),
+        DatabaseState::NotWal => (BAD + 3, "NotWal"),
+        DatabaseState::NotSqlite => (BAD + 4, "NotSqlite"),
+        DatabaseState::NoPermission => (BAD + 5, "NoPermission"),
+        DatabaseState::UnknownUser => (BAD + 6, "UnknownUser"),
+        DatabaseState::Failed => (BAD + 7, "Failed"),
+        DatabaseState::Superseded => (BAD + 8, reason::SUPERSEDED),
+        DatabaseState::Diverged => (BAD + 9, "Diverged"),
+    }
+}
+
+/// Severity and name of a target state, which alone says little: an outage is no loss until the
+/// lag is too long.
+fn target(state: TargetState) -> (Severity, &'static str) {
+    match state {
+        TargetState::Ok => (0, "Ok"),
+        TargetState::Starting => (1, reason::STARTING),
+        TargetState::DestinationUnavailable => (3, "DestinationUnavailable"),
+        TargetState::CredentialsMissing => (4, "CredentialsMissing"),
+        TargetState::Denied => (5, reason::DENIED),
+        TargetState::NoBucket => (BAD + 5, "NoBucket"),
+        TargetState::Corrupt => (BAD + 6, "Corrupt"),
+        TargetState::Superseded => (BAD + 8, reason::SUPERSEDED),
+        TargetState::Diverged => (BAD + 9, "Diverged"),
+    }
+}
+
+/// Age in milliseconds of the oldest commit that some target lacks.
+pub fn lag_ms(status: &SidecarStatus) -> u64 {
+    let targets = status.databases.iter().flat_map(|d| &d.targets);
+    targets.map(|t| t.lag_ms).max().unwrap_or(0)
+}
+
+/// Bytes that wait for some target.
+pub fn backlog_bytes(status: &SidecarStatus) -> u64 {
+    let targets = status.databases.iter().flat_map(|d| &d.targets);
+    targets.map(|t| t.backlog_bytes).sum()
+}
+
+/// When some target last acknowledged something.
+pub fn last_sync(status: &SidecarStatus) -> Option<Timestamp> {
+    status
+        .databases
+        .iter()
+        .flat_map(|d| &d.targets)
+        .filter_map(|t| t.last_sync)
+        .max()
+}
+
+/// Whether another writer has taken over something of this sidecar's.
+pub fn is_superseded(status: &SidecarStatus) -> bool {
+    status.databases.iter().any(|d| {
+        d.state == DatabaseState::Superseded
+            || d.targets.iter().any(|t| t.state == TargetState::Superseded)
+    })
+}
+
+/// Whether every database of a sidecar is replicated as it should be.
+pub fn is_well(backup: &SqliteBackup, status: &SidecarStatus) -> bool {
+    !status.databases.is_empty() && findings(backup, status).all(|(s, _, _)| s == 0)
+}
+
+/// What one sidecar says, each part with its severity.
+fn findings<'a>(
+    backup: &'a SqliteBackup,
+    status: &'a SidecarStatus,
+) -> impl Iterator<Item = (Severity, &'static str, String)> + 'a {
+    let max_lag = backup.spec.replication.max_lag;
+    status.databases.iter().flat_map(move |d| {
+        let (severity, name) = database(d.state);
+        let own = (severity, name, said(&d.path, &d.message));
+        let targets = d.targets.iter().map(move |t| {
+            let (severity, name) = target(t.state);
+            let late = t.lag_ms > max_lag.as_millis();
+            let never = t.position.is_none();
+            let place = format!("{} to {}", d.path, t.name);
+            match severity {
+                0 if late => {
+                    let message = format!("{place}: commits wait longer than maxLag ({max_lag})");
+                    (BAD, reason::LAG_EXCEEDED, message)
+                }
+                // An outage is bad once commits wait too long, or when nothing was ever stored.
+                3..BAD if late || never => (severity + BAD, name, said(&place, &t.message)),
+                3..BAD => (0, name, String::new()),
+                _ => (severity, name, said(&place, &t.message)),
+            }
+        });
+        std::iter::once(own).chain(targets.collect::<Vec<_>>())
+    })
+}
+
+fn said(what: &str, message: &str) -> String {
+    match message {
+        "" => what.to_owned(),
+        message => format!("{what}: {message}"),
+    }
+}
+
+/// State of a member for the list in the status: its severity, a word, and a message.
+pub fn member(member: &Member<'_>) -> (Severity, String, String) {
+    match member.view {
+        View::NotInjected => (BAD, "NotInjected".to_owned(), String::new()),
+        View::Starting => (1, reason::STARTING.to_owned(), String::new()),
+        View::Unreachable(error) => (
+            UNKNOWN,
+            reason::SIDECAR_UNREACHABLE.to_owned(),
+            error.to_owned(),
+        ),
+        View::Answered(status) => {
+            let databases = status.databases.iter().map(|d| {
+                let (severity, name) = database(d.state);
+                let own = (severity, name, said(&d.path, &d.message));
+                let targets = d.targets.iter().map(|t| {
+                    let (severity, name) = target(t.state);
+                    (
+                        severity,
+                        name,
+                        said(&format!("{} to {}", d.path, t.name), &t.message),
+                    )
+                });
+                targets.chain([own]).max_by_key(|(severity, ..)| *severity)
+            });
+            match databases.flatten().max_by_key(|(severity, ..)| *severity) {
+                None => (1, reason::STARTING.to_owned(), String::new()),
+                Some((0, _, _)) => {
+                    let idle = status
+                        .databases
+                        .iter()
+                        .all(|d| d.state == DatabaseState::Idle);
+                    let state = if idle { "Idle" } else { "Replicating" };
+                    (0, state.to_owned(), String::new())
+                }
+                Some((severity, name, message)) => (severity, name.to_owned(), message),
+            }
+        }
+    }
+}
+
+/// The condition `Replicating`: what is known to be bad counts before what is not known.
+pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
+    let mut worst: (Severity, &'static str, String) = (0, reason::UP_TO_DATE, String::new());
+    for member in members {
+        let found = match member.view {
+            View::NotInjected => continue,
+            View::Starting => (
+                1,
+                reason::STARTING,
+                format!("Pod {} is starting", member.pod.name),
+            ),
+            View::Unreachable(_) => (
+                UNKNOWN,
+                reason::SIDECAR_UNREACHABLE,
+                format!(
+                    "the sidecar of Pod {} does not answer, so nothing is known about it; \
+                     is port {} open to the operator?",
+                    member.pod.name,
+                    protocol::names::STATUS_PORT
+                ),
+            ),
+            View::Answered(status) => findings(backup, status)
+                .max_by_key(|(severity, ..)| *severity)
+                .map_or(
+                    (1, reason::STARTING, String::new()),
+                    |(severity, name, message)| {
+                        (
+                            severity,
+                            name,
+                            format!("Pod {}: {message}", member.pod.name),
+                        )
+                    },
+                ),
+        };
+        if found.0 > worst.0 {
+            worst = found;
+        }
+    }
+    let injected = members.iter().any(|m| m.view != View::NotInjected);
+    match worst {
+        _ if !injected => Finding::new(Truth::Unknown, reason::NO_PODS, "no Pod has the sidecar"),
+        (0, ..) => {
+            let message = "every commit older than maxLag is stored";
+            Finding::new(Truth::True, reason::UP_TO_DATE, message)
+        }
+        (severity, name, message) if severity >= BAD => Finding::new(Truth::False, name, message),
+        (_, name, message) => Finding::new(Truth::Unknown, name, message),
+    }
+}
+
+/// The condition `CredentialsValid`: whether stores accept what sidecars present.
+pub fn credentials(members: &[Member<'_>]) -> Finding {
+    let accepted = "every store accepts the credentials";
+    let mut worst = Finding::new(Truth::True, reason::VALID, accepted);
+    let mut asked = false;
+    for member in members {
+        let Some(status) = member.answer() else {
+            continue;
+        };
+        for (database, target) in status
+            .databases
+            .iter()
+            .flat_map(|d| d.targets.iter().map(move |t| (d, t)))
+        {
+            let place = format!(
+                "Pod {}: {} to {}",
+                member.pod.name, database.path, target.name
+            );
+            let pending = target
+                .credentials
+                .as_ref()
+                .is_some_and(|c| c.rotation_pending);
+            let found = match target.state {
+                TargetState::Denied => Some((reason::DENIED, "the store refuses the credentials")),
+                TargetState::CredentialsMissing => Some((reason::MISSING, "no credentials")),
+                _ if pending => Some((
+                    reason::ROTATION_PENDING,
+                    "the store refuses the new credentials; the old ones are still in use",
+                )),
+                // What was not contacted, or not reached, says nothing about credentials.
+                TargetState::Starting | TargetState::DestinationUnavailable => None,
+                _ => {
+                    asked = true;
+                    None
+                }
+            };
+            if let Some((reason, what)) = found {
+                let message = said(&format!("{place}: {what}"), &target.message);
+                let rank = |r: &str| {
+                    [reason::ROTATION_PENDING, reason::MISSING, reason::DENIED]
+                        .iter()
+                        .position(|known| *known == r)
+                };
+                if rank(reason) > rank(worst.reason) {
+                    worst = Finding::new(Truth::False, reason, message);
+                }
+            }
+        }
+    }
+    match worst.truth {
+        Truth::True
+            if members
+                .iter()
+                .any(|m| matches!(m.view, View::Unreachable(_))) =>
+        {
+            let message = "a sidecar does not answer, so nothing is known about its credentials";
+            Finding::new(Truth::Unknown, reason::SIDECAR_UNREACHABLE, message)
+        }
+        Truth::True if !asked => {
+            let message = "no store has been asked yet";
+            Finding::new(Truth::Unknown, reason::UNKNOWN, message)
+        }
+        _ => worst,
+    }
+}

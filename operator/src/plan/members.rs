@@ -1,0 +1,79 @@
+//! The members of a SqliteBackup: its live Pods, with what their sidecars say.
+
+use api::SqliteBackup;
+use api::names::{self, INJECT_LABEL};
+use protocol::status::SidecarStatus;
+
+use super::key;
+use crate::world::{PodFacts, World};
+
+/// Looks in a row that must fail before a sidecar counts as unreachable: one may be a restart.
+const FAILURES_TOLERATED: u32 = 1;
+
+/// One live Pod that a SqliteBackup selects.
+#[derive(Debug, Clone)]
+pub struct Member<'a> {
+    /// The member it serves.
+    pub name: String,
+    /// The Pod.
+    pub pod: &'a PodFacts,
+    /// What is known about its sidecar.
+    pub view: View<'a>,
+}
+
+/// What is known about a sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View<'a> {
+    /// The Pod has none of ours.
+    NotInjected,
+    /// It does not run yet, or has not been asked yet.
+    Starting,
+    /// It does not answer: nothing is known.
+    Unreachable(&'a str),
+    /// It answers.
+    Answered(&'a SidecarStatus),
+}
+
+impl<'a> Member<'a> {
+    /// The answer of its sidecar, if there is a recent one.
+    pub fn answer(&self) -> Option<&'a SidecarStatus> {
+        match self.view {
+            View::Answered(status) => Some(status),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the members of a SqliteBackup, ordered by Pod name.
+pub fn members<'a>(world: &'a World, backup: &'a SqliteBackup) -> Vec<Member<'a>> {
+    let (namespace, name) = key(backup);
+    let pods = world.pods.get(&namespace).map_or(&[][..], Vec::as_slice);
+    let selected = pods.iter().filter(|pod| {
+        let opted_out = pod.labels.get(INJECT_LABEL).is_some_and(|v| v == "false");
+        pod.is_live() && !opted_out && backup.spec.selector.matches(&pod.labels)
+    });
+    let member = |pod: &'a PodFacts| Member {
+        name: names::member(pod.owner_kind.as_deref(), &pod.name, &name).to_owned(),
+        pod,
+        view: view(world, &name, pod),
+    };
+    selected.map(|pod| member(pod)).collect()
+}
+
+fn view<'a>(world: &'a World, backup: &str, pod: &'a PodFacts) -> View<'a> {
+    if !pod.has_sidecar || pod.backup.as_deref() != Some(backup) {
+        return View::NotInjected;
+    }
+    if !pod.sidecar_running {
+        return View::Starting;
+    }
+    let Some(report) = world.reports.get(&pod.uid) else {
+        return View::Starting;
+    };
+    match (&report.answer, &report.last_answer) {
+        (Ok(status), _) => View::Answered(status),
+        (Err(_), Some(status)) if report.failures <= FAILURES_TOLERATED => View::Answered(status),
+        (Err(_), None) if report.failures <= FAILURES_TOLERATED => View::Starting,
+        (Err(error), _) => View::Unreachable(error),
+    }
+}

@@ -1,0 +1,162 @@
+//! From what was observed to what should be: pure, so that every decision has a table test.
+//!
+//! [`plan`] looks at one [`World`] and answers with the writes that lead to what should be, and the
+//! Events that tell about it. The same world always gives the same plan. A plan that was carried
+//! out, wholly or in part, is followed by another look; nothing is remembered between plans.
+
+pub mod conditions;
+pub mod config;
+pub mod events;
+pub mod health;
+pub mod job;
+pub mod judge;
+pub mod lag;
+pub mod members;
+pub mod requests;
+pub mod status;
+pub mod tests;
+pub mod verdict;
+pub mod webhook;
+
+use std::collections::BTreeMap;
+
+use api::names::{condition, reason};
+use api::restore::SqliteRestoreStatus;
+use api::{RestoreTest, RestoreTestStatus, SqliteBackup, SqliteBackupStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use crate::cache::Key;
+use crate::inject;
+use crate::world::World;
+use conditions::Conditions;
+use events::Notice;
+
+/// What the operator was told at its start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// What is injected.
+    pub inject: inject::Settings,
+    /// Restore tests that may run at once, in the whole cluster.
+    pub tests_at_once: usize,
+}
+
+/// One write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Apply a sidecar configuration.
+    ConfigMap(Box<ConfigMap>),
+    /// Apply the webhook entries.
+    Webhooks(Box<MutatingWebhookConfiguration>),
+    /// Create a run that the schedule asks for; it may exist already.
+    CreateTest(Box<RestoreTest>),
+    /// Delete an old run.
+    DeleteTest(Key),
+    /// Create the Job of a run; it may exist already.
+    CreateJob(Box<Job>),
+    /// Apply the status of a SqliteBackup.
+    BackupStatus(Key, Box<SqliteBackupStatus>),
+    /// Apply the status of a RestoreTest.
+    TestStatus(Key, Box<RestoreTestStatus>),
+    /// Apply the status of a SqliteRestore.
+    RestoreStatus(Key, Box<SqliteRestoreStatus>),
+}
+
+/// What to do, in this order, and when to look again although nothing changes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// The writes. One that fails keeps those for the same object that follow it from being made.
+    pub changes: Vec<Change>,
+    /// What to tell; only after the writes have succeeded.
+    pub notices: Vec<Notice>,
+    /// When time alone makes a difference.
+    pub wake: Option<Timestamp>,
+}
+
+impl Plan {
+    fn wake_at(&mut self, at: Option<Timestamp>) {
+        self.wake = [self.wake, at].into_iter().flatten().min();
+    }
+}
+
+/// Decides everything about one look at the cluster, but for webhook entries: [`webhook::plan`] does,
+/// so that they never wait for other writes.
+pub fn plan(world: &World, settings: &Settings) -> Plan {
+    let mut plan = Plan::default();
+    let judgements = judge::judge(world);
+    config::plan(world, &judgements, &mut plan);
+    let runs = tests::plan(world, settings, &judgements, &mut plan);
+    for backup in &world.backups {
+        let key = key(backup);
+        // A namespace whose Pods are not listed yet proves nothing: say nothing.
+        if !world.pods.contains_key(&key.0) {
+            continue;
+        }
+        let Some(judgement) = judgements.get(&key) else {
+            continue;
+        };
+        let run = runs.get(&key).cloned().unwrap_or_default();
+        status::plan(world, settings, backup, judgement, run, &mut plan);
+    }
+    unreadable(world, &mut plan);
+    restores(world, &mut plan);
+    plan
+}
+
+/// A SqliteBackup that cannot be read is told so, and nothing else happens to it.
+fn unreadable(world: &World, plan: &mut Plan) {
+    for bad in &world.unreadable {
+        let mut conditions = Conditions::new(&[], bad.generation, world.now);
+        let message = format!("the object cannot be read: {}", bad.error);
+        conditions.set(condition::READY, false, reason::INVALID, message);
+        let status = SqliteBackupStatus {
+            observed_generation: bad.generation,
+            conditions: conditions.finish(),
+            ..SqliteBackupStatus::default()
+        };
+        plan.changes
+            .push(Change::BackupStatus(bad.key.clone(), Box::new(status)));
+    }
+}
+
+/// SqliteRestores are accepted and told that this version does not serve them.
+fn restores(world: &World, plan: &mut Plan) {
+    for restore in &world.restores {
+        let old = restore.status.clone().unwrap_or_default();
+        let generation = restore.metadata.generation;
+        let mut conditions = Conditions::new(&old.conditions, generation, world.now);
+        let message = "this version does not carry SqliteRestores out; use `sqlite-backup restore`";
+        conditions.set(condition::SERVED, false, reason::NOT_SERVED_YET, message);
+        let status = SqliteRestoreStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+        };
+        if old != status {
+            let key = (
+                restore.metadata.namespace.clone().unwrap_or_default(),
+                restore.metadata.name.clone().unwrap_or_default(),
+            );
+            plan.changes
+                .push(Change::RestoreStatus(key, Box::new(status)));
+        }
+    }
+}
+
+/// Namespace and name of a SqliteBackup.
+pub(crate) fn key(backup: &SqliteBackup) -> Key {
+    (
+        backup.metadata.namespace.clone().unwrap_or_default(),
+        backup.metadata.name.clone().unwrap_or_default(),
+    )
+}
+
+/// Labels of everything that we make for a SqliteBackup.
+pub(crate) fn labels(backup: &str) -> BTreeMap<String, String> {
+    use api::names::{BACKUP, FIELD_MANAGER, MANAGED_BY_LABEL};
+    BTreeMap::from([
+        (MANAGED_BY_LABEL.to_owned(), FIELD_MANAGER.to_owned()),
+        (BACKUP.to_owned(), backup.to_owned()),
+    ])
+}

@@ -1,0 +1,430 @@
+//! The status of a SqliteBackup: what its members and its restore tests add up to.
+
+use std::collections::BTreeMap;
+
+use api::names::{INJECT_LABEL, condition, reason};
+use api::restore_test::RestoreTestPhase;
+use api::status::{MEMBERS_SHOWN, MemberStatus, PodsStatus, ReplicationStatus, TestSummary};
+use api::{SqliteBackup, SqliteBackupStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use protocol::status::SidecarStatus;
+
+use super::conditions::{Conditions, Truth, whole_second};
+use super::health::{self, Finding};
+use super::judge::Judgement;
+use super::members::{Member, View, members};
+use super::tests::{Runs, is_suspended};
+use super::{Change, Plan, Settings, events, key, lag};
+use crate::inject;
+use crate::schedule::Schedule;
+use crate::world::World;
+
+/// Figures that move all the time are written at most this often.
+const REFRESH: SignedDuration = SignedDuration::from_secs(30);
+
+/// With many SqliteBackups they are written less often: this many milliseconds for each.
+const REFRESH_EACH_MS: i64 = 400;
+
+/// Plans the status of one SqliteBackup, and what to tell about its changes.
+pub fn plan(
+    world: &World,
+    settings: &Settings,
+    backup: &SqliteBackup,
+    judgement: &Judgement,
+    runs: Runs,
+    plan: &mut Plan,
+) {
+    let old = backup.status.clone().unwrap_or_default();
+    let members = members(world, backup);
+    let mut conditions = Conditions::new(&old.conditions, backup.metadata.generation, world.now);
+
+    ready(backup, judgement, &mut conditions);
+    let pods = pods(backup, &members, settings);
+    injected(&pods, &members, &mut conditions);
+    set(
+        &mut conditions,
+        condition::REPLICATING,
+        health::replicating(backup, &members),
+    );
+    set(
+        &mut conditions,
+        condition::CREDENTIALS_VALID,
+        health::credentials(&members),
+    );
+    let schedule = judgement.schedule();
+    let summary = tests(world, backup, schedule, runs, old.restore_test.as_ref());
+    let overdue = verdict(world, backup, schedule, &summary, &mut conditions);
+    plan.wake_at(overdue);
+    set(
+        &mut conditions,
+        condition::WRITER_CONFLICT,
+        conflict(backup, judgement, &members),
+    );
+
+    let new = SqliteBackupStatus {
+        observed_generation: backup.metadata.generation,
+        conditions: conditions.finish(),
+        pods: Some(pods),
+        replication: Some(replication(&members, old.replication.as_ref())),
+        members: shown(&members, &old.members),
+        restore_test: Some(summary.summary),
+    };
+    if backup.status.is_none() || is_worth_writing(&old, &new, world.backups.len()) {
+        plan.notices
+            .extend(events::changes(backup, &old.conditions, &new.conditions));
+        plan.changes
+            .push(Change::BackupStatus(key(backup), Box::new(new)));
+    }
+}
+
+fn set(conditions: &mut Conditions, type_: &str, finding: Finding) {
+    conditions.set(type_, finding.truth, finding.reason, finding.message);
+}
+
+fn ready(backup: &SqliteBackup, judgement: &Judgement, conditions: &mut Conditions) {
+    let (truth, reason, message) = match judgement {
+        Judgement::Refused(refused) => (false, refused.reason, refused.message.clone()),
+        Judgement::Accepted(_) if backup.spec.suspend => {
+            let message = "suspended: new Pods get no sidecar, and no restore tests are scheduled";
+            (true, reason::SUSPENDED, message.to_owned())
+        }
+        Judgement::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
+    };
+    conditions.set(condition::READY, truth, reason, message);
+}
+
+fn pods(backup: &SqliteBackup, members: &[Member<'_>], settings: &Settings) -> PodsStatus {
+    let current = inject::fingerprint(backup, &settings.inject);
+    let count = |test: &dyn Fn(&Member<'_>) -> bool| {
+        u32::try_from(members.iter().filter(|m| test(m)).count()).unwrap_or(u32::MAX)
+    };
+    let is_injected = |m: &Member<'_>| m.view != View::NotInjected;
+    let desired = count(&|_| true);
+    let replicating = count(&|m| m.answer().is_some_and(|s| health::is_well(backup, s)));
+    PodsStatus {
+        desired,
+        injected: count(&is_injected),
+        replicating,
+        outdated: count(&|m| is_injected(m) && m.pod.injection.as_ref() != Some(&current)),
+        summary: format!("{replicating}/{desired}"),
+    }
+}
+
+fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditions) {
+    let missing: Vec<&str> = members
+        .iter()
+        .filter(|m| m.view == View::NotInjected)
+        .map(|m| m.pod.name.as_str())
+        .take(3)
+        .collect();
+    let (truth, reason, message) = if pods.desired == 0 {
+        (
+            Truth::Unknown,
+            reason::NO_PODS,
+            "no live Pod matches spec.selector".to_owned(),
+        )
+    } else if !missing.is_empty() {
+        let message = format!(
+            "not backed up, because they were created without the sidecar: {}; \
+             recreate them, or label them {INJECT_LABEL}=false",
+            missing.join(", ")
+        );
+        (Truth::False, reason::PODS_MISSING_SIDECAR, message)
+    } else if pods.outdated > 0 {
+        let message = "some Pods have an older sidecar; they get the new one when they are \
+                       next created";
+        (Truth::False, reason::OUTDATED, message.to_owned())
+    } else {
+        let message = "every live Pod has the current sidecar";
+        (Truth::True, reason::ALL_INJECTED, message.to_owned())
+    };
+    conditions.set(condition::INJECTED, truth, reason, message);
+}
+
+fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]) -> Finding {
+    if let Judgement::Refused(refused) = judgement
+        && let Some(reason) = refused.conflict
+    {
+        return Finding::new(Truth::True, reason, refused.message.clone());
+    }
+    let mut by_member: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for member in members.iter().filter(|m| m.view != View::NotInjected) {
+        by_member
+            .entry(&member.name)
+            .or_default()
+            .push(&member.pod.name);
+    }
+    if let Some(pods) = by_member.values().find(|pods| pods.len() > 1) {
+        let message = format!(
+            "Pods {} serve one member, and only one of them can replicate; \
+             use a StatefulSet, or one replica with strategy Recreate",
+            pods[..2].join(" and ")
+        );
+        return Finding::new(Truth::True, reason::TOO_MANY_REPLICAS, message);
+    }
+    let apart = backup.spec.targets.iter().filter_map(|t| t.place());
+    let shared = apart.filter(|p| !p.prefix().contains("{member}")).count() > 0;
+    if shared && by_member.len() > 1 {
+        let message = "several members write to one prefix; put {member} into it";
+        return Finding::new(Truth::True, reason::SAME_DESTINATION, message);
+    }
+    let superseded = members
+        .iter()
+        .find(|m| m.answer().is_some_and(health::is_superseded));
+    if let Some(member) = superseded {
+        let message = format!(
+            "another writer has taken over what Pod {} replicates; \
+             find it by the holder in the store's lease",
+            member.pod.name
+        );
+        return Finding::new(Truth::True, reason::SUPERSEDED, message);
+    }
+    Finding::new(
+        Truth::False,
+        reason::ONE_WRITER,
+        "every replica has one writer",
+    )
+}
+
+fn replication(members: &[Member<'_>], old: Option<&ReplicationStatus>) -> ReplicationStatus {
+    // When data was last stored stays true, also while nobody can be asked.
+    let before = old.and_then(|r| r.last_sync_time.as_ref()).map(|t| t.0);
+    let answers: Vec<&SidecarStatus> = members.iter().filter_map(Member::answer).collect();
+    let unreachable = members
+        .iter()
+        .any(|m| matches!(m.view, View::Unreachable(_)));
+    let lag = answers
+        .iter()
+        .map(|s| health::lag_ms(s))
+        .max()
+        .map(lag::step_seconds);
+    let position = match answers.as_slice() {
+        [SidecarStatus { databases, .. }] if databases.len() == 1 => {
+            let stored = databases[0]
+                .targets
+                .iter()
+                .filter_map(|t| t.position.as_ref());
+            stored.map(|p| p.txid.clone()).max()
+        }
+        _ => None,
+    };
+    ReplicationStatus {
+        lag_seconds: lag.filter(|_| !unreachable),
+        lag_summary: match lag {
+            _ if unreachable => "unknown".to_owned(),
+            Some(seconds) => lag::text(seconds),
+            None => String::new(),
+        },
+        backlog_bytes: (!answers.is_empty())
+            .then(|| answers.iter().map(|s| health::backlog_bytes(s)).sum()),
+        last_sync_time: answers
+            .iter()
+            .filter_map(|s| health::last_sync(s))
+            .chain(before)
+            .max()
+            .map(stored),
+        position,
+    }
+}
+
+fn stored(at: Timestamp) -> Time {
+    Time(whole_second(at))
+}
+
+/// The worst members. Without any, those that were shown last stay: a restore test needs to know
+/// which ones there are.
+fn shown(members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
+    if members.is_empty() {
+        let gone = |m: &MemberStatus| MemberStatus {
+            name: m.name.clone(),
+            pod: m.pod.clone(),
+            state: reason::NO_PODS.to_owned(),
+            databases: m.databases,
+            last_sync_time: m.last_sync_time.clone(),
+            ..MemberStatus::default()
+        };
+        return old.iter().map(gone).collect();
+    }
+    let mut all: Vec<(health::Severity, MemberStatus)> = members.iter().map(member).collect();
+    all.sort_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.pod.cmp(&y.pod)));
+    all.into_iter()
+        .map(|(_, status)| status)
+        .take(MEMBERS_SHOWN)
+        .collect()
+}
+
+fn member(member: &Member<'_>) -> (health::Severity, MemberStatus) {
+    let (severity, state, message) = health::member(member);
+    let answer = member.answer();
+    let status = MemberStatus {
+        name: member.name.clone(),
+        pod: member.pod.name.clone(),
+        state,
+        message,
+        databases: answer.map_or(0, |s| u32::try_from(s.databases.len()).unwrap_or(u32::MAX)),
+        lag_seconds: answer.map(|s| lag::step_seconds(health::lag_ms(s))),
+        backlog_bytes: answer.map(health::backlog_bytes),
+        last_sync_time: answer.and_then(health::last_sync).map(stored),
+    };
+    (severity, status)
+}
+
+/// A summary of restore tests, and the verdict of the run that finished since the last one.
+struct Tests {
+    summary: TestSummary,
+    news: Option<(RestoreTestPhase, String, String)>,
+}
+
+fn tests(
+    world: &World,
+    backup: &SqliteBackup,
+    schedule: Option<&Schedule>,
+    runs: Runs,
+    old: Option<&TestSummary>,
+) -> Tests {
+    let mut summary = old.cloned().unwrap_or_default();
+    let mut news = None;
+    for (name, run) in &runs.finished {
+        let Some(at) = &run.finished else { continue };
+        let seen = summary.last_finish_time.as_ref().is_some_and(|last| {
+            (last.0, summary.last_run.as_deref().unwrap_or_default()) >= (at.0, name.as_str())
+        });
+        if seen {
+            continue;
+        }
+        let result = run.result.clone().unwrap_or_default();
+        summary.last_run = Some(name.clone());
+        summary.last_result = Some(result.clone());
+        summary.last_finish_time = Some(at.clone());
+        if run.phase == RestoreTestPhase::Passed {
+            summary.last_success_time = Some(at.clone());
+            summary.consecutive_failures = 0;
+            summary.rpo_seconds = run.rpo_seconds;
+            summary.rto_seconds = run.rto_seconds;
+        } else {
+            summary.consecutive_failures += 1;
+        }
+        // What could not be carried out says nothing: a verdict before it stays the news.
+        if run.phase != RestoreTestPhase::Error || news.is_none() {
+            news = Some((run.phase, result, run.message.clone()));
+        }
+    }
+    summary.running = runs.running;
+    summary.last_schedule_time = runs.scheduled.map(stored);
+    summary.next_time = match schedule {
+        Some(schedule) if !is_suspended(backup) => schedule.next(world.now).map(stored),
+        _ => None,
+    };
+    Tests { summary, news }
+}
+
+/// Sets `RestoreTestPassed`, and returns when it becomes overdue by itself.
+///
+/// It keeps its verdict while a run goes on, and when one could not be carried out: only a run that
+/// looked at the data changes it, until too much time has passed.
+fn verdict(
+    world: &World,
+    backup: &SqliteBackup,
+    schedule: Option<&Schedule>,
+    tests: &Tests,
+    conditions: &mut Conditions,
+) -> Option<Timestamp> {
+    let type_ = condition::RESTORE_TEST_PASSED;
+    let had_verdict = conditions
+        .old(type_)
+        .is_some_and(|c| c.status != "Unknown" && c.reason != reason::OVERDUE);
+    match &tests.news {
+        Some((RestoreTestPhase::Passed, result, _)) => {
+            conditions.set(
+                type_,
+                true,
+                result,
+                "the last restore test proved every database",
+            );
+        }
+        Some((RestoreTestPhase::Failed, result, message)) => {
+            conditions.set(type_, false, result, message.as_str());
+        }
+        Some((_, result, message)) if !had_verdict => {
+            conditions.set(type_, Truth::Unknown, result, message.as_str());
+        }
+        _ if conditions.keep(type_) => {}
+        _ => conditions.set(
+            type_,
+            Truth::Unknown,
+            reason::NEVER_RUN,
+            "no restore test has finished yet",
+        ),
+    }
+    if is_suspended(backup) {
+        return None;
+    }
+    let passed = tests.summary.last_success_time.as_ref();
+    let since = passed.or(backup.metadata.creation_timestamp.as_ref())?.0;
+    let deadline = SignedDuration::try_from(backup.spec.restore_test.deadline.0).ok()?;
+    let overdue = schedule?.overdue_after(since)?.checked_add(deadline).ok()?;
+    if world.now < overdue {
+        return Some(overdue);
+    }
+    if conditions.is_false(type_) {
+        return None;
+    }
+    let message = match &tests.summary.last_result {
+        Some(result) => format!(
+            "no restore test has passed for two scheduled times; the last one ended with {result}"
+        ),
+        None => "two scheduled times have passed and no restore test has finished".to_owned(),
+    };
+    conditions.set(type_, false, reason::OVERDUE, message);
+    None
+}
+
+/// Whether a status differs in more than figures that move all the time, or those have moved far.
+fn is_worth_writing(old: &SqliteBackupStatus, new: &SqliteBackupStatus, backups: usize) -> bool {
+    if still(old) != still(new) {
+        return true;
+    }
+    let lag = |s: &SqliteBackupStatus| s.replication.as_ref().and_then(|r| r.lag_seconds);
+    let far = match (lag(old), lag(new)) {
+        (Some(old), Some(new)) => old.abs_diff(new) >= 3,
+        (old, new) => old != new,
+    };
+    let sync = |s: &SqliteBackupStatus| {
+        s.replication
+            .as_ref()
+            .and_then(|r| r.last_sync_time.as_ref())
+            .map(|t| t.0)
+    };
+    let refresh = i64::try_from(backups).map_or(REFRESH, |n| {
+        REFRESH.max(SignedDuration::from_millis(
+            n.saturating_mul(REFRESH_EACH_MS),
+        ))
+    });
+    far || match (sync(old), sync(new)) {
+        (Some(old), Some(new)) => new.duration_since(old).abs() >= refresh,
+        (old, new) => old != new,
+    }
+}
+
+/// A status without the figures that move all the time.
+fn still(status: &SqliteBackupStatus) -> SqliteBackupStatus {
+    let mut status = status.clone();
+    if let Some(replication) = &mut status.replication {
+        let unknown = replication.lag_seconds.is_none();
+        *replication = ReplicationStatus {
+            lag_summary: if unknown {
+                replication.lag_summary.clone()
+            } else {
+                String::new()
+            },
+            ..ReplicationStatus::default()
+        };
+    }
+    for member in &mut status.members {
+        member.lag_seconds = None;
+        member.backlog_bytes = None;
+        member.last_sync_time = None;
+    }
+    status
+}

@@ -1,0 +1,419 @@
+//! Restore tests: when they run, what they start, and what came of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::names::{RESTORE_TEST_LABEL, SCHEDULED_FOR, reason};
+use api::restore_test::{BackupRef, RestoreTestPhase, RestoreTestStatus, TestPoint};
+use api::{RestoreTest, RestoreTestSpec, SqliteBackup};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Resource;
+use kube::api::ObjectMeta;
+
+use super::conditions::whole_second;
+use super::events::Notice;
+use super::job::{job, job_name, short_hash};
+use super::judge::Judgement;
+use super::members::{View, members};
+use super::requests::request;
+use super::verdict::{self, Outcome};
+use super::{Change, Plan, Settings, key, labels};
+use crate::cache::Key;
+use crate::schedule::Schedule;
+use crate::world::{PodFacts, World};
+
+/// Jobs that are made for one run before a lost result counts as an error.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// How long a run waits for a SqliteBackup that is not there: both may come from one file.
+const BACKUP_GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+/// How long a run waits for the first answer of sidecars that have started, so that it can hold
+/// the backup against what they acknowledged.
+const ANSWER_GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Restore tests of one SqliteBackup, after this plan.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Runs {
+    /// Finished runs, the oldest first.
+    pub finished: Vec<(String, RestoreTestStatus)>,
+    /// The run that is going on.
+    pub running: Option<String>,
+    /// The newest scheduled time that was handled.
+    pub scheduled: Option<Timestamp>,
+}
+
+/// Plans every run, and those that are due.
+pub fn plan(
+    world: &World,
+    settings: &Settings,
+    judgements: &BTreeMap<Key, Judgement>,
+    plan: &mut Plan,
+) -> BTreeMap<Key, Runs> {
+    let backups: BTreeMap<Key, &Arc<SqliteBackup>> =
+        world.backups.iter().map(|b| (key(b), b)).collect();
+    let mut tests: Vec<&Arc<RestoreTest>> = world.tests.iter().collect();
+    tests.sort_by_key(|t| {
+        (
+            t.metadata.creation_timestamp.as_ref().map(|c| c.0),
+            test_key(t),
+        )
+    });
+
+    let mut desk = Desk {
+        world,
+        settings,
+        judgements,
+        running: tests
+            .iter()
+            .filter(|t| phase(t) == RestoreTestPhase::Running)
+            .count(),
+        runs: BTreeMap::new(),
+    };
+    // Those that run come first, so that one that waits sees who is ahead of it.
+    tests.sort_by_key(|t| phase(t) != RestoreTestPhase::Running);
+    for test in tests {
+        let own = (test_key(test).0, test.spec.backup_ref.name.clone());
+        let status = desk.step(test, backups.get(&own).map(|b| &***b), plan);
+        desk.file(own, test, status);
+    }
+    let Desk { mut runs, .. } = desk;
+    for (own, backup) in &backups {
+        let runs = runs.entry(own.clone()).or_default();
+        runs.finished
+            .sort_by_key(|(name, s)| (s.finished.as_ref().map(|t| t.0), name.clone()));
+        if let Some(schedule) = judgements.get(own).and_then(Judgement::schedule) {
+            due(world, backup, schedule, runs, plan);
+        }
+        prune(world, backup, plan);
+    }
+    runs
+}
+
+/// What is known while one run after the other is looked at.
+struct Desk<'a> {
+    world: &'a World,
+    settings: &'a Settings,
+    judgements: &'a BTreeMap<Key, Judgement>,
+    running: usize,
+    runs: BTreeMap<Key, Runs>,
+}
+
+impl Desk<'_> {
+    /// Moves one run forward, and returns its status after that.
+    fn step(
+        &mut self,
+        test: &RestoreTest,
+        backup: Option<&SqliteBackup>,
+        plan: &mut Plan,
+    ) -> RestoreTestStatus {
+        let old = test.status.clone().unwrap_or_default();
+        if old.phase.is_finished() || test.metadata.deletion_timestamp.is_some() {
+            return old;
+        }
+        let new = match old.phase {
+            RestoreTestPhase::Running => self.running(test, backup, &old, plan),
+            _ => self.pending(test, backup, &old, plan),
+        };
+        if test.status.as_ref() != Some(&new) {
+            plan.changes
+                .push(Change::TestStatus(test_key(test), Box::new(new.clone())));
+            if new.phase.is_finished() {
+                tell_end(test, backup, &new, plan);
+            }
+        }
+        new
+    }
+
+    fn running(
+        &mut self,
+        test: &RestoreTest,
+        backup: Option<&SqliteBackup>,
+        old: &RestoreTestStatus,
+        plan: &mut Plan,
+    ) -> RestoreTestStatus {
+        let world = self.world;
+        let (namespace, _) = test_key(test);
+        let Some(pods) = world.pods.get(&namespace) else {
+            return old.clone();
+        };
+        let job_key = (namespace, old.job.clone().unwrap_or_default());
+        let uid = test.metadata.uid.as_deref().unwrap_or_default();
+        let ours = |p: &&Arc<PodFacts>| p.labels.get(RESTORE_TEST_LABEL).is_some_and(|v| v == uid);
+        let pods: Vec<&PodFacts> = pods.iter().filter(ours).map(|p| &**p).collect();
+        let deadline = backup.map_or(SignedDuration::from_hours(1), |b| {
+            SignedDuration::try_from(b.spec.restore_test.deadline.0).unwrap_or(SignedDuration::MAX)
+        });
+        let job = world.jobs.get(&job_key).map(|j| &**j);
+        match verdict::look(old, job, &pods, deadline, world.now) {
+            Outcome::Waiting(until) => {
+                plan.wake_at(until);
+                old.clone()
+            }
+            Outcome::Finished(status) => {
+                self.running -= 1;
+                *status
+            }
+            Outcome::Lost(why) if old.attempts < ATTEMPTS_MAX && backup.is_some() => {
+                self.running -= 1;
+                RestoreTestStatus {
+                    phase: RestoreTestPhase::Pending,
+                    message: format!("the result is lost, {why}; the test runs again"),
+                    job: None,
+                    ..old.clone()
+                }
+            }
+            Outcome::Lost(why) => {
+                self.running -= 1;
+                let message = format!("the result is lost, {why}, {} times", old.attempts);
+                verdict::error(old, reason::RESULT_LOST, &message, world.now)
+            }
+        }
+    }
+
+    fn pending(
+        &mut self,
+        test: &RestoreTest,
+        backup: Option<&SqliteBackup>,
+        old: &RestoreTestStatus,
+        plan: &mut Plan,
+    ) -> RestoreTestStatus {
+        let now = self.world.now;
+        let waits = |message: String| RestoreTestStatus {
+            phase: RestoreTestPhase::Pending,
+            message,
+            ..old.clone()
+        };
+        let created = test
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(now, |t| t.0);
+        let name = &test.spec.backup_ref.name;
+        let Some(backup) = backup else {
+            let end = created + BACKUP_GRACE;
+            let message = format!("SqliteBackup {name} does not exist in this namespace");
+            if now >= end {
+                return verdict::error(old, reason::BACKUP_NOT_FOUND, &message, now);
+            }
+            plan.wake_at(Some(end));
+            return waits(message);
+        };
+        let own = key(backup);
+        if let Some(Judgement::Refused(refused)) = self.judgements.get(&own) {
+            let message = format!("SqliteBackup {name} is not in force: {}", refused.message);
+            return verdict::error(old, refused.reason, &message, now);
+        }
+        if let Some(other) = self.runs.get(&own).and_then(|r| r.running.as_ref()) {
+            return waits(format!(
+                "waits for {other}: one test of a SqliteBackup at a time"
+            ));
+        }
+        if self.running >= self.settings.tests_at_once {
+            let cap = self.settings.tests_at_once;
+            return waits(format!(
+                "waits for its turn: at most {cap} tests run at once"
+            ));
+        }
+        if !self.world.pods.contains_key(&own.0) {
+            return waits("waits until the Pods of the namespace are known".to_owned());
+        }
+        let members = members(self.world, backup);
+        let unasked =
+            |m: &super::members::Member<'_>| m.view == View::Starting && m.pod.sidecar_running;
+        if members.iter().any(unasked) && now < created + ANSWER_GRACE {
+            plan.wake_at(Some(created + ANSWER_GRACE));
+            return waits("waits for the first answer of the sidecars".to_owned());
+        }
+        self.start(test, backup, old, plan)
+    }
+
+    fn start(
+        &mut self,
+        test: &RestoreTest,
+        backup: &SqliteBackup,
+        old: &RestoreTestStatus,
+        plan: &mut Plan,
+    ) -> RestoreTestStatus {
+        let members = members(self.world, backup);
+        let attempt = old.attempts + 1;
+        let request = request(backup, test, &members);
+        let job = job(
+            backup,
+            test,
+            attempt,
+            &request,
+            &members,
+            &self.settings.inject,
+        );
+        plan.changes.push(Change::CreateJob(Box::new(job)));
+        self.running += 1;
+        let name = test.metadata.name.as_deref().unwrap_or_default();
+        let message = format!("restore test {name} started");
+        plan.notices.push(Notice::new(
+            backup,
+            true,
+            "RestoreTest",
+            reason::TEST_STARTED,
+            &message,
+        ));
+        RestoreTestStatus {
+            phase: RestoreTestPhase::Running,
+            message: String::new(),
+            job: Some(job_name(test, attempt)),
+            attempts: attempt,
+            started: Some(Time(whole_second(self.world.now))),
+            ..old.clone()
+        }
+    }
+
+    /// Files a run under its SqliteBackup.
+    fn file(&mut self, own: Key, test: &RestoreTest, status: RestoreTestStatus) {
+        let runs = self.runs.entry(own).or_default();
+        let name = test_key(test).1;
+        runs.scheduled = runs.scheduled.max(scheduled_for(test));
+        if status.phase.is_finished() {
+            runs.finished.push((name, status));
+        } else if status.phase == RestoreTestPhase::Running {
+            runs.running = Some(name);
+        }
+    }
+}
+
+fn tell_end(
+    test: &RestoreTest,
+    backup: Option<&SqliteBackup>,
+    status: &RestoreTestStatus,
+    plan: &mut Plan,
+) {
+    let passed = status.phase == RestoreTestPhase::Passed;
+    let result = status.result.as_deref().unwrap_or_default();
+    let name = test.metadata.name.as_deref().unwrap_or_default();
+    let message = match (status.phase, status.message.as_str()) {
+        (RestoreTestPhase::Passed, _) => format!(
+            "restore test {name} passed: {} databases proven, RPO {}, RTO {}",
+            status.passed.unwrap_or_default(),
+            status.rpo_summary,
+            status.rto_summary
+        ),
+        (RestoreTestPhase::Failed, why) => format!("restore test {name} failed: {why}"),
+        (_, why) => format!("restore test {name} could not be carried out: {why}"),
+    };
+    plan.notices
+        .push(Notice::new(test, passed, "RestoreTest", result, &message));
+    if let Some(backup) = backup {
+        plan.notices
+            .push(Notice::new(backup, passed, "RestoreTest", result, &message));
+    }
+}
+
+/// Creates the run that the schedule asks for. Runs that were missed collapse into one; while one
+/// is unfinished, none is added; while tests are suspended, times pass unused.
+fn due(
+    world: &World,
+    backup: &SqliteBackup,
+    schedule: &Schedule,
+    runs: &mut Runs,
+    plan: &mut Plan,
+) {
+    let shown = backup.status.as_ref().and_then(|s| s.restore_test.as_ref());
+    let shown = shown
+        .and_then(|t| t.last_schedule_time.as_ref())
+        .map(|t| t.0);
+    let created = backup.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    runs.scheduled = runs.scheduled.max(shown);
+    let Some(after) = runs.scheduled.or(created) else {
+        return;
+    };
+    plan.wake_at(schedule.next(world.now));
+    let Some(time) = schedule.due(after, world.now) else {
+        return;
+    };
+    if is_suspended(backup) {
+        runs.scheduled = Some(time);
+        return;
+    }
+    let own = key(backup);
+    let unfinished = world.tests.iter().any(|t| {
+        test_key(t).0 == own.0 && t.spec.backup_ref.name == own.1 && !phase(t).is_finished()
+    });
+    if unfinished || backup.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    runs.scheduled = Some(time);
+    plan.changes
+        .push(Change::CreateTest(Box::new(scheduled_test(backup, time))));
+}
+
+/// Whether the schedule of a SqliteBackup rests.
+pub fn is_suspended(backup: &SqliteBackup) -> bool {
+    backup.spec.suspend || backup.spec.restore_test.suspend
+}
+
+/// The run for one scheduled time. Its name follows from both, so that two leaders make one.
+fn scheduled_test(backup: &SqliteBackup, time: Timestamp) -> RestoreTest {
+    let (namespace, name) = key(backup);
+    let uid = backup.metadata.uid.as_deref().unwrap_or_default();
+    let hash = short_hash(&format!("{uid}/{}", time.as_second()));
+    RestoreTest {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}-{hash}")),
+            namespace: Some(namespace),
+            labels: Some(labels(&name)),
+            annotations: Some([(SCHEDULED_FOR.to_owned(), time.to_string())].into()),
+            owner_references: backup.controller_owner_ref(&()).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: RestoreTestSpec {
+            backup_ref: BackupRef { name },
+            at: TestPoint::default(),
+        },
+        status: None,
+    }
+}
+
+/// Deletes old runs of the schedule. The last one that failed stays, whatever the limit.
+fn prune(world: &World, backup: &SqliteBackup, plan: &mut Plan) {
+    let own = key(backup);
+    let policy = &backup.spec.restore_test;
+    let mut old: Vec<&Arc<RestoreTest>> = (world.tests.iter())
+        .filter(|t| test_key(t).0 == own.0 && t.spec.backup_ref.name == own.1)
+        .filter(|t| scheduled_for(t).is_some() && phase(t).is_finished())
+        .filter(|t| t.metadata.deletion_timestamp.is_none())
+        .collect();
+    old.sort_by_key(|t| std::cmp::Reverse((scheduled_for(t), test_key(t))));
+    let (passed, failed): (Vec<_>, Vec<_>) = old
+        .into_iter()
+        .partition(|t| phase(t) == RestoreTestPhase::Passed);
+    let keep_passed = policy.successful_history_limit as usize;
+    let keep_failed = (policy.failed_history_limit as usize).max(1);
+    let extra = passed
+        .into_iter()
+        .skip(keep_passed)
+        .chain(failed.into_iter().skip(keep_failed));
+    plan.changes
+        .extend(extra.map(|t| Change::DeleteTest(test_key(t))));
+}
+
+fn phase(test: &RestoreTest) -> RestoreTestPhase {
+    test.status
+        .as_ref()
+        .map_or(RestoreTestPhase::Pending, |s| s.phase)
+}
+
+fn scheduled_for(test: &RestoreTest) -> Option<Timestamp> {
+    test.metadata
+        .annotations
+        .as_ref()?
+        .get(SCHEDULED_FOR)?
+        .parse()
+        .ok()
+}
+
+fn test_key(test: &RestoreTest) -> Key {
+    (
+        test.metadata.namespace.clone().unwrap_or_default(),
+        test.metadata.name.clone().unwrap_or_default(),
+    )
+}

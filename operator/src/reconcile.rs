@@ -1,0 +1,180 @@
+//! The loops: look, plan, apply, wait.
+//!
+//! Webhook entries have a loop of their own: a Pod that is created right after its SqliteBackup must
+//! not depend on how many other writes are waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::apply::Applier;
+use crate::certs::Bundle;
+use crate::metrics::Figures;
+use crate::observe::Observer;
+use crate::plan::webhook::Endpoint;
+use crate::plan::{self, Settings};
+
+/// Time between two passes at least: what changes meanwhile is looked at once.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Time between two passes at most: what no watch tells, such as a ConfigMap that was deleted.
+const PASS_AT_LEAST: Duration = Duration::from_secs(30);
+
+/// Time to the next pass after a failed write, doubled with each failure in a row.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Everything that the loop works with.
+#[derive(Debug)]
+pub struct Reconciler {
+    /// What is seen.
+    pub observer: Arc<Observer>,
+    /// What is done.
+    pub applier: Arc<Applier>,
+    /// What was asked for at the start.
+    pub settings: Settings,
+    /// Numbers about the loop itself.
+    pub figures: Figures,
+    /// Whether we lead.
+    pub leader: watch::Receiver<bool>,
+}
+
+impl Reconciler {
+    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let mut failures = 0u32;
+        let mut led = false;
+        let mut changes = self.observer.changes();
+        loop {
+            let leads = *self.leader.borrow_and_update();
+            if leads && !led {
+                self.observer.forget();
+            }
+            led = leads;
+            let mut wait = PASS_AT_LEAST;
+            if leads && self.observer.is_ready() {
+                let mut leader = self.leader.clone();
+                let pass = tokio::select! {
+                    pass = self.pass() => pass,
+                    _ = leader.wait_for(|leads| !*leads) => continue,
+                };
+                failures = if pass.failed { failures + 1 } else { 0 };
+                wait = wait.min(pass.wait);
+                if pass.failed {
+                    wait = wait.min(retry(failures));
+                }
+            }
+            let changed = async {
+                sleep(PAUSE).await;
+                // After a failure the answer of the watch must not make us ask again at once.
+                if failures > 0 {
+                    sleep(retry(failures).saturating_sub(PAUSE)).await;
+                }
+                let _ = changes.changed().await;
+            };
+            tokio::select! {
+                () = changed => {}
+                () = sleep(wait.max(PAUSE)) => {}
+                _ = self.leader.changed() => {}
+                _ = shutdown.wait_for(|down| *down) => return,
+            }
+        }
+    }
+
+    async fn pass(&self) -> Pass {
+        let now = Timestamp::now();
+        let world = self.observer.world(now);
+        let started = std::time::Instant::now();
+        let plan = plan::plan(&world, &self.settings);
+        drop(world);
+        let wait = plan.wake.map_or(PASS_AT_LEAST, |at| {
+            // A moment later, so that it has passed when we look.
+            Duration::try_from(at.duration_since(now)).unwrap_or_default() + PAUSE
+        });
+        let outcome = self.applier.apply(plan).await;
+        self.figures.pass(started.elapsed(), outcome);
+        Pass {
+            failed: outcome.failed > 0,
+            wait,
+        }
+    }
+}
+
+/// Keeps the webhook entries, and nothing else.
+#[derive(Debug)]
+pub struct WebhookKeeper {
+    /// What is seen.
+    pub observer: Arc<Observer>,
+    /// What is done.
+    pub applier: Arc<Applier>,
+    /// Where API servers reach us.
+    pub endpoint: Endpoint,
+    /// The bundle that entries must trust.
+    pub bundle: watch::Receiver<Option<Bundle>>,
+    /// Whether we lead.
+    pub leader: watch::Receiver<bool>,
+}
+
+impl WebhookKeeper {
+    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let mut changes = self.observer.changes();
+        let mut failures = 0u32;
+        let mut missing = false;
+        loop {
+            changes.mark_unchanged();
+            let leads = *self.leader.borrow_and_update();
+            if leads && self.observer.is_ready() {
+                let entries = self.observer.webhook_entries();
+                if entries.is_none() && !missing {
+                    tracing::error!("the webhook configuration is gone: Pods get no sidecars");
+                }
+                missing = entries.is_none();
+                let bundle = self.bundle.borrow_and_update().clone();
+                let plan = plan::webhook::plan(
+                    &self.observer.backups(),
+                    entries.as_deref(),
+                    bundle.as_ref().map(|b| b.ca_pem.as_str()),
+                    &self.endpoint,
+                );
+                let failed = self.applier.apply(plan).await.failed > 0;
+                failures = if failed { failures + 1 } else { 0 };
+            }
+            // After a failure only time helps: what changes meanwhile is looked at then.
+            let calm = failures == 0;
+            tokio::select! {
+                _ = changes.changed(), if calm => {}
+                _ = self.bundle.changed(), if calm => {}
+                () = sleep(retry(failures)), if !calm => {}
+                _ = self.leader.changed() => {}
+                _ = shutdown.wait_for(|down| *down) => return,
+            }
+        }
+    }
+}
+
+/// How one pass went.
+struct Pass {
+    failed: bool,
+    wait: Duration,
+}
+
+fn retry(failures: u32) -> Duration {
+    RETRY_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .min(RETRY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_tried_again_ever_more_slowly() {
+        let waits: Vec<u64> = (1..8).map(|n| retry(n).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+}

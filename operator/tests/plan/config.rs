@@ -1,0 +1,70 @@
+//! What sidecars are told.
+
+use operator::plan::Change;
+use operator::plan::config::{config, config_map};
+use protocol::config::Config;
+use serde_json::json;
+
+use crate::fixture::{Cluster, backup};
+
+#[test]
+fn the_configuration_is_what_sidecars_read() {
+    let mut backup = backup("orders");
+    let file = json!({"name": "second", "file": {"claimName": "copies"}});
+    backup
+        .spec
+        .targets
+        .push(serde_json::from_value(file).unwrap());
+    let map = config_map(&backup);
+    assert_eq!(map.metadata.name.as_deref(), Some("orders-sqlite-backup"));
+    let yaml = &map.data.unwrap()["config.yml"];
+    let read: Config = serde_yaml::from_str(yaml).unwrap();
+    assert_eq!(read, config(&backup));
+    let expected: Config = serde_yaml::from_str(
+        r#"
+addr: 0.0.0.0:9347
+identity: {backup: shop/orders, member: "${SQLITE_BACKUP_MEMBER}"}
+state-dir: /var/lib/sqlite-backup
+startup: {on-missing: restore, on-divergence: block, when-unreachable: start-if-local-exists}
+snapshot: {interval: 24h}
+retention: {exact: 24h, window: 168h, daily: 7, weekly: 4, monthly: 3}
+shutdown-sync-timeout: 30s
+logging: {level: info, type: json}
+dbs:
+- path: /data/app.db
+  replicas:
+  - name: primary
+    type: s3
+    bucket: shop
+    path: shop/orders/${SQLITE_BACKUP_MEMBER}/data/app.db
+    credentials-dir: /var/run/sqlite-backup/credentials/primary
+    sync-interval: 1s
+  - name: second
+    type: file
+    path: /var/run/sqlite-backup/targets/second/shop/orders/${SQLITE_BACKUP_MEMBER}/data/app.db
+    sync-interval: 1s
+"#,
+    )
+    .unwrap();
+    assert_eq!(read, expected);
+}
+
+#[test]
+fn a_configuration_is_written_again_when_it_differs() {
+    let mut cluster = Cluster::at_rest();
+    cluster.edit("orders", |b| {
+        b.spec.shutdown.drain = protocol::Span::from_secs(5)
+    });
+    let changes = cluster.settle();
+    assert!(changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
+    cluster.world.config_maps.clear();
+    assert_eq!(cluster.settle().len(), 1, "one that is gone comes back");
+}
+
+#[test]
+fn a_backup_that_is_refused_later_keeps_the_configuration_of_its_pods() {
+    let mut cluster = Cluster::at_rest();
+    cluster.edit("orders", |b| b.spec.databases[0].path = "/data/*.db".into());
+    let changes = cluster.settle();
+    assert!(!changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
+}

@@ -1,0 +1,14 @@
+//! Tables for the planner: what is seen, and what is done about it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fixture that cannot be built fails its test"
+)]
+
+mod config;
+mod conflicts;
+mod fixture;
+mod idle;
+mod runs;
+mod status;
+mod webhooks;
