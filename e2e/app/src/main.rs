@@ -1,0 +1,105 @@
+//! An ordinary application with a SQLite database, which knows nothing of backups.
+//!
+//! It writes numbered, timestamped rows at a steady pace, so that a test can say of a restored
+//! database which rows are there, whether one is missing in the middle, and how old the newest is.
+
+mod database;
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use database::{Database, Journal};
+
+/// Writes numbered rows to a SQLite database, and tells what is in it.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write rows until the end, or until there are enough of them.
+    Write(Write),
+    /// Print count, newest row and health of the database as one line of JSON.
+    Stats {
+        /// The database.
+        #[arg(default_value = "/data/app.db")]
+        database: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Write {
+    /// The database, which is made if it is not there.
+    #[arg(default_value = "/data/app.db")]
+    database: PathBuf,
+    /// Milliseconds from one row to the next.
+    #[arg(long, default_value_t = 100)]
+    interval_ms: u64,
+    /// Stop writing at this many rows, but keep the database open.
+    #[arg(long)]
+    rows: Option<u64>,
+    /// Bytes of payload in each row.
+    #[arg(long, default_value_t = 100)]
+    payload_bytes: usize,
+    /// SQLite's journal mode.
+    #[arg(long, value_enum, default_value_t = Journal::Wal)]
+    journal: Journal,
+    /// Print each row's number and time after its commit.
+    #[arg(long)]
+    print_rows: bool,
+    /// Go on after SIGTERM, as a hung program would.
+    #[arg(long)]
+    ignore_sigterm: bool,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Write(write) => write.run(),
+        Command::Stats { database } => {
+            println!("{}", Database::open(&database)?.stats()?);
+            Ok(())
+        }
+    }
+}
+
+impl Write {
+    fn run(&self) -> Result<()> {
+        // Process 1 of a container gets no signal that it has no handler for, so this makes both
+        // cases explicit. Leaving in the middle of a transaction is safe: SQLite rolls it back.
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("handle signals")?;
+        let ignore = self.ignore_sigterm;
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                if !(ignore && signal == SIGTERM) {
+                    std::process::exit(0);
+                }
+            }
+        });
+        let database = Database::create(&self.database, self.journal)?;
+        println!(
+            "writing to {} after row {}",
+            self.database.display(),
+            database.rows()?
+        );
+        loop {
+            if self
+                .rows
+                .is_none_or(|limit| database.rows().is_ok_and(|rows| rows < limit))
+            {
+                let (row, written_at_ms) = database.insert(self.payload_bytes)?;
+                if self.print_rows {
+                    println!("row {row} {written_at_ms}");
+                }
+            }
+            thread::sleep(Duration::from_millis(self.interval_ms));
+        }
+    }
+}

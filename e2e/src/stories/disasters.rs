@@ -1,0 +1,75 @@
+//! Point 4 of the demo: the Pod goes, gracefully and not, and its volume with it.
+
+use anyhow::{Result, ensure};
+
+use crate::runner::Context;
+use crate::shop::{Shop, Stats};
+
+/// What the application had committed, and what its successor began with.
+#[derive(Debug, Clone, Copy)]
+pub struct Disaster {
+    /// The newest committed row.
+    pub committed: Stats,
+    /// The newest row that the next Pod began with.
+    pub restored: u64,
+    /// Milliseconds of commits that are lost.
+    pub lost_ms: i64,
+}
+
+/// Lag that a lost Pod may take with it at most: the sync interval, an upload, and a slow machine.
+const LOST_LIMIT_MS: i64 = 15_000;
+
+/// A graceful stop loses nothing.
+pub(super) fn a_deleted_pod_comes_back_with_every_row(context: &Context<'_>) -> Result<()> {
+    let shop = Shop::open(context)?;
+    shop.wait_until_replicating()?;
+    shop.wait_for_rows_beyond(50)?;
+    let disaster = delete_gracefully(&shop)?;
+    ensure!(
+        disaster.restored == disaster.committed.newest,
+        "{disaster:?}"
+    );
+    shop.wait_for_rows_beyond(disaster.restored)?;
+    Ok(())
+}
+
+/// With grace 0 the volume is gone at once; what was not stored yet is lost, and no more.
+pub(super) fn a_force_deleted_pod_loses_only_the_last_moment(context: &Context<'_>) -> Result<()> {
+    let shop = Shop::open(context)?;
+    shop.wait_until_replicating()?;
+    shop.wait_for_rows_beyond(50)?;
+    let disaster = delete_by_force(&shop)?;
+    ensure!(disaster.lost_ms <= LOST_LIMIT_MS, "{disaster:?}");
+    shop.wait_for_rows_beyond(disaster.restored)?;
+    Ok(())
+}
+
+/// Deletes the Pod with its grace period.
+pub fn delete_gracefully(shop: &Shop<'_>) -> Result<Disaster> {
+    replace(shop, &[])
+}
+
+/// Deletes the Pod without any.
+pub fn delete_by_force(shop: &Shop<'_>) -> Result<Disaster> {
+    replace(shop, &["--force", "--grace-period=0"])
+}
+
+fn replace(shop: &Shop<'_>, options: &[&str]) -> Result<Disaster> {
+    let follower = shop.follow()?;
+    shop.replace_pod(options)?;
+    let committed = follower.end()?;
+    let restored = shop.rows_at_start()?;
+    let first_lost = shop.stats()?;
+    ensure!(
+        first_lost.newest >= restored,
+        "{first_lost:?} after {restored}"
+    );
+    let lost_rows = committed.newest.saturating_sub(restored);
+    // The application writes a row each 50 ms.
+    let lost_ms = i64::try_from(lost_rows)? * 50;
+    Ok(Disaster {
+        committed,
+        restored,
+        lost_ms,
+    })
+}
