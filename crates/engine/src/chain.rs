@@ -78,6 +78,9 @@ pub struct ChainState {
     pub checksum: Option<u64>,
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
+    /// The newest time in any target's files, in Unix milliseconds: another machine's clock may
+    /// have been ahead of ours.
+    pub stored_ms: i64,
     /// Captured files on the local disk, consecutive, the newest is `txid`'s if there is any.
     pub files: VecDeque<Captured>,
     /// The newest full copy, while targets want it.
@@ -93,6 +96,12 @@ pub struct ChainState {
 }
 
 impl ChainState {
+    /// The time of what is captured now, by our clock: times never go back with TXIDs, whatever
+    /// the clock does, because restores by time rely on it.
+    pub fn time_of_next(&self, now_ms: i64) -> i64 {
+        now_ms.max(self.timestamp_ms).max(self.stored_ms)
+    }
+
     /// Bytes that a target still needs.
     pub fn backlog_bytes(&self, target: usize) -> u64 {
         let acked = self

@@ -6,6 +6,7 @@
 //! with a higher epoch in it, and stops for good.
 
 use jiff::Timestamp;
+use ltx::Txid;
 use serde::{Deserialize, Serialize};
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
@@ -14,8 +15,8 @@ pub const LEASE_KEY: &str = "lock.json";
 /// Attempts to take a lease that others take at the same time.
 const ATTEMPTS: u32 = 10;
 
-/// Identity of a database file, from which a later process without local state can tell whether
-/// the file at the path is still the one that was backed up. We never write into the database.
+/// Identity of a file. That of the database tells a later process without local state whether the
+/// file at the path is still the one that was backed up: we never write into the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceId {
     /// File system identity, from `statvfs`.
@@ -26,19 +27,69 @@ pub struct SourceId {
     pub born: String,
 }
 
+impl SourceId {
+    /// Whether both are of one file. The file system's own number changes on some file systems
+    /// when a volume moves to another machine, so it decides only where no birth is kept.
+    pub fn is_same_file(&self, other: &SourceId) -> bool {
+        self.inode == other.inode
+            && self.born == other.born
+            && (!self.born.is_empty() || self.filesystem == other.filesystem)
+    }
+}
+
 /// The content of `lock.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Lease {
-    /// Grows by one with each writer: the fencing token.
+    /// Grows by one with each process that writes: the fencing token.
     pub epoch: u64,
-    /// Who writes, for people.
+    /// The process that writes, unlike any other.
     pub holder: String,
     /// When the lease was taken, by the holder's clock, for people.
     pub acquired: Timestamp,
     /// The database file that the holder backs up; none while a restore holds the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceId>,
+    /// The holder's local state, which tells a copied directory from the one that was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<SourceId>,
+    /// TXID of the newest full copy that this or an earlier holder set out to store as news. It may
+    /// still be on its way, so whoever takes over stores a full copy of a higher TXID first.
+    #[serde(default, with = "txid_text", skip_serializing_if = "is_zero")]
+    pub announced: Txid,
+}
+
+// serde hands a reference to every such function.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(txid: &Txid) -> bool {
+    *txid == Txid::ZERO
+}
+
+/// A TXID in JSON: 16 hex digits.
+mod txid_text {
+    use ltx::Txid;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    pub fn serialize<S: Serializer>(txid: &Txid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(txid)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Txid, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What a process writes into a lease about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The process.
+    pub holder: String,
+    /// The database file; none while there is none.
+    pub source: Option<SourceId>,
+    /// Its local state.
+    pub state: Option<SourceId>,
 }
 
 /// A lease as stored, with the version that a conditional write needs.
@@ -62,6 +113,12 @@ pub enum LeaseError {
     /// Others kept taking it.
     #[error("the lease changes hands all the time")]
     Contended,
+    /// Nothing would keep two writers apart here.
+    #[error(
+        "the store accepts conditional writes and ignores them (If-None-Match, If-Match): two \
+         writers would overwrite each other's files; use a store that obeys them"
+    )]
+    Unconditional,
 }
 
 /// Reads the lease; none when nobody ever wrote with leases here.
@@ -93,79 +150,106 @@ pub async fn read(store: &SharedStore) -> Result<Option<StoredLease>, LeaseError
 /// See [`LeaseError`].
 pub async fn take(
     store: &SharedStore,
-    holder: &str,
-    source: Option<SourceId>,
+    claim: &Claim,
     above: u64,
     now: Timestamp,
     permit: impl Fn(Option<&Lease>) -> bool,
 ) -> Result<Option<Lease>, LeaseError> {
     for _ in 0..ATTEMPTS {
         let stored = read(store).await?;
-        if !permit(stored.as_ref().map(|stored| &stored.lease)) {
+        let before = stored.as_ref().map(|stored| &stored.lease);
+        if !permit(before) {
             return Ok(None);
         }
-        let epoch = stored
-            .as_ref()
-            .map_or(0, |stored| stored.lease.epoch)
-            .max(above)
-            + 1;
-        let source = source.clone();
         let lease = Lease {
-            epoch,
-            holder: holder.to_owned(),
+            epoch: before.map_or(0, |lease| lease.epoch).max(above) + 1,
+            holder: claim.holder.clone(),
             acquired: now,
-            source,
+            source: claim.source.clone(),
+            state: claim.state.clone(),
+            announced: before.map_or(Txid::ZERO, |lease| lease.announced),
         };
-        let mode = mode(store, stored.as_ref());
-        match store
-            .put(LEASE_KEY, body(&lease), mode, &PutMeta::default())
-            .await
-        {
-            Ok(()) => return Ok(Some(lease)),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    StoreErrorKind::Exists | StoreErrorKind::Conflict | StoreErrorKind::Missing
-                ) => {}
-            Err(error) => return Err(error.into()),
+        if write(store, &lease, stored.as_ref()).await? {
+            return Ok(Some(lease));
         }
     }
     Err(LeaseError::Contended)
 }
 
-/// Writes our own lease again with the identity of the database file, in the same epoch.
+/// Changes our own lease in the same epoch: `change` gets it as it is stored. False when it is no
+/// longer ours.
 ///
 /// # Errors
 ///
-/// See [`LeaseError`]; [`LeaseError::Contended`] when it is no longer the one that was read.
+/// See [`LeaseError`].
 pub async fn amend(
     store: &SharedStore,
-    stored: &StoredLease,
-    source: Option<SourceId>,
-) -> Result<(), LeaseError> {
-    let lease = Lease {
-        source,
-        ..stored.lease.clone()
-    };
-    match store
-        .put(
-            LEASE_KEY,
-            body(&lease),
-            mode(store, Some(stored)),
-            &PutMeta::default(),
-        )
-        .await
-    {
+    holder: &str,
+    change: impl Fn(&mut Lease),
+) -> Result<bool, LeaseError> {
+    for _ in 0..ATTEMPTS {
+        let Some(stored) = read(store)
+            .await?
+            .filter(|stored| stored.lease.holder == holder)
+        else {
+            return Ok(false);
+        };
+        let mut lease = stored.lease.clone();
+        change(&mut lease);
+        if lease == stored.lease || write(store, &lease, Some(&stored)).await? {
+            return Ok(true);
+        }
+    }
+    Err(LeaseError::Contended)
+}
+
+/// Writes a lease in place of the one that was read; false when that one is no longer there.
+async fn write(
+    store: &SharedStore,
+    lease: &Lease,
+    before: Option<&StoredLease>,
+) -> Result<bool, LeaseError> {
+    let put = store.put(
+        LEASE_KEY,
+        body(lease),
+        mode(store, before),
+        &PutMeta::default(),
+    );
+    match put.await {
+        Ok(()) => Ok(true),
         Err(error)
             if matches!(
                 error.kind(),
-                StoreErrorKind::Conflict | StoreErrorKind::Missing
+                StoreErrorKind::Exists | StoreErrorKind::Conflict | StoreErrorKind::Missing
             ) =>
         {
-            Err(LeaseError::Contended)
+            Ok(false)
         }
-        written => Ok(written?),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Proves on our own lease that the store obeys conditions, by two writes that it has to refuse:
+/// some S3 servers ignore the headers without a word, and then nothing keeps two writers apart.
+///
+/// # Errors
+///
+/// [`LeaseError::Unconditional`] when it does not; else the store's.
+pub async fn prove_conditions(store: &SharedStore, lease: &Lease) -> Result<(), LeaseError> {
+    let impossible = PutMode::Match("\"00000000000000000000000000000000\"".to_owned());
+    for mode in [PutMode::Create, impossible] {
+        let put = store.put(LEASE_KEY, body(lease), mode, &PutMeta::default());
+        match put.await {
+            Ok(()) => return Err(LeaseError::Unconditional),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    StoreErrorKind::Exists | StoreErrorKind::Conflict
+                ) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn body(lease: &Lease) -> Body {
@@ -219,65 +303,72 @@ mod tests {
             .block_on(future)
     }
 
+    fn claim(holder: &str) -> Claim {
+        Claim {
+            holder: holder.into(),
+            source: None,
+            state: None,
+        }
+    }
+
+    fn taken(store: &SharedStore, holder: &str, above: u64) -> Lease {
+        let claim = claim(holder);
+        let taken = take(store, &claim, above, Timestamp::UNIX_EPOCH, |_| true);
+        block_on(taken).unwrap().unwrap()
+    }
+
     #[test]
     fn each_taker_gets_a_higher_epoch_and_the_permit_decides() {
         let store: SharedStore = Arc::new(Memory::new());
-        block_on(async {
-            let now = Timestamp::UNIX_EPOCH;
-            assert_eq!(read(&store).await.unwrap(), None);
-            let first = take(&store, "a", None, 0, now, |_| true)
-                .await
-                .unwrap()
-                .unwrap();
-            let second = take(&store, "b", None, 6, now, |_| true)
-                .await
-                .unwrap()
-                .unwrap();
-            assert_eq!((first.epoch, second.epoch), (1, 7));
-            let refused = take(&store, "c", None, 0, now, |held| held.is_none())
-                .await
-                .unwrap();
-            assert_eq!(refused, None);
-            assert_eq!(read(&store).await.unwrap().unwrap().lease, second);
-        });
+        assert_eq!(block_on(read(&store)).unwrap(), None);
+        let first = taken(&store, "a", 0);
+        let second = taken(&store, "b", 6);
+        assert_eq!((first.epoch, second.epoch), (1, 7));
+        let permit = |held: Option<&Lease>| held.is_none();
+        let late = claim("c");
+        let refused = take(&store, &late, 0, Timestamp::UNIX_EPOCH, permit);
+        assert_eq!(block_on(refused).unwrap(), None);
+        assert_eq!(block_on(read(&store)).unwrap().unwrap().lease, second);
     }
 
     #[test]
     fn an_amended_lease_keeps_its_epoch_and_replaces_nobody_elses() {
         let store: SharedStore = Arc::new(Memory::new());
-        block_on(async {
-            let now = Timestamp::UNIX_EPOCH;
-            let taken = take(&store, "a", None, 0, now, |_| true).await.unwrap();
-            let first = read(&store).await.unwrap().unwrap();
-            let source = SourceId {
-                filesystem: "f".into(),
-                inode: 7,
-                born: String::new(),
-            };
-            amend(&store, &first, Some(source.clone())).await.unwrap();
-            let amended = read(&store).await.unwrap().unwrap().lease;
-            assert_eq!(
-                (amended.epoch, amended.source),
-                (taken.unwrap().epoch, Some(source))
-            );
-            let late = amend(&store, &first, None).await;
-            assert!(matches!(late, Err(LeaseError::Contended)));
-        });
+        let first = taken(&store, "a", 0);
+        let announce = |txid| move |lease: &mut Lease| lease.announced = Txid::new(txid);
+        assert!(block_on(amend(&store, "a", announce(7))).unwrap());
+        let amended = block_on(read(&store)).unwrap().unwrap().lease;
+        assert_eq!(
+            (amended.epoch, amended.announced),
+            (first.epoch, Txid::new(7))
+        );
+        let second = taken(&store, "b", 0);
+        assert_eq!(second.announced, Txid::new(7), "it may still be on its way");
+        assert!(!block_on(amend(&store, "a", announce(9))).unwrap());
+        assert_eq!(block_on(read(&store)).unwrap().unwrap().lease, second);
     }
 
     #[test]
     fn a_foreign_lock_file_is_left_alone() {
         let store: SharedStore = Arc::new(Memory::new());
-        block_on(async {
-            let body = Body::Bytes("not ours".into());
-            store
-                .put(LEASE_KEY, body, PutMode::Create, &PutMeta::default())
-                .await
-                .unwrap();
-            let taken = take(&store, "a", None, 0, Timestamp::UNIX_EPOCH, |_| true).await;
-            assert!(matches!(taken, Err(LeaseError::Foreign(_))));
-            assert_eq!(store.get(LEASE_KEY, None).await.unwrap(), "not ours");
-        });
+        let body = Body::Bytes("not ours".into());
+        let meta = PutMeta::default();
+        block_on(store.put(LEASE_KEY, body, PutMode::Create, &meta)).unwrap();
+        let claim = claim("a");
+        let taken = take(&store, &claim, 0, Timestamp::UNIX_EPOCH, |_| true);
+        assert!(matches!(block_on(taken), Err(LeaseError::Foreign(_))));
+        assert_eq!(block_on(store.get(LEASE_KEY, None)).unwrap(), "not ours");
+    }
+
+    #[test]
+    fn a_store_that_ignores_conditions_is_found_out() {
+        let good: SharedStore = Arc::new(Memory::new());
+        let lease = taken(&good, "a", 0);
+        block_on(prove_conditions(&good, &lease)).unwrap();
+        assert_eq!(block_on(read(&good)).unwrap().unwrap().lease, lease);
+        let careless: SharedStore = Arc::new(Memory::new().without_conditions());
+        let proven = block_on(prove_conditions(&careless, &taken(&careless, "a", 0)));
+        assert!(matches!(proven, Err(LeaseError::Unconditional)));
     }
 
     #[test]
@@ -291,6 +382,17 @@ mod tests {
         let other = directory.path().join("other");
         std::fs::write(&other, "one").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        assert_ne!(identify(&path).unwrap(), first);
+        let second = identify(&path).unwrap();
+        assert!(!second.is_same_file(&first));
+        let moved = |born: &str| SourceId {
+            filesystem: "of another machine".into(),
+            born: born.into(),
+            ..second.clone()
+        };
+        assert!(moved(&second.born).is_same_file(&second) || second.born.is_empty());
+        assert!(!moved("").is_same_file(&SourceId {
+            born: String::new(),
+            ..second
+        }));
     }
 }

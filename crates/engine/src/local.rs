@@ -23,6 +23,7 @@ use ltx::{Decoder, FileName, Txid, page_checksum};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::lease::{SourceId, identify};
 use crate::table::PageTable;
 use crate::tap::LogPosition;
 
@@ -43,12 +44,16 @@ pub struct CaptureRecord {
 }
 
 /// What we know about one target between runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaRecord {
     /// Where the target is; another place under the same name is another replica.
     pub location: String,
     /// Our epoch there.
     pub epoch: u64,
+    /// Processes that used this state and may hold the lease: the last that certainly did, and
+    /// those that set out to take it since.
+    #[serde(default)]
+    pub holders: Vec<String>,
     /// The local database was restored from this backup: take the replica over, whoever has it.
     #[serde(default)]
     pub adopt: bool,
@@ -145,6 +150,15 @@ impl LocalState {
             }),
             Err(fs::TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
         }
+    }
+
+    /// The identity of this directory: a copy of it has another one.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn identify(&self) -> io::Result<SourceId> {
+        identify(&self.directory.join("lock"))
     }
 
     /// The directory, for temporary files.

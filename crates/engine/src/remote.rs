@@ -91,6 +91,12 @@ pub fn newest(files: &BTreeSet<RemoteFile>) -> Txid {
         .unwrap_or(Txid::ZERO)
 }
 
+/// TXID of the newest full copy; zero when there is none.
+pub fn newest_copy(files: &BTreeSet<RemoteFile>) -> Txid {
+    let copies = files.iter().filter(|file| file.is_snapshot());
+    copies.map(|file| file.max).max().unwrap_or(Txid::ZERO)
+}
+
 /// The header of one file, by a ranged read of its first 100 bytes.
 ///
 /// # Errors

@@ -9,14 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
 use crate::database::DatabaseSettings;
-use crate::lease;
+use crate::lease::{self, Claim};
 use crate::local::{LocalError, LocalState, ReplicaRecord};
 use crate::remote;
 use crate::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, assemble};
@@ -106,7 +105,7 @@ pub async fn make_ready(
     let mut failure = None;
     for target in &settings.targets {
         let held = match take_over(&target.store, &settings.holder).await {
-            Ok(Some(epoch)) => epoch,
+            Ok(Some(held)) => held,
             Ok(None) => continue,
             Err(source) => {
                 let (database, target) = (database.clone(), target.name.clone());
@@ -129,7 +128,7 @@ pub async fn make_ready(
             Ok((assembly, restored)) => {
                 // What we know about the database before the database: killed in between, we
                 // restore again. The other way round its backup would seem to be another's.
-                let records = records(&settings.targets, &target.name, held);
+                let records = records(settings, &target.name, held);
                 local.seed(restored.txid, &restored.table, &records)?;
                 assembly
                     .publish(&options.output, options.force)
@@ -167,38 +166,59 @@ pub fn is_present(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() || meta.len() > 0)
 }
 
-/// Takes the replica over from whoever wrote it, so that nothing is added while we restore.
-/// Returns our epoch, or none when the replica is empty.
-async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<u64>, TargetError> {
+/// The hold on a replica that a restore takes.
+#[derive(Clone, Copy)]
+struct Hold {
+    epoch: u64,
+    /// A full copy was announced and is not there: it may still come.
+    copy_expected: bool,
+}
+
+/// Takes the replica over from whoever wrote it, so that nothing is added while we restore; none
+/// when the replica is empty.
+async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, TargetError> {
     if remote::list(store).await?.is_empty() {
         return Ok(None);
     }
-    let taken = lease::take(store, holder, None, 0, Timestamp::now(), |_| true).await?;
+    let claim = Claim {
+        holder: holder.to_owned(),
+        source: None,
+        state: None,
+    };
+    let taken = lease::take(store, &claim, 0, Timestamp::now(), |_| true).await?;
     let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
-    fence(store, lease.epoch).await?;
-    Ok(Some(lease.epoch))
+    let files = fence(store, lease.epoch).await?;
+    Ok(Some(Hold {
+        epoch: lease.epoch,
+        copy_expected: lease.announced > remote::newest_copy(&files),
+    }))
 }
 
-/// What the sidecar will know: this target is ours, the others are to be taken over.
+/// What the sidecar will know: this target is ours, the others are to be taken over, with a full
+/// copy. So is this one, when a copy that is on its way may take the number of our next file.
 fn records(
-    targets: &[TargetSettings],
+    settings: &DatabaseSettings,
     restored_from: &str,
-    epoch: u64,
+    hold: Hold,
 ) -> BTreeMap<String, ReplicaRecord> {
+    let record = |target: &TargetSettings| {
+        let location = target.store.describe();
+        if target.name == restored_from && !hold.copy_expected {
+            return ReplicaRecord {
+                location,
+                epoch: hold.epoch,
+                holders: vec![settings.holder.clone()],
+                adopt: false,
+            };
+        }
+        ReplicaRecord {
+            location,
+            adopt: true,
+            ..ReplicaRecord::default()
+        }
+    };
+    let targets = settings.targets.iter();
     targets
-        .iter()
-        .map(|target| {
-            let location = Arc::clone(&target.store).describe();
-            let ours = target.name == restored_from;
-            let epoch = if ours { epoch } else { 0 };
-            (
-                target.name.clone(),
-                ReplicaRecord {
-                    location,
-                    epoch,
-                    adopt: !ours,
-                },
-            )
-        })
+        .map(|target| (target.name.clone(), record(target)))
         .collect()
 }

@@ -19,7 +19,6 @@ mod key;
 mod memory;
 mod object;
 mod opener;
-mod probe;
 mod s3;
 mod target;
 
@@ -35,6 +34,5 @@ pub use file::FileStore;
 pub use memory::Memory;
 pub use object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, SharedStore, Store};
 pub use opener::{Opener, open};
-pub use probe::obeys_conditions;
 pub use s3::S3Store;
 pub use target::{S3Target, Target, UrlError};

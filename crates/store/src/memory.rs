@@ -21,6 +21,7 @@ pub struct Memory {
     state: Mutex<State>,
     clock: Box<dyn Fn() -> i64 + Send + Sync>,
     layout: Layout,
+    conditions: bool,
 }
 
 #[derive(Default)]
@@ -49,6 +50,7 @@ impl Memory {
             state: Mutex::default(),
             clock: Box::new(clock),
             layout: Layout::Tree,
+            conditions: true,
         }
     }
 
@@ -56,6 +58,13 @@ impl Memory {
     #[must_use]
     pub fn with_layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self
+    }
+
+    /// Stores whatever the mode says, as some S3 servers do.
+    #[must_use]
+    pub fn without_conditions(mut self) -> Self {
+        self.conditions = false;
         self
     }
 
@@ -81,6 +90,11 @@ impl Memory {
             bytes,
             modified_ms: meta.timestamp_ms.unwrap_or(now_ms),
             version: state.versions + 1,
+        };
+        let mode = if self.conditions {
+            mode
+        } else {
+            &PutMode::Overwrite
         };
         match (state.objects.entry(key), mode) {
             (Entry::Occupied(entry), PutMode::Create) => {

@@ -211,7 +211,7 @@ pub struct ObjectInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// [`PutMode::Create`] and [`PutMode::Match`] are decided by the store, not by us. A store
-    /// may promise it and not do it: [`obeys_conditions`](crate::obeys_conditions) tells.
+    /// may promise it and not do it: whoever relies on it tries it first.
     pub conditional_put: bool,
     /// A list says [`PutMeta::timestamp_ms`]; otherwise only a head does.
     pub list_timestamps: bool,

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use store::testing::{Cut, Proxy, Weed};
 use store::{
     Body, Credentials, CredentialsState, Keys, PutMeta, PutMode, S3Store, S3Target, Store,
-    StoreError, StoreErrorKind, fingerprint, obeys_conditions,
+    StoreError, StoreErrorKind, fingerprint,
 };
 
 fn keys(access: &str, secret: &str) -> Keys {
@@ -287,16 +287,6 @@ async fn a_lost_answer_is_asked_for_again_and_a_create_then_finds_its_own_object
         assert_eq!((result, proxy.connections()), (expected, 2));
         assert_eq!(direct.get(key, None).await.unwrap(), "content");
     }
-}
-
-#[tokio::test]
-async fn a_server_that_obeys_conditions_is_recognised() {
-    let weed = Weed::shared();
-    weed.create_bucket("conditions").await;
-    let target = weed.target("conditions", "db", Credentials::Static(weed.admin()));
-    let store = S3Store::new(&target).unwrap();
-    assert!(obeys_conditions(&store, "nonce").await.unwrap());
-    assert!(store.list("", None).await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -33,12 +33,11 @@ impl Ledger {
             .table
             .as_mut()
             .expect("a delta needs a known state below it");
-        let (txid, epoch, newest_ms) = {
+        let (txid, epoch, timestamp_ms) = {
             let chain = self.chain.lock();
-            (chain.txid.next(), chain.epoch, chain.timestamp_ms)
+            let time = chain.time_of_next(delta.timestamp_ms);
+            (chain.txid.next(), chain.epoch, time)
         };
-        // Times never go back with TXIDs, whatever the clock does: restores by time rely on it.
-        let timestamp_ms = delta.timestamp_ms.max(newest_ms);
         let delta = Delta {
             timestamp_ms,
             ..delta
@@ -129,11 +128,11 @@ impl Ledger {
         txid: Txid,
         expected: Option<u64>,
     ) -> Result<(), RunError> {
-        let (epoch, newest, newest_ms) = {
+        let (epoch, newest, timestamp_ms) = {
             let chain = self.chain.lock();
-            (chain.epoch, chain.txid, chain.timestamp_ms)
+            let time = chain.time_of_next(copy.timestamp_ms);
+            (chain.epoch, chain.txid, time)
         };
-        let timestamp_ms = copy.timestamp_ms.max(newest_ms);
         let (log, commit, page_size) = (copy.log, copy.commit, copy.pages.page_size());
         let copy = Delta {
             timestamp_ms,

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::chain::{Chain, TargetProgress};
-use crate::lease::LeaseError;
+use crate::lease::{LeaseError, SourceId};
 use crate::local::{LocalState, ReplicaRecord};
 use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
@@ -208,6 +208,8 @@ pub struct Target {
 struct Connection {
     files: BTreeSet<RemoteFile>,
     epoch: u64,
+    /// The database file that the lease names.
+    source: Option<SourceId>,
     next_merge: Instant,
     next_retention: Instant,
 }
@@ -252,9 +254,13 @@ impl Target {
                     if error.is_final() {
                         return;
                     }
-                    if matches!(&error, TargetError::Store(error) if error.kind() == StoreErrorKind::Exists)
-                    {
-                        // Somebody else wrote: look again who may.
+                    let somebody_wrote = match &error {
+                        TargetError::Store(error) => error.kind() == StoreErrorKind::Exists,
+                        TargetError::Lease(_) => true,
+                        _ => false,
+                    };
+                    if somebody_wrote {
+                        // Look again who may.
                         connection = None;
                     }
                     let wake = Instant::now() + pause;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::capture::unix_ms;
 use crate::chain::{Captured, ChainState, SnapshotFile};
-use crate::lease;
+use crate::lease::{self, Lease, LeaseError, StoredLease};
 use crate::remote::{self, RemoteFile};
 
 use super::{Connection, Target, TargetError, local_error, position};
@@ -36,6 +36,7 @@ impl Target {
         connection: &mut Connection,
         captured: Captured,
     ) -> Result<(), TargetError> {
+        self.follow_source(connection).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
         let name = FileName {
@@ -61,21 +62,14 @@ impl Target {
         connection: &mut Connection,
         snapshot: &SnapshotFile,
     ) -> Result<(), TargetError> {
-        self.upload_snapshot(connection, snapshot).await?;
         // A copy of what is stored changes nothing, but this one is news, and its name is no claim
-        // that a later writer meets: if one has taken over meanwhile, the copy has to go again.
-        if let Err(error) = self.confirm_lease(connection).await {
-            if error.is_final() {
-                let store = &self.settings.store;
-                let name = FileName {
-                    min: Txid::FIRST,
-                    max: snapshot.txid,
-                };
-                let key = remote::key(store.layout(), Level::SNAPSHOT.get(), name);
-                store.delete(&[key]).await?;
-            }
-            return Err(error);
-        }
+        // that a later writer meets. So the lease says that it is coming: whoever takes over while
+        // it is on its way stores a newer one.
+        let announce = |lease: &mut Lease| lease.announced = lease.announced.max(snapshot.txid);
+        self.amend_lease(connection, announce).await?;
+        self.upload_snapshot(connection, snapshot).await?;
+        // What is not ours to say is not acknowledged.
+        self.confirm_lease(connection).await?;
         let at = position(snapshot.txid, snapshot.checksum, snapshot.timestamp_ms);
         self.acknowledge(at);
         // The captured file of that very TXID goes, too: level 0 must not end before the copy.
@@ -183,30 +177,47 @@ impl Target {
         key: &str,
         error: StoreError,
     ) -> TargetError {
-        let lease = match lease::read(&self.settings.store).await {
-            Ok(lease) => lease.map(|stored| stored.lease),
-            Err(error) => return error.into(),
-        };
-        match lease {
-            Some(lease) if lease.epoch > connection.epoch => TargetError::Superseded {
-                by: lease.holder,
-                epoch: lease.epoch,
-                ours: connection.epoch,
-            },
-            _ => {
+        match self.confirm_lease(connection).await {
+            Err(error) => error,
+            Ok(()) => {
                 tracing::warn!(key, "another writer's file has the name that comes next");
                 TargetError::Store(error)
             }
         }
     }
 
+    /// Changes our lease.
+    async fn amend_lease(
+        &self,
+        connection: &Connection,
+        change: impl Fn(&mut Lease),
+    ) -> Result<(), TargetError> {
+        if lease::amend(&self.settings.store, &self.holder, change).await? {
+            return Ok(());
+        }
+        self.confirm_lease(connection).await?;
+        // Somebody removed it: connect again.
+        Err(TargetError::Lease(LeaseError::Contended))
+    }
+
+    /// Names the database file in the lease when another one has taken its place.
+    async fn follow_source(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        let source = lease::identify(&self.database).ok();
+        if source.is_some() && source != connection.source {
+            let name = |lease: &mut Lease| lease.source.clone_from(&source);
+            self.amend_lease(connection, name).await?;
+            connection.source = source;
+        }
+        Ok(())
+    }
+
     /// Asks who may write, before anything that put-if-absent does not protect.
     pub(super) async fn confirm_lease(&self, connection: &Connection) -> Result<(), TargetError> {
         match lease::read(&self.settings.store).await? {
-            Some(stored) if stored.lease.epoch != connection.epoch => {
+            Some(StoredLease { lease, .. }) if lease.holder != self.holder => {
                 Err(TargetError::Superseded {
-                    by: stored.lease.holder,
-                    epoch: stored.lease.epoch,
+                    by: lease.holder,
+                    epoch: lease.epoch,
                     ours: connection.epoch,
                 })
             }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,12 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
+/// The name of a process that holds leases, another one each time.
+fn process() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("process {}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// An empty store in memory whose clock is the system's.
 pub fn memory() -> Arc<Memory> {
     Arc::new(Memory::with_clock(unix_ms))
@@ -67,7 +74,7 @@ pub fn settings(path: &Path, state: &Path, stores: &[SharedStore]) -> DatabaseSe
         sync_interval: Duration::from_millis(20),
         snapshot_interval: Duration::from_secs(3600),
         backlog_bytes: 256 << 20,
-        holder: "test".into(),
+        holder: process(),
         on_divergence: OnDivergence::Block,
     }
 }
@@ -92,7 +99,11 @@ impl Replication {
             .try_init();
         let capture = Capture::start().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let (database, handle) = Database::new(settings.clone(), 1, capture, stopped);
+        let settings = DatabaseSettings {
+            holder: process(),
+            ..settings.clone()
+        };
+        let (database, handle) = Database::new(settings, 1, capture, stopped);
         let thread = std::thread::spawn(move || block_on(database.run(drain)));
         Replication {
             handle,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread::JoinHandle;
 
 use super::until;
 
@@ -29,6 +30,7 @@ pub struct Writer {
     child: Child,
     input: Option<ChildStdin>,
     last: Arc<AtomicI64>,
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Writer {
@@ -46,12 +48,17 @@ impl Writer {
         let output = child.stdout.take().expect("it was piped");
         let last = Arc::new(AtomicI64::new(0));
         let told = Arc::clone(&last);
-        std::thread::spawn(move || {
+        let listener = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 told.store(line.parse().expect("a number"), Ordering::SeqCst);
             }
         });
-        let writer = Writer { child, input, last };
+        let writer = Writer {
+            child,
+            input,
+            last,
+            listener: Some(listener),
+        };
         writer.wait_for(1);
         writer
     }
@@ -80,10 +87,13 @@ impl Writer {
         assert!(status.success(), "{status}");
     }
 
-    /// Ends it in the middle of whatever it does.
-    pub fn kill(mut self) {
+    /// Ends it in the middle of whatever it does. Returns the newest row that it has told.
+    pub fn kill(mut self) -> i64 {
         self.child.kill().expect("kill the writer");
         self.child.wait().expect("wait for the writer");
+        let listener = self.listener.take().expect("it is taken here only");
+        listener.join().expect("its output ends with it");
+        self.last()
     }
 }
 
