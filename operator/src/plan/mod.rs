@@ -11,6 +11,7 @@ pub mod health;
 pub mod job;
 pub mod judge;
 pub mod lag;
+pub mod matching;
 pub mod members;
 pub mod requests;
 pub mod status;

@@ -1,4 +1,8 @@
-//! The webhook entries: one for each SqliteBackup, so that only selected Pods depend on us.
+//! The webhook entries: only selected Pods depend on us, and those always.
+//!
+//! Each SqliteBackup has an entry of its own, with its selector and its name, which refusals show.
+//! Where there are too many for that, those of a namespace share entries, whose selectors are in an
+//! expression ([`matching`]); these select the same Pods and fail in the same way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,20 +12,28 @@ use api::names::{self, INJECT_LABEL, WEBHOOK_CONFIGURATION};
 use api::validate::is_valid_selector;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference,
-    WebhookClientConfig,
+    MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations,
+    ServiceReference, WebhookClientConfig,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::api::ObjectMeta;
+use serde::Serialize;
 
-use super::{Change, Plan, key};
+use super::{Change, Plan, key, matching};
 
 /// Path on which the webhook is served.
 pub const PATH: &str = "/mutate";
 
-/// A namespace with more SqliteBackups than this shares one entry, which lets Pods pass when we are
-/// down: each entry costs 2 KB of an object that may have about 1.5 MB.
+/// SqliteBackups of one namespace that have entries of their own; more share theirs.
 pub const ENTRIES_PER_NAMESPACE: usize = 20;
+
+/// Size in bytes, as JSON, of entries that certainly fit into one object. With more, all namespaces
+/// share theirs. An API server refuses an object beyond 1.5 MiB, in an encoding that was never
+/// larger than this one; an entry is 1.6 KB, while an authority is replaced 2.4 KB.
+pub const CONFIGURATION_BYTES: usize = 1_400_000;
+
+/// Size in bytes, as JSON, of what is the same in every entry beside where we are reached.
+const OTHER_FIELDS_BYTES: usize = 370;
 
 /// How long an API server waits for us, in seconds.
 const TIMEOUT_SECONDS: i32 = 5;
@@ -94,24 +106,75 @@ pub fn entries<'a>(
             by_namespace.entry(key(backup).0).or_default().push(backup);
         }
     }
-    let mut entries = Vec::new();
-    for (namespace, backups) in by_namespace {
-        if backups.len() > ENTRIES_PER_NAMESPACE {
-            let name = format!("{namespace}.{}", api::GROUP);
-            let selector = with_opt_out(LabelSelector::default());
-            entries.push(entry(
-                name, &namespace, selector, "Ignore", ca_pem, endpoint,
-            ));
-            continue;
-        }
-        for backup in backups {
-            let name = names::webhook(&namespace, &key(backup).1);
-            let selector = with_opt_out(backup.spec.selector.to_label_selector());
-            entries.push(entry(name, &namespace, selector, "Fail", ca_pem, endpoint));
-        }
+    for backups in by_namespace.values_mut() {
+        backups.sort_by_key(|backup| backup.metadata.name.as_deref());
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let client = client_config(ca_pem, endpoint);
+    let build = |own_at_most| {
+        let mut entries = Vec::new();
+        for (namespace, backups) in &by_namespace {
+            entries.extend(entries_of(namespace, backups, own_at_most, &client));
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        entries
+    };
+    let entries = build(ENTRIES_PER_NAMESPACE);
+    if size_bytes(&entries, &client) <= CONFIGURATION_BYTES {
+        return entries;
+    }
+    build(1)
+}
+
+/// The entries of one namespace. Its SqliteBackups have their own if they are few enough.
+fn entries_of(
+    namespace: &str,
+    backups: &[&SqliteBackup],
+    own_at_most: usize,
+    client: &WebhookClientConfig,
+) -> Vec<MutatingWebhook> {
+    let crowded = backups.len() > own_at_most;
+    // No selector that the schema accepts is too long for an expression.
+    let (shared, own): (Vec<&SqliteBackup>, Vec<&SqliteBackup>) = backups
+        .iter()
+        .partition(|backup| crowded && matching::fits(&backup.spec.selector));
+    let mut entries = Vec::new();
+    for backup in own {
+        let name = names::webhook(namespace, &key(backup).1);
+        let selector = backup.spec.selector.to_label_selector();
+        entries.push(entry(name, namespace, selector, None, client));
+    }
+    let expressions = matching::expressions(shared.iter().map(|backup| &backup.spec.selector));
+    for (index, expression) in expressions.into_iter().enumerate() {
+        let name = shared_name(namespace, index);
+        let all = LabelSelector::default();
+        entries.push(entry(name, namespace, all, Some(expression), client));
+    }
     entries
+}
+
+/// The name of a shared entry, which the refusal of a Pod shows while we are down.
+fn shared_name(namespace: &str, index: usize) -> String {
+    match index {
+        0 => format!("sqlitebackups.{namespace}.{}", api::GROUP),
+        _ => format!("sqlitebackups-{}.{namespace}.{}", index + 1, api::GROUP),
+    }
+}
+
+/// The size of entries as JSON, or a little more.
+fn size_bytes(entries: &[MutatingWebhook], client: &WebhookClientConfig) -> usize {
+    // The same in each, and most of it.
+    let client_bytes = json_bytes(client);
+    let of_entry = |entry: &MutatingWebhook| {
+        let own = (&entry.name, &entry.namespace_selector);
+        let matched = (&entry.object_selector, &entry.match_conditions);
+        client_bytes + json_bytes(&(own, matched)) + OTHER_FIELDS_BYTES
+    };
+    entries.iter().map(of_entry).sum()
+}
+
+fn json_bytes(part: &impl Serialize) -> usize {
+    let json = serde_json::to_vec(part).expect("plain data");
+    json.len()
 }
 
 fn with_opt_out(mut selector: LabelSelector) -> LabelSelector {
@@ -126,26 +189,27 @@ fn with_opt_out(mut selector: LabelSelector) -> LabelSelector {
     selector
 }
 
+/// An entry for the Pods of a namespace that `selector` and the expression, if there is one, match.
 fn entry(
     name: String,
     namespace: &str,
-    object_selector: LabelSelector,
-    failure_policy: &str,
-    ca_pem: &str,
-    endpoint: &Endpoint,
+    selector: LabelSelector,
+    expression: Option<String>,
+    client: &WebhookClientConfig,
 ) -> MutatingWebhook {
     let namespaces = BTreeMap::from([(NAMESPACE_LABEL.to_owned(), namespace.to_owned())]);
     MutatingWebhook {
         name,
         admission_review_versions: vec!["v1".to_owned()],
-        client_config: client_config(ca_pem, endpoint),
-        failure_policy: Some(failure_policy.to_owned()),
+        client_config: client.clone(),
+        // A Pod that we were not asked about must not be created.
+        failure_policy: Some("Fail".to_owned()),
         match_policy: Some("Equivalent".to_owned()),
         namespace_selector: Some(LabelSelector {
             match_labels: Some(namespaces),
             match_expressions: None,
         }),
-        object_selector: Some(object_selector),
+        object_selector: Some(with_opt_out(selector)),
         reinvocation_policy: Some("IfNeeded".to_owned()),
         rules: Some(vec![RuleWithOperations {
             api_groups: Some(vec![String::new()]),
@@ -156,7 +220,12 @@ fn entry(
         }]),
         side_effects: "None".to_owned(),
         timeout_seconds: Some(TIMEOUT_SECONDS),
-        match_conditions: None,
+        match_conditions: expression.map(|expression| {
+            vec![MatchCondition {
+                name: "selected".to_owned(),
+                expression,
+            }]
+        }),
     }
 }
 

@@ -11,12 +11,19 @@
 )]
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ObjectMeta, PostParams};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use kube::api::{ApiResource, DynamicObject, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
 mod certificates;
+mod crowded;
+#[path = "../helm/mod.rs"]
+mod helm;
+mod policy;
+mod replica;
+#[path = "../selectors/mod.rs"]
+mod selectors;
 mod webhook;
 
 /// A client, and a namespace of the test's own.
@@ -46,5 +53,33 @@ async fn cluster(test: &str) -> (Client, String) {
         .create(&PostParams::default(), &namespace)
         .await
         .unwrap();
+    // Pods need it. Its token is what in-tree admission would mount into our containers.
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &name);
+    let metadata = ObjectMeta {
+        name: Some("default".to_owned()),
+        ..ObjectMeta::default()
+    };
+    let account = ServiceAccount {
+        metadata,
+        ..ServiceAccount::default()
+    };
+    accounts
+        .create(&PostParams::default(), &account)
+        .await
+        .unwrap();
     (client, name)
+}
+
+/// The Pods of a namespace as generic JSON.
+fn pods(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    let kind = ApiResource::erase::<Pod>(&());
+    Api::namespaced_with(client.clone(), namespace, &kind)
+}
+
+/// Everything but the storing.
+fn dry_run() -> PostParams {
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
 }

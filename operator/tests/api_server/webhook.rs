@@ -1,23 +1,13 @@
 //! What the webhook answers, and what the API server makes of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
-use kube::api::{DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
-use operator::certs::mint;
-use operator::webhook::metrics::Metrics;
-use operator::webhook::server::{Limits, Webhook, serve};
-use operator::{inject, webhook};
+use kube::api::{DynamicObject, ObjectMeta};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
 
-use crate::cluster;
+use crate::replica::{Replica, uninstall};
+use crate::{cluster, dry_run, pods};
 
 fn backup(namespace: &str, name: &str) -> api::SqliteBackup {
     let backup = json!({
@@ -32,29 +22,6 @@ fn backup(namespace: &str, name: &str) -> api::SqliteBackup {
         },
     });
     serde_json::from_value(backup).unwrap()
-}
-
-fn configuration(name: &str, namespace: &str, port: u16, ca_pem: &str) -> Value {
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": name},
-        "webhooks": [{
-            "name": format!("orders.{namespace}.sqlite-backup.dev"),
-            "admissionReviewVersions": ["v1"],
-            "clientConfig": {
-                "url": format!("https://127.0.0.1:{port}/mutate"),
-                "caBundle": ByteString(ca_pem.as_bytes().to_vec()),
-            },
-            "failurePolicy": "Fail",
-            "sideEffects": "None",
-            "reinvocationPolicy": "IfNeeded",
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-            "objectSelector": {"matchLabels": {"app": "orders"}},
-            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
-                       "resources": ["pods"]}],
-        }],
-    })
 }
 
 fn pod(volume: Value) -> DynamicObject {
@@ -74,50 +41,12 @@ fn pod(volume: Value) -> DynamicObject {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_accepts_what_the_webhook_answers() {
     let (client, namespace) = cluster("webhook").await;
-    // The token of this account is what in-tree admission would mount into our containers.
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &namespace);
-    let metadata = ObjectMeta {
-        name: Some("default".to_owned()),
-        ..ObjectMeta::default()
-    };
-    let account = ServiceAccount {
-        metadata,
-        ..ServiceAccount::default()
-    };
-    accounts.create(&PostParams::default(), &account).await.ok();
-
-    let now = Timestamp::now();
-    let authority = mint::Authority::mint(now).unwrap();
-    let leaf = authority.issue(&["127.0.0.1".to_owned()], now).unwrap();
-    let serving = operator::certs::Serving {
-        key: leaf.certified_key().unwrap(),
-        not_after: leaf.validity.not_after,
-    };
-    let (_serving, serving) = watch::channel(Some(serving));
-    let (_stop, stop) = watch::channel(false);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let orders = Arc::new(backup(&namespace, "orders"));
-    let backups: webhook::Backups = Arc::new(move |_| vec![orders.clone()]);
-    let settings = Arc::new(inject::Settings::new("sqlite-backup:1"));
-    let webhook = Webhook {
-        backups,
-        settings,
-        metrics: Metrics::default(),
-    };
-    tokio::spawn(serve(listener, serving, webhook, Limits::default(), stop));
-
-    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let orders = backup(&namespace, "orders");
+    let replica = Replica::start(std::slice::from_ref(&orders)).await;
     let name = format!("test-{namespace}");
-    let body = configuration(&name, &namespace, port, &authority.cert_pem);
-    let apply = PatchParams::apply("test");
-    configurations
-        .patch(&name, &apply, &Patch::Apply(&body))
-        .await
-        .unwrap();
+    replica.install(&client, &name, [&orders]).await;
 
-    let kind = kube::api::ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-    let pods: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &kind);
+    let pods = pods(&client, &namespace);
     let fitting = pod(json!({"name": "data", "emptyDir": {}}));
     let created = injected(&pods, &fitting).await;
     let inits = created.data["spec"]["initContainers"].as_array().unwrap();
@@ -168,17 +97,7 @@ async fn the_api_server_accepts_what_the_webhook_answers() {
         error.contains(&format!("SqliteBackup {namespace}/orders: spec.databases")),
         "{error}"
     );
-    configurations
-        .delete(&name, &DeleteParams::default())
-        .await
-        .unwrap();
-}
-
-fn dry_run() -> PostParams {
-    PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    }
+    uninstall(&client, &name).await;
 }
 
 /// Creates until the new webhook configuration has reached the API server's admission chain, which

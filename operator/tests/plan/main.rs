@@ -10,5 +10,7 @@ mod conflicts;
 mod fixture;
 mod idle;
 mod runs;
+#[path = "../selectors/mod.rs"]
+mod selectors;
 mod status;
 mod webhooks;
