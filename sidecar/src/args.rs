@@ -62,9 +62,16 @@ pub struct ReplicateArguments {
     pub database: Option<PathBuf>,
     /// Where its backups go, such as file:///dir or s3://bucket/prefix
     pub url: Option<String>,
-    /// Store everything there is, then end
-    #[arg(long)]
+    /// Store everything there is now, then end
+    #[arg(long, conflicts_with = "exec")]
     pub once: bool,
+    /// Run this command meanwhile, pass signals on to it, and end after it with its exit code
+    #[arg(long, value_name = "CMD")]
+    pub exec: Option<String>,
+    /// When the backup at the URL is of another database: report and do nothing, or back this
+    /// one up in its place; with a configuration file: startup.on-divergence
+    #[arg(long, value_enum, default_value_t = Divergence::Block, conflicts_with = "config")]
+    pub on_divergence: Divergence,
     /// Address for /status, /metrics and /healthz
     #[arg(long, value_name = "IP:PORT")]
     pub addr: Option<String>,
@@ -118,6 +125,14 @@ pub struct RestoreArguments {
     /// Report as JSON on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Divergence {
+    /// Replicate nothing, and say why
+    Block,
+    /// What was stored stays restorable; this database continues it
+    NewLineage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

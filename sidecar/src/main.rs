@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     // Blocking reads of a dead disk must not keep a finished process.
     runtime.shutdown_background();
     match result {
-        Ok(code) => code.into(),
+        Ok(code) => code,
         Err(failure) => {
             report(&failure);
             failure.code.into()

@@ -126,9 +126,7 @@ pub async fn make_ready(
         };
         let restored = match assemble(&target.store, &options, progress).await {
             Ok((assembly, restored)) => {
-                // What we know about the database before the database: killed in between, we
-                // restore again. The other way round its backup would seem to be another's.
-                let records = records(settings, &target.name, held);
+                let records = records(settings, Some((&target.name, held)));
                 local.seed(restored.txid, &restored.table, &records)?;
                 assembly
                     .publish(&options.output, options.force)
@@ -159,6 +157,31 @@ pub async fn make_ready(
         None if on_missing == OnMissing::RequireBackup => Err(StartupError::NoBackup { database }),
         None => Ok(Ready::Empty),
     }
+}
+
+/// Restores a database to its own place, by hand. The replica is left to whoever writes it; when
+/// replication starts here, it is taken over from there.
+///
+/// # Errors
+///
+/// See [`RestoreError`]; nothing at the place of the database has changed then.
+pub async fn restore_in_place(
+    settings: &DatabaseSettings,
+    store: &SharedStore,
+    options: &RestoreOptions,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<Restored, RestoreError> {
+    let failed = |error| match error {
+        LocalError::InUse { directory: path } => RestoreError::InUse { path },
+        LocalError::Io { path, source, .. } => RestoreError::Io { path, source },
+    };
+    let (assembly, restored) = assemble(store, options, progress).await?;
+    let local = LocalState::open(&settings.state).map_err(failed)?;
+    let records = records(settings, None);
+    let seeded = local.seed(restored.txid, &restored.table, &records);
+    seeded.map_err(failed)?;
+    assembly.publish(&options.output, options.force)?;
+    Ok(restored)
 }
 
 /// True when an application would find data here. An empty file is none.
@@ -194,16 +217,20 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, Ta
     }))
 }
 
-/// What the sidecar will know: this target is ours, the others are to be taken over, with a full
-/// copy. So is this one, when a copy that is on its way may take the number of our next file.
+/// What the sidecar will know: the target that we hold is ours, the others are to be taken over,
+/// with a full copy. So is this one, when a copy that is on its way may take the number of our next
+/// file. It is written down before the database is there: killed in between, we restore again. The
+/// other way round its backup would seem to be another's.
 fn records(
     settings: &DatabaseSettings,
-    restored_from: &str,
-    hold: Hold,
+    held: Option<(&str, Hold)>,
 ) -> BTreeMap<String, ReplicaRecord> {
     let record = |target: &TargetSettings| {
         let location = target.store.describe();
-        if target.name == restored_from && !hold.copy_expected {
+        if let Some((name, hold)) = held
+            && target.name == name
+            && !hold.copy_expected
+        {
             return ReplicaRecord {
                 location,
                 epoch: hold.epoch,

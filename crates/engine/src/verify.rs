@@ -57,6 +57,8 @@ pub struct Verified {
     pub bytes: u64,
     /// Time from the start to a usable database.
     pub rto: Duration,
+    /// It was held against what a live sidecar had acknowledged.
+    pub compared: bool,
     /// What would have been lost, where a live sidecar's word is there to compare.
     pub rpo: Option<Duration>,
 }
@@ -76,6 +78,7 @@ pub async fn verify(target: &str, store: &SharedStore, options: &VerifyOptions<'
         },
         bytes: 0,
         rto: Duration::ZERO,
+        compared: false,
         rpo: None,
     };
     if let Err(failure) = prove(store, options, started, &mut verified).await {
@@ -124,6 +127,7 @@ async fn prove(
         );
         return Err(Failure::new(VerifyResult::Stale, message));
     }
+    verified.compared = expected.is_some();
     let output = options.scratch.join("database");
     let mut assembly = Assembly::create(&output).map_err(|error| judge(&error))?;
     // First to the acknowledged position, where it still is one of its own, and compare; then on.

@@ -20,6 +20,9 @@ pub struct Config {
     /// Who writes: shown in the status and in leases.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// A command that `replicate` runs meanwhile, and after which it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<String>,
     /// Directory for the local state of every database; a database's `meta-path` wins over it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,

@@ -121,9 +121,9 @@ pub struct VerifyReport {
     pub started: Timestamp,
     /// When it ended.
     pub finished: Timestamp,
-    /// Databases restored and proven.
+    /// Databases restored and proven, each from each of its targets.
     pub passed: u32,
-    /// Databases that failed.
+    /// Those that failed.
     pub failed: u32,
     /// Bytes read from the store.
     pub bytes: u64,
@@ -134,7 +134,7 @@ pub struct VerifyReport {
     /// none when freshness could not be judged. Zero when all acknowledged commits are there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_ms: Option<u64>,
-    /// Whether the newest stored position was held against a live sidecar's.
+    /// Whether every newest stored position was held against a live sidecar's.
     pub freshness_evaluated: bool,
     /// SQLite's version.
     pub sqlite_version: String,

@@ -71,6 +71,7 @@ pub fn config(backup: &SqliteBackup) -> Config {
             backup: format!("{namespace}/{name}"),
             member: format!("${{{MEMBER_ENV}}}"),
         }),
+        exec: None,
         state_dir: Some(PathBuf::from(STATE_DIR)),
         startup: Some(startup(backup)),
         snapshot: Some(Snapshot {

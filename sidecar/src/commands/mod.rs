@@ -19,7 +19,7 @@ use crate::signals::EndSignals;
 /// # Errors
 ///
 /// The command's, or a signal that ended it.
-pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+pub async fn run(arguments: Arguments) -> Result<std::process::ExitCode, Failure> {
     let mut signals = EndSignals::new()?;
     let command = match arguments.command {
         Command::Replicate(arguments) => return replicate::run(arguments, signals).await,
@@ -27,7 +27,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     };
     // Dropped halfway, each of them removes its temporary files and leaves the rest as it was.
     tokio::select! {
-        result = one_shot(command) => result,
+        result = one_shot(command) => result.map(Into::into),
         () = signals.recv() => {
             let message = "ended by a signal before it was done; nothing was changed";
             Err(Failure::message(ExitCode::Timeout, message))

@@ -10,7 +10,7 @@ use engine::plan::PlanError;
 use engine::restore::{
     IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, resolve, restore,
 };
-use engine::startup::{Ready, StartupError, is_present, make_ready};
+use engine::startup::{Ready, StartupError, is_present, make_ready, restore_in_place};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -63,7 +63,11 @@ async fn from_url(arguments: &RestoreArguments, url: &str) -> Result<ExitCode, F
         .ok_or_else(|| Failure::message(ExitCode::Usage, "say where the database goes: -o PATH"))?;
     let target = Target::from_url(url).map_err(Failure::usage)?;
     let store = store::open(&target)?;
-    one(arguments, &[store], &output, arguments.parallelism.into())
+    let place = Place {
+        output: &output,
+        home: None,
+    };
+    one(arguments, &[store], &place, arguments.parallelism.into())
         .await
         .map(|()| ExitCode::Done)
 }
@@ -108,7 +112,11 @@ async fn from_config(
             .iter()
             .map(|target| target.store.clone())
             .collect();
-        one(arguments, &stores, output, parallelism)
+        let place = Place {
+            output,
+            home: Some(database).filter(|database| database.path == *output),
+        };
+        one(arguments, &stores, &place, parallelism)
             .await
             .map_err(|error| error.context(output.display()))
     });
@@ -124,20 +132,28 @@ async fn from_config(
     failure.map_or(Ok(ExitCode::Done), Err)
 }
 
+/// Where a restored database goes.
+struct Place<'a> {
+    output: &'a Path,
+    /// The database whose own place that is: replication will go on from there.
+    home: Option<&'a DatabaseSettings>,
+}
+
 /// Restores one database from the first target that can give it.
 async fn one(
     arguments: &RestoreArguments,
     stores: &[SharedStore],
-    output: &Path,
+    place: &Place<'_>,
     parallelism: usize,
 ) -> Result<(), Failure> {
+    let output = place.output;
     if arguments.if_db_not_exists && is_present(output) {
         tracing::info!(database = %output.display(), "exists: left alone");
         return Ok(());
     }
     let mut failure: Option<(RestoreError, String)> = None;
     for store in stores {
-        match from_store(arguments, store, output, parallelism).await {
+        match from_store(arguments, store, place, parallelism).await {
             Ok(()) => return Ok(()),
             Err(error) => {
                 let source = store.describe();
@@ -168,9 +184,10 @@ fn is_empty(error: &RestoreError) -> bool {
 async fn from_store(
     arguments: &RestoreArguments,
     store: &SharedStore,
-    output: &Path,
+    place: &Place<'_>,
     parallelism: usize,
 ) -> Result<(), RestoreError> {
+    let output = place.output;
     let point = match (arguments.txid, arguments.timestamp) {
         (Some(txid), _) => Point::Txid(txid),
         (None, Some(time)) => Point::Timestamp(time),
@@ -190,11 +207,14 @@ async fn from_store(
     };
     let started = std::time::Instant::now();
     let bar = progress_bar(arguments.json);
-    let restored = restore(store, &options, &|done, total| {
+    let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    })
-    .await?;
+    };
+    let restored = match place.home {
+        Some(home) => restore_in_place(home, store, &options, &progress).await?,
+        None => restore(store, &options, &progress).await?,
+    };
     bar.finish_and_clear();
     show(arguments, store, &restored, output, started.elapsed());
     Ok(())

@@ -36,29 +36,30 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     let mut all = Vec::new();
     for member in &request.members {
         for database in databases(&arguments, &member.member, &mut opener)? {
-            all.push(one(&request, member, &database, point, max_age, &scratch.path).await);
+            let scratch = &scratch.path;
+            all.extend(each_target(&request, member, &database, point, max_age, scratch).await);
         }
     }
     if all.is_empty() {
         let message = "there is nothing to verify: no member, or no database in the configuration";
         return Err(Failure::message(ExitCode::Usage, message));
     }
-    let report = report(all, started, &request);
+    let report = report(all, started);
     publish(&arguments, &report)?;
     Ok(report.result.exit_code())
 }
 
-/// Tries the targets in order; a target that cannot be asked gives way to the next.
-async fn one(
+/// Proves every target of a database: one that is never restored from is one that nobody knows.
+async fn each_target(
     request: &VerifyRequest,
     member: &MemberExpectation,
     database: &DatabaseSettings,
     point: Point,
     max_age: Option<Span>,
     scratch: &Path,
-) -> Verified {
+) -> Vec<Verified> {
     let path = database.path.display().to_string();
-    let mut last = None;
+    let mut all = Vec::new();
     for TargetSettings { name, store, .. } in &database.targets {
         let expected = member
             .databases
@@ -75,17 +76,9 @@ async fn one(
             checks: &request.checks,
             scratch,
         };
-        let verified = verify(name, store, &options).await;
-        let asked = !matches!(
-            verified.report.result,
-            VerifyResult::DestinationUnavailable | VerifyResult::CredentialsInvalid
-        );
-        if asked {
-            return verified;
-        }
-        last.get_or_insert(verified);
+        all.push(verify(name, store, &options).await);
     }
-    last.expect("a configuration has at least one target for each database")
+    all
 }
 
 fn request(arguments: &VerifyArguments) -> Result<VerifyRequest, Failure> {
@@ -158,7 +151,7 @@ fn databases(
 }
 
 /// Folds the verdicts: the worst one, failed databases first.
-fn report(all: Vec<Verified>, started: Timestamp, request: &VerifyRequest) -> VerifyReport {
+fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
     let failed = all
         .iter()
         .filter(|one| one.report.result != VerifyResult::Passed)
@@ -178,8 +171,8 @@ fn report(all: Vec<Verified>, started: Timestamp, request: &VerifyRequest) -> Ve
         Some(report) => {
             let member = if report.member.is_empty() { "" } else { " of " };
             let message = format!(
-                "{}{member}{}: {}",
-                report.path, report.member, report.message
+                "{}{member}{} from {}: {}",
+                report.path, report.member, report.target, report.message
             );
             (report.result, message)
         }
@@ -189,10 +182,7 @@ fn report(all: Vec<Verified>, started: Timestamp, request: &VerifyRequest) -> Ve
         .filter_map(|one| one.rpo)
         .max()
         .map(|rpo| rpo.as_millis() as u64);
-    let freshness_evaluated = request
-        .members
-        .iter()
-        .any(|member| !member.databases.is_empty());
+    let freshness_evaluated = all.iter().all(|one| one.compared);
     let rto_ms = all
         .iter()
         .filter(|one| one.report.resolved.is_some())

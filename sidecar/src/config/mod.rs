@@ -84,6 +84,8 @@ pub enum ConfigError {
 pub struct Settings {
     /// Address of the HTTP endpoints.
     pub addr: Option<String>,
+    /// A command to run meanwhile.
+    pub exec: Option<String>,
     /// The SqliteBackup, or empty.
     pub backup: String,
     /// The member, or empty.
@@ -163,6 +165,7 @@ pub fn settings(
             restore_first: database.restore_if_db_not_exists.unwrap_or(false),
             config: Config {
                 addr: None,
+                exec: None,
                 identity: None,
                 logging: None,
                 dbs: vec![database.clone()],
@@ -179,6 +182,7 @@ pub fn settings(
         });
     Ok(Settings {
         addr,
+        exec: config.exec.clone(),
         backup: identity.backup,
         member: identity.member,
         startup,

@@ -220,6 +220,46 @@ fn a_configuration_restores_every_database_that_is_missing() {
 }
 
 #[test]
+fn what_is_restored_by_a_configuration_goes_on_and_by_a_url_only_when_told_to() {
+    let (place, other) = (Place::new(), Place::new());
+    let url = place.url("backup");
+    let connection = create(&place.database(), 5);
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    drop(connection);
+
+    // Another machine: nothing of ours is there.
+    let config = other.write(
+        "config.yml",
+        &format!(
+            "dbs: [{{path: {}, replicas: [{{url: '{url}'}}]}}]\n",
+            other.database_text()
+        ),
+    );
+    run(["restore", "--config", &config]).succeeds();
+    let connection = rusqlite::Connection::open(other.database()).unwrap();
+    insert(&connection, 1);
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+    // The first machine is told, and changes nothing.
+    run(["replicate", place.database_text(), &url, "--once"]).fails_with(16, &["writes here"]);
+    drop(connection);
+
+    let third = Place::new();
+    run(["restore", &url, "-o", third.database_text()]).succeeds();
+    assert_eq!(rows(&third.database()).len(), 6);
+    let replicate = ["replicate", third.database_text(), &url, "--once"];
+    run(replicate).fails_with(16, &["--on-divergence new-lineage"]);
+    let connection = rusqlite::Connection::open(third.database()).unwrap();
+    insert(&connection, 1);
+    run(replicate
+        .into_iter()
+        .chain(["--on-divergence", "new-lineage"]))
+    .succeeds();
+    let output = third.fresh("restored.db");
+    run(["restore", &url, "-o", text(&output)]).succeeds();
+    assert_eq!(rows(&output).len(), 7);
+}
+
+#[test]
 fn no_backup_in_one_target_says_nothing_while_another_cannot_be_asked() {
     let place = Place::new();
     let dead = "s3://bucket/far?endpoint=http://127.0.0.1:1";

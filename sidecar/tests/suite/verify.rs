@@ -76,12 +76,16 @@ fn ask(place: &Place, request: &VerifyRequest) -> (Finished, VerifyReport) {
 }
 
 fn request(expected: &DatabaseExpectation) -> VerifyRequest {
+    request_of(vec![expected.clone()])
+}
+
+fn request_of(expected: Vec<DatabaseExpectation>) -> VerifyRequest {
     VerifyRequest {
         level: VerifyLevel::Checksum,
         point: protocol::verify::Point::Latest,
         members: vec![MemberExpectation {
             member: "orders-0".to_owned(),
-            databases: vec![expected.clone()],
+            databases: expected,
         }],
         max_lag: None,
         checks: Vec::new(),
@@ -124,6 +128,48 @@ fn a_good_backup_passes_at_every_level() {
         words.contains("passed") && words.contains(&expected.acknowledged.txid),
         "{words}"
     );
+}
+
+#[test]
+fn every_target_is_proven_and_the_bad_one_named() {
+    let place = Place::new();
+    let connection = create(&place.database(), 3);
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "dbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  - {{name: far, url: '{}'}}\n",
+            place.database_text(),
+            place.url("near"),
+            place.url("far")
+        ),
+    );
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    insert(&connection, 1);
+    let status = sidecar.wait_until_stored();
+    let expected: Vec<_> = status
+        .targets
+        .iter()
+        .map(|target| DatabaseExpectation {
+            path: place.database_text().to_owned(),
+            target: target.name.clone(),
+            acknowledged: target.position.clone().expect("it is stored"),
+            lag_ms: 0,
+        })
+        .collect();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    let (_, report) = ask(&place, &request_of(expected.clone()));
+    assert_eq!((report.passed, report.failed), (2, 0));
+    assert!(report.freshness_evaluated);
+    let (_, report) = ask(&place, &request_of(expected[..1].to_vec()));
+    assert!(!report.freshness_evaluated, "nobody spoke for the second");
+
+    std::fs::remove_dir_all(place.path().join("far/ltx/0")).unwrap();
+    std::fs::remove_dir_all(place.path().join("far/ltx/9")).unwrap();
+    let (finished, report) = ask(&place, &request_of(expected));
+    assert_eq!(finished.code, Some(30));
+    assert_eq!((report.passed, report.failed), (1, 1));
+    assert_eq!(report.databases[0].target, "far");
+    assert!(report.message.contains("from far"), "{}", report.message);
 }
 
 #[test]

@@ -116,17 +116,15 @@ impl DatabaseHandle {
 
     /// True when every target has been asked once and at least one has answered.
     pub(super) fn every_target_answered(&self) -> bool {
+        self.every_target_was_tried() && self.chain.lock().targets.values().any(|it| it.connected)
+    }
+
+    /// True when every target has been asked once, whatever came of it.
+    pub(super) fn every_target_was_tried(&self) -> bool {
         let chain = self.chain.lock();
-        let answered = |index: &usize| {
-            chain
-                .targets
-                .get(index)
-                .is_some_and(|target| target.connected)
-        };
-        let tried = |index: usize| {
-            answered(&index) || lock(&self.targets[index].1).state != TargetState::Starting
-        };
-        (0..self.targets.len()).any(|index| answered(&index)) && (0..self.targets.len()).all(tried)
+        let answered = |index| chain.targets.get(&index).is_some_and(|it| it.connected);
+        let failed = |index: usize| lock(&self.targets[index].1).state != TargetState::Starting;
+        (0..self.targets.len()).all(|index| answered(index) || failed(index))
     }
 
     /// Why no target takes backups of this database any more, when that is so.

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::join_all;
 use ltx::Txid;
 use protocol::config::OnDivergence;
 use protocol::status::DatabaseState;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
 use crate::capture::Capture;
 use crate::chain::{Captured, Chain, TargetProgress};
@@ -196,25 +196,14 @@ impl Database {
             .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
             .await;
         let Some(targets) = targets else { return true };
-        let mut captured = *self.stop.borrow();
-        while !*self.stop.borrow() {
-            match session.run(&mut self).await {
-                Ok(()) => {
-                    captured = true;
-                    break;
-                }
-                Err(error) => {
-                    session.log = None;
-                    self.report_error(&error);
-                    if !matches!(error, RunError::Moved) && self.pause(PROBE_PAUSE).await {
-                        break;
-                    }
-                }
-            }
-        }
+        let mut time_over = std::pin::pin!(time_over(self.stop.clone(), drain));
+        let captured = tokio::select! {
+            captured = session.run_to_the_end(&mut self) => captured,
+            () = &mut time_over => false,
+        };
         session.close();
         // A last look that failed leaves commits that nobody has counted.
-        drain_targets(targets, drain_sender, drain).await && captured && self.handle.is_stored()
+        drain_targets(targets, drain_sender, time_over).await && captured && self.handle.is_stored()
     }
 
     /// Starts the target drivers once the database exists: what they may do depends on it.
@@ -225,13 +214,16 @@ impl Database {
         drain: &watch::Receiver<bool>,
     ) -> Option<Vec<JoinHandle<()>>> {
         loop {
+            // Asked before the look: what was made until we were told to stop is found.
+            let stopping = *self.stop.borrow();
             match probe(&self.settings.path) {
                 Probe::Live | Probe::Cold(_) => break,
                 Probe::Unfit(state, message) => self.report(state, message),
             }
-            if self.pause(PROBE_PAUSE).await {
+            if stopping {
                 return None;
             }
+            self.pause(PROBE_PAUSE).await;
         }
         let spawn =
             |(index, (settings, report)): (usize, &(TargetSettings, Arc<Mutex<TargetReport>>))| {
@@ -302,25 +294,28 @@ impl Database {
     }
 }
 
-/// Lets the target drivers finish, for at most `drain`. True when all did.
+/// Ends when the time for stopping is over.
+async fn time_over(mut stop: watch::Receiver<bool>, drain: Duration) {
+    // Without its sender nobody is there to tell us anything else.
+    let _stopped = stop.wait_for(|stop| *stop).await;
+    tokio::time::sleep(drain).await;
+}
+
+/// Lets the target drivers finish while there is time. True when all did.
 async fn drain_targets(
-    targets: Vec<JoinHandle<()>>,
+    mut targets: Vec<JoinHandle<()>>,
     sender: watch::Sender<bool>,
-    drain: Duration,
+    time_over: impl Future<Output = ()>,
 ) -> bool {
     sender.send_replace(true);
-    let deadline = Instant::now() + drain;
-    let mut complete = true;
-    for mut target in targets {
-        if tokio::time::timeout_at(deadline, &mut target)
-            .await
-            .is_err()
-        {
-            target.abort();
-            complete = false;
-        }
+    tokio::select! {
+        _ended = join_all(&mut targets) => return true,
+        () = time_over => {}
     }
-    complete
+    for target in targets {
+        target.abort();
+    }
+    false
 }
 
 /// Where our state of a database lies when nothing else is configured: beside it.

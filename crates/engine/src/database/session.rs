@@ -1,5 +1,7 @@
 //! One attachment after another, with what is carried between them.
 
+use std::time::Duration;
+
 use ltx::Txid;
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
@@ -14,6 +16,11 @@ use crate::scan::{Fingerprint, ScanError, scan_cold};
 use crate::seal::Delta;
 use crate::tap::LogPosition;
 
+/// Longest pause between attempts that fail.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// After an attempt that went well for so long the first pause is short again.
+const STABLE: Duration = Duration::from_secs(60);
+
 /// One attachment after another, with what is carried between them.
 pub(super) struct Session {
     /// None only while a blocking task has it.
@@ -25,6 +32,32 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Follows the database, however often that fails, until it is time to stop. True when the last
+    /// look found everything.
+    pub(super) async fn run_to_the_end(&mut self, database: &mut Database) -> bool {
+        let mut pause = PROBE_PAUSE;
+        loop {
+            let stopping = *database.stop.borrow();
+            let began = Instant::now();
+            let Err(error) = self.run(database).await else {
+                return true;
+            };
+            self.log = None;
+            database.report_error(&error);
+            if stopping {
+                return false;
+            }
+            if began.elapsed() > STABLE {
+                pause = PROBE_PAUSE;
+            }
+            // Each attempt may read the whole database.
+            if !matches!(error, RunError::Moved) {
+                database.pause(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+    }
+
     /// Follows the database from state to state until it is time to stop.
     pub(super) async fn run(&mut self, database: &mut Database) -> Result<(), RunError> {
         loop {
@@ -102,7 +135,7 @@ impl Session {
     }
 
     /// Waits until we may give numbers: with local state at once; without it, only after the
-    /// targets said what numbers they have. True when we may.
+    /// targets said what numbers they have. False when none of them will.
     pub(super) async fn may_number(&self, database: &mut Database) -> bool {
         let known = self
             .ledger
@@ -119,13 +152,12 @@ impl Session {
             }
             let message = "waiting until a target says which backups there are".to_owned();
             database.report(DatabaseState::Starting, message);
+            if *database.stop.borrow() && database.handle.every_target_was_tried() {
+                return false;
+            }
             tokio::select! {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(PROBE_PAUSE) => {}
-                _ = database.stop.changed() => {}
-            }
-            if *database.stop.borrow() {
-                return false;
             }
         }
     }

@@ -1,13 +1,13 @@
 //! Merging and retention: what happens when nothing is urgent.
 
 use bytes::Bytes;
-use ltx::{Decoder, FileName, Header, MergeOptions, Txid};
+use ltx::{Decoder, FileName, Header, LtxError, MergeOptions, Txid};
 use store::{Body, StoreErrorKind};
 use tokio::time::Instant;
 
 use crate::capture::unix_ms;
 use crate::chain::TargetProgress;
-use crate::remote::{self, RemoteFile};
+use crate::remote::{self, RemoteError, RemoteFile};
 use crate::retention::expired;
 
 use super::{Connection, MERGE_BYTES, MERGE_FILES, Target, TargetError, local_error};
@@ -19,7 +19,6 @@ impl Target {
         connection: &mut Connection,
         progress: TargetProgress,
     ) -> Result<(), TargetError> {
-        connection.next_merge = Instant::now() + self.settings.merge_interval;
         // The names of merged files are no claims that a later writer meets.
         self.confirm_lease(connection).await?;
         let mut inputs = Vec::new();
@@ -39,30 +38,38 @@ impl Target {
                 break;
             }
             bytes += size;
-            inputs.push(self.merge_input(txid).await?);
+            match self.merge_input(txid).await {
+                Err(TargetError::Remote(error)) => {
+                    // Nobody can go from before it to after it any more: begin again after it.
+                    let name = &self.settings.name;
+                    tracing::error!(target_name = %name, "{error}: a new full copy is stored");
+                    return self.ask_for_snapshot(connection, progress.acked).await;
+                }
+                input => inputs.push(input?),
+            }
             txid = txid.next();
         }
-        if txid <= progress.acked {
-            connection.next_merge = Instant::now();
-        }
         let last = Txid::new(txid.get() - 1);
-        let Some(merged) = merge_bytes(inputs, connection.epoch)? else {
-            self.set_progress(|progress| progress.merged = last);
-            return Ok(());
-        };
-        let (header, bytes) = merged;
-        let name = FileName {
-            min: header.min_txid,
-            max: header.max_txid,
-        };
-        self.put(connection, 1, name, Body::Bytes(bytes), header.timestamp_ms)
-            .await?;
+        if let Some((header, bytes)) = merge_bytes(inputs, connection.epoch)? {
+            let name = FileName {
+                min: header.min_txid,
+                max: header.max_txid,
+            };
+            let body = Body::Bytes(bytes);
+            self.put(connection, 1, name, body, header.timestamp_ms)
+                .await?;
+        }
         self.set_progress(|progress| progress.merged = last);
+        connection.next_merge = Instant::now();
+        if last == progress.acked {
+            connection.next_merge += self.settings.merge_interval;
+        }
         Ok(())
     }
 
-    /// The bytes of a captured file, from the local disk while it is there.
-    pub(super) async fn merge_input(&self, txid: Txid) -> Result<Bytes, TargetError> {
+    /// The bytes of a captured file, from the local disk while it is there; what comes from the
+    /// store is whole, or an error names it.
+    async fn merge_input(&self, txid: Txid) -> Result<Bytes, TargetError> {
         match tokio::fs::read(self.local.captured_path(txid)).await {
             Ok(bytes) => return Ok(bytes.into()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -74,7 +81,11 @@ impl Target {
         };
         let store = &self.settings.store;
         let key = remote::key(store.layout(), 0, name);
-        Ok(store.get(&key, None).await?)
+        let bytes = store.get(&key, None).await?;
+        match check(&bytes) {
+            Ok(()) => Ok(bytes),
+            Err(source) => Err(TargetError::Remote(RemoteError::Corrupt { key, source })),
+        }
     }
 
     /// Deletes what no promised restore can need.
@@ -106,7 +117,7 @@ impl Target {
 }
 
 /// Size of the stored file of one TXID; none when there is none.
-pub(super) fn stored_bytes(connection: &Connection, txid: Txid) -> Option<u64> {
+fn stored_bytes(connection: &Connection, txid: Txid) -> Option<u64> {
     let of_level_0 = RemoteFile {
         level: 0,
         min: txid,
@@ -117,10 +128,8 @@ pub(super) fn stored_bytes(connection: &Connection, txid: Txid) -> Option<u64> {
     let file = connection.files.range(of_level_0..).next()?;
     (file.level == 0 && file.min == txid && file.max == txid).then_some(file.size)
 }
-pub(super) fn merge_bytes(
-    inputs: Vec<Bytes>,
-    epoch: u64,
-) -> Result<Option<(Header, Bytes)>, TargetError> {
+
+fn merge_bytes(inputs: Vec<Bytes>, epoch: u64) -> Result<Option<(Header, Bytes)>, TargetError> {
     if inputs.is_empty() {
         return Ok(None);
     }
@@ -133,4 +142,12 @@ pub(super) fn merge_bytes(
         .and_then(|decoders| ltx::merge(decoders, options, Vec::new()))
         .map_err(local_error)?;
     Ok(Some((merged.header, bytes.into())))
+}
+
+/// Reads a whole file, with its checksums.
+fn check(bytes: &[u8]) -> Result<(), LtxError> {
+    let mut decoder = Decoder::new(bytes)?;
+    let mut image = Vec::new();
+    while decoder.next_page(&mut image)?.is_some() {}
+    decoder.finish().map(|_| ())
 }

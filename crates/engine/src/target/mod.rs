@@ -105,7 +105,10 @@ pub enum TargetError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Another writer has taken over. Final for this process.
-    #[error("{by} writes here with epoch {epoch}, ours is {ours}")]
+    #[error(
+        "{by} writes here with epoch {epoch}, ours is {ours}; end it, or this one: to back this \
+         database up in its place, remove its local state and set startup.onDivergence to NewLineage"
+    )]
     Superseded {
         /// Who.
         by: String,
@@ -116,8 +119,9 @@ pub enum TargetError {
     },
     /// What is stored is not from this database. Final until a person decides.
     #[error(
-        "the backup comes from another database file (holder {holder}, epoch {epoch}); restore it, \
-         or set onDivergence to NewLineage to back this one up in its place"
+        "the backup comes from another database file (holder {holder}, epoch {epoch}); to go on from \
+         it, restore it with the same configuration; to back this database up in its place, set \
+         startup.onDivergence to NewLineage, or use --on-divergence new-lineage"
     )]
     Diverged {
         /// Who wrote it.
@@ -231,20 +235,13 @@ impl Target {
             let wake = match worked {
                 Ok(true) => {
                     pause = MIN_PAUSE;
-                    self.set_report(|report| {
-                        report.state = TargetState::Ok;
-                        report.message.clear();
-                        report.failure = None;
-                    });
+                    self.report_success();
                     continue;
                 }
                 Ok(false) if *self.drain.borrow() => return,
+                // What failed is tried until it is done, so nothing is wrong any more.
                 Ok(false) => {
-                    // What failed before was not needed, or is done by now.
-                    self.set_report(|report| {
-                        report.state = TargetState::Ok;
-                        report.message.clear();
-                    });
+                    self.report_success();
                     connection
                         .as_ref()
                         .and_then(|connection| self.next_wake(connection))
@@ -311,6 +308,14 @@ impl Target {
 
     fn set_report(&self, change: impl FnOnce(&mut TargetReport)) {
         change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn report_success(&self) {
+        self.set_report(|report| {
+            report.state = TargetState::Ok;
+            report.message.clear();
+            report.failure = None;
+        });
     }
 
     fn report_error(&self, error: &TargetError) {
@@ -388,8 +393,8 @@ impl Target {
             return Ok(true);
         }
         if now >= connection.next_retention {
-            connection.next_retention = now + RETENTION_PAUSE;
             self.retain(connection).await?;
+            connection.next_retention = now + RETENTION_PAUSE;
         }
         Ok(false)
     }

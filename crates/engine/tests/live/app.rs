@@ -9,6 +9,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use crate::bench::wait_for;
+
 const VARIABLE: &str = "ENGINE_TEST_APPLICATION";
 /// What the balances of all accounts add up to after each commit.
 pub const TOTAL: i64 = 2000;
@@ -128,6 +130,19 @@ impl App {
         let file = tempfile::NamedTempFile::new().unwrap();
         self.ask(&format!("dump {}", file.path().display()));
         std::fs::read(file.path()).unwrap()
+    }
+
+    /// Lets the threads work until there are so many more commits.
+    pub fn work(&mut self, commits: u64) {
+        self.go();
+        self.wait_for_commits(commits);
+        self.pause();
+    }
+
+    /// Waits, while the threads work, until there are so many more commits.
+    pub fn wait_for_commits(&mut self, more: u64) {
+        let goal = self.commits() + more;
+        wait_for("commits", || (self.commits() >= goal).then_some(()));
     }
 
     /// Commits so far in this process.

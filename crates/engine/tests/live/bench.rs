@@ -149,13 +149,29 @@ impl Replication {
 
 /// Restores a point into a file of its own and returns it with its bytes.
 pub fn restored(store: &SharedStore, point: Point) -> Result<(Restored, Vec<u8>), RestoreError> {
+    restored_and_checked(store, point, IntegrityCheck::Full)
+}
+
+/// As [`restored`], whatever SQLite thinks of it.
+pub fn restored_as_it_is(
+    store: &SharedStore,
+    point: Point,
+) -> Result<(Restored, Vec<u8>), RestoreError> {
+    restored_and_checked(store, point, IntegrityCheck::None)
+}
+
+fn restored_and_checked(
+    store: &SharedStore,
+    point: Point,
+    integrity: IntegrityCheck,
+) -> Result<(Restored, Vec<u8>), RestoreError> {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("restored");
     let options = RestoreOptions {
         point,
         output: output.clone(),
         force: false,
-        integrity: IntegrityCheck::Full,
+        integrity,
         parallelism: 4,
     };
     let restored = block_on(restore(store, &options, &|_, _| {}))?;

@@ -37,10 +37,7 @@ fn chaos(page_size: u32, rounds: u32, seed: u64) {
     for round in 0..rounds {
         let began = Instant::now();
         app.go();
-        let until = Instant::now() + Duration::from_millis(200 + numbers.below(900));
-        while Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10)); // bounded: the application works meanwhile
-        }
+        app.wait_for_commits(100 + numbers.below(600));
         match numbers.below(4) {
             // The last connection closes: the log would be removed if we were not here.
             0 => {

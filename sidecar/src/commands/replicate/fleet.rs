@@ -136,7 +136,7 @@ impl Fleet {
     }
 
     /// Gives up on the databases that are not to be waited for.
-    pub fn abandon(&mut self, unwanted: impl Fn(&ShownDatabase) -> bool) {
+    pub fn abandon(&mut self, mut unwanted: impl FnMut(&ShownDatabase) -> bool) {
         self.running.retain(|_, running| {
             let abandoned = unwanted(&running.shown);
             if abandoned {

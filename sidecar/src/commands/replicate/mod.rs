@@ -1,5 +1,6 @@
 //! `replicate`: the long-running process.
 
+mod exec;
 mod fleet;
 mod once;
 mod shown;
@@ -24,7 +25,7 @@ use crate::failure::Failure;
 use crate::server;
 use crate::signals::EndSignals;
 use fleet::Fleet;
-use once::{Progress, progress};
+use once::{Goals, Progress};
 use source::{Loaded, Source};
 
 /// Pause between attempts to read a configuration that is not there yet.
@@ -38,7 +39,10 @@ const ONCE_PAUSE: Duration = Duration::from_millis(50);
 ///
 /// A configuration or a database that cannot work, before anything is started; afterwards, a
 /// database whose last commits could not be stored.
-pub async fn run(arguments: ReplicateArguments, signals: EndSignals) -> Result<ExitCode, Failure> {
+pub async fn run(
+    arguments: ReplicateArguments,
+    signals: EndSignals,
+) -> Result<std::process::ExitCode, Failure> {
     let mut stop = signals.watch();
     if arguments.worker {
         // A killed supervisor must not leave a writer that nobody can end. Where the system can't
@@ -50,10 +54,12 @@ pub async fn run(arguments: ReplicateArguments, signals: EndSignals) -> Result<E
     let read = first_read(&source, &mut opener, arguments.worker);
     let loaded = tokio::select! {
         loaded = read => loaded?,
-        _ = stop.changed() => return Ok(ExitCode::Done),
+        _ = stop.changed() => return Ok(ExitCode::Done.into()),
     };
+    let exec = arguments.exec.as_ref().or(loaded.settings.exec.as_ref());
+    let child = exec.map(String::as_str).map(exec::parse).transpose()?;
     if matches!(source, Source::Fixed(_)) && !arguments.worker {
-        refuse_unusable(&loaded.settings)?;
+        refuse_unusable(&loaded.settings, child.is_some())?;
     }
     let capture = Capture::start().map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
     let shown = Shown::default();
@@ -63,8 +69,9 @@ pub async fn run(arguments: ReplicateArguments, signals: EndSignals) -> Result<E
     let mut fleet = Fleet::new(capture);
     fleet.apply(&loaded, &shown);
     if arguments.once {
-        return once(fleet, &shown, &mut stop).await;
+        return Ok(once(fleet, &shown, &mut stop).await?.into());
     }
+    let mut child = child.map(exec::start).transpose()?;
     let mut hash = loaded.hash;
     loop {
         tokio::select! {
@@ -73,7 +80,18 @@ pub async fn run(arguments: ReplicateArguments, signals: EndSignals) -> Result<E
                 fleet.apply(&loaded, &shown);
                 hash = loaded.hash;
             }
-            _ = stop.changed() => return ended(fleet.end().await),
+            code = exec::ended(&mut child) => {
+                // Its last commits are there: store them, then be what it was.
+                return Ok(match ended(fleet.end().await) {
+                    Err(failure) if code == 0 => return Err(failure),
+                    _ => code.into(),
+                });
+            }
+            _ = stop.changed() => {
+                let code = exec::end(child).await;
+                let done = ended(fleet.end().await)?;
+                return Ok(code.map_or(done.into(), Into::into));
+            }
         }
     }
 }
@@ -104,7 +122,7 @@ fn ended(complete: bool) -> Result<ExitCode, Failure> {
 }
 
 /// A person at a terminal is told at once what cannot work; in a Pod it may still come right.
-fn refuse_unusable(settings: &Settings) -> Result<(), Failure> {
+fn refuse_unusable(settings: &Settings, is_made_later: bool) -> Result<(), Failure> {
     for database in &settings.databases {
         if database.restore_first {
             continue;
@@ -115,6 +133,7 @@ fn refuse_unusable(settings: &Settings) -> Result<(), Failure> {
         };
         let (code, advice) = match state {
             DatabaseState::Starting => continue,
+            DatabaseState::Missing if is_made_later => continue,
             DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
             DatabaseState::Missing => (
                 ExitCode::BadSource,
@@ -143,10 +162,15 @@ async fn once(
     shown: &Shown,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<ExitCode, Failure> {
+    let mut goals = Goals::default();
     loop {
         let databases = shown.databases();
-        let working = |database: &ShownDatabase| progress(database) == Progress::Working;
-        if *stop.borrow() || !databases.iter().any(working) {
+        let progress = databases.iter().map(|database| goals.progress(database));
+        // Each of them is looked at: the first look sets its goal.
+        let working = progress
+            .filter(|progress| *progress == Progress::Working)
+            .count();
+        if *stop.borrow() || working == 0 {
             break;
         }
         tokio::select! {
@@ -156,7 +180,7 @@ async fn once(
     }
     let mut failure = None;
     for database in shown.databases() {
-        if let Progress::Failed(code, message) = progress(&database) {
+        if let Progress::Failed(code, message) = goals.progress(&database) {
             if failure.is_some() {
                 tracing::error!("{message}");
             }
@@ -164,7 +188,7 @@ async fn once(
         }
     }
     // What has failed would only fail again until the shutdown's time is over.
-    fleet.abandon(|database| matches!(progress(database), Progress::Failed(..)));
+    fleet.abandon(|database| matches!(goals.progress(database), Progress::Failed(..)));
     let complete = fleet.end().await;
     failure.map_or_else(|| ended(complete), Err)
 }

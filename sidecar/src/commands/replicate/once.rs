@@ -1,8 +1,11 @@
-//! `replicate --once`: when a database has stored everything, or never will.
+//! `replicate --once`: when a database has stored everything that was there at the start, or never
+//! will.
+
+use std::collections::BTreeMap;
 
 use engine::target::TargetReport;
 use protocol::exit::ExitCode;
-use protocol::status::{DatabaseState, DatabaseStatus, TargetState};
+use protocol::status::{DatabaseState, DatabaseStatus, Position, TargetState};
 use store::StoreErrorKind;
 
 use super::shown::ShownDatabase;
@@ -18,19 +21,47 @@ pub enum Progress {
     Failed(ExitCode, String),
 }
 
-/// How far a database is at this moment.
-pub fn progress(database: &ShownDatabase) -> Progress {
+/// What each database has to reach: the position of its first capture, by path. What is written
+/// after that may go on for ever.
+#[derive(Debug, Default)]
+pub struct Goals(BTreeMap<String, String>);
+
+impl Goals {
+    /// How far a database is at this moment.
+    pub fn progress(&mut self, database: &ShownDatabase) -> Progress {
+        progress(database, |status| self.is_stored(status))
+    }
+
+    fn is_stored(&mut self, status: &DatabaseStatus) -> bool {
+        let Some(captured) = &status.position else {
+            return false;
+        };
+        let goal = self.0.entry(status.path.clone());
+        let goal = goal.or_insert_with(|| captured.txid.clone());
+        // Hex digits of one length sort as the numbers do.
+        let stored = |position: &Option<Position>| {
+            position.as_ref().is_some_and(|stored| stored.txid >= *goal)
+        };
+        status.targets.iter().all(|target| stored(&target.position))
+    }
+}
+
+fn progress(database: &ShownDatabase, is_stored: impl FnOnce(&DatabaseStatus) -> bool) -> Progress {
     if let Some((code, message)) = database.held() {
         return Progress::Failed(code, message);
     }
     let is_full =
         |(_, report): &(String, TargetReport)| report.failure == Some(StoreErrorKind::NoSpace);
     let full = database.handle.counters().iter().any(is_full);
-    judge(&database.status(), full)
+    judge(&database.status(), full, is_stored)
 }
 
 /// `full` says that a target's disk or quota is full: no state of its own in a status.
-fn judge(status: &DatabaseStatus, full: bool) -> Progress {
+fn judge(
+    status: &DatabaseStatus,
+    full: bool,
+    is_stored: impl FnOnce(&DatabaseStatus) -> bool,
+) -> Progress {
     let failed = |code, message: &str| {
         let message = format!("{}: {message}", status.path);
         Progress::Failed(code, message)
@@ -48,8 +79,10 @@ fn judge(status: &DatabaseStatus, full: bool) -> Progress {
     }
     match status.state {
         DatabaseState::Starting => Progress::Working,
-        DatabaseState::Replicating | DatabaseState::Idle if is_stored(status) => Progress::Done,
-        DatabaseState::Replicating | DatabaseState::Idle => Progress::Working,
+        DatabaseState::Replicating | DatabaseState::Idle => match is_stored(status) {
+            true => Progress::Done,
+            false => Progress::Working,
+        },
         DatabaseState::DiskFull => failed(ExitCode::DiskFull, &status.message),
         DatabaseState::Failed | DatabaseState::NoPermission => {
             failed(ExitCode::LocalIo, &status.message)
@@ -63,16 +96,4 @@ fn judge(status: &DatabaseStatus, full: bool) -> Progress {
         | DatabaseState::ExclusiveLocking
         | DatabaseState::UnknownUser => failed(ExitCode::BadSource, &status.message),
     }
-}
-
-fn is_stored(status: &DatabaseStatus) -> bool {
-    let Some(captured) = &status.position else {
-        return false;
-    };
-    let stored = |position: &Option<protocol::status::Position>| {
-        position
-            .as_ref()
-            .is_some_and(|stored| stored.txid == captured.txid)
-    };
-    status.targets.iter().all(|target| stored(&target.position))
 }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::config::Config;
+use protocol::config::{Config, OnDivergence, Startup};
 use protocol::exit::ExitCode;
 use sha2::{Digest, Sha256};
 use store::{Opener, Target};
 
-use crate::args::{ReplicateArguments, holder, variable};
+use crate::args::{Divergence, ReplicateArguments, holder, variable};
 use crate::config::{self, ConfigError, Settings};
 use crate::failure::Failure;
 
@@ -42,7 +42,17 @@ impl Source {
             (Some(file), _, _) => Ok(Source::File(file.clone())),
             (None, Some(database), Some(url)) => {
                 Target::from_url(url).map_err(Failure::usage)?;
-                let config = config::for_url(database.clone(), url.clone());
+                let startup = Startup {
+                    on_divergence: match arguments.on_divergence {
+                        Divergence::Block => OnDivergence::Block,
+                        Divergence::NewLineage => OnDivergence::NewLineage,
+                    },
+                    ..Startup::default()
+                };
+                let config = Config {
+                    startup: Some(startup),
+                    ..config::for_url(database.clone(), url.clone())
+                };
                 Ok(Source::Fixed(Box::new(config)))
             }
             _ => Err(Failure::message(

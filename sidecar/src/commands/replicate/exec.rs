@@ -1,0 +1,79 @@
+//! `replicate --exec`: an application that runs as our child, for as long as it does.
+
+use protocol::exit::ExitCode;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::failure::Failure;
+
+/// Splits a command the way a shell does, quotes included. Nothing is expanded.
+///
+/// # Errors
+///
+/// It is empty, or a quote is not closed.
+pub fn parse(command: &str) -> Result<Vec<String>, Failure> {
+    let words = shell_words::split(command)
+        .map_err(|error| Failure::message(ExitCode::Usage, format!("exec {command:?}: {error}")))?;
+    if words.is_empty() {
+        return Err(Failure::message(ExitCode::Usage, "exec: give a command"));
+    }
+    Ok(words)
+}
+
+/// Starts it.
+///
+/// # Errors
+///
+/// There is no such program, or it cannot be run.
+pub fn start(words: Vec<String>) -> Result<Child, Failure> {
+    let (program, arguments) = words.split_first().expect("a parsed command has a word");
+    // Without us it would write commits that nobody stores.
+    let started = Command::new(program)
+        .args(arguments)
+        .kill_on_drop(true)
+        .spawn();
+    started.map_err(|error| Failure::message(ExitCode::Usage, format!("exec {program}: {error}")))
+}
+
+/// Waits until the child has ended by itself, for ever when there is none. Returns the exit code
+/// that a shell would.
+pub async fn ended(child: &mut Option<Child>) -> u8 {
+    match child {
+        Some(child) => code(child).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Passes SIGTERM on and waits.
+pub async fn end(child: Option<Child>) -> Option<u8> {
+    let mut child = child?;
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+        // It fails only when the child has just ended.
+        let _signalled = kill_process(pid, Signal::TERM);
+    }
+    Some(code(&mut child).await)
+}
+
+async fn code(child: &mut Child) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let Ok(status) = child.wait().await else {
+        return u8::MAX;
+    };
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_split_as_a_shell_does_and_nothing_is_expanded() {
+        let words = parse("app --name 'two words' $HOME").unwrap();
+        assert_eq!(words, ["app", "--name", "two words", "$HOME"]);
+        for wrong in ["", "  ", "app 'open"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
