@@ -139,7 +139,7 @@ fn survive(rounds: u32, wild: bool) {
     let mut seen = BTreeMap::new();
     for round in 0..rounds {
         app.go();
-        std::thread::sleep(Duration::from_millis(100 + numbers.below(600))); // bounded: the application works meanwhile
+        app.wait_for_commits(50 + numbers.below(500));
         match numbers.below(4) {
             0 => {
                 app.kill();
@@ -153,7 +153,7 @@ fn survive(rounds: u32, wild: bool) {
             }
             _ => {
                 drop(running);
-                std::thread::sleep(Duration::from_millis(numbers.below(200))); // bounded: the application works meanwhile
+                app.wait_for_commits(numbers.below(200));
                 running = Running::start(&database, &url);
             }
         }

@@ -169,8 +169,23 @@ pub struct Logging {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Database {
-    /// The database file.
+    /// The database file, or a pattern: `*` and `?` do not match a slash, `**` matches directories.
     pub path: PathBuf,
+    /// Instead of a path: every database in this directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Names in `dir`; default `*.db`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// Directories in `dir`, too; default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recursive: Option<bool>,
+    /// Kept for `litestream.yml`: databases are always found while running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<bool>,
+    /// Patterns of names, or of whole paths, that are no databases.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
     /// Directory of our local state; default `.<file>-sqlite-backup/` beside the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_path: Option<PathBuf>,

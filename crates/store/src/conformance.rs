@@ -24,6 +24,7 @@ pub async fn run(empty: impl AsyncFn() -> SharedStore) {
     a_second_create_changes_nothing(&empty().await).await;
     a_match_needs_the_version_that_is_there(&empty().await).await;
     lists_are_sorted_and_cut_by_prefix_and_start(&empty().await).await;
+    directories_are_told_without_what_is_in_them(&empty().await).await;
     long_lists_are_complete(&empty().await).await;
     deletes_forgive_what_is_missing(&empty().await).await;
     odd_keys_are_kept_as_they_are(&empty().await).await;
@@ -185,6 +186,27 @@ async fn lists_are_sorted_and_cut_by_prefix_and_start(store: &SharedStore) {
     assert_eq!(keys(store, "lock.json", None).await, ["lock.json"]);
     assert_eq!(keys(store, "0000/1x", None).await, [""; 0]);
     assert_eq!(keys(store, "ltx/", None).await, [""; 0]);
+}
+
+async fn directories_are_told_without_what_is_in_them(store: &SharedStore) {
+    assert_eq!(directories(store, "").await, [""; 0]);
+    assert_eq!(directories(store, "a").await, [""; 0]);
+    for key in ["a/x/1", "a/x/2/3", "a/x-/1", "a/y", "ab/1", "top"] {
+        put(store, key, "", PutMode::Create).await.expect("put");
+    }
+    assert_eq!(directories(store, "").await, ["a", "ab"]);
+    assert_eq!(directories(store, "a").await, ["x", "x-"]);
+    assert_eq!(directories(store, "a/x").await, ["2"]);
+    assert_eq!(directories(store, "a/y").await, [""; 0]);
+    let kind = |error: StoreError| error.kind();
+    assert_eq!(
+        store.directories("..").await.map_err(kind),
+        Err(StoreErrorKind::InvalidKey)
+    );
+}
+
+async fn directories(store: &SharedStore, below: &str) -> Vec<String> {
+    store.directories(below).await.expect("list directories")
 }
 
 async fn long_lists_are_complete(store: &SharedStore) {

@@ -253,6 +253,11 @@ impl<S: Store> Store for Faulty<S> {
         .boxed()
     }
 
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let apply = self.inner.directories(directory);
+        self.call("list", directory.to_owned(), apply).boxed()
+    }
+
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
         let first = keys.first().cloned().unwrap_or_default();
         self.call("delete", first, self.inner.delete(keys)).boxed()

@@ -111,6 +111,15 @@ impl Store for FileStore {
         .boxed()
     }
 
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let (root, directory) = (self.root.clone(), directory.to_owned());
+        blocking(move || {
+            key::check_prefix(&key::below(&directory))?;
+            walk::directories(&root.join(directory))
+        })
+        .boxed()
+    }
+
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
         let (store, keys) = (self.clone(), keys.to_owned());
         blocking(move || {

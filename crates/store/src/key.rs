@@ -46,6 +46,15 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     format!("{path}/{key}")
 }
 
+/// Returns the prefix of the keys below a directory; the empty one is the store itself.
+pub(crate) fn below(directory: &str) -> String {
+    if directory.is_empty() {
+        String::new()
+    } else {
+        format!("{directory}/")
+    }
+}
+
 fn component_fault(component: &str) -> Option<&'static str> {
     match component {
         "" => Some("it has an empty component"),

@@ -1,7 +1,7 @@
 //! A store in memory, for tests: deterministic, with the semantics of the real ones.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -192,6 +192,21 @@ impl Store for Memory {
             let found = state.objects.range::<String, _>((after, Bound::Unbounded));
             let found = found.filter(|(key, _)| key.starts_with(&prefix));
             Ok(found.map(|(key, object)| info(key, object)).collect())
+        }
+        .boxed()
+    }
+
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let prefix = key::below(directory);
+        async move {
+            key::check_prefix(&prefix)?;
+            let state = self.state();
+            let below = state
+                .objects
+                .keys()
+                .filter_map(|key| key.strip_prefix(&prefix));
+            let names = below.filter_map(|key| Some(key.split_once('/')?.0.to_owned()));
+            Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
         }
         .boxed()
     }

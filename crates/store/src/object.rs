@@ -56,6 +56,10 @@ pub trait Store: Send + Sync {
         start_after: Option<&str>,
     ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>>;
 
+    /// Returns the names directly below `directory` that have objects below them, sorted: for keys
+    /// `a/x/1` and `a/y`, below `a` that is `x`. The empty directory is the store itself.
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
+
     /// Deletes objects; those that are missing already are fine. Stops at the first error.
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>>;
 
@@ -104,6 +108,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         start_after: Option<&str>,
     ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
         (**self).list(prefix, start_after)
+    }
+
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        (**self).directories(directory)
     }
 
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -179,6 +179,36 @@ impl Inner {
         }
     }
 
+    /// Returns the names directly below a directory that have objects below them.
+    async fn directories(&self, directory: &str) -> Result<Vec<String>, StoreError> {
+        let prefix = key::below(directory);
+        let mut found = self.common_prefixes(&self.full(&prefix)).await?;
+        if found.is_empty() && self.prefix.is_empty() && self.drops_slashes(&prefix).await? {
+            found = self.common_prefixes(&prefix).await?;
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Returns what follows `full` up to the next slash, for every key that begins so.
+    async fn common_prefixes(&self, full: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket);
+        let request = request.prefix(full).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let Some(page) = pages.next().await else {
+                return Ok(found);
+            };
+            let page = page.map_err(|error| self.failure("list", full, error))?;
+            let prefixes = page.common_prefixes().iter();
+            let names = prefixes.filter_map(|prefix| prefix.prefix()?.strip_prefix(full));
+            found.extend(names.map(|name| name.trim_end_matches('/').to_owned()));
+        }
+        Err(self.bad_answer("list", full, "the list does not end"))
+    }
+
     /// Returns all pages of a list of the full keys with `full`, which belong to `prefix`.
     async fn pages(
         &self,
@@ -349,6 +379,15 @@ impl Store for S3Store {
             self.inner
                 .call(|| self.inner.list(&prefix, start_after.as_deref()))
                 .await
+        }
+        .boxed()
+    }
+
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let directory = directory.to_owned();
+        async move {
+            key::check_prefix(&key::below(&directory))?;
+            self.inner.call(|| self.inner.directories(&directory)).await
         }
         .boxed()
     }

@@ -1,5 +1,6 @@
 //! `restore`: from a URL, from a configuration, or before an application starts.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -14,13 +15,13 @@ use engine::startup::{Ready, StartupError, is_present, make_ready, restore_in_pl
 use futures::{StreamExt, TryStreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use protocol::config::{OnMissing, WhenUnreachable};
+use protocol::config::{Config, OnMissing, WhenUnreachable};
 use protocol::exit::ExitCode;
 use serde_json::json;
 use store::{Opener, SharedStore, Store, Target};
 
 use crate::args::{Integrity, RestoreArguments, holder, variable};
-use crate::config;
+use crate::config::{self, Found};
 use crate::failure::Failure;
 
 /// Databases restored at the same time.
@@ -78,8 +79,11 @@ async fn from_config(
     only: Option<&str>,
 ) -> Result<ExitCode, Failure> {
     let config = config::read(file, &variable).map_err(Failure::usage)?;
+    let mut opener = Opener::new();
+    let mut found = config::pattern::local(&config).map_err(Failure::usage)?;
+    add_stored(&config, &mut found, &mut opener, &|_| false).await?;
     let settings =
-        config::settings(&config, holder(), &mut Opener::new()).map_err(Failure::usage)?;
+        config::settings(&config, &found, holder(), &mut opener).map_err(Failure::usage)?;
     let databases: Vec<&DatabaseSettings> = settings
         .databases
         .iter()
@@ -130,6 +134,36 @@ async fn from_config(
         failure.get_or_insert(error);
     }
     failure.map_or(Ok(ExitCode::Done), Err)
+}
+
+/// Adds the databases of each pattern that have a backup in one of its targets. A target that
+/// cannot be asked is left out when another one has some, or when `can_do_without` says so of the
+/// pattern.
+pub(super) async fn add_stored(
+    config: &Config,
+    found: &mut Found,
+    opener: &mut Opener,
+    can_do_without: &dyn Fn(usize) -> bool,
+) -> Result<(), Failure> {
+    for (index, pattern) in config::pattern::patterns(config).map_err(Failure::usage)? {
+        let key = format!("dbs[{index}]");
+        let targets = config::targets(config, &config.dbs[index], &key, None, opener);
+        let (mut stored, mut failure) = (BTreeSet::new(), None);
+        for target in targets.map_err(Failure::usage)?.0 {
+            match pattern.stored(&target.store).await {
+                Ok(paths) => stored.extend(paths),
+                Err(error) => {
+                    tracing::warn!(target_name = %target.name, "which backups are there: {error}");
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        match failure {
+            Some(error) if stored.is_empty() && !can_do_without(index) => return Err(error.into()),
+            _ => found.entry(index).or_default().extend(stored),
+        }
+    }
+    Ok(())
 }
 
 /// Where a restored database goes.
@@ -341,9 +375,18 @@ fn explain(message: &str) {
 
 async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failure> {
     let config = config::read(file, &variable).map_err(Failure::usage)?;
+    let startup = config.startup.unwrap_or_default();
+    let mut opener = Opener::new();
+    let mut found = config::pattern::local(&config).map_err(Failure::usage)?;
+    if startup.on_missing != OnMissing::StartEmpty {
+        // An application with databases starts though nobody can say whether there are more.
+        let may_start = startup.when_unreachable == WhenUnreachable::StartIfLocalExists;
+        let local = found.clone();
+        let has_some = |index| may_start && local.get(&index).is_some_and(|it| !it.is_empty());
+        add_stored(&config, &mut found, &mut opener, &has_some).await?;
+    }
     let settings =
-        config::settings(&config, holder(), &mut Opener::new()).map_err(Failure::usage)?;
-    let startup = settings.startup;
+        config::settings(&config, &found, holder(), &mut opener).map_err(Failure::usage)?;
     let databases = || settings.databases.iter().map(|database| &database.settings);
     let all_here = databases().all(|database| is_present(&database.path));
     if all_here && startup.when_unreachable == WhenUnreachable::Wait {

@@ -17,8 +17,9 @@ use protocol::verify::{
 };
 use store::Opener;
 
+use super::restore::add_stored;
 use crate::args::{VerifyArguments, holder, variable};
-use crate::config;
+use crate::config::{self, Found};
 use crate::failure::Failure;
 
 /// Restores, proves and reports. A verdict is no error: it is the exit code.
@@ -35,7 +36,7 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     let mut opener = Opener::new();
     let mut all = Vec::new();
     for member in &request.members {
-        for database in databases(&arguments, &member.member, &mut opener)? {
+        for database in databases(&arguments, &member.member, &mut opener).await? {
             let scratch = &scratch.path;
             all.extend(each_target(&request, member, &database, point, max_age, scratch).await);
         }
@@ -123,7 +124,7 @@ fn point(asked: &AskedPoint) -> Result<Point, Failure> {
 }
 
 /// The databases of one member.
-fn databases(
+async fn databases(
     arguments: &VerifyArguments,
     member: &str,
     opener: &mut Opener,
@@ -145,7 +146,9 @@ fn databases(
             ));
         }
     };
-    let settings = config::settings(&config, holder(), opener).map_err(Failure::usage)?;
+    let mut found = Found::new();
+    add_stored(&config, &mut found, opener, &|_| false).await?;
+    let settings = config::settings(&config, &found, holder(), opener).map_err(Failure::usage)?;
     let databases = settings.databases.into_iter();
     Ok(databases.map(|database| database.settings).collect())
 }

@@ -1,11 +1,13 @@
 //! Reading the configuration file, and turning it into what the engine runs.
 
+pub mod pattern;
 mod target;
 #[cfg(test)]
 mod tests;
 mod text;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::database::{DatabaseSettings, default_state_directory};
@@ -14,6 +16,7 @@ use engine::target::TargetSettings;
 use protocol::config::{Config, Database, Replica, Startup};
 use store::{Opener, UrlError};
 
+pub use pattern::Found;
 pub use text::read;
 
 use crate::args::LogFormat;
@@ -135,13 +138,14 @@ pub fn for_url(database: PathBuf, url: String) -> Config {
 }
 
 /// Checks a configuration and sets its stores up, which share what `opener` can share. `holder` is
-/// who writes.
+/// who writes, `found` the databases of each pattern.
 ///
 /// # Errors
 ///
 /// See [`ConfigError`]; each names the key.
 pub fn settings(
     config: &Config,
+    found: &Found,
     holder: &str,
     opener: &mut Opener,
 ) -> Result<Settings, ConfigError> {
@@ -149,17 +153,9 @@ pub fn settings(
     let identity = config.identity.clone().unwrap_or_default();
     let startup = config.startup.unwrap_or_default();
     let mut databases: Vec<ConfiguredDatabase> = Vec::new();
-    for (index, database) in config.dbs.iter().enumerate() {
-        let key = format!("dbs[{index}]");
-        let settings = database_settings(config, database, &key, holder, opener)?;
-        let same = |other: &ConfiguredDatabase| other.settings.path == settings.path;
-        if databases.iter().any(same) {
-            let message = format!("{} is configured twice", settings.path.display());
-            return Err(ConfigError::Value {
-                key: format!("{key}.path"),
-                message,
-            });
-        }
+    for (index, database, place) in entries(config, found, opener)? {
+        let (key, place) = (format!("dbs[{index}]"), place.as_deref());
+        let settings = database_settings(config, &database, &key, place, holder, opener)?;
         databases.push(ConfiguredDatabase {
             settings,
             restore_first: database.restore_if_db_not_exists.unwrap_or(false),
@@ -168,7 +164,7 @@ pub fn settings(
                 exec: None,
                 identity: None,
                 logging: None,
-                dbs: vec![database.clone()],
+                dbs: vec![database],
                 ..config.clone()
             },
         });
@@ -193,27 +189,96 @@ pub fn settings(
     })
 }
 
+/// The entries of a configuration, one for each database: its number in the file, and for those
+/// of a pattern the place below the targets' own. A file that has an entry of its own, or that an
+/// earlier pattern found, is not taken again.
+fn entries(
+    config: &Config,
+    found: &Found,
+    opener: &mut Opener,
+) -> Result<Vec<(usize, Database, Option<String>)>, ConfigError> {
+    let patterns = pattern::patterns(config)?;
+    let mut taken: BTreeSet<&Path> = BTreeSet::new();
+    let mut all = Vec::new();
+    for (index, database) in config.dbs.iter().enumerate() {
+        if patterns.contains_key(&index) {
+            continue;
+        }
+        if !taken.insert(&database.path) {
+            return Err(ConfigError::Value {
+                key: format!("dbs[{index}].path"),
+                message: format!("{} is configured twice", database.path.display()),
+            });
+        }
+        all.push((index, database.clone(), None));
+    }
+    for (index, pattern) in &patterns {
+        let entry = &config.dbs[*index];
+        // Wrong targets are told also while there is nothing to back up.
+        targets(config, entry, &format!("dbs[{index}]"), None, opener)?;
+        for path in found.get(index).into_iter().flatten() {
+            if let Some(place) = pattern.place(path)
+                && taken.insert(path)
+            {
+                let database = Database {
+                    path: path.clone(),
+                    dir: None,
+                    ..entry.clone()
+                };
+                all.push((*index, database, Some(place.to_owned())));
+            }
+        }
+    }
+    Ok(all)
+}
+
 fn database_settings(
     config: &Config,
     database: &Database,
     key: &str,
+    place: Option<&str>,
     holder: &str,
     opener: &mut Opener,
 ) -> Result<DatabaseSettings, ConfigError> {
+    if database.path.as_os_str().is_empty() {
+        return Err(ConfigError::Value {
+            key: format!("{key}.path"),
+            message: "a database needs its path".to_owned(),
+        });
+    }
+    let (targets, sync_interval) = targets(config, database, key, place, opener)?;
+    Ok(DatabaseSettings {
+        path: database.path.clone(),
+        state: state_directory(config, database),
+        targets,
+        sync_interval,
+        snapshot_interval: config
+            .snapshot
+            .and_then(|snapshot| snapshot.interval)
+            .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
+        backlog_bytes: BACKLOG_BYTES,
+        holder: holder.to_owned(),
+        on_divergence: config.startup.unwrap_or_default().on_divergence,
+    })
+}
+
+/// The targets of an entry, and how often they are synced; `place` is that of one database of a
+/// pattern, below the targets' own.
+///
+/// # Errors
+///
+/// See [`ConfigError`].
+pub fn targets(
+    config: &Config,
+    database: &Database,
+    key: &str,
+    place: Option<&str>,
+    opener: &mut Opener,
+) -> Result<(Vec<TargetSettings>, Duration), ConfigError> {
     let value = |name: &str, message: &str| ConfigError::Value {
         key: format!("{key}.{name}"),
         message: message.to_owned(),
     };
-    if database.path.as_os_str().is_empty() {
-        return Err(value("path", "a database needs its path"));
-    }
-    let text = database.path.to_string_lossy();
-    if text.contains(['*', '?', '[']) {
-        return Err(value(
-            "path",
-            "patterns are not served yet; list each database",
-        ));
-    }
     let replicas: Vec<&Replica> = database.replica.iter().chain(&database.replicas).collect();
     if replicas.is_empty() || replicas.len() > MAX_TARGETS {
         return Err(value("replicas", "1 to 4 are needed"));
@@ -223,6 +288,10 @@ fn database_settings(
     for (index, replica) in replicas.iter().enumerate() {
         let key = format!("{key}.replicas[{index}]");
         let target = target::target(replica, &key)?;
+        let target = match place {
+            Some(place) => target::below(target, place, &key)?,
+            None => target,
+        };
         let name = replica
             .name
             .clone()
@@ -246,19 +315,7 @@ fn database_settings(
             retention: retention(config),
         });
     }
-    Ok(DatabaseSettings {
-        path: database.path.clone(),
-        state: state_directory(config, database),
-        targets,
-        sync_interval,
-        snapshot_interval: config
-            .snapshot
-            .and_then(|snapshot| snapshot.interval)
-            .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
-        backlog_bytes: BACKLOG_BYTES,
-        holder: holder.to_owned(),
-        on_divergence: config.startup.unwrap_or_default().on_divergence,
-    })
+    Ok((targets, sync_interval))
 }
 
 /// What a configuration says about the log.

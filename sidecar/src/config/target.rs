@@ -15,6 +15,31 @@ pub(super) fn kind_of(target: &Target) -> &'static str {
     }
 }
 
+/// The same target, deeper. `key` is its place in the file.
+///
+/// # Errors
+///
+/// A kind of target that has no places.
+pub(super) fn below(target: Target, place: &str, key: &str) -> Result<Target, ConfigError> {
+    match target {
+        Target::File { path } => Ok(Target::File {
+            path: path.join(place),
+        }),
+        Target::S3(s3) => {
+            let parts = [s3.prefix.as_str(), place];
+            let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            Ok(Target::S3(S3Target {
+                prefix: parts.join("/"),
+                ..s3
+            }))
+        }
+        _ => Err(ConfigError::Value {
+            key: key.to_owned(),
+            message: "it does not go with a pattern".to_owned(),
+        }),
+    }
+}
+
 /// Makes the target of a replica. `key` is its place in the file.
 ///
 /// # Errors

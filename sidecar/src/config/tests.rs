@@ -11,7 +11,7 @@ fn parse_text(text: &str) -> Result<Config, String> {
 }
 
 fn settings_of(config: &Config) -> Result<Settings, ConfigError> {
-    settings(config, "me", &mut Opener::new())
+    settings(config, &Found::new(), "me", &mut Opener::new())
 }
 
 #[test]
@@ -90,10 +90,6 @@ fn values_that_cannot_work_are_errors_that_name_the_key() {
             "dbs[0].replicas[0].path",
         ),
         (
-            "dbs: [{path: '/a/*.db', replica: {url: 'file:///b'}}]",
-            "dbs[0].path",
-        ),
-        (
             "dbs: [{path: /a, replica: {url: 'file:///b'}}, {path: /a, replica: {url: 'file:///c'}}]",
             "dbs[1].path",
         ),
@@ -121,4 +117,103 @@ fn what_the_log_looks_like_can_be_configured() {
     let config = parse_text("logging: {level: loud}").unwrap();
     let error = log_settings(&config).unwrap_err().to_string();
     assert!(error.starts_with("logging.level: \"loud\""), "{error}");
+}
+
+#[test]
+fn a_pattern_matches_databases_and_nothing_beside_them() {
+    let pattern = |yaml: &str| {
+        let config = parse_text(&format!("dbs: [{{{yaml}}}]")).unwrap();
+        pattern::patterns(&config).unwrap().remove(&0).unwrap()
+    };
+    for (yaml, inside, outside) in [
+        (
+            "path: '/data/*.db'",
+            &["/data/a.db"][..],
+            &[
+                "/data/x/a.db",
+                "/data/a.db-wal",
+                "/data/.a.db",
+                "/other/a.db",
+            ][..],
+        ),
+        (
+            "path: '/data/**/*.db', exclude: ['tmp*', '/data/old/*']",
+            &["/data/a.db", "/data/x/y/a.db"],
+            &["/data/tmp.db", "/data/old/a.db", "/data/x/.hidden/a.db"],
+        ),
+        (
+            "dir: '/data/[1]', pattern: '*.sqlite', recursive: true, watch: true",
+            &["/data/[1]/a.sqlite", "/data/[1]/x/a.sqlite"],
+            &["/data/1/a.sqlite", "/data/[1]/a.db"],
+        ),
+        ("dir: /data/", &["/data/a.db"], &["/data/x/a.db", "/data/a"]),
+        (
+            "path: '/data/*'",
+            &["/data/a"],
+            &[
+                "/data/a-wal",
+                "/data/a-shm",
+                "/data/a-journal",
+                "/data/.a.restore.tmp",
+            ],
+        ),
+        (
+            "path: '/data/*/app.db'",
+            &["/data/7/app.db"],
+            &["/data/app.db"],
+        ),
+    ] {
+        let pattern = pattern(yaml);
+        for path in inside {
+            assert!(pattern.matches(Path::new(path)), "{yaml}: {path}");
+        }
+        for path in outside {
+            assert!(!pattern.matches(Path::new(path)), "{yaml}: {path}");
+        }
+    }
+    for (yaml, expected) in [
+        ("path: '/data/[a.db'", "dbs[0].path"),
+        ("path: '/data/*.db', meta-path: /m", "dbs[0].meta-path"),
+        ("dir: /data, path: /data/a.db", "dbs[0].dir"),
+        ("dir: /data, watch: false", "dbs[0].watch"),
+        ("path: /a.db, exclude: [b]", "dbs[0].exclude"),
+        (
+            "path: '/*.db', restore-if-db-not-exists: true",
+            "dbs[0].restore-if-db-not-exists",
+        ),
+        ("path: '/data/*.db'", "dbs[0].replicas"),
+    ] {
+        let config = parse_text(&format!("dbs: [{{{yaml}}}]")).unwrap();
+        let error = settings_of(&config).err().unwrap().to_string();
+        assert!(error.starts_with(expected), "{yaml}: {error}");
+    }
+}
+
+#[test]
+fn each_database_of_a_pattern_has_its_place_and_is_taken_once() {
+    let text = "dbs:\n- {path: '/data/**/*.db', replica: {url: 'file:///backups/all'}}\n\
+                - {path: /data/b.db, replica: {url: 'file:///backups/alone'}}\n\
+                - {path: '/data/*', replica: {url: 'file:///backups/late'}}\n";
+    let config = parse_text(text).unwrap();
+    let set = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
+    let found: Found = [
+        (0, set(&["/data/x/a.db", "/data/b.db"])),
+        (2, set(&["/data/b.db", "/data/c"])),
+    ]
+    .into();
+    let settings = settings(&config, &found, "me", &mut Opener::new()).unwrap();
+    let places: Vec<_> = settings
+        .databases
+        .iter()
+        .map(|database| {
+            let store = &database.settings.targets[0].store;
+            (database.settings.path.to_str().unwrap(), store.describe())
+        })
+        .collect();
+    let expected = [
+        ("/data/b.db", "file:///backups/alone"),
+        ("/data/x/a.db", "file:///backups/all/x/a.db"),
+        ("/data/c", "file:///backups/late/c"),
+    ];
+    assert_eq!(places, expected.map(|(path, url)| (path, url.to_owned())));
 }

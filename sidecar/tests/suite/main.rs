@@ -12,6 +12,7 @@
 mod cli;
 mod compat;
 mod endpoints;
+mod many;
 mod reload;
 mod replicate;
 mod restore;

@@ -98,6 +98,10 @@ impl Store for Gated {
         self.inner.list(prefix, after)
     }
 
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        self.inner.directories(directory)
+    }
+
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.delete(keys)
     }

@@ -32,6 +32,36 @@ pub(super) fn list(
     Ok(walk.found)
 }
 
+/// Returns the names of the directories directly in `path`, sorted. An empty one may have become so
+/// by a deletion, and counts as well: nobody else makes them.
+pub(super) fn directories(path: &Path) -> Result<Vec<String>, StoreError> {
+    let at = |error| StoreError::from_io("list", path, error);
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(at(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(at)?;
+        let is_directory = fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
+        if let Ok(name) = entry.file_name().into_string()
+            && is_directory
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 struct Walk<'a> {
     prefix: &'a str,
     start_after: Option<&'a str>,

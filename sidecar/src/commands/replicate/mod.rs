@@ -72,13 +72,13 @@ pub async fn run(
         return Ok(once(fleet, &shown, &mut stop).await?.into());
     }
     let mut child = child.map(exec::start).transpose()?;
-    let mut hash = loaded.hash;
+    let mut since = loaded.since();
     loop {
         tokio::select! {
-            loaded = source.changed(&hash, &mut opener) => {
-                tracing::info!("the configuration changed");
+            loaded = source.changed(&since, &mut opener) => {
+                tracing::info!(databases = loaded.settings.databases.len(), "the databases changed");
                 fleet.apply(&loaded, &shown);
-                hash = loaded.hash;
+                since = loaded.since();
             }
             code = exec::ended(&mut child) => {
                 // Its last commits are there: store them, then be what it was.

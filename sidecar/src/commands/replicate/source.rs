@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use store::{Opener, Target};
 
 use crate::args::{Divergence, ReplicateArguments, holder, variable};
-use crate::config::{self, ConfigError, Settings};
+use crate::config::{self, ConfigError, Found, Settings};
 use crate::failure::Failure;
 
 /// Pause between looks at the configuration file.
@@ -29,6 +29,26 @@ pub struct Loaded {
     pub settings: Settings,
     /// Hex SHA-256 of the file; empty without one.
     pub hash: String,
+    /// The databases of its patterns.
+    pub found: Found,
+}
+
+/// What is in force.
+pub struct Since {
+    hash: String,
+    found: Found,
+    has_patterns: bool,
+}
+
+impl Loaded {
+    /// What to compare a later look with.
+    pub fn since(&self) -> Since {
+        Since {
+            hash: self.hash.clone(),
+            has_patterns: !self.found.is_empty(),
+            found: self.found.clone(),
+        }
+    }
 }
 
 impl Source {
@@ -76,27 +96,44 @@ impl Source {
                 (config::read(file, &variable)?, hash)
             }
         };
-        let settings = config::settings(&config, holder(), opener)?;
-        Ok(Loaded { settings, hash })
+        let found = config::pattern::local(&config)?;
+        let settings = config::settings(&config, &found, holder(), opener)?;
+        Ok(Loaded {
+            settings,
+            hash,
+            found,
+        })
     }
 
-    /// Waits until the file has a content other than `since` that is usable, and returns it.
-    pub async fn changed(&self, since: &str, opener: &mut Opener) -> Loaded {
-        let Source::File(file) = self else {
-            return std::future::pending().await;
+    /// Waits until the file has a content other than that of `since` that is usable, or until its
+    /// patterns find other databases, and returns it.
+    pub async fn changed(&self, since: &Since, opener: &mut Opener) -> Loaded {
+        let file = match self {
+            Source::File(file) => Some(file),
+            Source::Fixed(_) => None,
         };
-        let mut refused = String::new();
+        let mut said = String::new();
         loop {
             tokio::time::sleep(RELOAD_PAUSE).await;
-            let hash = hash_of(file);
-            if hash == since || hash == refused || hash.is_empty() {
+            let hash = file.map_or_else(String::new, |file| hash_of(file));
+            let is_same = hash == since.hash || (file.is_some() && hash.is_empty());
+            if is_same && !since.has_patterns {
                 continue;
             }
             match self.read(opener) {
-                Ok(loaded) => return loaded,
+                Ok(loaded) if !is_same || loaded.found != since.found => return loaded,
+                Ok(_) => said.clear(),
                 Err(error) => {
-                    tracing::error!("the new configuration is not used: {error}");
-                    refused = hash;
+                    let what = if is_same {
+                        "the databases go on as they are"
+                    } else {
+                        "the new configuration is not used"
+                    };
+                    let message = format!("{what}: {error}");
+                    if message != said {
+                        tracing::error!("{message}");
+                        said = message;
+                    }
                 }
             }
         }

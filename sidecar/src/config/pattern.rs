@@ -1,0 +1,259 @@
+//! Databases that are named by a pattern: which files there are, and which backups.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use futures::{StreamExt, TryStreamExt};
+use glob::MatchOptions;
+use protocol::config::{Config, Database};
+use store::{SharedStore, Store, StoreError};
+
+use super::ConfigError;
+
+/// What makes a path a pattern.
+const WILDCARDS: [char; 3] = ['*', '?', '['];
+/// Deepest directory that is looked into; a loop of links ends here.
+const MAX_DEPTH: usize = 32;
+/// Directories of a store listed at the same time.
+const LISTS_AT_ONCE: usize = 16;
+/// Endings of files that belong to a database beside them.
+const SIDE_FILES: [&str; 5] = [
+    "-wal",
+    "-shm",
+    "-journal",
+    ".restore.tmp",
+    ".before-restore",
+];
+/// A star is not a slash, and only a dot begins a hidden name.
+const OPTIONS: MatchOptions = MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// The databases of each pattern, by its number in the file.
+pub type Found = BTreeMap<usize, BTreeSet<PathBuf>>;
+
+/// One pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    wanted: glob::Pattern,
+    excluded: Vec<glob::Pattern>,
+    /// The directory before the first wildcard.
+    base: PathBuf,
+    /// Components below it; none: any number.
+    depth: Option<usize>,
+}
+
+impl Pattern {
+    /// The pattern of a database entry; none when it names one file. `key` is its place.
+    ///
+    /// # Errors
+    ///
+    /// A pattern that makes no sense, or keys that do not go together.
+    pub fn of(database: &Database, key: &str) -> Result<Option<Pattern>, ConfigError> {
+        let wrong = |name: &str, message: String| ConfigError::Value {
+            key: format!("{key}.{name}"),
+            message,
+        };
+        let text = match (&database.dir, database.path.to_str()) {
+            (Some(_), Some(path)) if !path.is_empty() => {
+                return Err(wrong("dir", "give a path, or a dir, not both".to_owned()));
+            }
+            (Some(dir), _) => {
+                let between = if database.recursive == Some(true) {
+                    "/**/"
+                } else {
+                    "/"
+                };
+                let pattern = database.pattern.as_deref().unwrap_or("*.db");
+                let dir = glob::Pattern::escape(&dir.to_string_lossy());
+                format!("{}{between}{pattern}", dir.trim_end_matches('/'))
+            }
+            (None, Some(path)) if path.contains(WILDCARDS) => path.to_owned(),
+            (None, _) => {
+                let meaningless = [
+                    ("pattern", database.pattern.is_some()),
+                    ("recursive", database.recursive.is_some()),
+                    ("watch", database.watch.is_some()),
+                    ("exclude", !database.exclude.is_empty()),
+                ];
+                return match meaningless.into_iter().find(|(_, given)| *given) {
+                    Some((name, _)) => Err(wrong(name, "it goes with a dir, or a pattern".into())),
+                    None => Ok(None),
+                };
+            }
+        };
+        for (name, given, message) in [
+            (
+                "meta-path",
+                database.meta_path.is_some(),
+                "each database needs its own: use state-dir",
+            ),
+            (
+                "watch",
+                database.watch == Some(false),
+                "databases are always found while running; remove it",
+            ),
+            (
+                "restore-if-db-not-exists",
+                database.restore_if_db_not_exists == Some(true),
+                "run `restore --config` before: it finds the databases in the store",
+            ),
+        ] {
+            if given {
+                return Err(wrong(name, message.to_owned()));
+            }
+        }
+        let parse = |name: &str, text: &str| {
+            glob::Pattern::new(text).map_err(|error| wrong(name, format!("{text:?}: {error}")))
+        };
+        let wanted = parse("path", &text)?;
+        let excluded = database.exclude.iter().map(|text| parse("exclude", text));
+        let literal = |component: &Component<'_>| {
+            !component.as_os_str().to_string_lossy().contains(WILDCARDS)
+        };
+        let path = Path::new(&text);
+        let base: PathBuf = path.components().take_while(literal).collect();
+        let below = path.components().count() - base.components().count();
+        Ok(Some(Pattern {
+            wanted,
+            excluded: excluded.collect::<Result<_, _>>()?,
+            base,
+            depth: (!text.contains("**")).then_some(below),
+        }))
+    }
+
+    /// The path of a database below the directory before the first wildcard: its place in each
+    /// target.
+    pub fn place<'a>(&self, path: &'a Path) -> Option<&'a str> {
+        path.strip_prefix(&self.base).ok()?.to_str()
+    }
+
+    /// Whether a file is one of the databases.
+    pub fn matches(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // An exclusion without a slash is about names, wherever they are.
+        let excludes = |pattern: &glob::Pattern| match pattern.as_str().contains('/') {
+            true => pattern.matches_path_with(path, OPTIONS),
+            false => pattern.matches_with(&name, OPTIONS),
+        };
+        !SIDE_FILES.iter().any(|ending| name.ends_with(ending))
+            && self.wanted.matches_path_with(path, OPTIONS)
+            && !self.excluded.iter().any(excludes)
+    }
+
+    /// The databases on this machine. An empty file is none yet.
+    ///
+    /// # Errors
+    ///
+    /// A directory that cannot be read: what is in it is not known.
+    pub fn files(&self) -> io::Result<BTreeSet<PathBuf>> {
+        let mut found = BTreeSet::new();
+        self.walk(&self.base, self.depth.unwrap_or(MAX_DEPTH), &mut found)?;
+        Ok(found)
+    }
+
+    fn walk(
+        &self,
+        directory: &Path,
+        depth: usize,
+        found: &mut BTreeSet<PathBuf>,
+    ) -> io::Result<()> {
+        let entries = match std::fs::read_dir(directory) {
+            // It is not there yet, or went while we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue;
+            };
+            let is_ours = || path.to_string_lossy().ends_with("-sqlite-backup");
+            if metadata.is_dir() {
+                if depth > 1 && !is_ours() {
+                    self.walk(&path, depth - 1, found)?;
+                }
+            } else if metadata.is_file() && metadata.len() > 0 && self.matches(&path) {
+                found.insert(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// The databases that have a backup in a store, opened at the place of the pattern.
+    ///
+    /// # Errors
+    ///
+    /// The store's: nothing found is its own word.
+    pub async fn stored(&self, store: &SharedStore) -> Result<BTreeSet<PathBuf>, StoreError> {
+        let mut found = BTreeSet::new();
+        let mut level = vec![String::new()];
+        for _ in 0..=self.depth.unwrap_or(MAX_DEPTH) {
+            let lists = level.iter().map(|directory| async move {
+                let below = store.directories(directory).await?;
+                Ok::<_, StoreError>((directory.clone(), below))
+            });
+            let lists: Vec<_> = futures::stream::iter(lists)
+                .buffered(LISTS_AT_ONCE)
+                .try_collect()
+                .await?;
+            level.clear();
+            for (directory, below) in lists {
+                if below.iter().any(|name| is_level(name)) {
+                    let path = self.base.join(&directory);
+                    if !directory.is_empty() && self.matches(&path) {
+                        found.insert(path);
+                    }
+                }
+                let deeper = below.iter().filter(|name| !is_level(name));
+                level.extend(deeper.map(|name| match directory.as_str() {
+                    "" => name.clone(),
+                    directory => format!("{directory}/{name}"),
+                }));
+            }
+            if level.is_empty() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A directory of LTX files, in either of Litestream's layouts.
+fn is_level(name: &str) -> bool {
+    name == "ltx" || (name.len() == 4 && name.starts_with("000"))
+}
+
+/// The patterns of a configuration, by their numbers.
+///
+/// # Errors
+///
+/// See [`Pattern::of`].
+pub fn patterns(config: &Config) -> Result<BTreeMap<usize, Pattern>, ConfigError> {
+    let entries = config.dbs.iter().enumerate();
+    entries
+        .filter_map(|(index, database)| {
+            let pattern = Pattern::of(database, &format!("dbs[{index}]")).transpose()?;
+            Some(pattern.map(|pattern| (index, pattern)))
+        })
+        .collect()
+}
+
+/// What the patterns of a configuration find on this machine.
+///
+/// # Errors
+///
+/// A pattern that makes no sense, or a directory that cannot be read.
+pub fn local(config: &Config) -> Result<Found, ConfigError> {
+    let look = |(index, pattern): (usize, Pattern)| {
+        let files = pattern.files().map_err(|source| ConfigError::Read {
+            path: pattern.base.clone(),
+            source,
+        })?;
+        Ok((index, files))
+    };
+    patterns(config)?.into_iter().map(look).collect()
+}

@@ -1,0 +1,114 @@
+//! Databases that a pattern names: found while running, restored and proven together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::support::bucket::Bucket;
+use crate::support::database::{Rows, assert_same, create, insert, rows};
+use crate::support::place::{Place, text};
+use crate::support::process::{finish, program};
+use crate::support::sidecar::Sidecar;
+use crate::support::until;
+
+/// A configuration for every database below a directory of the place.
+fn config(place: &Place, target: &str) -> String {
+    let databases = place.path().join("slots/**/*.db");
+    place.write(
+        "config.yml",
+        &format!(
+            "dbs:\n- path: '{}'\n  exclude: ['tmp*']\n  replicas: [{{name: all, url: '{target}'}}]\n",
+            text(&databases)
+        ),
+    )
+}
+
+fn slot(place: &Place, name: &str) -> PathBuf {
+    let path = place.path().join("slots").join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    path
+}
+
+/// Waits until exactly these databases are replicated, and everything of them is stored.
+fn wait_for(sidecar: &Sidecar, paths: &[&Path]) {
+    until("the databases are stored", || {
+        let status = sidecar.status();
+        let stored = |path: &Path| {
+            let of = |database: &&protocol::status::DatabaseStatus| database.path == text(path);
+            status.databases.iter().find(of).is_some_and(|database| {
+                let target = &database.targets[0];
+                target.position.is_some() && target.position == database.position
+            })
+        };
+        (status.databases.len() == paths.len() && paths.iter().all(|path| stored(path)))
+            .then_some(())
+    });
+}
+
+#[test]
+fn databases_come_and_go_while_we_run_and_all_of_them_come_back() {
+    let place = Place::new();
+    let bucket = Bucket::create("many");
+    let config = config(&place, &bucket.url("deep"));
+    let (one, two, late) = (
+        slot(&place, "1.db"),
+        slot(&place, "eu/2.db"),
+        slot(&place, "eu/3.db"),
+    );
+    let first = create(&one, 3);
+    let second = create(&two, 4);
+    let _ignored = create(&slot(&place, "tmp.db"), 1);
+    let sidecar = Sidecar::spawn(place.path(), &["--config", &config], bucket.program());
+    wait_for(&sidecar, &[&one, &two]);
+    let third = create(&late, 5);
+    wait_for(&sidecar, &[&one, &two, &late]);
+    insert(&first, 2);
+    // One goes: what it had stays in the bucket, and the others go on.
+    drop(second);
+    let gone = rows(&two);
+    std::fs::remove_file(&two).unwrap();
+    wait_for(&sidecar, &[&one, &late]);
+    insert(&third, 1);
+    assert_eq!(sidecar.terminate().0, Some(0));
+    drop((first, third));
+    let expected: BTreeMap<PathBuf, Rows> = [
+        (one.clone(), rows(&one)),
+        (late.clone(), rows(&late)),
+        (two, gone),
+    ]
+    .into();
+
+    let mut verify = bucket.program();
+    verify.args(["verify", "--config", &config, "--json"]);
+    let report = finish(verify).succeeds();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["passed"], 3, "{report}");
+
+    std::fs::remove_dir_all(place.path().join("slots")).unwrap();
+    let mut restore = bucket.program();
+    restore.args(["restore", "--config", &config]);
+    finish(restore).succeeds();
+    for (path, expected) in expected {
+        assert_same(&rows(&path), &expected);
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
+    let place = Place::new();
+    let config = config(&place, "s3://bucket/app?endpoint=http://127.0.0.1:1");
+    for command in ["restore", "verify"] {
+        let mut ask = program();
+        ask.args([command, "--config", &config])
+            .env("AWS_ACCESS_KEY_ID", "a")
+            .env("AWS_SECRET_ACCESS_KEY", "b");
+        finish(ask).fails_with(21, &["unreachable"]);
+    }
+    // An application whose databases are there does not wait for it.
+    let database = slot(&place, "1.db");
+    drop(create(&database, 1));
+    let mut wait = program();
+    wait.args(["restore", "--config", &config, "--wait"])
+        .env("AWS_ACCESS_KEY_ID", "a")
+        .env("AWS_SECRET_ACCESS_KEY", "b");
+    finish(wait).succeeds();
+}
