@@ -1,0 +1,341 @@
+//! A database under construction: files of a plan applied in order, the result proven, then named.
+//!
+//! Page hashes come from reading the whole file back, not from what was fetched.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufReader, Read, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+use ltx::{Decoder, LtxError, Txid};
+use sqlite_format::PageSize;
+use store::SharedStore;
+
+use super::fetch::{Fetched, fetch};
+use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
+use super::{IntegrityCheck, RestoreError, Restored, failed};
+use crate::local::sync_directory;
+use crate::plan::{Plan, PlanError, plan_from};
+use crate::remote::{self, RemoteError, RemoteFile};
+use crate::sqlite::Inspection;
+use crate::table::PageTable;
+
+/// A database under construction, in a temporary file that is removed unless it is published.
+#[derive(Debug)]
+pub struct Assembly {
+    temporary: PathBuf,
+    state: Option<State>,
+    bytes: u64,
+    files: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    page_size: Option<PageSize>,
+    commit: u32,
+    txid: Txid,
+    timestamp_ms: i64,
+    /// One bit a page: written.
+    written: Vec<u64>,
+}
+
+impl Assembly {
+    /// Begins beside the place where the database will be.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made or written.
+    pub fn create(output: &Path) -> Result<Assembly, RestoreError> {
+        let directory = directory_of(output);
+        fs::create_dir_all(&directory).map_err(failed(&directory))?;
+        let name = output.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = directory.join(format!(".{name}.restore.tmp"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(failed(&temporary))?;
+        match file.try_lock() {
+            Ok(()) => file.set_len(0).map_err(failed(&temporary))?,
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(RestoreError::InUse {
+                    path: output.to_owned(),
+                });
+            }
+            Err(fs::TryLockError::Error(source)) => return Err(failed(&temporary)(source)),
+        }
+        let state = State {
+            file,
+            page_size: None,
+            commit: 0,
+            txid: Txid::ZERO,
+            timestamp_ms: 0,
+            written: Vec::new(),
+        };
+        Ok(Assembly {
+            temporary,
+            state: Some(state),
+            bytes: 0,
+            files: 0,
+        })
+    }
+
+    /// The position reached so far.
+    pub fn txid(&self) -> Txid {
+        self.state().txid
+    }
+
+    /// Fetches the files of a plan, several at once, and applies them in order.
+    ///
+    /// # Errors
+    ///
+    /// See [`RestoreError`]; the assembly is useless then.
+    pub async fn fetch(
+        &mut self,
+        store: &SharedStore,
+        plan: &Plan,
+        parallelism: usize,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<(), RestoreError> {
+        let total = plan.bytes();
+        let directory = directory_of(&self.temporary);
+        let fetches = plan
+            .files
+            .iter()
+            .map(|file| fetch(store, *file, &directory));
+        let mut fetched = futures::stream::iter(fetches).buffered(parallelism.clamp(1, 64));
+        for file in &plan.files {
+            let object = fetched
+                .next()
+                .await
+                .expect("one answer for each planned file")?;
+            let key = remote::key(store.layout(), file.level, file.name());
+            let (path, file) = (self.temporary.clone(), *file);
+            let mut state = self
+                .state
+                .take()
+                .expect("an assembly has its state between files");
+            let applied = tokio::task::spawn_blocking(move || {
+                let applied = state.apply(object, file, &key, &path);
+                (state, applied)
+            });
+            let (state, applied) = applied.await.expect("applying a file does not panic");
+            self.state = Some(state);
+            applied?;
+            self.bytes += file.size;
+            self.files += 1;
+            progress(self.bytes, total);
+        }
+        Ok(())
+    }
+
+    /// Leads on from the position reached to a later one.
+    ///
+    /// # Errors
+    ///
+    /// See [`RestoreError`].
+    pub async fn advance(
+        &mut self,
+        store: &SharedStore,
+        files: &BTreeSet<RemoteFile>,
+        wanted: Txid,
+        parallelism: usize,
+    ) -> Result<(), RestoreError> {
+        let plan = plan_from(files, self.txid(), wanted)?;
+        self.fetch(store, &plan, parallelism, &|_, _| {}).await
+    }
+
+    /// Proves what there is: every page is there, the bytes on disk are what was fetched, SQLite
+    /// agrees. Returns what was restored.
+    ///
+    /// # Errors
+    ///
+    /// See [`RestoreError`].
+    pub async fn prove(&mut self, integrity: IntegrityCheck) -> Result<Restored, RestoreError> {
+        let state = self
+            .state
+            .take()
+            .expect("an assembly has its state between files");
+        let path = self.temporary.clone();
+        let proven = tokio::task::spawn_blocking(move || {
+            let table = state.prove(&path, integrity);
+            (state, table)
+        });
+        let (state, table) = proven.await.expect("proving does not panic");
+        self.state = Some(state);
+        let table = table?;
+        let state = self.state();
+        Ok(Restored {
+            txid: state.txid,
+            timestamp_ms: state.timestamp_ms,
+            table,
+            bytes: self.bytes,
+            files: self.files,
+        })
+    }
+
+    /// The file as it is, for checks. It has no log beside it.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Gives the database its name. What was there before is kept until the new one has it.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed, or something has come to the destination meanwhile.
+    pub fn publish(mut self, output: &Path, force: bool) -> Result<(), RestoreError> {
+        if !force && exists(output)? {
+            return Err(RestoreError::Exists {
+                path: output.to_owned(),
+            });
+        }
+        let state = self
+            .state
+            .take()
+            .expect("an assembly has its state between files");
+        if is_open(output).map_err(failed(output))? {
+            return Err(RestoreError::InUse {
+                path: output.to_owned(),
+            });
+        }
+        adopt_access(&state.file, output).map_err(failed(&self.temporary))?;
+        state.file.sync_all().map_err(failed(&self.temporary))?;
+        // A log that belongs to another file would be replayed into the new one. So it goes first,
+        // and comes back if the new file does not get its name.
+        let aside = set_aside(output)?;
+        let named = fs::rename(&self.temporary, output)
+            .and_then(|()| sync_directory(&directory_of(output)));
+        if let Err(source) = named {
+            put_back(&aside);
+            return Err(failed(output)(source));
+        }
+        for (_, path) in aside.iter().filter(|_| force) {
+            fs::remove_file(path).map_err(failed(path))?;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> &State {
+        self.state
+            .as_ref()
+            .expect("an assembly has its state between files")
+    }
+}
+
+impl Drop for Assembly {
+    fn drop(&mut self) {
+        // After a publication there is nothing under this name.
+        let _removed = fs::remove_file(&self.temporary);
+    }
+}
+
+impl State {
+    fn apply(
+        &mut self,
+        object: Fetched,
+        expected: RemoteFile,
+        key: &str,
+        path: &Path,
+    ) -> Result<(), RestoreError> {
+        match object {
+            Fetched::Memory(bytes) => self.apply_from(bytes.as_ref(), expected, key, path),
+            Fetched::Disk(file) => {
+                self.apply_from(BufReader::with_capacity(1 << 20, file), expected, key, path)
+            }
+        }
+    }
+
+    fn apply_from(
+        &mut self,
+        reader: impl Read,
+        expected: RemoteFile,
+        key: &str,
+        path: &Path,
+    ) -> Result<(), RestoreError> {
+        let corrupt = |source: LtxError| {
+            RestoreError::Remote(RemoteError::Corrupt {
+                key: key.to_owned(),
+                source,
+            })
+        };
+        let mut decoder = Decoder::new(reader).map_err(corrupt)?;
+        let header = *decoder.header();
+        if (header.min_txid, header.max_txid) != (expected.min, expected.max) {
+            let (key, found) = (key.to_owned(), header.file_name());
+            return Err(RestoreError::Remote(RemoteError::NameMismatch {
+                key,
+                found,
+            }));
+        }
+        let page_size = *self.page_size.get_or_insert(header.page_size);
+        if page_size != header.page_size {
+            return Err(RestoreError::PageSizeChanged {
+                name: key.to_owned(),
+                found: header.page_size.get(),
+                expected: page_size.get(),
+            });
+        }
+        self.resize(header.commit);
+        let size = u64::from(page_size.get());
+        let mut image = Vec::new();
+        while let Some(pgno) = decoder.next_page(&mut image).map_err(corrupt)? {
+            self.file
+                .write_all_at(&image, u64::from(pgno - 1) * size)
+                .map_err(failed(path))?;
+            self.written[pgno as usize / 64] |= 1 << (pgno % 64);
+        }
+        decoder.finish().map_err(corrupt)?;
+        self.file
+            .set_len(u64::from(header.commit) * size)
+            .map_err(failed(path))?;
+        self.txid = header.max_txid;
+        self.timestamp_ms = header.timestamp_ms;
+        Ok(())
+    }
+
+    /// Pages behind a shrunken end are no longer there when the database grows again.
+    fn resize(&mut self, commit: u32) {
+        self.written.resize(commit as usize / 64 + 1, 0);
+        let last = self.written.len() - 1;
+        self.written[last] &= u64::MAX >> (63 - commit % 64);
+        self.commit = commit;
+    }
+
+    fn prove(&self, path: &Path, integrity: IntegrityCheck) -> Result<PageTable, RestoreError> {
+        let Some(page_size) = self.page_size else {
+            return Err(PlanError::Empty.into());
+        };
+        let commit = self.commit;
+        let is_written = |pgno: u32| self.written[pgno as usize / 64] >> (pgno % 64) & 1 == 1;
+        let missing = |pgno: &u32| !is_written(*pgno) && *pgno != page_size.lock_pgno();
+        if let Some(pgno) = (1..=commit).find(missing) {
+            return Err(RestoreError::MissingPage { pgno, commit });
+        }
+        let mut table = PageTable::new(page_size);
+        let mut reader = BufReader::with_capacity(1 << 20, &self.file);
+        reader.rewind().map_err(failed(path))?;
+        let mut image = vec![0; page_size.as_usize()];
+        for pgno in 1..=commit {
+            reader.read_exact(&mut image).map_err(failed(path))?;
+            if pgno != page_size.lock_pgno() {
+                table.set(pgno, &image);
+            }
+        }
+        table.apply([], commit);
+        let problem = match integrity {
+            IntegrityCheck::None => None,
+            IntegrityCheck::Quick => Inspection::open(path)?.quick_check()?,
+            IntegrityCheck::Full => Inspection::open(path)?.integrity_check()?,
+        };
+        problem.map_or(Ok(table), |problem| {
+            Err(RestoreError::Integrity { problem })
+        })
+    }
+}

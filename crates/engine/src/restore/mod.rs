@@ -1,0 +1,219 @@
+//! Building a database from a replica.
+//!
+//! The new database grows in a temporary file beside its place and takes its name only when it is
+//! whole, proven and durable. A restore that cannot reach the point asked for is an error; it
+//! never ends silently at another one.
+//!
+//! Here is what a restore is asked, what it answers, and the order of its steps: `point` finds the
+//! way, `fetch` brings the files, `assembly` builds and proves, `place` exchanges the files at the
+//! destination.
+
+mod assembly;
+mod fetch;
+mod place;
+mod point;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use ltx::Txid;
+use store::{SharedStore, StoreError, StoreErrorKind};
+
+use crate::plan::{Plan, PlanError};
+use crate::remote::RemoteError;
+use crate::sqlite::SqliteError;
+use crate::table::PageTable;
+
+pub use assembly::Assembly;
+use place::exists;
+pub use point::{Point, Resolved, resolve};
+
+/// Times that a restore begins again because planned files have expired meanwhile.
+const REPLANS: u32 = 3;
+
+/// How deep SQLite looks at the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntegrityCheck {
+    /// Not at all: checksums of files and the coverage of pages are proven all the same.
+    None,
+    /// `PRAGMA quick_check`.
+    Quick,
+    /// `PRAGMA integrity_check`.
+    Full,
+}
+
+/// What was restored.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The position reached.
+    pub txid: Txid,
+    /// When it was captured, in Unix milliseconds.
+    pub timestamp_ms: i64,
+    /// The hash of every page, and the checksum of the whole database.
+    pub table: PageTable,
+    /// Bytes read from the store.
+    pub bytes: u64,
+    /// Files read.
+    pub files: usize,
+}
+
+/// Why a restore failed. Nothing at the destination has changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored file is damaged or not what its name says.
+    #[error(transparent)]
+    Remote(RemoteError),
+    /// What is stored does not lead to the point.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Nothing is as old as the time asked for.
+    #[error("the oldest backup is of {oldest}, after {wanted}")]
+    TooEarly {
+        /// The time asked for.
+        wanted: Timestamp,
+        /// The oldest position's time.
+        oldest: Timestamp,
+    },
+    /// Files fit together, but a page is in none of them.
+    #[error("page {pgno} of {commit} is in no stored file")]
+    MissingPage {
+        /// The first missing page.
+        pgno: u32,
+        /// Size of the database in pages.
+        commit: u32,
+    },
+    /// A file of the chain has another page size.
+    #[error("{name} has pages of {found} bytes, the files before it of {expected}")]
+    PageSizeChanged {
+        /// The file.
+        name: String,
+        /// Its page size.
+        found: u32,
+        /// The page size before.
+        expected: u32,
+    },
+    /// SQLite finds fault with the restored database.
+    #[error("SQLite's check of the restored database: {problem}")]
+    Integrity {
+        /// Its first complaint.
+        problem: String,
+    },
+    /// SQLite could not look at it.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// Something is at the destination.
+    #[error("{} exists; restore elsewhere, or force", path.display())]
+    Exists {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// Somebody has the database open, or restores to the same place.
+    #[error("{} is in use: stop the application, or the other restore, first", path.display())]
+    InUse {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The local disk failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl From<RemoteError> for RestoreError {
+    fn from(error: RemoteError) -> RestoreError {
+        match error {
+            RemoteError::Store(error) => RestoreError::Store(error),
+            other => RestoreError::Remote(other),
+        }
+    }
+}
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The point.
+    pub point: Point,
+    /// Where the database goes.
+    pub output: PathBuf,
+    /// Replace a database that is there. Nobody may have it open.
+    pub force: bool,
+    /// How deep SQLite looks at the result.
+    pub integrity: IntegrityCheck,
+    /// Objects fetched at the same time, 1 to 64. Memory is about 4 MiB for each.
+    pub parallelism: usize,
+}
+
+/// Restores a database. `progress` is told of bytes read and bytes to read.
+///
+/// # Errors
+///
+/// See [`RestoreError`]; nothing at the destination has changed then.
+pub async fn restore(
+    store: &SharedStore,
+    options: &RestoreOptions,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<Restored, RestoreError> {
+    let (assembly, restored) = assemble(store, options, progress).await?;
+    assembly.publish(&options.output, options.force)?;
+    Ok(restored)
+}
+
+/// Does everything but give the database its name: for callers that have to write down first what
+/// it will be.
+///
+/// # Errors
+///
+/// See [`RestoreError`]; nothing at the destination has changed either way.
+pub async fn assemble(
+    store: &SharedStore,
+    options: &RestoreOptions,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<(Assembly, Restored), RestoreError> {
+    let output = &options.output;
+    if !options.force && exists(output)? {
+        return Err(RestoreError::Exists {
+            path: output.clone(),
+        });
+    }
+    for _ in 0..REPLANS {
+        let resolved = resolve(store, options.point).await?;
+        match build(store, options, &resolved.plan, progress).await {
+            // Retention took a planned file: what is stored now leads there another way.
+            Err(RestoreError::Store(error)) if error.kind() == StoreErrorKind::Missing => {}
+            result => return result,
+        }
+    }
+    let resolved = resolve(store, options.point).await?;
+    build(store, options, &resolved.plan, progress).await
+}
+
+async fn build(
+    store: &SharedStore,
+    options: &RestoreOptions,
+    plan: &Plan,
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
+) -> Result<(Assembly, Restored), RestoreError> {
+    let mut assembly = Assembly::create(&options.output)?;
+    assembly
+        .fetch(store, plan, options.parallelism, progress)
+        .await?;
+    let restored = assembly.prove(options.integrity).await?;
+    Ok((assembly, restored))
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |source| RestoreError::Io {
+        path: path.clone(),
+        source,
+    }
+}

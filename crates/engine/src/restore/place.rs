@@ -1,0 +1,121 @@
+//! The place where the database goes: who has it open, whose it is, and the exchange of files, in
+//! which the old database keeps its name until the new one takes it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Flock, FlockType};
+
+use super::RestoreError;
+use crate::scan::with_suffix;
+
+pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
+    match fs::metadata(path) {
+        // An empty file is what an application that has not written yet leaves.
+        Ok(meta) => Ok(!meta.is_file() || meta.len() > 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(RestoreError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Whether another process has the database open, from the locks that SQLite holds meanwhile.
+pub(super) fn is_open(output: &Path) -> io::Result<bool> {
+    // Every connection in WAL mode holds a shared lock on this byte of `-shm`; others hold one in
+    // this range of the file itself while they read. <https://sqlite.org/src/file/src/os_unix.c>
+    for (path, start, length) in [
+        (with_suffix(output, "-shm"), 128, 1),
+        (output.to_owned(), 0x4000_0000, 512),
+    ] {
+        let file = match File::options().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        let wanted = Flock {
+            start,
+            length,
+            ..Flock::from(FlockType::WriteLock)
+        };
+        if rustix::process::fcntl_getlk(&file, &wanted)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Gives a new file the mode and owner of the one that it replaces; else what SQLite would give
+/// it, and, for root, the owner of the directory.
+pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
+    let (mode, owner) = match fs::metadata(output) {
+        Ok(old) => (old.mode() & 0o777, (old.uid(), old.gid())),
+        Err(_) => {
+            let directory = fs::metadata(directory_of(output))?;
+            let mask = rustix::process::umask(rustix::fs::Mode::empty());
+            rustix::process::umask(mask);
+            let mode = 0o644 & !mask.bits();
+            (mode, (directory.uid(), directory.gid()))
+        }
+    };
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::fchown(file, Some(owner.0), Some(owner.1))?;
+    }
+    Ok(())
+}
+
+/// Moves the logs beside the destination to names of their own, and gives the database there a
+/// second name. Returns where each was and is.
+pub(super) fn set_aside(output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, RestoreError> {
+    let mut moved = Vec::new();
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let (from, to) = (
+            with_suffix(output, suffix),
+            with_suffix(output, &format!(".before-restore{suffix}")),
+        );
+        let done = if suffix.is_empty() {
+            second_name(&from, &to)
+        } else {
+            fs::rename(&from, &to)
+        };
+        match done {
+            Ok(()) => moved.push((from, to)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                put_back(&moved);
+                return Err(RestoreError::Io { path: from, source });
+            }
+        }
+    }
+    Ok(moved)
+}
+
+/// The database keeps its own name until the new file takes it: there is always one of the two.
+fn second_name(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(to)?;
+            fs::hard_link(from, to)
+        }
+        linked => linked,
+    }
+}
+
+/// Undoes [`set_aside`] as far as the disk allows; what stays has its name of before.
+pub(super) fn put_back(moved: &[(PathBuf, PathBuf)]) {
+    for (from, to) in moved {
+        if let Err(error) = fs::rename(to, from) {
+            tracing::error!("{} stays at {}: {error}", from.display(), to.display());
+        }
+    }
+}
+
+pub(super) fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

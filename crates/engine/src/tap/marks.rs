@@ -1,0 +1,161 @@
+//! Read marks: the first one, handing over to the next, and parking where no writer minds.
+//!
+//! A hand-over gives the old mark back only when everything up to the new one is captured.
+
+use std::time::{Duration, Instant};
+
+use sqlite_format::WalChecksum;
+
+use super::log::ReadError;
+use super::{BreakReason, Look, Tap, TapError};
+use crate::sqlite::WalView;
+
+/// Pause before a second attempt to park in slot 0, which a checkpoint may have held.
+const PARK_PAUSE: Duration = Duration::from_millis(5);
+/// Attempts to read a whole log that a writer restarts meanwhile.
+const ATTACH_ATTEMPTS: u32 = 50;
+
+impl Tap {
+    /// All is backfilled, and the mark may still sit above slot 0, where it would keep the next
+    /// writer from restarting the log.
+    pub(super) fn may_park(&self, view: &WalView, now: Instant) -> bool {
+        let (attempts, last) = self.parked;
+        view.header.max_frame > 0
+            && view.backfilled == view.header.max_frame
+            && (attempts == 0 || attempts == 1 && now >= last + PARK_PAUSE)
+    }
+
+    pub(super) fn hand_over(
+        &mut self,
+        holder: usize,
+        before: WalView,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<Look, TapError> {
+        let next = 1 - holder;
+        match self.connections[next].begin_read() {
+            Err(error) if error.is_busy() => return Ok(Look::Quiet),
+            begun => begun?,
+        }
+        let Some(after) = self.settled_view(next) else {
+            self.connections[next].end_read();
+            return Ok(Look::Quiet);
+        };
+        let read = if self.position.is_at(&after) {
+            Ok(None)
+        } else {
+            self.read_on(next, &after, now_ms)
+        };
+        match read {
+            Ok(batch) => {
+                self.connections[holder].end_read();
+                self.hold(next, &before, &after, batch.is_some(), now);
+                Ok(batch.map_or(Look::Quiet, Look::Captured))
+            }
+            Err(ReadError::Broken(reason)) => self.restart(reason, now_ms),
+            Err(ReadError::Tap(error)) => {
+                self.connections[next].end_read();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        next: usize,
+        before: &WalView,
+        after: &WalView,
+        moved: bool,
+        now: Instant,
+    ) {
+        self.holder = Some(next);
+        self.current = true;
+        if moved {
+            self.moved_at = now;
+            self.relieved = false;
+        }
+        // The mark lies between the two looks; unless they agree it counts as behind.
+        self.mark = (before.header == after.header).then_some(after.header.max_frame);
+        let attempts = if moved || after.backfilled < after.header.max_frame {
+            0
+        } else {
+            self.parked.0.saturating_add(1)
+        };
+        self.parked = (attempts, now);
+    }
+
+    /// Goes on at the stored position, if its last frame still stands in the log.
+    pub(super) fn resume(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+        let Some(before) = self.settled_view(0) else {
+            return Err(TapError::Restless);
+        };
+        self.connections[0].begin_read()?;
+        let Some(after) = self.settled_view(0) else {
+            self.connections[0].end_read();
+            return Err(TapError::Restless);
+        };
+        let continues = after.header.salts == self.position.salts()
+            && after.header.max_frame >= self.position.frames
+            && self.last_frame_stands();
+        if !continues {
+            return self.restart(BreakReason::Fresh, now_ms);
+        }
+        if self.position.is_at(&after) {
+            let stored = WalChecksum {
+                s1: self.position.checksum.0,
+                s2: self.position.checksum.1,
+            };
+            if after.header.frame_checksum != stored {
+                return self.restart(BreakReason::ChainBroken, now_ms);
+            }
+            self.position.change = after.header.change;
+            self.hold(0, &before, &after, false, now);
+            return Ok(Look::Quiet);
+        }
+        match self.read_on(0, &after, now_ms) {
+            Ok(batch) => {
+                self.hold(0, &before, &after, true, now);
+                Ok(batch.map_or(Look::Quiet, Look::Captured))
+            }
+            Err(ReadError::Broken(reason)) => self.restart(reason, now_ms),
+            Err(ReadError::Tap(error)) => {
+                self.connections[0].end_read();
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a first mark and reads the whole present log.
+    pub(super) fn restart(&mut self, reason: BreakReason, now_ms: i64) -> Result<Look, TapError> {
+        for connection in &self.connections {
+            connection.end_read();
+        }
+        self.holder = None;
+        self.mark = None;
+        for _ in 0..ATTACH_ATTEMPTS {
+            self.connections[0].begin_read()?;
+            if let Some(view) = self.settled_view(0) {
+                let mut batch = self.empty_batch(&view, now_ms);
+                match self.read_log_from_start(0, &view, &mut batch.pages) {
+                    Ok(_) => {
+                        self.complete(0, &mut batch)?;
+                        self.holder = Some(0);
+                        self.current = true;
+                        (self.moved_at, self.relieved) = (Instant::now(), false);
+                        self.parked = (0, self.moved_at);
+                        self.position = batch.log;
+                        return Ok(Look::Broken(reason, batch));
+                    }
+                    // A mark in slot 0 does not keep a writer from restarting the log: once more.
+                    Err(ReadError::Broken(_)) => {}
+                    Err(ReadError::Tap(error)) => {
+                        self.connections[0].end_read();
+                        return Err(error);
+                    }
+                }
+            }
+            self.connections[0].end_read();
+        }
+        Err(TapError::Restless)
+    }
+}

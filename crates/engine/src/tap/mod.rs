@@ -1,0 +1,299 @@
+//! Capture of one live database: read marks hand over hand.
+//!
+//! Invariant: everything up to the mark that we hold is captured before anything else happens.
+//! Two connections take turns. The next one begins its read transaction before the other ends, so
+//! SQLite can never reset the log past frames that we have not read. A mark taken when everything
+//! is backfilled sits in slot 0: the next writer may restart the log once, but nobody can backfill
+//! the new one before we move on.
+//!
+//! Holding marks for ever would keep the application's own checkpoints from finishing. So near
+//! [`WINDOW_FRAMES`] we open a *window*: hold no mark until the application restarts the log, then
+//! read the tail of the old log and the new one, and accept them only if the commits found equal
+//! the growth of the wal-index change counter. Whatever cannot be proven is reported as
+//! [`Look::Broken`]; the caller heals it by page hashes.
+//!
+//! A blocking checkpoint of the application that waits for a mark waits for its *slot*: when we
+//! take that slot again for a newer mark, it goes on waiting, though nothing is missing any more,
+//! and holds the write lock meanwhile. So each new position is followed by a short window, the
+//! *relief*, in which such a checkpoint gets through.
+//!
+//! Nothing here waits, writes to the database, or touches the store. The rules and the experiments
+//! behind them are in `docs/decisions/0002-capture.md`.
+//!
+//! Here is the tap and one look of it. `marks` takes and passes on read marks, `window` lets go of
+//! them, `log` reads frames and proves that they are all, `batch` is what comes out.
+
+mod batch;
+mod log;
+mod marks;
+mod window;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use sqlite_format::PageSize;
+
+use crate::scan::with_suffix;
+use crate::sqlite::{Connection, SqliteError};
+
+pub use batch::{Batch, LogPosition};
+use log::ReadError;
+use window::{RELIEF_AFTER, RELIEF_TIME, WINDOW_TIME, Window};
+
+/// Frames in the log at which we let go of it. SQLite's default autocheckpoint is 1000.
+pub const WINDOW_FRAMES: u32 = 900;
+/// Frames at which the application evidently does not checkpoint, and we ask for a PASSIVE one.
+pub const CHECKPOINT_FRAMES: u32 = 2 * WINDOW_FRAMES;
+
+/// Why the frames between two positions are not known. None of these loses data: the caller
+/// compares page hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakReason {
+    /// No earlier position, or one of another log.
+    Fresh,
+    /// The commits found are fewer than the change counter says.
+    CommitsMissed,
+    /// The chain of checksums does not lead from the old position to the published one.
+    ChainBroken,
+}
+
+/// What one look found.
+#[derive(Debug)]
+pub enum Look {
+    /// Nothing new.
+    Quiet,
+    /// New commits, continuing at the last position.
+    Captured(Batch),
+    /// Commits may have been missed. The batch holds the whole present log.
+    Broken(BreakReason, Batch),
+    /// Another file has taken the path.
+    Moved,
+}
+
+/// Why a look failed. The next one may succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TapError {
+    /// SQLite refused.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// The pages of a large transaction could not be put aside on the local disk.
+    #[error("keep captured pages: {0}")]
+    Spill(#[source] std::io::Error),
+    /// The wal-index or the log did not come to rest.
+    #[error("the log changes too fast to be read")]
+    Restless,
+    /// The page size is not one that SQLite has.
+    #[error(transparent)]
+    Format(#[from] sqlite_format::FormatError),
+}
+
+/// Capture of one database that the application has open.
+#[derive(Debug)]
+pub struct Tap {
+    connections: [Connection; 2],
+    /// The connection that holds a mark; none during a window.
+    holder: Option<usize>,
+    /// The holder's mark, where it is known.
+    mark: Option<u32>,
+    page_size: PageSize,
+    position: LogPosition,
+    path: PathBuf,
+    /// The `-wal` and `-shm` files that SQLite has open. It never exchanges them while we are here.
+    beside: [Option<(u64, u64)>; 2],
+    spill: PathBuf,
+    /// Attempts to park in slot 0 at this position, and when the last one was.
+    parked: (u8, Instant),
+    window: Window,
+    /// The position at which the last window opened: there is no use in another one there.
+    window_at: Option<LogPosition>,
+    /// When the position moved last, and whether it had its relief.
+    moved_at: Instant,
+    relieved: bool,
+    /// The last look captured everything that was published when it began.
+    current: bool,
+    /// Some published frames are not in the database file.
+    unfinished: bool,
+    buffer: Vec<u8>,
+}
+
+impl Tap {
+    /// Attaches to a database that the application has open in WAL mode.
+    ///
+    /// With a position from before, goes on there if frames and checksums prove that the log holds
+    /// everything since: then the answer is `Quiet` or `Captured`. Otherwise `Broken`, with the
+    /// whole log as it is now.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal, a log that is restarted all the time, or a full local disk.
+    pub fn attach(
+        path: &Path,
+        spill: &Path,
+        resume: Option<LogPosition>,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<(Tap, Look), TapError> {
+        let connections = [Connection::open(path)?, Connection::open(path)?];
+        connections[0].begin_read()?;
+        let page_size = PageSize::new(connections[0].page_size()?)?;
+        connections[0].end_read();
+        let nowhere = LogPosition {
+            salts: (0, 0),
+            big_endian: false,
+            frames: 0,
+            checksum: (0, 0),
+            change: 0,
+        };
+        let mut tap = Tap {
+            connections,
+            holder: None,
+            mark: None,
+            page_size,
+            position: resume.unwrap_or(nowhere),
+            path: path.to_owned(),
+            beside: files_beside(path),
+            spill: spill.to_owned(),
+            parked: (0, now),
+            window: Window::Closed { not_before: now },
+            window_at: None,
+            moved_at: now,
+            relieved: false,
+            current: false,
+            unfinished: false,
+            buffer: Vec::new(),
+        };
+        let look = match resume {
+            Some(position) if position.frames > 0 => tap.resume(now, now_ms)?,
+            _ => tap.restart(BreakReason::Fresh, now_ms)?,
+        };
+        Ok((tap, look))
+    }
+
+    /// Where capture stands.
+    pub fn position(&self) -> LogPosition {
+        self.position
+    }
+
+    /// The page size, fixed while the database is in WAL mode.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// True when the last look captured everything that was published when it began. Not so in a
+    /// window, or while another process kept us from taking a mark.
+    pub fn is_current(&self) -> bool {
+        self.current
+    }
+
+    /// True when the log has grown far beyond where applications checkpoint: somebody should run a
+    /// PASSIVE checkpoint, off this thread.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.unfinished && self.position.frames >= CHECKPOINT_FRAMES
+    }
+
+    /// Looks once, captures what is new, and moves the mark.
+    ///
+    /// # Errors
+    ///
+    /// As [`TapError`]; the tap stays usable and nothing captured before is lost.
+    pub fn look(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+        self.current = false;
+        let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
+            return Ok(Look::Quiet);
+        };
+        self.unfinished = view.backfilled < view.header.max_frame;
+        match (self.window, self.holder) {
+            (Window::Open { until, relief }, _) => {
+                let unused = view.header.salts == self.position.salts()
+                    && (!relief || self.position.is_at(&view));
+                if unused && now < until {
+                    return Ok(Look::Quiet);
+                }
+                self.close_window(now, now_ms)
+            }
+            (Window::Closed { .. }, None) => self.restart(BreakReason::Fresh, now_ms),
+            (Window::Closed { not_before }, Some(holder)) => {
+                self.current = self.position.is_at(&view);
+                let behind = !self.current || self.mark != Some(self.position.frames);
+                let look = if behind || self.may_park(&view, now) {
+                    self.hand_over(holder, view, now, now_ms)?
+                } else {
+                    Look::Quiet
+                };
+                // Writers that never pause are ahead again by the next look: now or never.
+                let long = self.position.frames >= WINDOW_FRAMES && now >= not_before;
+                if !self.current {
+                    return Ok(look);
+                }
+                if long && self.window_at != Some(self.position) {
+                    self.window_at = Some(self.position);
+                    self.open_window(now + WINDOW_TIME, false);
+                } else if !self.relieved && now >= self.moved_at + RELIEF_AFTER {
+                    self.relieved = true;
+                    self.open_window(now + RELIEF_TIME, true);
+                }
+                Ok(look)
+            }
+        }
+    }
+
+    /// Whether the path now leads to another file than the one we have open, or the log does, or
+    /// somebody emptied the database: what we have open is not what the next to open it will use.
+    pub fn has_moved(&self) -> bool {
+        self.connections[0].has_moved()
+            || self.beside != files_beside(&self.path)
+            || self.connections[0]
+                .database_bytes()
+                .is_ok_and(|bytes| bytes == 0)
+    }
+
+    /// Reads the whole present log again, as the base of a full copy: it holds every page that the
+    /// database file may not have yet. None while no mark is held or the log restarts: ask again.
+    ///
+    /// # Errors
+    ///
+    /// As [`TapError`].
+    pub fn reread(&mut self, now_ms: i64) -> Result<Option<Batch>, TapError> {
+        let Some(holder) = self.holder else {
+            return Ok(None);
+        };
+        let Some(view) = self.settled_view(holder) else {
+            return Ok(None);
+        };
+        let mut batch = self.empty_batch(&view, now_ms);
+        match self.read_log_from_start(holder, &view, &mut batch.pages) {
+            Ok(_) => {
+                self.complete(holder, &mut batch)?;
+                Ok(Some(batch))
+            }
+            Err(ReadError::Broken(_)) => Ok(None),
+            Err(ReadError::Tap(error)) => Err(error),
+        }
+    }
+
+    /// The header of an empty log may not say how large the database is: then SQLite knows.
+    fn complete(&self, index: usize, batch: &mut Batch) -> Result<(), TapError> {
+        if batch.commit == 0 {
+            batch.commit = self.connections[index].page_count()?;
+        }
+        Ok(())
+    }
+
+    /// Gives every mark back. Call after a last [`Tap::look`].
+    pub fn detach(self) {
+        for connection in &self.connections {
+            connection.end_read();
+        }
+    }
+}
+
+/// Device and inode of `-wal` and `-shm`.
+fn files_beside(path: &Path) -> [Option<(u64, u64)>; 2] {
+    ["-wal", "-shm"].map(|suffix| {
+        let meta = std::fs::metadata(with_suffix(path, suffix)).ok()?;
+        Some((meta.dev(), meta.ino()))
+    })
+}
