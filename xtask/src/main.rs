@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{cluster, codegen, demo, e2e, images, test, tidy, tools};
+use commands::{bench, cluster, codegen, demo, e2e, images, test, tidy, tools};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Tell the main job as a story, on a real cluster.
     Demo(demo::Args),
+    /// Measure beside stock Litestream, on this machine.
+    Bench(bench::Args),
     /// Run everything that has to pass.
     Test(test::Args),
     /// Check the boundaries and habits that a compiler does not see.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Images => images::run(),
         Command::Cluster(args) => cluster::run(&args),
         Command::Demo(args) => demo::tell(&args),
+        Command::Bench(args) => bench::measure(&args),
         Command::Test(args) => test::run_all(&args),
         Command::Tidy => tidy::run(),
         Command::Codegen => codegen::write(),

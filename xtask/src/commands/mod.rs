@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub(crate) mod bench;
 pub(crate) mod cluster;
 pub(crate) mod codegen;
 pub(crate) mod demo;

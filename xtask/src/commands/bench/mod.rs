@@ -1,0 +1,291 @@
+//! `cargo xtask bench`: our program beside stock Litestream, on one machine, in one run.
+//!
+//! Both are measured in turn against the same real S3 server, each through a proxy that counts
+//! its requests. Nothing here asserts a time: a figure that misses its goal is printed as such.
+//! What does fail is a restore that differs from its source.
+
+mod application;
+mod child;
+mod counts;
+mod figures;
+mod http;
+mod place;
+mod proxy;
+mod report;
+mod rows;
+mod server;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use xtask::process::{announce, cargo, run};
+use xtask::tools::{LITESTREAM_VERSIONS, Tools};
+use xtask::workspace;
+
+use application::Application;
+use figures::{Figure, table};
+use place::{BOTH, Program};
+use proxy::Proxy;
+use report::{Conditions, Page};
+use rows::ROWS;
+use server::Server;
+
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rows to measure; none: all of them.
+    rows: Vec<String>,
+    /// Say which rows there are, and measure nothing.
+    #[arg(long)]
+    list: bool,
+    /// Large databases, many rounds: about an hour instead of ten minutes.
+    #[arg(long)]
+    full: bool,
+    /// Write docs/benchmarks.md.
+    #[arg(long, conflicts_with = "rows")]
+    write: bool,
+    /// Rounds of the row `lost`; default 10, with --full 30.
+    #[arg(long)]
+    rounds: Option<u64>,
+    /// What random content and times follow from; default: a new one, which is printed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Hold every request to the store back so long, as a distant one would.
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    delay: u64,
+    /// Cargo's profile for `sqlite-backup`: `dist` is what images hold, and slow to build.
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Measure this `sqlite-backup` instead of building one.
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    program: Option<PathBuf>,
+}
+
+/// How much of everything.
+pub(super) struct Sizes {
+    /// The database of the row `requests`.
+    first_sync_bytes: u64,
+    /// How long it is idle, and written.
+    minute: Duration,
+    cpu_commits: u64,
+    latency_commits: u64,
+    latency_rounds: u64,
+    lost_rounds: u64,
+    restore_bytes: u64,
+    restore_commits: u64,
+    many: usize,
+    many_bytes: u64,
+    idle: usize,
+    /// How long anything may take until it is stored.
+    store_limit: Duration,
+    /// How long a restore or a load may take.
+    work_limit: Duration,
+}
+
+const MIB: u64 = 1 << 20;
+
+const USUAL: Sizes = Sizes {
+    first_sync_bytes: 64 * MIB,
+    minute: Duration::from_secs(60),
+    cpu_commits: 200_000,
+    latency_commits: 1_500,
+    latency_rounds: 3,
+    lost_rounds: 10,
+    restore_bytes: 200 * MIB,
+    restore_commits: 20_000,
+    many: 50,
+    many_bytes: MIB,
+    idle: 200,
+    store_limit: Duration::from_secs(180),
+    work_limit: Duration::from_secs(300),
+};
+
+const FULL: Sizes = Sizes {
+    first_sync_bytes: 256 * MIB,
+    minute: Duration::from_secs(300),
+    cpu_commits: 1_000_000,
+    latency_commits: 5_000,
+    latency_rounds: 5,
+    lost_rounds: 30,
+    restore_bytes: 1024 * MIB,
+    restore_commits: 100_000,
+    many: 200,
+    many_bytes: 3 * MIB,
+    idle: 1_000,
+    store_limit: Duration::from_secs(900),
+    work_limit: Duration::from_secs(900),
+};
+
+/// What all rows share. Fields go in this order: the server before its data.
+pub(super) struct Bench {
+    sizes: Sizes,
+    seed: u64,
+    programs: [PathBuf; 2],
+    proxies: [Proxy; 2],
+    application: Application,
+    _server: Server,
+    scratch: Scratch,
+}
+
+impl Bench {
+    fn start(args: &Args, sizes: Sizes, seed: u64) -> Result<Bench> {
+        let tools = Tools::new();
+        let ours = match &args.program {
+            Some(program) => fs::canonicalize(program)?,
+            None => build(&args.profile)?,
+        };
+        let peer = tools.litestream(LITESTREAM_VERSIONS[0])?;
+        let scratch = Scratch::make()?;
+        announce("starting the S3 server");
+        let server = Server::start(&tools, &scratch.0)?;
+        let delay = Duration::from_millis(args.delay);
+        let proxy = || Proxy::start(server.address(), delay);
+        Ok(Bench {
+            sizes,
+            seed,
+            programs: [ours, peer],
+            proxies: [proxy()?, proxy()?],
+            application: Application::install(&scratch.0, seed)?,
+            _server: server,
+            scratch,
+        })
+    }
+
+    fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn folder(&self) -> &Path {
+        &self.scratch.0
+    }
+
+    fn application(&self) -> &Application {
+        &self.application
+    }
+
+    fn program(&self, program: Program) -> &Path {
+        &self.programs[program as usize]
+    }
+
+    fn proxy(&self, program: Program) -> &Proxy {
+        &self.proxies[program as usize]
+    }
+}
+
+/// Measures, prints the table, and writes the page if asked.
+pub(crate) fn measure(args: &Args) -> Result<()> {
+    if args.list {
+        for row in ROWS {
+            println!("{:<10} {}", row.name, row.about);
+        }
+        return Ok(());
+    }
+    let known = |name: &String| ROWS.iter().any(|row| row.name == name);
+    if let Some(name) = args.rows.iter().find(|name| !known(name)) {
+        bail!("there is no row {name}; see `cargo xtask bench --list`");
+    }
+    let mut sizes = if args.full { FULL } else { USUAL };
+    sizes.lost_rounds = args.rounds.unwrap_or(sizes.lost_rounds);
+    let seed = args.seed.unwrap_or_else(new_seed);
+    let bench = Bench::start(args, sizes, seed)?;
+    announce(&format!("seed {seed}"));
+    let conditions = Conditions::look(&bench, args)?;
+    let chosen = |name: &str| args.rows.is_empty() || args.rows.iter().any(|row| row == name);
+    let mut page = Page::default();
+    for row in ROWS.iter().filter(|row| chosen(row.name)) {
+        announce(&format!("bench: {}: {}", row.name, row.about));
+        match (row.run)(&bench) {
+            Ok(outcome) => page.add(row, outcome),
+            Err(error) => page.fail(row, &error),
+        }
+    }
+    let text = page.write(&conditions)?;
+    println!("{}", table(page.figures()));
+    for note in page.notes() {
+        println!("{note}");
+    }
+    if args.write {
+        let path = workspace::root().join("docs/benchmarks.md");
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    page.verdict()
+}
+
+fn build(profile: &str) -> Result<PathBuf> {
+    announce("building sqlite-backup");
+    let arguments = ["build", "--locked", "--package", "sidecar", "--profile"];
+    run(cargo().args(arguments).arg(profile))?;
+    Ok(workspace::target().join(profile).join("sqlite-backup"))
+}
+
+fn new_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(1, |time| u64::from(time.subsec_nanos()))
+}
+
+/// A folder for everything of one run, removed at its end.
+struct Scratch(PathBuf);
+
+const SCRATCH_PREFIX: &str = "sqlite-backup-bench-";
+
+impl Scratch {
+    fn make() -> Result<Scratch> {
+        let parent = std::env::temp_dir();
+        remove_stale(&parent)?;
+        let folder = parent.join(format!("{SCRATCH_PREFIX}{}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
+        Ok(Scratch(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Removes what runs have left that were killed.
+fn remove_stale(parent: &Path) -> Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix(SCRATCH_PREFIX) else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// One row of the table: what it is called, and how it is measured.
+struct Row {
+    name: &'static str,
+    about: &'static str,
+    /// How to read its figures, and what they do not say.
+    remark: &'static str,
+    run: fn(&Bench) -> Result<Outcome>,
+}
+
+/// What measuring one row has given.
+#[derive(Default)]
+struct Outcome {
+    figures: Vec<Figure>,
+    /// Details for people, one line each.
+    notes: Vec<String>,
+}
+
+/// Runs something for ours, then for the peer.
+fn in_turn<T>(mut measure: impl FnMut(Program) -> Result<T>) -> Result<[T; 2]> {
+    let [ours, peer] = BOTH;
+    Ok([measure(ours)?, measure(peer)?])
+}

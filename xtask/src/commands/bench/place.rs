@@ -1,0 +1,194 @@
+//! The two programs, and the folder in which one of them is measured.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Bench;
+use super::child::Running;
+use super::counts::Counts;
+use super::proxy::Proxy;
+use super::server::{ACCESS_KEY, BUCKET, SECRET_KEY};
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    Ours,
+    Peer,
+}
+
+/// In the order of measuring, and of all pairs.
+pub(super) const BOTH: [Program; 2] = [Program::Ours, Program::Peer];
+
+/// How long a graceful end may take.
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(120);
+
+/// A folder with databases, the configuration for one program, and its own prefix in the store.
+///
+/// Removed when it is dropped.
+pub(super) struct Place<'a> {
+    bench: &'a Bench,
+    program: Program,
+    folder: PathBuf,
+    prefix: String,
+}
+
+impl Program {
+    /// Its name in folders, prefixes and tables.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Program::Ours => "ours",
+            Program::Peer => "litestream",
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    /// Makes an empty place; the name must be unique in this run.
+    pub(super) fn new(bench: &'a Bench, name: &str, program: Program) -> Result<Place<'a>> {
+        let prefix = format!("{name}-{}", program.name());
+        let folder = bench.folder().join(&prefix);
+        fs::create_dir_all(folder.join("data"))
+            .with_context(|| format!("create {}", folder.display()))?;
+        Ok(Place {
+            bench,
+            program,
+            folder,
+            prefix,
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where its database of this number is, or goes.
+    pub(super) fn database(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("data/{number:05}.db"))
+    }
+
+    pub(super) fn proxy(&self) -> &'a Proxy {
+        self.bench.proxy(self.program)
+    }
+
+    /// Starts to replicate so many databases.
+    ///
+    /// Both programs read the same file. All that it does not name is left to their defaults.
+    pub(super) fn replicate(&self, databases: usize) -> Result<Running> {
+        let config = self.folder.join("config.yml");
+        fs::write(&config, self.config(databases))?;
+        let mut command = self.command("replicate");
+        match self.program {
+            Program::Ours => command.arg("--config"),
+            Program::Peer => command.arg("-config"),
+        };
+        Running::start(command.arg(config), &self.log())
+    }
+
+    /// Starts to replicate, and waits until everything is stored.
+    pub(super) fn replicate_all(&self, databases: usize) -> Result<Running> {
+        let before = self.proxy().counts();
+        let running = self.replicate(databases)?;
+        self.stored(&before)?;
+        Ok(running)
+    }
+
+    /// Waits until something has been stored since `before` and nothing more comes; returns when
+    /// the last answer came.
+    pub(super) fn stored(&self, before: &Counts) -> Result<Instant> {
+        let limit = self.bench.sizes().store_limit;
+        self.proxy()
+            .wait_stored(before, Duration::from_secs(3), limit)
+            .with_context(|| format!("{}: wait for the store", self.prefix))
+    }
+
+    /// The command that restores one database of the configuration; without `output`, to its own
+    /// place.
+    pub(super) fn restore(&self, database: &Path, output: Option<&Path>) -> Command {
+        let mut command = self.command("restore");
+        match self.program {
+            Program::Ours => command.arg("--config"),
+            Program::Peer => command.arg("-config"),
+        };
+        command.arg(self.folder.join("config.yml"));
+        if let Some(output) = output {
+            command.arg("-o").arg(output);
+        }
+        command.arg(database);
+        command
+    }
+
+    /// The command of ours that restores every missing database of the configuration.
+    pub(super) fn restore_all(&self) -> Command {
+        let mut command = self.command("restore");
+        command.arg("--config").arg(self.folder.join("config.yml"));
+        command
+    }
+
+    /// Starts a command of the program, with its output in the place's log.
+    pub(super) fn start(&self, command: &mut Command) -> Result<Running> {
+        Running::start(command, &self.log())
+    }
+
+    /// Fails unless these databases hold the same rows.
+    pub(super) fn compare(&self, sources: &[PathBuf], restored: &[PathBuf]) -> Result<()> {
+        let application = self.bench.application();
+        let expected = application.digests(sources)?;
+        let found = application.digests(restored)?;
+        if let Some(n) = (0..sources.len()).find(|n| expected.get(*n) != found.get(*n)) {
+            bail!("{}: restored database {n} differs", self.prefix);
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("program.log")
+    }
+
+    fn command(&self, what: &str) -> Command {
+        let mut command = Command::new(self.bench.program(self.program));
+        sign(&mut command);
+        command.arg(what);
+        command
+    }
+
+    fn config(&self, databases: usize) -> String {
+        let endpoint = self.proxy().address();
+        let entry = |number: usize| {
+            format!(
+                "- path: {path}\n  replica:\n    type: s3\n    bucket: {BUCKET}\n    \
+                 path: {prefix}/{number:05}\n    endpoint: http://{endpoint}\n    \
+                 region: us-east-1\n    force-path-style: true\n    sync-interval: 1s\n",
+                path = self.database(number).display(),
+                prefix = self.prefix,
+            )
+        };
+        let entries: String = (0..databases).map(entry).collect();
+        format!("dbs:\n{entries}")
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        // The scratch folder is removed as a whole at the end; this only keeps it small.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Gives a program the keys, and nothing else that this machine may know of clouds.
+fn sign(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let known = ["AWS_", "LITESTREAM_", "SQLITE_BACKUP_"];
+        if known.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .env("AWS_EC2_METADATA_DISABLED", "true");
+}

@@ -1,0 +1,325 @@
+//! A proxy that forwards bytes unchanged to one server and counts the requests in them.
+//!
+//! Clients take its address for the server's, so the `Host` that they sign is the one that the
+//! server sees.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::counts::{Counts, Kind};
+use super::http::{Framing, Head, Sink, Stream};
+
+/// How long a thread waits for bytes before it looks whether it should end.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes that are forwarded at once.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// The proxy, on a free port of 127.0.0.1, until it is dropped.
+pub(super) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: SocketAddr,
+    delay: Duration,
+    stop: AtomicBool,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    counts: Counts,
+    /// Requests that change the store and have no answer yet.
+    writing: u64,
+    last_write: Instant,
+}
+
+impl Proxy {
+    /// Starts forwarding to `server`, each request after `delay`.
+    pub(super) fn start(server: SocketAddr, delay: Duration) -> Result<Proxy> {
+        let listener = TcpListener::bind("127.0.0.1:0").context("bind the proxy")?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            server,
+            delay,
+            stop: AtomicBool::new(false),
+            seen: Mutex::new(Seen {
+                counts: Counts::default(),
+                writing: 0,
+                last_write: Instant::now(),
+            }),
+        });
+        let own = Arc::clone(&shared);
+        thread::spawn(move || accept(&listener, &own));
+        Ok(Proxy { address, shared })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What has passed so far.
+    pub(super) fn counts(&self) -> Counts {
+        self.shared.seen().counts
+    }
+
+    /// Waits until more than `before` was written and nothing has been for `quiet`, then returns
+    /// when the last write was answered.
+    pub(super) fn wait_stored(
+        &self,
+        before: &Counts,
+        quiet: Duration,
+        limit: Duration,
+    ) -> Result<Instant> {
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            {
+                let seen = self.shared.seen();
+                let stored = seen.counts.sent_bytes > before.sent_bytes && seen.writing == 0;
+                if stored && seen.last_write.elapsed() >= quiet {
+                    return Ok(seen.last_write);
+                }
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("the store was not quiet for {quiet:?} within {limit:?}")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // Only to wake the thread that accepts.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+impl Shared {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("counting does not panic")
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for client in listener.incoming() {
+        if shared.stopped() {
+            return;
+        }
+        let Ok(client) = client else { continue };
+        if let Err(error) = serve(client, shared) {
+            eprintln!("proxy: {error}");
+        }
+    }
+}
+
+/// Forwards one connection by two threads, one for each direction.
+fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
+    let server = TcpStream::connect(shared.server)?;
+    for side in [&client, &server] {
+        side.set_nodelay(true)?;
+        side.set_read_timeout(Some(PATIENCE))?;
+    }
+    let connection = Arc::new(Connection {
+        shared: Arc::clone(shared),
+        pending: Mutex::default(),
+    });
+    let mut requests = Requests {
+        connection: Arc::clone(&connection),
+        delayed: false,
+    };
+    let mut answers = Answers { connection };
+    let (from, to) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || {
+        let shared = Arc::clone(&requests.connection.shared);
+        let mut stream = Stream::default();
+        pump(&from, &to, &shared, |bytes| {
+            stream.feed(bytes, &mut requests);
+            if std::mem::take(&mut requests.delayed) && !shared.delay.is_zero() {
+                thread::sleep(shared.delay);
+            }
+        });
+        // The server may still have something to say.
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let shared = Arc::clone(&answers.connection.shared);
+        let mut stream = Stream::default();
+        pump(&server, &client, &shared, |bytes| {
+            stream.feed(bytes, &mut answers);
+        });
+        let _ = client.shutdown(Shutdown::Both);
+        let _ = server.shutdown(Shutdown::Both);
+    });
+    Ok(())
+}
+
+/// Forwards bytes until one side closes; an error of a connection is an end like any other.
+fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, mut saw: impl FnMut(&[u8])) {
+    let (mut from, mut to) = (from, to);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    while !shared.stopped() {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(count) => {
+                saw(&buffer[..count]);
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                _ => return,
+            },
+        }
+    }
+}
+
+/// What both directions of one connection share.
+struct Connection {
+    shared: Arc<Shared>,
+    /// Requests that have no answer yet.
+    pending: Mutex<VecDeque<Kind>>,
+}
+
+impl Connection {
+    fn asked(&self, kind: Kind) {
+        self.pending().push_back(kind);
+        let mut seen = self.shared.seen();
+        seen.counts.add(kind);
+        if kind.writes() {
+            seen.writing += 1;
+            seen.last_write = Instant::now();
+        }
+    }
+
+    /// Takes note of an answer and returns what was asked.
+    fn answered(&self, status: u16) -> Option<Kind> {
+        let kind = self.pending().pop_front()?;
+        let mut seen = self.shared.seen();
+        seen.counts.refused += u64::from(status >= 400);
+        if kind.writes() {
+            seen.writing -= 1;
+            seen.last_write = Instant::now();
+        }
+        Some(kind)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, VecDeque<Kind>> {
+        self.pending.lock().expect("queueing does not panic")
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // What was asked before one side went away gets no answer any more.
+        while self.answered(0).is_some() {}
+    }
+}
+
+struct Requests {
+    connection: Arc<Connection>,
+    /// Whether a request began in the bytes that were fed last.
+    delayed: bool,
+}
+
+impl Sink for Requests {
+    fn head(&mut self, head: &Head) -> Framing {
+        self.connection.asked(Kind::of(&head.first));
+        self.delayed = true;
+        match head.length {
+            _ if head.chunked => Framing::Chunked,
+            Some(length) => Framing::Length(length),
+            None => Framing::Empty,
+        }
+    }
+
+    fn body(&mut self, bytes: u64) {
+        self.connection.shared.seen().counts.sent_bytes += bytes;
+    }
+}
+
+struct Answers {
+    connection: Arc<Connection>,
+}
+
+impl Sink for Answers {
+    fn head(&mut self, head: &Head) -> Framing {
+        let status = head.status();
+        if (100..200).contains(&status) {
+            return Framing::Empty;
+        }
+        let asked = self.connection.answered(status);
+        match head.length {
+            _ if asked == Some(Kind::Head) || [204, 304].contains(&status) => Framing::Empty,
+            _ if head.chunked => Framing::Chunked,
+            Some(length) => Framing::Length(length),
+            None => Framing::UntilClose,
+        }
+    }
+
+    fn body(&mut self, bytes: u64) {
+        self.connection.shared.seen().counts.received_bytes += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that takes one connection and answers each request as told.
+    fn server(answers: &'static [&'static str]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut buffer = [0; 1024];
+            for answer in answers {
+                assert!(connection.read(&mut buffer).unwrap() > 0);
+                connection.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        address
+    }
+
+    fn ask(connection: &mut TcpStream, request: &str) -> String {
+        let mut buffer = [0; 1024];
+        connection.write_all(request.as_bytes()).unwrap();
+        let count = connection.read(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..count]).into_owned()
+    }
+
+    #[test]
+    fn requests_and_bytes_of_both_directions_are_counted() {
+        let stored = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n";
+        let refused = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone";
+        let answers: &[&str] = Box::leak(Box::new([stored, head, refused]));
+        let proxy = Proxy::start(server(answers), Duration::ZERO).unwrap();
+        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let put = "PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(ask(&mut client, put), stored);
+        assert_eq!(ask(&mut client, "HEAD /b/k HTTP/1.1\r\n\r\n"), head);
+        assert_eq!(ask(&mut client, "GET /b/k HTTP/1.1\r\n\r\n"), refused);
+        let counts = proxy.counts();
+        assert_eq!(
+            counts.to_string(),
+            "1 GET, 1 HEAD, 1 PUT (1 answered with 4xx or 5xx)"
+        );
+        assert_eq!((counts.sent_bytes, counts.received_bytes), (3, 4));
+        let limit = Duration::from_secs(5);
+        proxy
+            .wait_stored(&Counts::default(), Duration::ZERO, limit)
+            .unwrap();
+    }
+}

@@ -1,0 +1,116 @@
+//! How long the application's commits take, with and without a sidecar.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::child::Running;
+use super::figures::{Figure, Goal, Unit, percentile};
+use super::place::{BOTH, Place, Program, STOP_LIMIT};
+use super::{Bench, Outcome, Row};
+
+pub(super) const ROW: Row = Row {
+    name: "latency",
+    about: "Latency of the application's commits without a sidecar, with ours, with Litestream",
+    remark: "Same load for all three, a pause of 2 ms between transactions, in rounds one after the \
+             other so that a slow moment of the machine meets all; the application times COMMIT alone, \
+             checkpoints that SQLite runs within it included. Percentiles are of all rounds together.",
+    run,
+};
+
+const BASE_BYTES: u64 = 5 << 20;
+const PAUSE: Duration = Duration::from_millis(2);
+/// A commit that takes longer has waited for something.
+const SLOW_MS: f64 = 1.0;
+
+fn run(bench: &Bench) -> Result<Outcome> {
+    let mut commits: [Vec<f64>; 3] = Default::default();
+    let mut cpu = [0.0; 3];
+    for round in 0..bench.sizes().latency_rounds {
+        for (n, program) in [None, Some(BOTH[0]), Some(BOTH[1])].into_iter().enumerate() {
+            let taken = measure(bench, round, program)?;
+            commits[n].extend(taken.commits_ms);
+            cpu[n] += taken.cpu_seconds;
+        }
+    }
+    let mut outcome = Outcome::default();
+    for (share, what, goal) in [
+        (0.5, "p50", false),
+        (0.99, "p99", true),
+        (1.0, "longest", false),
+    ] {
+        let [without, ours, peer] = commits.each_ref().map(|all| percentile(all, share));
+        let goal = match goal {
+            true => Goal::OfBaseline {
+                times: 1.1,
+                baseline: without,
+            },
+            false => Goal::None,
+        };
+        outcome.figures.push(Figure {
+            row: ROW.name,
+            what: format!("commit, {what}"),
+            unit: Unit::Milliseconds,
+            ours,
+            peer,
+            goal,
+        });
+        outcome.notes.push(format!(
+            "{what}: {without:.2} ms without, {ours:.2} ours, {peer:.2} Litestream"
+        ));
+    }
+    let each = commits[0].len();
+    let [without, ours, peer] = commits.each_ref().map(|all| slow(all));
+    outcome.notes.push(format!(
+        "of {each} commits each, over {SLOW_MS} ms: {without} without, {ours} ours, {peer} Litestream"
+    ));
+    outcome.figures.push(Figure {
+        row: ROW.name,
+        what: format!("{each} commits with pauses, CPU"),
+        unit: Unit::Seconds,
+        ours: cpu[1],
+        peer: cpu[2],
+        goal: Goal::OfPeer(0.5),
+    });
+    Ok(outcome)
+}
+
+fn slow(commits_ms: &[f64]) -> usize {
+    commits_ms.iter().filter(|ms| **ms > SLOW_MS).count()
+}
+
+/// What one round took.
+struct Taken {
+    commits_ms: Vec<f64>,
+    /// Of the replicating process, during the load.
+    cpu_seconds: f64,
+}
+
+fn measure(bench: &Bench, round: u64, program: Option<Program>) -> Result<Taken> {
+    let name = match program {
+        Some(_) => format!("latency-{round}"),
+        None => format!("latency-{round}-without"),
+    };
+    let place = Place::new(bench, &name, program.unwrap_or(Program::Ours))?;
+    let database = place.database(0);
+    let (application, sizes) = (bench.application(), bench.sizes());
+    application.fill(&database, BASE_BYTES)?;
+    let mut running = program.map(|_| place.replicate_all(1)).transpose()?;
+    let before = cpu_seconds(running.as_ref())?;
+    let (writer, load) =
+        application.load(&database, sizes.latency_commits, PAUSE, sizes.work_limit)?;
+    let cpu_seconds = cpu_seconds(running.as_ref())? - before;
+    drop(writer);
+    if let Some(running) = &mut running {
+        running.stop(STOP_LIMIT)?;
+    }
+    let commits = load.commits_us.iter();
+    Ok(Taken {
+        commits_ms: commits.map(|us| *us as f64 / 1000.0).collect(),
+        cpu_seconds,
+    })
+}
+
+fn cpu_seconds(running: Option<&Running>) -> Result<f64> {
+    running.map_or(Ok(0.0), Running::cpu_seconds)
+}
