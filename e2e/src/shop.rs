@@ -142,12 +142,13 @@ impl<'a> Shop<'a> {
 
     /// What the application says of its database.
     pub fn stats(&self) -> Result<Stats> {
-        let text = self.kubectl().exec(
-            self.namespace(),
-            POD,
-            "app",
-            &["/demo-app", "stats", DATABASE],
-        )?;
+        self.stats_of("app", DATABASE)
+    }
+
+    /// The same of another container and its database.
+    pub fn stats_of(&self, container: &str, database: &str) -> Result<Stats> {
+        let command = ["/demo-app", "stats", database];
+        let text = (self.kubectl()).exec(self.namespace(), POD, container, &command)?;
         let stats: Value = serde_json::from_str(&text)?;
         ensure!(
             stats["contiguous"] == true,
@@ -262,8 +263,13 @@ impl<'a> Shop<'a> {
 
     /// The newest row that the running application found at its start, from its first line.
     pub fn rows_at_start(&self) -> Result<u64> {
+        self.rows_at_start_of("app")
+    }
+
+    /// The same of another container.
+    pub fn rows_at_start_of(&self, container: &str) -> Result<u64> {
         let log = wait_for("the application's first line", DEADLINE, || {
-            let log = self.kubectl().logs(self.namespace(), POD, "app")?;
+            let log = self.kubectl().logs(self.namespace(), POD, container)?;
             Ok(Some(log).filter(|log| log.contains('\n')))
         })?;
         let first = log.lines().next().unwrap_or_default();

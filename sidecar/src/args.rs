@@ -66,7 +66,7 @@ pub struct ReplicateArguments {
     #[arg(long, conflicts_with = "exec")]
     pub once: bool,
     /// Run this command meanwhile, pass signals on to it, and end after it with its exit code
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", conflicts_with = "supervise")]
     pub exec: Option<String>,
     /// When the backup at the URL is of another database: report and do nothing, or back this
     /// one up in its place; with a configuration file: startup.on-divergence

@@ -91,7 +91,9 @@ impl From<RestoreError> for Failure {
             RestoreError::Store(error) if error.kind() != StoreErrorKind::Missing => {
                 store_code(error)
             }
-            RestoreError::Exists { .. } | RestoreError::InUse { .. } => ExitCode::Usage,
+            RestoreError::Exists { .. }
+            | RestoreError::InUse { .. }
+            | RestoreError::Link { .. } => ExitCode::Usage,
             // The data is good: it is only not what was asked for.
             RestoreError::TooEarly { .. }
             | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Merged { .. }) => {

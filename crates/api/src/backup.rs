@@ -167,7 +167,8 @@ pub struct SqliteBackupSpec {
 ]))]
 pub struct DatabaseSpec {
     /// Absolute path of the database file in the container. `*` stands for any part of a name and
-    /// `**` for any directories: every database there, now and later. Patterns are not served yet.
+    /// `**` for any directories: every database there, now and later. Their volume must be mounted
+    /// at or above the directory before the first `*`.
     #[schemars(length(min = 2, max = 512))]
     #[schemars(extend("x-kubernetes-validations" = [
         rule(
@@ -183,8 +184,8 @@ pub struct DatabaseSpec {
             "** must be a whole path segment",
         ),
         rule(
-            "!self.matches('[$\\\\x00-\\\\x1f\\\\x7f]')",
-            "path must not contain $ or control characters",
+            "!self.matches('[$?\\\\[\\\\]\\\\x00-\\\\x1f\\\\x7f]')",
+            "path must not contain $ ? [ ] or control characters",
         ),
         rule(
             "!self.endsWith('-wal') && !self.endsWith('-shm') && !self.endsWith('-journal')",
@@ -196,6 +197,24 @@ pub struct DatabaseSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
     pub exclude: Vec<String>,
+}
+
+impl DatabaseSpec {
+    /// Whether it stands for any number of databases.
+    pub fn is_pattern(&self) -> bool {
+        self.path.contains('*')
+    }
+
+    /// The path of the one database, or the directory before the first `*`: what `{database}` in a
+    /// target's prefix stands for. The paths of a pattern's databases below it follow the prefix.
+    pub fn place(&self) -> &str {
+        match self.path.find('*') {
+            Some(star) => self.path[..star]
+                .rsplit_once('/')
+                .map_or("", |(base, _)| base),
+            None => &self.path,
+        }
+    }
 }
 
 /// How often data is sent, and how far behind it may be.

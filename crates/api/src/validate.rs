@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::SqliteBackup;
-use crate::backup::{DeletionPolicy, SqliteBackupSpec, UpdatePolicy};
+use crate::backup::{DatabaseSpec, DeletionPolicy, SqliteBackupSpec, UpdatePolicy};
 use crate::selector::PodSelector;
 
 /// Why a spec is not put in force.
@@ -87,7 +87,10 @@ fn databases(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
     for database in &spec.databases {
         let path = &database.path;
         let plain = path.starts_with('/') && !path.ends_with('/') && !path.contains("//");
-        if !plain || path.split('/').any(|s| s == ".." || s == ".") || path.contains('$') {
+        if !plain
+            || path.split('/').any(|s| s == ".." || s == ".")
+            || path.contains(['$', '?', '[', ']'])
+        {
             return Err(invalid("has a path that is not an absolute path of a file"));
         }
     }
@@ -115,7 +118,9 @@ fn targets(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
                 problem: "must not contain $",
             });
         }
-        if spec.databases.len() > 1 && !place.prefix().contains("{database}") {
+        let several =
+            spec.databases.len() > 1 || spec.databases.iter().any(DatabaseSpec::is_pattern);
+        if several && !place.prefix().contains("{database}") {
             return Err(Refusal::Invalid {
                 field: field(&format!(".{}.prefix", place.field())),
                 problem: "must contain {database}, because there are several databases",
@@ -138,12 +143,6 @@ fn not_served(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
     }
     if spec.encryption.is_some() {
         return refuse("spec.encryption".into(), "encryption by the bucket");
-    }
-    for database in &spec.databases {
-        if database.path.contains('*') || !database.exclude.is_empty() {
-            let field = format!("spec.databases[{}]", database.path);
-            return refuse(field, "the paths of single databases");
-        }
     }
     if spec.restore_test.expect_databases.is_some() {
         return refuse("spec.restoreTest.expectDatabases".into(), "checks");

@@ -50,9 +50,6 @@ pub struct Lease {
     /// The database file that the holder backs up; none while a restore holds the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceId>,
-    /// The holder's local state, which tells a copied directory from the one that was copied.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<SourceId>,
     /// TXID of the newest full copy that this or an earlier holder set out to store as news. It may
     /// still be on its way, so whoever takes over stores a full copy of a higher TXID first.
     #[serde(default, with = "txid_text", skip_serializing_if = "is_zero")]
@@ -88,8 +85,6 @@ pub struct Claim {
     pub holder: String,
     /// The database file; none while there is none.
     pub source: Option<SourceId>,
-    /// Its local state.
-    pub state: Option<SourceId>,
 }
 
 /// A lease as stored, with the version that a conditional write needs.
@@ -166,7 +161,6 @@ pub async fn take(
             holder: claim.holder.clone(),
             acquired: now,
             source: claim.source.clone(),
-            state: claim.state.clone(),
             announced: before.map_or(Txid::ZERO, |lease| lease.announced),
         };
         if write(store, &lease, stored.as_ref()).await? {
@@ -307,7 +301,6 @@ mod tests {
         Claim {
             holder: holder.into(),
             source: None,
-            state: None,
         }
     }
 
@@ -366,9 +359,14 @@ mod tests {
         let lease = taken(&good, "a", 0);
         block_on(prove_conditions(&good, &lease)).unwrap();
         assert_eq!(block_on(read(&good)).unwrap().unwrap().lease, lease);
-        let careless: SharedStore = Arc::new(Memory::new().without_conditions());
-        let proven = block_on(prove_conditions(&careless, &taken(&careless, "a", 0)));
-        assert!(matches!(proven, Err(LeaseError::Unconditional)));
+        for careless in [
+            Memory::new().ignoring_create(),
+            Memory::new().ignoring_match(),
+        ] {
+            let careless: SharedStore = Arc::new(careless);
+            let proven = block_on(prove_conditions(&careless, &taken(&careless, "a", 0)));
+            assert!(matches!(proven, Err(LeaseError::Unconditional)));
+        }
     }
 
     #[test]

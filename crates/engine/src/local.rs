@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ltx::{Decoder, FileName, Txid, page_checksum};
@@ -43,17 +44,38 @@ pub struct CaptureRecord {
     pub log: LogPosition,
 }
 
+/// Where a state directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// The run of the machine's kernel.
+    pub boot: String,
+    /// Number of the mounted file system, for as long as it is mounted.
+    pub device: u64,
+    /// The lock file in the directory.
+    pub state: SourceId,
+}
+
 /// What we know about one target between runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaRecord {
     /// Where the target is; another place under the same name is another replica.
     pub location: String,
-    /// Our epoch there.
+    /// Our epoch there, once nobody else can write.
     pub epoch: u64,
+    /// The epoch that was to be taken from an earlier process with this state, which is over: no
+    /// fence is needed.
+    #[serde(default)]
+    pub resumes: Option<u64>,
     /// Processes that used this state and may hold the lease: the last that certainly did, and
     /// those that set out to take it since.
     #[serde(default)]
     pub holders: Vec<String>,
+    /// Where this state was then. A copy, a clone, a machine that started anew have another home.
+    #[serde(default)]
+    pub home: Option<Home>,
+    /// TXID at which the local database was restored from this target; zero when it was not.
+    #[serde(default)]
+    pub restored: u64,
     /// The local database was restored from this backup: take the replica over, whoever has it.
     #[serde(default)]
     pub adopt: bool,
@@ -77,6 +99,8 @@ pub struct Loaded {
     pub txid: Txid,
     /// The page hashes at that TXID; none: the database must be read.
     pub table: Option<PageTable>,
+    /// TXID of the page table as it is on the disk.
+    pub table_at: Txid,
     /// Where the log stood at that TXID, where it is known.
     pub log: Option<LogPosition>,
     /// Captured files, ascending, without holes up to `txid`.
@@ -152,13 +176,19 @@ impl LocalState {
         }
     }
 
-    /// The identity of this directory: a copy of it has another one.
+    /// Where this directory is. Two processes with one home have one lock file between them, so
+    /// that only one of them runs.
     ///
     /// # Errors
     ///
     /// The disk failed.
-    pub fn identify(&self) -> io::Result<SourceId> {
-        identify(&self.directory.join("lock"))
+    pub fn home(&self) -> io::Result<Home> {
+        let lock = self.directory.join("lock");
+        Ok(Home {
+            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+            device: fs::metadata(&lock)?.dev(),
+            state: identify(&lock)?,
+        })
     }
 
     /// The directory, for temporary files.
@@ -211,6 +241,7 @@ impl LocalState {
             return Ok(Loaded {
                 txid: newest,
                 table: None,
+                table_at: Txid::ZERO,
                 log: None,
                 files,
                 replicas,
@@ -226,6 +257,7 @@ impl LocalState {
         Ok(Loaded {
             txid,
             table: complete.then_some(table),
+            table_at: at,
             log,
             files,
             replicas,
@@ -332,6 +364,16 @@ impl LocalState {
         self.remove_all_captured()?;
         self.write_table(txid, table)?;
         self.write_replicas(replicas)
+    }
+
+    /// Forgets what was restored: it did not come to be.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn unseed(&self) -> Result<(), LocalError> {
+        remove(&self.directory.join("replicas.json"))?;
+        remove(&self.directory.join("pages"))
     }
 
     /// Forgets where the log stood.

@@ -43,6 +43,14 @@ pub fn probe(path: &Path) -> Probe {
 }
 
 fn examine(path: &Path) -> io::Result<Probe> {
+    if fs::symlink_metadata(path)?.is_symlink() {
+        let message = format!(
+            "{} is a symbolic link: SQLite keeps its log beside the file that it leads to; give \
+             that path",
+            path.display()
+        );
+        return Ok(Probe::Unfit(DatabaseState::NotSqlite, message));
+    }
     let meta = fs::metadata(path)?;
     if !meta.is_file() {
         let message = format!("{} is not a file", path.display());
@@ -148,6 +156,9 @@ mod tests {
         assert_eq!(probe(&path), Probe::Live);
         drop(connection);
         assert!(matches!(probe(&path), Probe::Cold(_)));
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(state(&link), DatabaseState::NotSqlite);
         fs::write(with_suffix(&path, "-wal"), "x").unwrap();
         assert_eq!(state(&path), DatabaseState::ExclusiveLocking);
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
+use ltx::Txid;
 use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
@@ -126,11 +127,21 @@ pub async fn make_ready(
         };
         let restored = match assemble(&target.store, &options, progress).await {
             Ok((assembly, restored)) => {
-                let records = records(settings, Some((&target.name, held)));
+                let records = records(settings, &local, Some((&target.name, held, restored.txid)));
+                // Before the database is there: killed in between, we restore again. The other way
+                // round its backup would seem to be another's.
                 local.seed(restored.txid, &restored.table, &records)?;
-                assembly
-                    .publish(&options.output, options.force)
-                    .map(|()| restored)
+                match assembly.publish(&options.output, options.force) {
+                    Ok(()) => {
+                        name_source(target, settings).await;
+                        Ok(restored)
+                    }
+                    Err(source) => {
+                        // What is at the place instead is not what was restored.
+                        local.unseed()?;
+                        Err(source)
+                    }
+                }
             }
             Err(source) => Err(source),
         };
@@ -175,13 +186,25 @@ pub async fn restore_in_place(
         LocalError::InUse { directory: path } => RestoreError::InUse { path },
         LocalError::Io { path, source, .. } => RestoreError::Io { path, source },
     };
-    let (assembly, restored) = assemble(store, options, progress).await?;
     let local = LocalState::open(&settings.state).map_err(failed)?;
-    let records = records(settings, None);
+    let (assembly, restored) = assemble(store, options, progress).await?;
+    assembly.publish(&options.output, options.force)?;
+    // Afterwards: what fails leaves what we knew of the database that was there. Killed in between,
+    // the restored one seems to be another's, and a person decides.
+    let records = records(settings, &local, None);
     let seeded = local.seed(restored.txid, &restored.table, &records);
     seeded.map_err(failed)?;
-    assembly.publish(&options.output, options.force)?;
     Ok(restored)
+}
+
+/// Names the restored file in our lease, so that it is known without our state as well. It only
+/// helps: the next writer does it otherwise.
+async fn name_source(target: &TargetSettings, settings: &DatabaseSettings) {
+    let source = lease::identify(&settings.path).ok();
+    let name = |lease: &mut lease::Lease| lease.source.clone_from(&source);
+    if let Err(error) = lease::amend(&target.store, &settings.holder, name).await {
+        tracing::warn!(target_name = %target.name, "name the restored file: {error}");
+    }
 }
 
 /// True when an application would find data here. An empty file is none.
@@ -206,7 +229,6 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, Ta
     let claim = Claim {
         holder: holder.to_owned(),
         source: None,
-        state: None,
     };
     let taken = lease::take(store, &claim, 0, Timestamp::now(), |_| true).await?;
     let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
@@ -219,22 +241,25 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, Ta
 
 /// What the sidecar will know: the target that we hold is ours, the others are to be taken over,
 /// with a full copy. So is this one, when a copy that is on its way may take the number of our next
-/// file. It is written down before the database is there: killed in between, we restore again. The
-/// other way round its backup would seem to be another's.
+/// file.
 fn records(
     settings: &DatabaseSettings,
-    held: Option<(&str, Hold)>,
+    local: &LocalState,
+    held: Option<(&str, Hold, Txid)>,
 ) -> BTreeMap<String, ReplicaRecord> {
     let record = |target: &TargetSettings| {
         let location = target.store.describe();
-        if let Some((name, hold)) = held
+        if let Some((name, hold, restored)) = held
             && target.name == name
             && !hold.copy_expected
         {
             return ReplicaRecord {
                 location,
                 epoch: hold.epoch,
+                resumes: None,
                 holders: vec![settings.holder.clone()],
+                home: local.home().ok(),
+                restored: restored.get(),
                 adopt: false,
             };
         }

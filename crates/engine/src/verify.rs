@@ -260,6 +260,7 @@ pub fn judge_restore(error: &RestoreError) -> VerifyResult {
         }
         RestoreError::Sqlite(_)
         | RestoreError::Exists { .. }
+        | RestoreError::Link { .. }
         | RestoreError::InUse { .. }
         | RestoreError::Io { .. } => VerifyResult::RestoreFailed,
     }

@@ -21,7 +21,9 @@ pub struct Memory {
     state: Mutex<State>,
     clock: Box<dyn Fn() -> i64 + Send + Sync>,
     layout: Layout,
-    conditions: bool,
+    /// Modes that are ignored.
+    ignores_create: bool,
+    ignores_match: bool,
 }
 
 #[derive(Default)]
@@ -50,7 +52,8 @@ impl Memory {
             state: Mutex::default(),
             clock: Box::new(clock),
             layout: Layout::Tree,
-            conditions: true,
+            ignores_create: false,
+            ignores_match: false,
         }
     }
 
@@ -61,10 +64,17 @@ impl Memory {
         self
     }
 
-    /// Stores whatever the mode says, as some S3 servers do.
+    /// Takes [`PutMode::Create`] for an overwrite, as some S3 servers do.
     #[must_use]
-    pub fn without_conditions(mut self) -> Self {
-        self.conditions = false;
+    pub fn ignoring_create(mut self) -> Self {
+        self.ignores_create = true;
+        self
+    }
+
+    /// Takes [`PutMode::Match`] for an overwrite, as some S3 servers do.
+    #[must_use]
+    pub fn ignoring_match(mut self) -> Self {
+        self.ignores_match = true;
         self
     }
 
@@ -91,10 +101,10 @@ impl Memory {
             modified_ms: meta.timestamp_ms.unwrap_or(now_ms),
             version: state.versions + 1,
         };
-        let mode = if self.conditions {
-            mode
-        } else {
-            &PutMode::Overwrite
+        let mode = match mode {
+            PutMode::Create if self.ignores_create => &PutMode::Overwrite,
+            PutMode::Match(_) if self.ignores_match => &PutMode::Overwrite,
+            mode => mode,
         };
         match (state.objects.entry(key), mode) {
             (Entry::Occupied(entry), PutMode::Create) => {

@@ -1,9 +1,15 @@
 //! Point 4 of the demo: the Pod goes, gracefully and not, and its volume with it.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use crate::runner::Context;
-use crate::shop::{Shop, Stats};
+use crate::shop::{DATABASE, Shop, Stats};
+use crate::wait::wait_for;
+
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What the application had committed, and what its successor began with.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +47,50 @@ pub(super) fn a_force_deleted_pod_loses_only_the_last_moment(context: &Context<'
     let disaster = delete_by_force(&shop)?;
     ensure!(disaster.lost_ms <= LOST_LIMIT_MS, "{disaster:?}");
     shop.wait_for_rows_beyond(disaster.restored)?;
+    Ok(())
+}
+
+/// Every database that a pattern finds is backed up, comes back, and is proven.
+pub(super) fn every_database_of_a_pattern_comes_back(context: &Context<'_>) -> Result<()> {
+    const SECOND: &str = "/data/second.db";
+    let pattern = |object: &mut Value| match object["kind"].as_str() {
+        Some("SqliteBackup") => {
+            object["spec"]["databases"] = json!([{"path": "/data/*.db"}]);
+            object["spec"]["container"] = "app".into();
+        }
+        Some("StatefulSet") => {
+            let containers = &mut object["spec"]["template"]["spec"]["containers"];
+            let second = containers[0].to_string().replace(DATABASE, SECOND);
+            let mut second: Value = second.parse().expect("it was JSON");
+            second["name"] = "second".into();
+            let containers = containers.as_array_mut();
+            containers
+                .expect("a StatefulSet has containers")
+                .push(second);
+        }
+        _ => {}
+    };
+    let shop = Shop::open_with(context, &context.s3, pattern)?;
+    shop.wait_until_replicating()?;
+    wait_for("both databases to be stored", DEADLINE, || {
+        let status = shop.sidecar_status()?;
+        let databases = status["databases"].as_array();
+        let stored = |it: &&Value| !it["targets"][0]["position"].is_null();
+        let stored = databases.into_iter().flatten().filter(stored).count();
+        Ok((stored == 2).then_some(()))
+    })?;
+    let second = shop.stats_of("second", SECOND)?;
+    let first = delete_gracefully(&shop)?;
+    ensure!(first.restored == first.committed.newest, "{first:?}");
+    let restored = shop.rows_at_start_of("second")?;
+    ensure!(restored >= second.newest, "{restored} after {second:?}");
+    shop.wait_until_replicating()?;
+    let test = shop.run_restore_test("both")?;
+    let status = &test["status"];
+    ensure!(
+        status["phase"] == "Passed" && status["databases"].as_array().map(Vec::len) == Some(2),
+        "{status}"
+    );
     Ok(())
 }
 

@@ -34,6 +34,7 @@ pub fn all() -> Vec<Story> {
         quickstart::the_quickstart_replicates_and_shows_its_health,
         disasters::a_deleted_pod_comes_back_with_every_row,
         disasters::a_force_deleted_pod_loses_only_the_last_moment,
+        disasters::every_database_of_a_pattern_comes_back,
         way_out::stock_litestream_restores_the_same_rows,
         refusals::bad_backups_are_refused_with_the_field_named,
         refusals::the_operator_runs_with_least_rights,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use api::SqliteBackup;
+use api::backup::DatabaseSpec;
 use api::names::{self, CONFIG_KEY};
 use api::target::{Place, Target};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -93,11 +94,7 @@ pub fn config(backup: &SqliteBackup) -> Config {
             format: Some("json".to_owned()),
             stderr: None,
         }),
-        dbs: spec
-            .databases
-            .iter()
-            .map(|d| database(backup, &d.path))
-            .collect(),
+        dbs: spec.databases.iter().map(|d| database(backup, d)).collect(),
     }
 }
 
@@ -121,14 +118,16 @@ fn startup(backup: &SqliteBackup) -> Startup {
     }
 }
 
-fn database(backup: &SqliteBackup, path: &str) -> Database {
+fn database(backup: &SqliteBackup, database: &DatabaseSpec) -> Database {
     let replicas = backup
         .spec
         .targets
         .iter()
-        .filter_map(|t| replica(backup, t, path));
+        .filter_map(|t| replica(backup, t, database.place()));
+    let literal = |pattern: &String| pattern.replace('$', "$$");
     Database {
-        path: PathBuf::from(path),
+        path: PathBuf::from(&database.path),
+        exclude: database.exclude.iter().map(literal).collect(),
         replicas: replicas.collect(),
         ..Database::default()
     }

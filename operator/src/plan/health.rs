@@ -1,6 +1,7 @@
 //! What the answers of sidecars mean for a SqliteBackup.
 
 use api::SqliteBackup;
+use api::backup::DatabaseSpec;
 use api::names::reason;
 use jiff::Timestamp;
 use protocol::status::{DatabaseState, SidecarStatus, TargetState};
@@ -106,7 +107,14 @@ pub fn is_superseded(status: &SidecarStatus) -> bool {
 
 /// Whether every database of a sidecar is replicated as it should be.
 pub fn is_well(backup: &SqliteBackup, status: &SidecarStatus) -> bool {
-    !status.databases.is_empty() && findings(backup, status).all(|(s, _, _)| s == 0)
+    !is_starting(backup, status) && findings(backup, status).all(|(s, _, _)| s == 0)
+}
+
+/// Whether a sidecar has nothing to tell yet. With its configuration read and patterns only, it may
+/// be that there is no database so far.
+fn is_starting(backup: &SqliteBackup, status: &SidecarStatus) -> bool {
+    let may_be_none = backup.spec.databases.iter().all(DatabaseSpec::is_pattern);
+    status.databases.is_empty() && (status.config_hash.is_empty() || !may_be_none)
 }
 
 /// What one sidecar says, each part with its severity.
@@ -146,7 +154,7 @@ fn said(what: &str, message: &str) -> String {
 }
 
 /// State of a member for the list in the status: its severity, a word, and a message.
-pub fn member(member: &Member<'_>) -> (Severity, String, String) {
+pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, String) {
     match member.view {
         View::NotInjected => (BAD, "NotInjected".to_owned(), String::new()),
         View::Starting => (1, reason::STARTING.to_owned(), String::new()),
@@ -170,8 +178,10 @@ pub fn member(member: &Member<'_>) -> (Severity, String, String) {
                 targets.chain([own]).max_by_key(|(severity, ..)| *severity)
             });
             match databases.flatten().max_by_key(|(severity, ..)| *severity) {
-                None => (1, reason::STARTING.to_owned(), String::new()),
-                Some((0, _, _)) => {
+                None if is_starting(backup, status) => {
+                    (1, reason::STARTING.to_owned(), String::new())
+                }
+                None | Some((0, _, _)) => {
                     let idle = status
                         .databases
                         .iter()
@@ -209,7 +219,11 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
             View::Answered(status) => findings(backup, status)
                 .max_by_key(|(severity, ..)| *severity)
                 .map_or(
-                    (1, reason::STARTING, String::new()),
+                    (
+                        u8::from(is_starting(backup, status)),
+                        reason::STARTING,
+                        String::new(),
+                    ),
                     |(severity, name, message)| {
                         (
                             severity,

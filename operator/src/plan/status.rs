@@ -67,7 +67,7 @@ pub fn plan(
         conditions: conditions.finish(),
         pods: Some(pods),
         replication: Some(replication(&members, old.replication.as_ref())),
-        members: shown(&members, &old.members),
+        members: shown(backup, &members, &old.members),
         restore_test: Some(summary.summary),
     };
     if backup.status.is_none() || is_worth_writing(&old, &new, world.backups.len()) {
@@ -234,7 +234,7 @@ fn stored(at: Timestamp) -> Time {
 
 /// The worst members. Without any, those that were shown last stay: a restore test needs to know
 /// which ones there are.
-fn shown(members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
+fn shown(backup: &SqliteBackup, members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
     if members.is_empty() {
         let gone = |m: &MemberStatus| MemberStatus {
             name: m.name.clone(),
@@ -246,7 +246,8 @@ fn shown(members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
         };
         return old.iter().map(gone).collect();
     }
-    let mut all: Vec<(health::Severity, MemberStatus)> = members.iter().map(member).collect();
+    let mut all: Vec<(health::Severity, MemberStatus)> =
+        members.iter().map(|it| member(backup, it)).collect();
     all.sort_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.pod.cmp(&y.pod)));
     all.into_iter()
         .map(|(_, status)| status)
@@ -254,8 +255,8 @@ fn shown(members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
         .collect()
 }
 
-fn member(member: &Member<'_>) -> (health::Severity, MemberStatus) {
-    let (severity, state, message) = health::member(member);
+fn member(backup: &SqliteBackup, member: &Member<'_>) -> (health::Severity, MemberStatus) {
+    let (severity, state, message) = health::member(backup, member);
     let answer = member.answer();
     let status = MemberStatus {
         name: member.name.clone(),

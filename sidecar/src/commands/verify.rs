@@ -36,14 +36,10 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     let mut opener = Opener::new();
     let mut all = Vec::new();
     for member in &request.members {
-        for database in databases(&arguments, &member.member, &mut opener).await? {
+        for database in databases(&arguments, member, &mut opener).await? {
             let scratch = &scratch.path;
             all.extend(each_target(&request, member, &database, point, max_age, scratch).await);
         }
-    }
-    if all.is_empty() {
-        let message = "there is nothing to verify: no member, or no database in the configuration";
-        return Err(Failure::message(ExitCode::Usage, message));
     }
     let report = report(all, started);
     publish(&arguments, &report)?;
@@ -123,15 +119,16 @@ fn point(asked: &AskedPoint) -> Result<Point, Failure> {
     })
 }
 
-/// The databases of one member.
+/// The databases of one member: those that the configuration names, and for its patterns those that
+/// have a backup, or that a live sidecar had stored. One of which nothing is left must not go unseen.
 async fn databases(
     arguments: &VerifyArguments,
-    member: &str,
+    member: &MemberExpectation,
     opener: &mut Opener,
 ) -> Result<Vec<DatabaseSettings>, Failure> {
     let of_member = |name: &str| {
         if name == MEMBER_ENV {
-            Some(member.to_owned())
+            Some(member.member.clone())
         } else {
             variable(name)
         }
@@ -148,6 +145,11 @@ async fn databases(
     };
     let mut found = Found::new();
     add_stored(&config, &mut found, opener, &|_| false).await?;
+    for (index, pattern) in config::pattern::patterns(&config).map_err(Failure::usage)? {
+        let expected = member.databases.iter().map(|it| PathBuf::from(&it.path));
+        let of_pattern = expected.filter(|path| pattern.matches(path));
+        found.entry(index).or_default().extend(of_pattern);
+    }
     let settings = config::settings(&config, &found, holder(), opener).map_err(Failure::usage)?;
     let databases = settings.databases.into_iter();
     Ok(databases.map(|database| database.settings).collect())
@@ -170,6 +172,10 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
             )
         });
     let (result, message) = match worst {
+        None if all.is_empty() => {
+            let message = "no member, or no database in the configuration, has a backup";
+            (VerifyResult::NoBackupYet, message.to_owned())
+        }
         None => (VerifyResult::Passed, String::new()),
         Some(report) => {
             let member = if report.member.is_empty() { "" } else { " of " };
@@ -185,7 +191,7 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
         .filter_map(|one| one.rpo)
         .max()
         .map(|rpo| rpo.as_millis() as u64);
-    let freshness_evaluated = all.iter().all(|one| one.compared);
+    let freshness_evaluated = !all.is_empty() && all.iter().all(|one| one.compared);
     let rto_ms = all
         .iter()
         .filter(|one| one.report.resolved.is_some())

@@ -6,7 +6,7 @@ mod target;
 mod tests;
 mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use engine::database::{DatabaseSettings, default_state_directory};
 use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
 use protocol::config::{Config, Database, Replica, Startup};
-use store::{Opener, UrlError};
+use store::{Opener, Target, UrlError};
 
 pub use pattern::Found;
 pub use text::read;
@@ -153,8 +153,16 @@ pub fn settings(
     let identity = config.identity.clone().unwrap_or_default();
     let startup = config.startup.unwrap_or_default();
     let mut databases: Vec<ConfiguredDatabase> = Vec::new();
+    let mut places: BTreeMap<String, String> = BTreeMap::new();
     for (index, database, place) in entries(config, found, opener)? {
         let (key, place) = (format!("dbs[{index}]"), place.as_deref());
+        for (number, target) in targets_of(&database, &key, place)?.iter().enumerate() {
+            let key = format!("{key}.replicas[{number}]");
+            if let Some(other) = places.insert(target::place(target), key.clone()) {
+                let message = format!("it stores to the same place as {other}");
+                return Err(ConfigError::Value { key, message });
+            }
+        }
         let settings = database_settings(config, &database, &key, place, holder, opener)?;
         databases.push(ConfiguredDatabase {
             settings,
@@ -262,6 +270,24 @@ fn database_settings(
     })
 }
 
+/// Where the replicas of an entry are.
+fn targets_of(
+    database: &Database,
+    key: &str,
+    place: Option<&str>,
+) -> Result<Vec<Target>, ConfigError> {
+    let replicas = database.replica.iter().chain(&database.replicas);
+    let target = |(index, replica)| {
+        let key = format!("{key}.replicas[{index}]");
+        let target = target::target(replica, &key)?;
+        match place {
+            Some(place) => target::below(target, place, &key),
+            None => Ok(target),
+        }
+    };
+    replicas.enumerate().map(target).collect()
+}
+
 /// The targets of an entry, and how often they are synced; `place` is that of one database of a
 /// pattern, below the targets' own.
 ///
@@ -285,13 +311,12 @@ pub fn targets(
     }
     let mut targets: Vec<TargetSettings> = Vec::new();
     let mut sync_interval = DEFAULT_SYNC_INTERVAL;
-    for (index, replica) in replicas.iter().enumerate() {
+    for (index, (replica, target)) in replicas
+        .iter()
+        .zip(targets_of(database, key, place)?)
+        .enumerate()
+    {
         let key = format!("{key}.replicas[{index}]");
-        let target = target::target(replica, &key)?;
-        let target = match place {
-            Some(place) => target::below(target, place, &key)?,
-            None => target,
-        };
         let name = replica
             .name
             .clone()

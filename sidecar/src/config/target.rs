@@ -15,6 +15,22 @@ pub(super) fn kind_of(target: &Target) -> &'static str {
     }
 }
 
+/// Where a target is, whoever asks: two with one place would write over each other.
+pub(super) fn place(target: &Target) -> String {
+    match target {
+        Target::S3(s3) => {
+            let endpoint = s3.endpoint.as_deref().unwrap_or_default();
+            format!(
+                "s3 {} {}/{}",
+                endpoint.trim_end_matches('/'),
+                s3.bucket,
+                s3.prefix
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}
+
 /// The same target, deeper. `key` is its place in the file.
 ///
 /// # Errors

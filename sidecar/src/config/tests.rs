@@ -90,6 +90,14 @@ fn values_that_cannot_work_are_errors_that_name_the_key() {
             "dbs[0].replicas[0].path",
         ),
         (
+            "dbs: [{path: /a, replica: {url: 'file:///b'}}, {path: /c, replica: {url: 'file:///b'}}]",
+            "dbs[1].replicas[0]",
+        ),
+        (
+            "dbs: [{path: /a, replicas: [{name: x, url: 's3://shop/c'}, {name: y, type: s3, bucket: shop, path: /c/}]}]",
+            "dbs[0].replicas[1]",
+        ),
+        (
             "dbs: [{path: /a, replica: {url: 'file:///b'}}, {path: /a, replica: {url: 'file:///c'}}]",
             "dbs[1].path",
         ),

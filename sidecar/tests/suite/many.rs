@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use protocol::names::VERIFY_REQUEST_ENV;
+use protocol::verify::{DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyRequest};
+
 use crate::support::bucket::Bucket;
 use crate::support::database::{Rows, assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
@@ -111,4 +114,49 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
         .env("AWS_ACCESS_KEY_ID", "a")
         .env("AWS_SECRET_ACCESS_KEY", "b");
     finish(wait).succeeds();
+}
+
+#[test]
+fn a_database_of_which_nothing_is_left_is_not_overlooked() {
+    let place = Place::new();
+    let config = config(&place, &place.url("backup"));
+    let (one, two) = (slot(&place, "1.db"), slot(&place, "2.db"));
+    let _applications = [create(&one, 3), create(&two, 4)];
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    wait_for(&sidecar, &[&one, &two]);
+    let databases = sidecar
+        .status()
+        .databases
+        .into_iter()
+        .map(|database| DatabaseExpectation {
+            path: database.path,
+            target: "all".to_owned(),
+            acknowledged: database.targets[0].position.clone().unwrap(),
+            lag_ms: 0,
+        });
+    let request = VerifyRequest {
+        level: VerifyLevel::Full,
+        point: protocol::verify::Point::Latest,
+        members: vec![MemberExpectation {
+            member: "orders-0".to_owned(),
+            databases: databases.collect(),
+        }],
+        max_lag: None,
+        checks: Vec::new(),
+    };
+    assert_eq!(sidecar.terminate().0, Some(0));
+    std::fs::remove_dir_all(place.path().join("backup/2.db")).unwrap();
+    let mut verify = program();
+    verify
+        .args(["verify", "--config", &config])
+        .env(VERIFY_REQUEST_ENV, serde_json::to_string(&request).unwrap());
+    finish(verify).fails_with(30, &[]);
+    // Without a live sidecar's word, what is there is proven; nothing at all is no pass.
+    let mut verify = program();
+    verify.args(["verify", "--config", &config]);
+    finish(verify).succeeds();
+    std::fs::remove_dir_all(place.path().join("backup/1.db")).unwrap();
+    let mut verify = program();
+    verify.args(["verify", "--config", &config]);
+    finish(verify).fails_with(30, &[]);
 }

@@ -4,9 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use protocol::status::DatabaseState;
+
 use crate::support::bucket::Bucket;
 use crate::support::database::{Rows, assert_same, create, files, insert, rows};
-use crate::support::place::Place;
+use crate::support::place::{Place, text};
 use crate::support::process::{finish, program, run, signal, wait_for_end};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
@@ -101,7 +103,8 @@ fn once_stores_everything_and_ends() {
     let place = Place::new();
     let url = place.url("backup");
     let connection = create(&place.database(), 5);
-    for more in [0, 3] {
+    // Also when nothing has changed since.
+    for more in [0, 3, 0] {
         insert(&connection, more);
         run(["replicate", place.database_text(), &url, "--once"]).succeeds();
         assert_same(&restored(&place, &url, program()), &rows(&place.database()));
@@ -175,6 +178,74 @@ fn a_child_gets_our_signal_and_its_answer_to_it_is_stored() {
     signal(parent.id(), "TERM");
     assert_eq!(wait_for_end(&mut parent).0, Some(5));
     assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
+}
+
+#[test]
+fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
+    // The state is copied, and the database is the very same file under another name: what a clone
+    // of a volume looks like.
+    let (place, clone) = (Place::new(), Place::new());
+    let url = place.url("backup");
+    let connection = create(&place.database(), 5);
+    let first = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    connection
+        .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+        .unwrap();
+    first.wait_until_stored();
+    let mut copy = Command::new("cp");
+    copy.arg("-a")
+        .arg(place.path().join(".app.db-sqlite-backup"))
+        .arg(clone.path());
+    assert!(copy.status().unwrap().success());
+    std::fs::hard_link(place.database(), clone.database()).unwrap();
+    let second = Sidecar::start(clone.path(), &[clone.database_text(), &url]);
+    second.wait_until("the second to write", |status| {
+        status.targets[0].epoch > 1 && status.targets[0].position.is_some()
+    });
+    for _ in 0..3 {
+        insert(&connection, 1);
+        restored(&place, &url, program());
+    }
+    first.wait_until("the first to be told", |status| {
+        status.state == DatabaseState::Superseded
+    });
+    assert_eq!(first.terminate().0, Some(16));
+    assert_eq!(second.terminate().0, Some(0));
+    restored(&place, &url, program());
+}
+
+#[test]
+fn nothing_that_only_leads_to_a_database_is_taken_for_it() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let link = place.fresh("link.db");
+    std::os::unix::fs::symlink(place.database(), &link).unwrap();
+    let (link, url) = (text(&link), place.url("backup"));
+    run(["replicate", link, &url, "--once"]).fails_with(17, &["symbolic link"]);
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    run(["restore", &url, "-o", link, "--force"]).fails_with(2, &["symbolic link"]);
+    assert_eq!(rows(&place.database()).len(), 5);
+    drop(connection);
+}
+
+#[test]
+fn a_child_starts_when_its_missing_database_has_been_restored() {
+    let (place, other) = (Place::new(), Place::new());
+    let url = place.url("backup");
+    drop(create(&place.database(), 5));
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    let count = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM log').fetchone()[0])";
+    let script = other.write("count.py", count);
+    let config = other.write(
+        "config.yml",
+        &format!(
+            "exec: python3 {script} {database}\ndbs:\n- path: {database}\n  \
+             restore-if-db-not-exists: true\n  replica: {{url: '{url}'}}\n",
+            database = other.database_text()
+        ),
+    );
+    let printed = run(["replicate", "--config", &config]).succeeds();
+    assert_eq!(printed.trim(), "5");
 }
 
 #[test]

@@ -260,6 +260,31 @@ fn what_is_restored_by_a_configuration_goes_on_and_by_a_url_only_when_told_to() 
 }
 
 #[test]
+fn a_restore_that_fails_leaves_what_was_known_as_it_was() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let config = place.config(&place.database(), "backup");
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+    let records = || {
+        let state = place.path().join(".app.db-sqlite-backup");
+        std::fs::read_to_string(state.join("replicas.json")).unwrap()
+    };
+    let before = records();
+    let force = [
+        "restore",
+        "--config",
+        &config,
+        place.database_text(),
+        "--force",
+    ];
+    run(force).fails_with(2, &["in use"]);
+    assert_eq!(records(), before);
+    drop(connection);
+    run(force).succeeds();
+    assert!(records() != before, "the restored database is known");
+}
+
+#[test]
 fn no_backup_in_one_target_says_nothing_while_another_cannot_be_asked() {
     let place = Place::new();
     let dead = "s3://bucket/far?endpoint=http://127.0.0.1:1";

@@ -48,6 +48,9 @@ impl Follow {
         database: &mut Database,
     ) -> Result<(), RunError> {
         let mut changes = database.handle.chain.subscribe();
+        // Everything that is there now is found before anything is said about it.
+        self.until(|found| found.page_size).await?;
+        self.barrier().await?;
         loop {
             let inbox = Arc::clone(&self.attached.inbox);
             let changed = inbox.changed.notified();
@@ -64,6 +67,9 @@ impl Follow {
                 Next::Checkpoint => self.checkpoint(database).await,
                 Next::Stop => return self.finish(session, database).await,
                 Next::Wait(until) => {
+                    if self.attached.inbox.lock().batch.is_none() {
+                        database.report(DatabaseState::Replicating, String::new());
+                    }
                     let until = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
                     tokio::select! {
                         () = changed => {}
@@ -377,6 +383,7 @@ impl Follow {
             return Err(RunError::Tap(TapError::Restless));
         }
         self.seal(session, database).await?;
+        database.until_targets_were_tried().await;
         if needs_base(&database.handle.chain).is_some() {
             self.copy(session, database).await?;
         }

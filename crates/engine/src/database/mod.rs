@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::join_all;
-use ltx::Txid;
 use protocol::config::OnDivergence;
 use protocol::status::DatabaseState;
 use tokio::sync::watch;
@@ -34,6 +34,9 @@ use session::Session;
 
 /// Pause between looks for a database that is not there, not ready, or failed.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause between looks whether a target that fails was tried.
+const TRIED_PAUSE: Duration = Duration::from_millis(50);
 
 /// How one database is replicated.
 #[derive(Clone)]
@@ -179,11 +182,7 @@ impl Database {
         let ledger = Ledger {
             local: Arc::clone(&local),
             chain: Arc::clone(&self.handle.chain),
-            table_at: if loaded.table.is_some() {
-                loaded.txid
-            } else {
-                Txid::ZERO
-            },
+            table_at: loaded.table_at,
             table: loaded.table,
         };
         let (drain_sender, drain_receiver) = watch::channel(false);
@@ -195,15 +194,33 @@ impl Database {
         let targets = self
             .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
             .await;
-        let Some(targets) = targets else { return true };
-        let mut time_over = std::pin::pin!(time_over(self.stop.clone(), drain));
+        let Some(targets) = targets else {
+            // What is there, and was never captured, is not stored.
+            return lock(&self.handle.state).0 == DatabaseState::Missing;
+        };
+        let time_over = time_over(self.stop.clone(), drain).shared();
         let captured = tokio::select! {
             captured = session.run_to_the_end(&mut self) => captured,
-            () = &mut time_over => false,
+            () = time_over.clone() => false,
         };
         session.close();
         // A last look that failed leaves commits that nobody has counted.
-        drain_targets(targets, drain_sender, time_over).await && captured && self.handle.is_stored()
+        drain_targets(targets, drain_sender, time_over).await
+            && captured
+            && self.handle.verdict().is_none()
+            && self.handle.is_stored()
+    }
+
+    /// Waits until every target was asked once, whatever came of it: what they need is known then.
+    async fn until_targets_were_tried(&self) {
+        let mut changes = self.handle.chain.subscribe();
+        while !self.handle.every_target_was_tried() {
+            tokio::select! {
+                _ = changes.changed() => {}
+                // A first failure changes nothing in the chain.
+                () = tokio::time::sleep(TRIED_PAUSE) => {}
+            }
+        }
     }
 
     /// Starts the target drivers once the database exists: what they may do depends on it.

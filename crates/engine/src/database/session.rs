@@ -71,6 +71,9 @@ impl Session {
                 }
                 return Ok(());
             }
+            if stopping {
+                database.until_targets_were_tried().await;
+            }
             match probe(&database.settings.path) {
                 Probe::Live => {
                     self.follow(database).await?;

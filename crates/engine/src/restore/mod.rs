@@ -26,7 +26,7 @@ use crate::sqlite::SqliteError;
 use crate::table::PageTable;
 
 pub use assembly::Assembly;
-use place::exists;
+use place::{exists, refuse_link};
 pub use point::{Point, Resolved, resolve};
 
 /// Times that a restore begins again because planned files have expired meanwhile.
@@ -112,6 +112,12 @@ pub enum RestoreError {
         /// The destination.
         path: PathBuf,
     },
+    /// A symbolic link is at the destination.
+    #[error("{} is a symbolic link; give the path that it leads to", path.display())]
+    Link {
+        /// The destination.
+        path: PathBuf,
+    },
     /// Somebody has the database open, or restores to the same place.
     #[error("{} is in use: stop the application, or the other restore, first", path.display())]
     InUse {
@@ -179,6 +185,7 @@ pub async fn assemble(
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<(Assembly, Restored), RestoreError> {
     let output = &options.output;
+    refuse_link(output)?;
     if !options.force && exists(output)? {
         return Err(RestoreError::Exists {
             path: output.clone(),

@@ -23,6 +23,16 @@ pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
     }
 }
 
+/// A link at the place would be replaced, and what it leads to left behind.
+pub(super) fn refuse_link(path: &Path) -> Result<(), RestoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => Err(RestoreError::Link {
+            path: path.to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Whether another process has the database open, from the locks that SQLite holds meanwhile.
 pub(super) fn is_open(output: &Path) -> io::Result<bool> {
     // Every connection in WAL mode holds a shared lock on this byte of `-shm`; others hold one in

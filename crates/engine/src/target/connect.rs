@@ -10,8 +10,8 @@ use store::{Body, SharedStore, Store, StoreErrorKind};
 use tokio::time::Instant;
 
 use crate::chain::TargetProgress;
-use crate::lease::{self, Claim, Lease, LeaseError, SourceId};
-use crate::local::ReplicaRecord;
+use crate::lease::{self, Claim, Lease, LeaseError};
+use crate::local::{Home, ReplicaRecord};
 use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::fence::fence;
@@ -28,13 +28,14 @@ impl Target {
             Held::Taken => fence(&store, lease.epoch).await?,
         };
         let epoch = lease.epoch;
+        let home = self.local.home().ok();
         self.remember(|record| {
-            *record = ReplicaRecord {
-                location: record.location.clone(),
-                epoch,
-                holders: vec![self.holder.clone()],
-                adopt: false,
-            };
+            // Our right is binding from here on.
+            record.epoch = epoch;
+            record.resumes = None;
+            record.holders = vec![self.holder.clone()];
+            record.home = home;
+            record.adopt = false;
         })?;
         let stored = remote::newest(&files);
         let ours = matches!(held, Held::Continued) && self.has_stored(&store, stored).await?;
@@ -96,17 +97,11 @@ impl Target {
     ///
     /// Equal numbers prove nothing: a volume rolled back to an earlier state takes our own state
     /// with it, and goes on with numbers that are stored already. Right after a restore there is
-    /// no captured file yet, and the restored position is ours by the lease taken for it.
+    /// no captured file yet, and the position that was restored is written down.
     async fn has_stored(&self, store: &SharedStore, stored: Txid) -> Result<bool, TargetError> {
-        let (captured, txid, first) = {
-            let chain = self.chain.lock();
-            let first = chain.files.front().map(|captured| captured.file.txid);
-            (chain.captured(stored), chain.txid, first)
-        };
-        let Some(captured) = captured else {
-            let restored = stored > Txid::ZERO
-                && first.map_or(txid, |first| Txid::new(first.get() - 1)) == stored;
-            return Ok(restored);
+        let Some(captured) = self.chain.lock().captured(stored) else {
+            let restored = self.record().map_or(0, |record| record.restored);
+            return Ok(stored > Txid::ZERO && stored.get() == restored);
         };
         let name = FileName {
             min: stored,
@@ -128,13 +123,17 @@ impl Target {
         let claim = Claim {
             holder: self.holder.clone(),
             source: lease::identify(&self.database).ok(),
-            state: self.local.identify().ok(),
         };
+        let home = self.local.home().ok();
         let stored = lease::read(store).await?.map(|stored| stored.lease);
-        let held = match right(stored.as_ref(), record.as_ref(), &claim) {
-            Right::Held => {
+        let held = match right(stored.as_ref(), record.as_ref(), &claim, home.as_ref()) {
+            Right::Held { binding } => {
                 let lease = stored.expect("what is held is there");
-                return Ok((Held::Continued, lease));
+                if binding {
+                    return Ok((Held::Continued, lease));
+                }
+                lease::prove_conditions(store, &lease).await?;
+                return Ok((Held::Taken, lease));
             }
             Right::Resumed => Held::Continued,
             Right::TakeOver => Held::Taken,
@@ -146,13 +145,15 @@ impl Target {
             }
             Right::Diverged { .. } => Held::Taken,
         };
+        let above = self.chain.lock().epoch;
+        let epoch = stored.as_ref().map_or(0, |lease| lease.epoch).max(above) + 1;
         // Written down first: if the answer is lost with us, the next process knows it for ours.
         self.remember(|record| {
             if !record.holders.contains(&claim.holder) {
                 record.holders.push(claim.holder.clone());
             }
+            record.resumes = matches!(held, Held::Continued).then_some(epoch);
         })?;
-        let above = self.chain.lock().epoch;
         let permit = |now: Option<&Lease>| {
             now.map(|lease| (lease.epoch, &lease.holder))
                 == stored.as_ref().map(|lease| (lease.epoch, &lease.holder))
@@ -200,11 +201,12 @@ enum Held {
 /// What a process may do with a replica.
 #[derive(Debug, PartialEq, Eq)]
 enum Right {
-    /// It holds the lease.
-    Held,
-    /// The lease is of an earlier process with the same local state and database.
+    /// It holds the lease; not binding: something failed before the fence stood.
+    Held { binding: bool },
+    /// The lease is of an earlier process with this very state, which is certainly over.
     Resumed,
-    /// It is free, or the backup of this very database, or restored here.
+    /// It is free, or the backup of this very database, or restored here. Whoever had it may still
+    /// write.
     TakeOver,
     /// Another process took it from us. Whatever the policy: two that take a replica from each
     /// other would never end.
@@ -213,52 +215,60 @@ enum Right {
     Diverged { holder: String, epoch: u64 },
 }
 
-/// Decides who we are to a replica, from the lease in it, our record of it, and what we would
-/// write into the lease.
-fn right(lease: Option<&Lease>, record: Option<&ReplicaRecord>, claim: &Claim) -> Right {
+/// Decides who we are to a replica, from the lease in it, our record of it, what we would write
+/// into the lease, and where our state is.
+fn right(
+    lease: Option<&Lease>,
+    record: Option<&ReplicaRecord>,
+    claim: &Claim,
+    home: Option<&Home>,
+) -> Right {
     let Some(lease) = lease else {
         return Right::TakeOver;
     };
-    let same = |theirs: &Option<SourceId>, ours: &Option<SourceId>| match (theirs, ours) {
+    let same_database = match (&lease.source, &claim.source) {
         (Some(theirs), Some(ours)) => theirs.is_same_file(ours),
         _ => false,
     };
-    let same_database = same(&lease.source, &claim.source);
-    let same_state = same(&lease.state, &claim.state);
-    match record {
-        Some(record) if lease.holder == claim.holder => {
-            if record.epoch == lease.epoch {
-                Right::Held
-            } else {
-                // Taken, and then something failed before we could make it binding.
-                Right::TakeOver
-            }
-        }
-        Some(record) if record.adopt => Right::TakeOver,
-        Some(record) if record.holders.contains(&lease.holder) => {
-            // A restore takes it before there is a file to name.
-            let unnamed = lease.source.is_none() && lease.state.is_none();
-            if unnamed || same_database || same_state {
-                Right::Resumed
-            } else {
-                Right::Diverged {
-                    holder: lease.holder.clone(),
-                    epoch: lease.epoch,
-                }
-            }
-        }
-        // A volume that was rolled back, or a clone of it: whoever starts last goes on.
-        Some(_) if same_database && same_state => Right::TakeOver,
-        Some(record) => Right::Superseded {
+    let diverged = || Right::Diverged {
+        holder: lease.holder.clone(),
+        epoch: lease.epoch,
+    };
+    let Some(record) = record else {
+        return if same_database {
+            Right::TakeOver
+        } else {
+            diverged()
+        };
+    };
+    let binding = record.epoch == lease.epoch || record.resumes == Some(lease.epoch);
+    let known = record.holders.contains(&lease.holder);
+    let same_state = match (&record.home, home) {
+        (Some(then), Some(now)) => then.state.is_same_file(&now.state),
+        _ => false,
+    };
+    if lease.holder == claim.holder {
+        Right::Held { binding }
+    } else if record.adopt {
+        Right::TakeOver
+    } else if known && binding && home.is_some() && record.home.as_ref() == home {
+        // The lock in our state was free, so whoever held it is over.
+        Right::Resumed
+    } else if known && (same_database || same_state) {
+        // The machine started anew, the volume moved or was cloned, or the lease was taken and not
+        // made binding. A restore takes it before there is a file to name.
+        Right::TakeOver
+    } else if same_database && same_state {
+        // The volume was rolled back, or is a clone of one: whoever starts last goes on.
+        Right::TakeOver
+    } else if known {
+        diverged()
+    } else {
+        Right::Superseded {
             by: lease.holder.clone(),
             epoch: lease.epoch,
             ours: record.epoch,
-        },
-        None if same_database => Right::TakeOver,
-        None => Right::Diverged {
-            holder: lease.holder.clone(),
-            epoch: lease.epoch,
-        },
+        }
     }
 }
 
@@ -280,148 +290,159 @@ async fn newest_time(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::SourceId;
 
-    fn file(inode: u64) -> Option<SourceId> {
-        Some(SourceId {
+    fn file(inode: u64) -> SourceId {
+        SourceId {
             filesystem: "f".into(),
             inode,
             born: "b".into(),
-        })
+        }
     }
 
-    fn claim(database: u64, state: u64) -> Claim {
-        Claim {
-            holder: "us".into(),
-            source: file(database),
+    fn home(boot: &str, state: u64) -> Home {
+        Home {
+            boot: boot.into(),
+            device: 1,
             state: file(state),
         }
     }
 
-    fn lease(holder: &str, database: u64, state: u64) -> Lease {
-        Lease {
+    fn lease(holder: &str, database: u64) -> Option<Lease> {
+        Some(Lease {
             epoch: 5,
             holder: holder.into(),
             acquired: Timestamp::UNIX_EPOCH,
-            source: file(database),
-            state: file(state),
+            source: Some(file(database)),
             announced: Txid::ZERO,
-        }
+        })
     }
 
-    fn record(epoch: u64, holders: &[&str], adopt: bool) -> ReplicaRecord {
-        ReplicaRecord {
-            location: String::new(),
+    fn record(epoch: u64, holders: &[&str], home: Option<Home>) -> Option<ReplicaRecord> {
+        Some(ReplicaRecord {
             epoch,
             holders: holders.iter().map(|&holder| holder.to_owned()).collect(),
-            adopt,
-        }
+            home,
+            ..ReplicaRecord::default()
+        })
     }
 
     #[test]
     fn who_may_write_follows_from_the_lease_the_record_and_the_files() {
-        let superseded = |by: &str| Right::Superseded {
-            by: by.into(),
+        let superseded = || Right::Superseded {
+            by: "other".into(),
             epoch: 5,
-            ours: 4,
+            ours: 5,
         };
         let diverged = |holder: &str| Right::Diverged {
             holder: holder.into(),
             epoch: 5,
         };
-        let before = || Some(record(4, &["before", "failed"], false));
-        let restored = Lease {
-            source: None,
-            state: None,
-            ..lease("before", 0, 0)
+        let before = |home| record(5, &["before"], Some(home));
+        let here = || home("boot", 2);
+        let resuming = Some(ReplicaRecord {
+            resumes: Some(5),
+            ..record(4, &["x", "before"], Some(here())).unwrap()
+        });
+        let adopted = ReplicaRecord {
+            adopt: true,
+            ..ReplicaRecord::default()
         };
         for (what, lease, record, expected) in [
             ("nobody's", None, None, Right::TakeOver),
-            ("nobody's any more", None, before(), Right::TakeOver),
+            ("nobody's any more", None, before(here()), Right::TakeOver),
             (
                 "ours",
-                Some(lease("us", 1, 2)),
-                Some(record(5, &["us"], false)),
-                Right::Held,
+                lease("us", 1),
+                record(5, &["us"], Some(here())),
+                Right::Held { binding: true },
             ),
             (
-                "ours, not binding yet",
-                Some(lease("us", 1, 2)),
-                Some(record(4, &["x", "us"], false)),
-                Right::TakeOver,
+                "ours, no fence yet",
+                lease("us", 1),
+                record(4, &["x", "us"], Some(here())),
+                Right::Held { binding: false },
             ),
             (
                 "restart",
-                Some(lease("before", 1, 2)),
-                before(),
-                Right::Resumed,
-            ),
-            (
-                "restart after a lost answer",
-                Some(lease("failed", 1, 2)),
-                before(),
+                lease("before", 1),
+                before(here()),
                 Right::Resumed,
             ),
             (
                 "database exchanged",
-                Some(lease("before", 7, 2)),
-                before(),
+                lease("before", 7),
+                before(here()),
                 Right::Resumed,
             ),
             (
-                "state moved",
-                Some(lease("before", 1, 7)),
-                before(),
+                "restart after a lost answer",
+                lease("before", 1),
+                resuming,
                 Right::Resumed,
             ),
-            ("restored here", Some(restored), before(), Right::Resumed),
+            (
+                "taken before, no fence yet",
+                lease("before", 1),
+                record(4, &["x", "before"], Some(here())),
+                Right::TakeOver,
+            ),
+            (
+                "machine started anew",
+                lease("before", 7),
+                before(home("earlier", 2)),
+                Right::TakeOver,
+            ),
+            (
+                "state copied or cloned",
+                lease("before", 1),
+                before(home("boot", 7)),
+                Right::TakeOver,
+            ),
             (
                 "both copied",
-                Some(lease("before", 7, 8)),
-                before(),
+                lease("before", 7),
+                before(home("boot", 8)),
                 diverged("before"),
             ),
             (
                 "taken from us",
-                Some(lease("other", 7, 8)),
-                before(),
-                superseded("other"),
+                lease("other", 7),
+                before(here()),
+                superseded(),
             ),
             (
-                "taken by a twin, or rolled back",
-                Some(lease("other", 1, 2)),
-                before(),
+                "rolled back, or taken by a clone",
+                lease("other", 1),
+                before(home("earlier", 2)),
                 Right::TakeOver,
             ),
             (
                 "taken by who lost the state",
-                Some(lease("other", 1, 7)),
-                before(),
-                superseded("other"),
+                lease("other", 1),
+                before(home("boot", 7)),
+                superseded(),
             ),
             (
-                "restored from another target",
-                Some(lease("other", 7, 8)),
-                Some(record(0, &[], true)),
+                "restored",
+                lease("other", 7),
+                Some(adopted),
                 Right::TakeOver,
             ),
-            (
-                "state lost",
-                Some(lease("other", 1, 7)),
-                None,
-                Right::TakeOver,
-            ),
+            ("state lost", lease("other", 1), None, Right::TakeOver),
             (
                 "another database",
-                Some(lease("other", 7, 7)),
+                lease("other", 7),
                 None,
                 diverged("other"),
             ),
         ] {
-            assert_eq!(
-                right(lease.as_ref(), record.as_ref(), &claim(1, 2)),
-                expected,
-                "{what}"
-            );
+            let us = Claim {
+                holder: "us".into(),
+                source: Some(file(1)),
+            };
+            let right = right(lease.as_ref(), record.as_ref(), &us, Some(&here()));
+            assert_eq!(right, expected, "{what}");
         }
     }
 }

@@ -9,27 +9,27 @@ use store::{Body, PutMeta, PutMode, SharedStore, StoreErrorKind};
 
 use crate::capture::unix_ms;
 use crate::lease::LeaseError;
-use crate::remote::{self, RemoteFile};
+use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::{FENCE_ATTEMPTS, TargetError, local_error};
+
+/// Files whose headers are tried, from the newest.
+const HEADERS_TRIED: usize = 16;
 
 /// Claims the name after the newest file with a file that changes nothing, and returns what is
 /// stored then. An empty replica has nothing to fence: its first file decides.
 ///
 /// # Errors
 ///
-/// The store's, or a replica whose newest file cannot be read.
+/// The store's, or a replica of which none of the newest files can be read.
 pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFile>, TargetError> {
     for _ in 0..FENCE_ATTEMPTS {
         let mut files = remote::list(store).await?;
-        let newest = files
-            .iter()
-            .max_by_key(|file| (file.max, std::cmp::Reverse(file.level)));
-        let Some(newest) = newest.copied() else {
+        if files.is_empty() {
             return Ok(files);
-        };
-        let before = remote::read_header(store, &newest).await?;
-        let txid = newest.max.next();
+        }
+        let txid = remote::newest(&files).next();
+        let before = newest_header(store, &files).await?;
         let header = Header {
             flags: Header::NO_CHECKSUM,
             page_size: before.page_size,
@@ -75,6 +75,29 @@ pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFil
         }
     }
     Err(TargetError::Lease(LeaseError::Contended))
+}
+
+/// The header of the newest file that has one: a damaged file must not keep everybody out.
+async fn newest_header(
+    store: &SharedStore,
+    files: &BTreeSet<RemoteFile>,
+) -> Result<Header, TargetError> {
+    let mut newest: Vec<&RemoteFile> = files.iter().collect();
+    newest.sort_by_key(|file| (std::cmp::Reverse(file.max), file.level));
+    let mut damage = None;
+    for file in newest.into_iter().take(HEADERS_TRIED) {
+        match remote::read_header(store, file).await {
+            Ok(header) => return Ok(header),
+            Err(RemoteError::Store(error)) if error.kind() != StoreErrorKind::Missing => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                damage = Some(error);
+            }
+        }
+    }
+    Err(damage.expect("there is a file").into())
 }
 
 pub(super) fn empty_file(header: Header) -> Result<Bytes, TargetError> {

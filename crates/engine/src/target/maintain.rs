@@ -39,13 +39,14 @@ impl Target {
             }
             bytes += size;
             match self.merge_input(txid).await {
-                Err(TargetError::Remote(error)) => {
+                Ok(input) => inputs.push(input),
+                Err(error) if is_lost(&error) => {
                     // Nobody can go from before it to after it any more: begin again after it.
                     let name = &self.settings.name;
                     tracing::error!(target_name = %name, "{error}: a new full copy is stored");
                     return self.ask_for_snapshot(connection, progress.acked).await;
                 }
-                input => inputs.push(input?),
+                Err(error) => return Err(error),
             }
             txid = txid.next();
         }
@@ -67,11 +68,12 @@ impl Target {
         Ok(())
     }
 
-    /// The bytes of a captured file, from the local disk while it is there; what comes from the
-    /// store is whole, or an error names it.
+    /// The bytes of a captured file, from the local disk while it is whole there, else from the
+    /// store.
     async fn merge_input(&self, txid: Txid) -> Result<Bytes, TargetError> {
         match tokio::fs::read(self.local.captured_path(txid)).await {
-            Ok(bytes) => return Ok(bytes.into()),
+            Ok(bytes) if check(&bytes).is_ok() => return Ok(bytes.into()),
+            Ok(_) => tracing::warn!(%txid, "a captured file on our disk is damaged"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(local_error(error)),
         }
@@ -144,8 +146,17 @@ fn merge_bytes(inputs: Vec<Bytes>, epoch: u64) -> Result<Option<(Header, Bytes)>
     Ok(Some((merged.header, bytes.into())))
 }
 
+/// Whether an error says that a stored file is damaged or gone.
+fn is_lost(error: &TargetError) -> bool {
+    match error {
+        TargetError::Remote(_) => true,
+        TargetError::Store(error) => error.kind() == StoreErrorKind::Missing,
+        _ => false,
+    }
+}
+
 /// Reads a whole file, with its checksums.
-fn check(bytes: &[u8]) -> Result<(), LtxError> {
+pub(super) fn check(bytes: &[u8]) -> Result<(), LtxError> {
     let mut decoder = Decoder::new(bytes)?;
     let mut image = Vec::new();
     while decoder.next_page(&mut image)?.is_some() {}

@@ -16,6 +16,7 @@ use crate::chain::{Captured, ChainState, SnapshotFile};
 use crate::lease::{self, Lease, LeaseError, StoredLease};
 use crate::remote::{self, RemoteFile};
 
+use super::maintain::check;
 use super::{Connection, Target, TargetError, local_error, position};
 
 impl Target {
@@ -39,6 +40,15 @@ impl Target {
         self.follow_source(connection).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
+        // Proven when it was sealed, and again when it has lain since an earlier run.
+        if captured.checksum.is_none() {
+            let bytes = tokio::fs::read(&path).await.map_err(local_error)?;
+            if let Err(error) = check(&bytes) {
+                tracing::error!("{}: {error}: a new full copy is stored", path.display());
+                let above = Txid::new(file.txid.get() - 1);
+                return self.ask_for_snapshot(connection, above).await;
+            }
+        }
         let name = FileName {
             min: file.txid,
             max: file.txid,

@@ -1,13 +1,14 @@
 //! Two writers, one replica: the newer one wins, and the older one changes nothing any more.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use engine::database::DatabaseSettings;
-use engine::restore::{IntegrityCheck, Point};
-use engine::startup::{Ready, StartupError, make_ready};
+use engine::restore::{IntegrityCheck, Point, RestoreOptions};
+use engine::startup::{Ready, StartupError, make_ready, restore_in_place};
 use engine::target::TargetSettings;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -29,6 +30,8 @@ use crate::bench::{
 struct Gated {
     inner: Arc<Memory>,
     gate: watch::Sender<Gate>,
+    /// Writes that pass though the gate is closed.
+    passes: AtomicU32,
     waiting: Mutex<Vec<String>>,
 }
 
@@ -46,8 +49,23 @@ impl Gated {
         Gated {
             inner,
             gate: watch::Sender::new(Gate::Open),
+            passes: AtomicU32::new(0),
             waiting: Mutex::default(),
         }
+    }
+}
+
+impl Gated {
+    /// Lets so many writes pass a closed gate.
+    fn let_pass(&self, writes: u32) {
+        self.passes.store(writes, Ordering::SeqCst);
+        self.gate.send_modify(|_| {});
+    }
+
+    fn take_pass(&self) -> bool {
+        let one_less = |passes: u32| passes.checked_sub(1);
+        let order = Ordering::SeqCst;
+        self.passes.fetch_update(order, order, one_less).is_ok()
     }
 }
 
@@ -63,12 +81,13 @@ impl Store for Gated {
         async move {
             let shut =
                 |gate: &Gate| matches!(gate, Gate::Closed(prefix) if key.starts_with(prefix));
-            let waited = shut(&self.gate.borrow());
-            if waited {
-                self.waiting.lock().unwrap().push(key.clone());
-            }
+            let shut = |gate: &Gate| shut(gate) && !self.take_pass();
             let mut gate = self.gate.subscribe();
-            let gate = *gate.wait_for(|gate| !shut(gate)).await.unwrap();
+            if shut(&gate.borrow()) {
+                self.waiting.lock().unwrap().push(key.clone());
+                gate.wait_for(|gate| !shut(gate)).await.unwrap();
+            }
+            let gate = *gate.borrow();
             let stored = self.inner.put(&key, body, mode, &meta).await;
             if matches!(gate, Gate::Late) {
                 std::future::pending::<()>().await;
@@ -363,10 +382,88 @@ fn a_copied_directory_never_writes_into_the_backup_of_its_original() {
 }
 
 #[test]
+fn what_was_sealed_before_a_take_over_is_never_laid_over_its_fence() {
+    let (source, place) = (Place::new(), Place::new());
+    let memory = memory();
+    let store: SharedStore = Arc::clone(&memory) as SharedStore;
+    let mut app = App::start(&Habits::calm(&source.database(), seed()));
+    let replication = Replication::start(&another_writer(&source, &memory));
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+
+    let gated = Arc::new(Gated::new(Arc::clone(&memory)));
+    let shared: SharedStore = Arc::clone(&gated) as SharedStore;
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&shared)]);
+    let options = RestoreOptions {
+        point: Point::Latest,
+        output: place.database(),
+        force: false,
+        integrity: IntegrityCheck::Full,
+        parallelism: 1,
+    };
+    let restored = restore_in_place(&settings, &shared, &options, &|_, _| {});
+    let restored = block_on(restored).unwrap().txid;
+    let mut app = App::start(&Habits::calm(&place.database(), 7));
+    // Sealed while the store does not answer, on pages that nobody changes later.
+    gated.gate.send_replace(Gate::Closed("lock"));
+    let replication = Replication::start_with(&settings, Duration::from_secs(1));
+    let change = |app: &mut App, replication: &Replication| {
+        let before = wait_for("a position", || replication.status().position).txid;
+        app.sql("UPDATE account SET balance = balance + 3 - 2 * id WHERE id IN (1, 2)");
+        wait_for("a capture", || {
+            (replication.status().position?.txid > before).then_some(())
+        });
+    };
+    change(&mut app, &replication);
+    // The lease and the two proofs pass, and the fence; the announcement of a full copy hangs.
+    gated.let_pass(3);
+    wait_for("the fence", || {
+        let files = crate::bench::files(&store);
+        files
+            .iter()
+            .any(|file| file.level == 0 && file.max > restored)
+            .then_some(())
+    });
+    app.sql("INSERT INTO item VALUES(NULL, 'later')");
+    wait_for("the announcement", || {
+        (gated.waiting.lock().unwrap().len() > 1).then_some(())
+    });
+    assert!(!replication.stop());
+    gated.gate.send_replace(Gate::Open);
+    let replication = Replication::start(&settings);
+    app.sql("INSERT INTO item VALUES(NULL, 'after')");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    assert_every_point(&store);
+}
+
+#[test]
+fn a_damaged_newest_file_does_not_keep_the_next_writer_out() {
+    let place = Place::new();
+    let memory = memory();
+    let store: SharedStore = Arc::clone(&memory) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = another_writer(&place, &memory);
+    let replication = Replication::start(&settings);
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    let mut files = crate::bench::files(&store).into_iter();
+    let newest = files.rfind(|file| file.level == 0);
+    let key = engine::remote::key(store.layout(), 0, newest.unwrap().name());
+    let body = Body::from(vec![1; 50]);
+    block_on(store.put(&key, body, PutMode::Overwrite, &PutMeta::default())).unwrap();
+    state_lost(&place, &mut settings.clone());
+    let replication = Replication::start(&settings);
+    app.sql("INSERT INTO item VALUES(NULL, 'after')");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
 fn a_store_that_ignores_conditions_gets_no_backup_and_says_why() {
     let place = Place::new();
     let store: SharedStore =
-        Arc::new(Memory::with_clock(engine::capture::unix_ms).without_conditions());
+        Arc::new(Memory::with_clock(engine::capture::unix_ms).ignoring_create());
     let _app = App::start(&Habits::calm(&place.database(), seed()));
     let replication = Replication::start_with(
         &settings(&place.database(), &place.state(), &[Arc::clone(&store)]),
@@ -499,11 +596,11 @@ fn roll_back(place: &std::path::Path, saved: &std::path::Path) {
 }
 
 fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.metadata().unwrap().is_dir() {
-            std::fs::create_dir_all(&target).unwrap();
             copy_tree(&entry.path(), &target);
         } else {
             std::fs::copy(entry.path(), target).unwrap();

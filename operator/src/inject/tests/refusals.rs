@@ -108,8 +108,8 @@ fn each_refusal_names_the_backup_and_what_to_change() {
             "spec.os.name of the Pod: the Pod runs on windows; only linux is served",
         ),
         (
-            |_, backup| backup.spec.databases[0].path = "/data/*.db".to_owned(),
-            "spec: spec.databases[/data/*.db] is not served by this version",
+            |_, backup| backup.spec.databases[0].path = "/*/app.db".to_owned(),
+            "spec.databases[/*/app.db].path",
         ),
     ];
     for (change, expected) in cases {

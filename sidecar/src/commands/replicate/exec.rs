@@ -35,6 +35,26 @@ pub fn start(words: Vec<String>) -> Result<Child, Failure> {
     started.map_err(|error| Failure::message(ExitCode::Usage, format!("exec {program}: {error}")))
 }
 
+/// What we end with after a child that ended with `code`: its code, unless that says that all is
+/// well and it is not.
+///
+/// # Errors
+///
+/// Not everything is stored, after a child that was content.
+pub fn answer(
+    code: u8,
+    stored: Result<ExitCode, Failure>,
+) -> Result<std::process::ExitCode, Failure> {
+    match stored {
+        Err(failure) if code == 0 => Err(failure),
+        Err(failure) => {
+            tracing::error!(code = failure.code as u8, "{failure}");
+            Ok(code.into())
+        }
+        Ok(_) => Ok(code.into()),
+    }
+}
+
 /// Waits until the child has ended by itself, for ever when there is none. Returns the exit code
 /// that a shell would.
 pub async fn ended(child: &mut Option<Child>) -> u8 {

@@ -36,6 +36,8 @@ struct Running {
     config: Config,
     stop: watch::Sender<bool>,
     task: JoinHandle<bool>,
+    /// Turns true once a missing database was restored, or needed not to be.
+    is_ready: watch::Receiver<bool>,
     shown: ShownDatabase,
 }
 
@@ -98,6 +100,7 @@ impl Fleet {
         predecessor: Option<JoinHandle<bool>>,
     ) -> Running {
         let (stop, mut stopped) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(restore.is_none());
         self.next_id += 1;
         let capture = self.capture.clone();
         let (database, handle) =
@@ -115,13 +118,30 @@ impl Fleet {
                     _ = stopped.wait_for(|stopped| *stopped) => return true,
                 }
             }
+            ready.send_replace(true);
             database.run(drain).await
         });
         Running {
             config,
             stop,
             task,
+            is_ready,
             shown,
+        }
+    }
+
+    /// Waits until every database that was to be restored first is.
+    pub fn ready(&self) -> impl Future<Output = ()> + use<> {
+        let ready: Vec<_> = self
+            .running
+            .values()
+            .map(|it| it.is_ready.clone())
+            .collect();
+        async move {
+            for mut ready in ready {
+                // A database that ended meanwhile is not waited for.
+                let _ready = ready.wait_for(|ready| *ready).await;
+            }
         }
     }
 

@@ -58,6 +58,11 @@ pub async fn run(
     };
     let exec = arguments.exec.as_ref().or(loaded.settings.exec.as_ref());
     let child = exec.map(String::as_str).map(exec::parse).transpose()?;
+    if child.is_some() && arguments.worker {
+        // Each worker would start an application of its own beside the earlier one.
+        let message = "exec does not go with --supervise";
+        return Err(Failure::message(ExitCode::Usage, message));
+    }
     if matches!(source, Source::Fixed(_)) && !arguments.worker {
         refuse_unusable(&loaded.settings, child.is_some())?;
     }
@@ -71,7 +76,14 @@ pub async fn run(
     if arguments.once {
         return Ok(once(fleet, &shown, &mut stop).await?.into());
     }
-    let mut child = child.map(exec::start).transpose()?;
+    let mut child = match child {
+        None => None,
+        // It must not make an empty database in the place of one that is being restored.
+        Some(words) => tokio::select! {
+            () = fleet.ready() => Some(exec::start(words)?),
+            _ = stop.changed() => return ended(fleet, &shown).await.map(Into::into),
+        },
+    };
     let mut since = loaded.since();
     loop {
         tokio::select! {
@@ -82,15 +94,11 @@ pub async fn run(
             }
             code = exec::ended(&mut child) => {
                 // Its last commits are there: store them, then be what it was.
-                return Ok(match ended(fleet.end().await) {
-                    Err(failure) if code == 0 => return Err(failure),
-                    _ => code.into(),
-                });
+                return exec::answer(code, ended(fleet, &shown).await);
             }
             _ = stop.changed() => {
-                let code = exec::end(child).await;
-                let done = ended(fleet.end().await)?;
-                return Ok(code.map_or(done.into(), Into::into));
+                let code = exec::end(child).await.unwrap_or_default();
+                return exec::answer(code, ended(fleet, &shown).await);
             }
         }
     }
@@ -113,11 +121,27 @@ async fn first_read(
     }
 }
 
-fn ended(complete: bool) -> Result<ExitCode, Failure> {
-    if complete {
+/// Ends every database, and says whether everything is stored.
+async fn ended(fleet: Fleet, shown: &Shown) -> Result<ExitCode, Failure> {
+    if fleet.end().await {
         return Ok(ExitCode::Done);
     }
-    let message = "stopped before every commit was stored: a target did not answer in time";
+    let states = shown
+        .databases()
+        .into_iter()
+        .map(|database| database.status());
+    let mut over = states.filter(|status| {
+        matches!(
+            status.state,
+            DatabaseState::Superseded | DatabaseState::Diverged
+        )
+    });
+    if let Some(status) = over.next() {
+        let message = format!("{}: {}", status.path, status.message);
+        return Err(Failure::message(ExitCode::Superseded, message));
+    }
+    let message = "stopped before every commit was stored; the last status of each database and \
+                   target says why";
     Err(Failure::message(ExitCode::Timeout, message))
 }
 
@@ -189,6 +213,11 @@ async fn once(
     }
     // What has failed would only fail again until the shutdown's time is over.
     fleet.abandon(|database| matches!(goals.progress(database), Progress::Failed(..)));
-    let complete = fleet.end().await;
-    failure.map_or_else(|| ended(complete), Err)
+    match failure {
+        None => ended(fleet, shown).await,
+        Some(failure) => {
+            fleet.end().await;
+            Err(failure)
+        }
+    }
 }
