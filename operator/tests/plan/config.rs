@@ -1,5 +1,6 @@
 //! What sidecars are told.
 
+use api::backup::DeletionPolicy;
 use operator::plan::Change;
 use operator::plan::config::{config, config_map};
 use protocol::config::Config;
@@ -64,7 +65,31 @@ fn a_configuration_is_written_again_when_it_differs() {
 #[test]
 fn a_backup_that_is_refused_later_keeps_the_configuration_of_its_pods() {
     let mut cluster = Cluster::at_rest();
-    cluster.edit("orders", |b| b.spec.databases[0].path = "/data/*.db".into());
+    cluster.edit("orders", |b| {
+        b.spec.deletion_policy = DeletionPolicy::Delete
+    });
     let changes = cluster.settle();
     assert!(!changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
+}
+
+#[test]
+fn a_pattern_is_handed_on_with_the_place_of_its_directory() {
+    let mut cluster = Cluster::at_rest();
+    cluster.edit("orders", |b| {
+        b.spec.databases[0].path = "/data/slots/**/*.db".into();
+        b.spec.databases[0].exclude = vec!["$tmp*".into()];
+    });
+    let changes = cluster.settle();
+    let map = changes.iter().find_map(|change| match change {
+        Change::ConfigMap(map) => Some(map),
+        _ => None,
+    });
+    let text = &map.unwrap().data.as_ref().unwrap()["config.yml"];
+    let config: Config = serde_yaml::from_str(text).unwrap();
+    let database = &config.dbs[0];
+    assert_eq!(database.path.to_str(), Some("/data/slots/**/*.db"));
+    // The sidecar expands variables, and adds what follows the directory to the path.
+    assert_eq!(database.exclude, ["$$tmp*"]);
+    let path = database.replicas[0].path.as_deref().unwrap();
+    assert!(path.ends_with("/data/slots"), "{path}");
 }

@@ -117,11 +117,6 @@ fn what_is_not_served_is_refused_by_the_name_of_the_field() {
             "spec.encryption",
         ),
         (
-            "/spec/databases/0/path",
-            json!("/data/*.db"),
-            "spec.databases[/data/*.db]",
-        ),
-        (
             "/spec/sidecar",
             json!({"updatePolicy": "InPlace"}),
             "spec.sidecar.updatePolicy",

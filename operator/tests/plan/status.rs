@@ -76,6 +76,24 @@ fn what_a_sidecar_says_becomes_a_condition() {
 }
 
 #[test]
+fn a_pattern_may_find_nothing_so_far() {
+    let mut cluster = Cluster::at_rest();
+    cluster.edit("orders", |b| b.spec.databases[0].path = "/data/*.db".into());
+    for (hash, status, reason) in [
+        ("", "Unknown", reason::STARTING),
+        ("9f86", "True", reason::UP_TO_DATE),
+    ] {
+        let answer = with(|s| {
+            s.databases.clear();
+            s.config_hash = hash.into();
+        });
+        cluster.answer("orders-0", Ok(answer));
+        cluster.settle();
+        cluster.assert_condition(REPLICATING, status, reason);
+    }
+}
+
+#[test]
 fn refused_credentials_show_at_once_even_when_nothing_waits() {
     let pending = with(|s| {
         s.databases[0].targets[0].credentials = Some(CredentialsReport {

@@ -6,7 +6,14 @@ use xtask::process::{cargo, run};
 /// Writes crds/ from the types, and the chart's copies from crds/. The same tests compare them
 /// when they run without the variable.
 pub(crate) fn write() -> Result<()> {
-    for (package, test) in [("api", "crds"), ("operator", "chart")] {
+    for (package, test, name) in [
+        ("api", "crds", "crds"),
+        (
+            "operator",
+            "chart",
+            "the_charts_definitions_are_the_generated_ones",
+        ),
+    ] {
         run(cargo()
             .args([
                 "test",
@@ -16,7 +23,7 @@ pub(crate) fn write() -> Result<()> {
                 package,
                 "--test",
                 test,
-                "crds",
+                name,
             ])
             .env("UPDATE_CRDS", "1"))?;
     }
