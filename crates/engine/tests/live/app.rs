@@ -152,6 +152,14 @@ impl App {
         self.ask("commits").parse().unwrap()
     }
 
+    /// Bytes that it has written to files so far.
+    pub fn written(&self) -> u64 {
+        let path = format!("/proc/{}/io", self.child.id());
+        let io = std::fs::read_to_string(path).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+        line.unwrap().parse().unwrap()
+    }
+
     /// How long the steps so far took, in microseconds: median, 99th percentile, longest.
     pub fn latencies(&mut self) -> [u32; 3] {
         serde_json::from_str(&self.ask("latencies")).unwrap()
