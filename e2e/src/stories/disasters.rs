@@ -31,8 +31,9 @@ pub(super) fn a_deleted_pod_comes_back_with_every_row(context: &Context<'_>) -> 
     shop.wait_until_replicating()?;
     shop.wait_for_rows_beyond(50)?;
     let disaster = delete_gracefully(&shop)?;
+    // What it told is known from its log, whose last lines may go with the container.
     ensure!(
-        disaster.restored == disaster.committed.newest,
+        disaster.restored >= disaster.committed.newest,
         "{disaster:?}"
     );
     shop.wait_for_rows_beyond(disaster.restored)?;
@@ -81,7 +82,7 @@ pub(super) fn every_database_of_a_pattern_comes_back(context: &Context<'_>) -> R
     })?;
     let second = shop.stats_of("second", SECOND)?;
     let first = delete_gracefully(&shop)?;
-    ensure!(first.restored == first.committed.newest, "{first:?}");
+    ensure!(first.restored >= first.committed.newest, "{first:?}");
     let restored = shop.rows_at_start_of("second")?;
     ensure!(restored >= second.newest, "{restored} after {second:?}");
     shop.wait_until_replicating()?;
