@@ -8,7 +8,7 @@
 //! Our connections never write. They set `query_only`, never checkpoint on close, and never
 //! checkpoint by themselves.
 
-#![allow(unsafe_code)] // SQLite's VFS methods have no safe binding.
+#![expect(unsafe_code, reason = "SQLite's VFS methods have no safe binding")]
 
 use std::ffi::{c_int, c_void};
 use std::path::Path;

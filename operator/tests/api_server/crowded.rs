@@ -73,7 +73,7 @@ async fn until(
         if wanted(&create(pods, labels).await) {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await; // bounded: a look, so many times
     }
     panic!("never as it should be: a Pod with labels {labels}");
 }

@@ -59,7 +59,7 @@ impl Policy {
                     }
                     Err(other) => panic!("{other}"),
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await; // bounded: a look, so many times
             }
         }
     }

@@ -2,7 +2,10 @@
 //!
 //! `ENGINE_TEST_SEED=N` repeats a run; each test prints the seed that it used.
 
-#![allow(clippy::unwrap_used)] // All of it is tests; clippy knows only functions that are.
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of it is tests; clippy knows only functions that are"
+)]
 
 mod app;
 mod away;
@@ -10,6 +13,7 @@ mod bench;
 mod bounds;
 mod chaos;
 mod faults;
+mod gated;
 mod writers;
 
 /// Not a test: the application process, when one was asked for.

@@ -1,0 +1,124 @@
+//! A store behind a gate: what was on its way when a writer was cut off.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use store::{Body, Capabilities, Layout, Memory, ObjectInfo, PutMeta, PutMode, Store, StoreError};
+use tokio::sync::watch;
+
+/// A store of which some writes wait while its gate is closed, as behind a network that is cut.
+pub struct Gated {
+    inner: Arc<Memory>,
+    pub gate: watch::Sender<Gate>,
+    /// Writes that pass though the gate is closed.
+    passes: AtomicU32,
+    /// Keys of writes that waited.
+    pub waiting: Mutex<Vec<String>>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Gate {
+    Open,
+    /// Writes of keys that begin so wait.
+    Closed(&'static str),
+    /// What waited happens, and nobody is there any more to hear of it.
+    Late,
+}
+
+impl Gated {
+    pub fn new(inner: Arc<Memory>) -> Gated {
+        Gated {
+            inner,
+            gate: watch::Sender::new(Gate::Open),
+            passes: AtomicU32::new(0),
+            waiting: Mutex::default(),
+        }
+    }
+}
+
+impl Gated {
+    /// Lets so many writes pass a closed gate.
+    pub fn let_pass(&self, writes: u32) {
+        self.passes.store(writes, Ordering::SeqCst);
+        self.gate.send_modify(|_| {});
+    }
+
+    fn take_pass(&self) -> bool {
+        let one_less = |passes: u32| passes.checked_sub(1);
+        let order = Ordering::SeqCst;
+        self.passes.fetch_update(order, order, one_less).is_ok()
+    }
+}
+
+impl Store for Gated {
+    fn put(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            let shut =
+                |gate: &Gate| matches!(gate, Gate::Closed(prefix) if key.starts_with(prefix));
+            let shut = |gate: &Gate| shut(gate) && !self.take_pass();
+            let mut gate = self.gate.subscribe();
+            if shut(&gate.borrow()) {
+                self.waiting.lock().unwrap().push(key.clone());
+                gate.wait_for(|gate| !shut(gate)).await.unwrap();
+            }
+            let gate = *gate.borrow();
+            let stored = self.inner.put(&key, body, mode, &meta).await;
+            if matches!(gate, Gate::Late) {
+                std::future::pending::<()>().await;
+            }
+            stored
+        }
+        .boxed()
+    }
+
+    fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        self.inner.get(key, range)
+    }
+
+    fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>> {
+        self.inner.head(key)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>> {
+        self.inner.list(prefix, after)
+    }
+
+    fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        self.inner.directories(directory)
+    }
+
+    fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.delete(keys)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+}
