@@ -1,9 +1,9 @@
 //! `restore`: from a URL, from a configuration, or before an application starts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::database::DatabaseSettings;
@@ -137,8 +137,8 @@ async fn from_config(
 }
 
 /// Adds the databases of each pattern that have a backup in one of its targets. A target that
-/// cannot be asked is left out when another one has some, or when `can_do_without` says so of the
-/// pattern.
+/// cannot be asked is left out only when `can_do_without` says so of the pattern: it may know of one
+/// that no other target has.
 pub(super) async fn add_stored(
     config: &Config,
     found: &mut Found,
@@ -159,7 +159,7 @@ pub(super) async fn add_stored(
             }
         }
         match failure {
-            Some(error) if stored.is_empty() && !can_do_without(index) => return Err(error.into()),
+            Some(error) if !can_do_without(index) => return Err(error.into()),
             _ => found.entry(index).or_default().extend(stored),
         }
     }
@@ -378,11 +378,22 @@ async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failur
     let startup = config.startup.unwrap_or_default();
     let mut opener = Opener::new();
     let mut found = config::pattern::local(&config).map_err(Failure::usage)?;
+    let marks: BTreeMap<usize, PathBuf> = config::pattern::patterns(&config)
+        .map_err(Failure::usage)?
+        .into_iter()
+        .map(|(index, pattern)| (index, pattern.restoring()))
+        .collect();
     if startup.on_missing != OnMissing::StartEmpty {
         // An application with databases starts though nobody can say whether there are more.
         let may_start = startup.when_unreachable == WhenUnreachable::StartIfLocalExists;
         let local = found.clone();
-        let has_some = |index| may_start && local.get(&index).is_some_and(|it| !it.is_empty());
+        let marks = &marks;
+        let has_some = |index| {
+            let is_whole = |mark: &PathBuf| !mark.exists();
+            may_start
+                && local.get(&index).is_some_and(|it| !it.is_empty())
+                && marks.get(&index).is_some_and(is_whole)
+        };
         add_stored(&config, &mut found, &mut opener, &has_some).await?;
     }
     let settings =
@@ -399,10 +410,33 @@ async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failur
         policy => policy,
     };
     let integrity = integrity(arguments.integrity_check);
+    if !databases().all(|database| is_present(&database.path)) {
+        for mark in marks.values() {
+            set_mark(mark)?;
+        }
+    }
     let restores = databases().map(|database| make_one_ready(database, on_missing, integrity));
     let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
     while restores.try_next().await?.is_some() {}
+    for mark in marks.values().filter(|mark| mark.exists()) {
+        std::fs::remove_file(mark).map_err(local(mark))?;
+    }
     Ok(())
+}
+
+/// Makes a mark, durably: without it, some databases would be taken for all.
+fn set_mark(mark: &Path) -> Result<(), Failure> {
+    let directory = mark.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory).map_err(local(directory))?;
+    File::create(mark)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| File::open(directory)?.sync_all())
+        .map_err(local(mark))
+}
+
+fn local(path: &Path) -> impl Fn(std::io::Error) -> Failure {
+    let path = path.display().to_string();
+    move |error| Failure::message(ExitCode::LocalIo, format!("{path}: {error}"))
 }
 
 async fn make_one_ready(

@@ -131,6 +131,12 @@ impl Pattern {
         path.strip_prefix(&self.base).ok()?.to_str()
     }
 
+    /// A mark beside the databases: their restore has begun and is not done, so those that are here
+    /// are not all.
+    pub fn restoring(&self) -> PathBuf {
+        self.base.join(".sqlite-backup-restoring")
+    }
+
     /// Whether a file is one of the databases.
     pub fn matches(&self, path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -164,14 +170,22 @@ impl Pattern {
         let entries = match std::fs::read_dir(directory) {
             // It is not there yet, or went while we looked.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
+            Err(error) => {
+                let message = format!("{}: {error}", directory.display());
+                return Err(io::Error::new(error.kind(), message));
+            }
+            Ok(entries) => entries,
         };
         for entry in entries {
             let path = entry?.path();
             let Ok(metadata) = std::fs::metadata(&path) else {
                 continue;
             };
-            let is_ours = || path.to_string_lossy().ends_with("-sqlite-backup");
+            // Our state, and what a file system keeps for itself.
+            let is_ours = || {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                (name.starts_with('.') && name.ends_with("-sqlite-backup")) || name == "lost+found"
+            };
             if metadata.is_dir() {
                 if depth > 1 && !is_ours() {
                     self.walk(&path, depth - 1, found)?;
@@ -208,8 +222,8 @@ impl Pattern {
                         found.insert(path);
                     }
                 }
-                let deeper = below.iter().filter(|name| !is_level(name));
-                level.extend(deeper.map(|name| match directory.as_str() {
+                // A database, or a directory of some, may have the name of a level.
+                level.extend(below.iter().map(|name| match directory.as_str() {
                     "" => name.clone(),
                     directory => format!("{directory}/{name}"),
                 }));

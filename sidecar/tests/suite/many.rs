@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use protocol::names::VERIFY_REQUEST_ENV;
 use protocol::verify::{DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyRequest};
@@ -114,6 +115,70 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
         .env("AWS_ACCESS_KEY_ID", "a")
         .env("AWS_SECRET_ACCESS_KEY", "b");
     finish(wait).succeeds();
+    // Unless their restore was never finished: those that are here are not all.
+    std::fs::write(slot(&place, ".sqlite-backup-restoring"), "").unwrap();
+    let mut wait = Command::new("timeout");
+    wait.arg("5").arg(program().get_program());
+    wait.args(["restore", "--config", &config, "--wait"])
+        .env("AWS_ACCESS_KEY_ID", "a")
+        .env("AWS_SECRET_ACCESS_KEY", "b");
+    assert_eq!(finish(wait).code, Some(124));
+}
+
+#[test]
+fn a_target_that_cannot_be_asked_may_know_more_than_the_others() {
+    let place = Place::new();
+    let text = std::fs::read_to_string(config(&place, &place.url("near"))).unwrap();
+    let near = place.write("near.yml", &text);
+    drop(create(&slot(&place, "1.db"), 3));
+    finish({
+        let mut once = program();
+        once.args(["replicate", "--config", &near, "--once"]);
+        once
+    })
+    .succeeds();
+    std::fs::remove_dir_all(place.path().join("slots")).unwrap();
+    let dead = "{name: far, url: 's3://bucket/app?endpoint=http://127.0.0.1:1'}]";
+    let both = place.write("both.yml", &text.replace("}]", &format!("}}, {dead}")));
+    let mut restore = program();
+    restore
+        .args(["restore", "--config", &both])
+        .env("AWS_ACCESS_KEY_ID", "a")
+        .env("AWS_SECRET_ACCESS_KEY", "b");
+    finish(restore).fails_with(21, &["unreachable"]);
+}
+
+#[test]
+fn a_database_may_have_the_name_of_a_level() {
+    let place = Place::new();
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "dbs: [{{path: '{}/slots/*', replica: {{url: '{}'}}}}]\n",
+            place.path().display(),
+            place.url("backup")
+        ),
+    );
+    let databases = ["0001", "ltx"].map(|name| slot(&place, name));
+    std::fs::create_dir(slot(&place, "lost+found")).unwrap();
+    for database in &databases {
+        drop(create(database, 3));
+    }
+    for command in [
+        ["replicate", "--once"],
+        ["verify", "--json"],
+        ["restore", "--json"],
+    ] {
+        if command[0] == "restore" {
+            std::fs::remove_dir_all(place.path().join("slots")).unwrap();
+        }
+        let mut run = program();
+        run.args([command[0], "--config", &config, command[1]]);
+        finish(run).succeeds();
+    }
+    for database in &databases {
+        assert_eq!(rows(database).len(), 3);
+    }
 }
 
 #[test]
