@@ -2,13 +2,13 @@
 //!
 //! No fsync, no compression, no store: those belong to whoever takes the batches. A database that
 //! changed in the last second is looked at every [`HOT_PAUSE`]; a quiet one when the file system
-//! says that something happened, and each second as a net. Events come *before* a commit is
-//! published, so after an event the looks go on until nothing moves any more.
+//! says that its log was written, and each second as a net. Events come *before* a commit is
+//! published, so after an event the looks go on until nothing moves any more. They come in the
+//! middle of the application's commit, and a thread that wakes up then may take its processor: so
+//! there is one for each quiet time, and none while the database is looked at anyway.
 
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use sqlite_format::PageSize;
 use tokio::sync::Notify;
 
+use crate::scan::with_suffix;
 use crate::tap::{Batch, BreakReason, LogPosition, Look, Tap, TapError};
 
 /// Pause between looks at a database that changed lately. An application's blocking checkpoint
@@ -70,6 +71,31 @@ impl Inbox {
 
     fn update(&self, change: impl FnOnce(&mut Found)) {
         change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    fn deliver(&self, look: Look) {
+        let mut found = self.lock();
+        match look {
+            Look::Quiet | Look::Moved => return,
+            Look::Captured(batch) => match &mut found.batch {
+                None => found.batch = Some(batch),
+                Some(earlier) => match earlier.append(&batch) {
+                    // Whoever will take the batch knows of it: a wake-up would cost more than this.
+                    Ok(()) => return,
+                    Err(error) => {
+                        found.batch = None;
+                        found.failed = Some(TapError::Spill(error));
+                    }
+                },
+            },
+            // Earlier pages may be older than what the database file holds by now: drop them.
+            Look::Broken(reason, batch) => {
+                found.batch = Some(batch);
+                found.broken = Some(reason);
+            }
+        }
+        drop(found);
         self.changed.notify_one();
     }
 }
@@ -126,6 +152,7 @@ impl Capture {
             events: Inotify::init().ok(),
             watches: HashMap::new(),
             taps: HashMap::new(),
+            due: BTreeSet::new(),
         };
         std::thread::Builder::new()
             .name("capture".into())
@@ -195,8 +222,9 @@ impl Drop for Attached {
 struct Entry {
     tap: Tap,
     inbox: Arc<Inbox>,
-    /// Name of the database in its directory.
-    name: OsString,
+    /// The log, to be watched.
+    log: PathBuf,
+    /// Gives one event and ends.
     watch: Option<WatchDescriptor>,
     next_look: Instant,
     hot_until: Instant,
@@ -210,9 +238,11 @@ struct Thread {
     commands: mpsc::Receiver<Command>,
     wake: Arc<Wake>,
     events: Option<Inotify>,
-    /// Databases by the watch on their directory.
-    watches: HashMap<WatchDescriptor, Vec<u64>>,
+    /// Quiet databases by the watch on their log.
+    watches: HashMap<WatchDescriptor, u64>,
     taps: HashMap<u64, Entry>,
+    /// Every database by the time of its next look.
+    due: BTreeSet<(Instant, u64)>,
 }
 
 impl Thread {
@@ -228,18 +258,15 @@ impl Thread {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            self.read_events();
             let now = Instant::now();
-            let due: Vec<u64> = self
-                .taps
-                .iter()
-                .filter(|(_, entry)| entry.next_look <= now)
-                .map(|(id, _)| *id)
-                .collect();
-            for id in due {
+            while let Some(&(at, id)) = self.due.first() {
+                if at > now {
+                    break;
+                }
+                self.due.pop_first();
                 self.look(id);
             }
-            let next = self.taps.values().map(|entry| entry.next_look).min();
+            let next = self.due.first().map(|(at, _)| *at);
             let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
             self.wait(pause);
         }
@@ -302,31 +329,34 @@ impl Thread {
         };
         let page_size = tap.page_size();
         inbox.update(|found| found.page_size = Some(page_size));
-        let watch = self.watch(id, path);
         let entry = Entry {
             tap,
             inbox,
-            name: path.file_name().unwrap_or_default().to_owned(),
-            watch,
+            log: with_suffix(path, "-wal"),
+            watch: None,
             next_look: now,
             hot_until: now + HOT_TIME,
             next_identity_check: now + QUIET_PAUSE,
             reread: false,
             barrier: None,
         };
-        deliver(&entry.inbox, look);
+        entry.inbox.deliver(look);
+        self.due.insert((entry.next_look, id));
         self.taps.insert(id, entry);
     }
 
-    fn watch(&mut self, id: u64, path: &Path) -> Option<WatchDescriptor> {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+    /// Asks for an event with the next write to the log. False when there will be none.
+    fn watch(&mut self, id: u64) -> bool {
+        let (Some(entry), Some(events)) = (self.taps.get_mut(&id), &self.events) else {
+            return false;
         };
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE;
-        let watch = self.events.as_ref()?.watches().add(directory, mask).ok()?;
-        self.watches.entry(watch.clone()).or_default().push(id);
-        Some(watch)
+        let mask = WatchMask::MODIFY | WatchMask::ONESHOT;
+        let Ok(watch) = events.watches().add(&entry.log, mask) else {
+            return false;
+        };
+        self.watches.insert(watch.clone(), id);
+        entry.watch = Some(watch);
+        true
     }
 
     /// Ends a tap, then says so with `last`: whoever hears of it finds no lock of ours any more.
@@ -342,19 +372,18 @@ impl Thread {
 
     fn remove(&mut self, id: u64) -> Option<Entry> {
         let entry = self.taps.remove(&id)?;
-        if let Some(watch) = &entry.watch
-            && let Some(ids) = self.watches.get_mut(watch)
-        {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.watches.remove(watch);
-                if let Some(events) = &self.events {
-                    // It fails when the directory is gone, and then the watch is gone too.
-                    let _removed = events.watches().remove(watch.clone());
-                }
-            }
-        }
+        self.due.remove(&(entry.next_look, id));
+        self.forget_watch(entry.watch.clone());
         Some(entry)
+    }
+
+    fn forget_watch(&mut self, watch: Option<WatchDescriptor>) {
+        if let (Some(watch), Some(events)) = (watch, &self.events)
+            && self.watches.remove(&watch).is_some()
+        {
+            // It fails when the log is gone, and then the watch is gone too.
+            let _removed = events.watches().remove(watch);
+        }
     }
 
     fn read_events(&mut self) {
@@ -363,24 +392,20 @@ impl Thread {
         };
         let mut buffer = [0u8; 4096];
         let now = Instant::now();
-        loop {
-            let Ok(batch) = events.read_events(&mut buffer) else {
-                return;
-            };
-            let mut any = false;
+        // Without an event it fails.
+        while let Ok(batch) = events.read_events(&mut buffer) {
             for event in batch {
-                any = true;
-                for id in self.watches.get(&event.wd).into_iter().flatten() {
-                    if let Some(entry) = self.taps.get_mut(id)
-                        && entry.concerns(event.name)
-                    {
-                        entry.next_look = entry.next_look.min(now);
-                        entry.hot_until = now + HOT_TIME;
-                    }
+                // An event says that the watch has ended, too: the second one is of nobody.
+                let Some(id) = self.watches.remove(&event.wd) else {
+                    continue;
+                };
+                if let Some(entry) = self.taps.get_mut(&id) {
+                    self.due.remove(&(entry.next_look, id));
+                    self.due.insert((now, id));
+                    entry.next_look = now;
+                    entry.watch = None;
+                    entry.hot_until = now + HOT_TIME;
                 }
-            }
-            if !any {
-                return;
             }
         }
     }
@@ -390,6 +415,7 @@ impl Thread {
         let Some(entry) = self.taps.get_mut(&id) else {
             return;
         };
+        self.due.remove(&(entry.next_look, id));
         if entry.barrier.is_some() || entry.reread {
             entry.tap.end_window(now);
         }
@@ -406,16 +432,31 @@ impl Thread {
                 if !matches!(look, Look::Quiet) {
                     entry.hot_until = now + HOT_TIME;
                 }
-                deliver(&entry.inbox, look);
+                entry.inbox.deliver(look);
             }
             Err(error) => return self.end(id, |found| found.failed = Some(error)),
         }
         entry.serve_requests();
-        entry.schedule(now);
+        let is_hot = now < entry.hot_until || entry.is_waited_for();
+        let (watched, is_new) = match entry.watch {
+            Some(_) => (true, false),
+            None if is_hot => (false, false),
+            None => (self.watch(id), true),
+        };
+        let entry = self.taps.get_mut(&id).expect("it was there a moment ago");
+        let pause = match (is_hot, watched) {
+            (true, _) => entry.tap.window_pause(now).unwrap_or(HOT_PAUSE),
+            // A commit right before the watch gives no event.
+            (false, true) if is_new => HOT_PAUSE,
+            (false, true) => QUIET_PAUSE,
+            (false, false) => BLIND_PAUSE,
+        };
+        entry.schedule(now, pause);
+        self.due.insert((entry.next_look, id));
     }
 
     /// Waits for an event, a command, or the pause to pass.
-    fn wait(&self, pause: Option<Duration>) {
+    fn wait(&mut self, pause: Option<Duration>) {
         let mut descriptors = vec![PollFd::new(&self.wake.descriptor, PollFlags::IN)];
         if let Some(events) = &self.events {
             descriptors.push(PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN));
@@ -423,15 +464,24 @@ impl Thread {
         // A pause too long for the system is for ever; a signal only makes us look early.
         let timeout = pause.and_then(|pause| pause.try_into().ok());
         let _woken = poll(&mut descriptors, timeout.as_ref());
-        self.wake.clear();
+        let [wake, events] = [0, 1].map(|index| {
+            descriptors
+                .get(index)
+                .is_some_and(|it| !it.revents().is_empty())
+        });
+        if wake {
+            self.wake.clear();
+        }
+        if events {
+            self.read_events();
+        }
     }
 }
 
 impl Entry {
-    /// Whether an event in the directory may be about this database.
-    fn concerns(&self, name: Option<&OsStr>) -> bool {
-        // Without a name it is about the directory itself.
-        name.is_none_or(|name| name.as_bytes().starts_with(self.name.as_bytes()))
+    /// Somebody waits for what comes only with further looks.
+    fn is_waited_for(&self) -> bool {
+        self.reread || self.barrier.is_some()
     }
 
     fn serve_requests(&mut self) {
@@ -446,48 +496,15 @@ impl Entry {
             self.reread = false;
             self.inbox.update(|found| found.log = Some(log));
         }
-        if self.tap.wants_checkpoint() {
+        if self.tap.wants_checkpoint() && !self.inbox.lock().wants_checkpoint {
             self.inbox.update(|found| found.wants_checkpoint = true);
         }
     }
 
-    fn schedule(&mut self, now: Instant) {
-        let waited_for = self.reread || self.barrier.is_some();
-        let window = self.tap.window_pause();
-        let pause = if let Some(pause) = window {
-            pause
-        } else if now < self.hot_until || waited_for {
-            HOT_PAUSE
-        } else if self.watch.is_none() {
-            BLIND_PAUSE
-        } else {
-            QUIET_PAUSE
-        };
+    fn schedule(&mut self, now: Instant, pause: Duration) {
         let due = self.tap.due().map(|due| due.max(now + HOT_PAUSE));
         let next = now + pause;
-        self.next_look = due
-            .filter(|_| window.is_none())
-            .map_or(next, |due| due.min(next));
-    }
-}
-
-fn deliver(inbox: &Inbox, look: Look) {
-    match look {
-        Look::Quiet | Look::Moved => {}
-        Look::Captured(batch) => inbox.update(|found| match &mut found.batch {
-            None => found.batch = Some(batch),
-            Some(earlier) => {
-                if let Err(error) = earlier.append(&batch) {
-                    found.batch = None;
-                    found.failed = Some(TapError::Spill(error));
-                }
-            }
-        }),
-        // Earlier pages may be older than what the database file holds by now: drop them.
-        Look::Broken(reason, batch) => inbox.update(|found| {
-            found.batch = Some(batch);
-            found.broken = Some(reason);
-        }),
+        self.next_look = due.map_or(next, |due| due.min(next));
     }
 }
 

@@ -29,6 +29,15 @@ impl LogPosition {
         }
     }
 
+    /// Frames written since an earlier position, as far as the log still shows them.
+    pub(super) fn frames_since(&self, earlier: &LogPosition) -> u32 {
+        let before = match self.salts == earlier.salts {
+            true => earlier.frames,
+            false => 0,
+        };
+        self.frames.saturating_sub(before)
+    }
+
     pub(super) fn is_at(&self, view: &WalView) -> bool {
         view.header.salts == self.salts() && view.header.max_frame == self.frames
     }

@@ -6,11 +6,12 @@
 //! is backfilled sits in slot 0: the next writer may restart the log once, but nobody can backfill
 //! the new one before we move on.
 //!
-//! Holding marks for ever would keep the application's own checkpoints from finishing. So near
-//! [`WINDOW_FRAMES`] we open a *window*: hold no mark until the application restarts the log, then
-//! read the tail of the old log and the new one, and accept them only if the commits found equal
-//! the growth of the wal-index change counter. Whatever cannot be proven is reported as
-//! [`Look::Broken`]; the caller heals it by page hashes.
+//! Holding marks for ever would keep the application's own checkpoints from finishing. So where the
+//! log is long against the speed of writing, or a checkpoint is due, we open a *window*: hold no
+//! mark until the application restarts the log, and read on meanwhile. What was added to the old log
+//! last is read with the new one, and accepted only if the commits found equal the growth of the
+//! wal-index change counter. Whatever cannot be proven is reported as [`Look::Broken`]; the caller
+//! heals it by page hashes.
 //!
 //! A blocking checkpoint of the application that waits for a mark waits for its *slot*: when we
 //! take that slot again for a newer mark, it goes on waiting, though nothing is missing any more,
@@ -39,10 +40,9 @@ use crate::sqlite::{Connection, SqliteError};
 
 pub use batch::{Batch, LogPosition};
 use log::ReadError;
-use window::{RELIEF_AFTER, RELIEF_TIME, WINDOW_TIME, Window};
+pub use window::WINDOW_FRAMES;
+use window::{Speed, Window};
 
-/// Frames in the log at which we let go of it. SQLite's default autocheckpoint is 1000.
-pub const WINDOW_FRAMES: u32 = 900;
 /// Frames at which the application evidently does not checkpoint, and we ask for a PASSIVE one.
 pub const CHECKPOINT_FRAMES: u32 = 2 * WINDOW_FRAMES;
 
@@ -107,8 +107,7 @@ pub struct Tap {
     /// Attempts to park in slot 0 at this position, and when the last one was.
     parked: (u8, Instant),
     window: Window,
-    /// The position at which the last window opened: there is no use in another one there.
-    window_at: Option<LogPosition>,
+    speed: Speed,
     /// When the position moved last, and whether it had its relief.
     moved_at: Instant,
     relieved: bool,
@@ -157,8 +156,8 @@ impl Tap {
             beside: files_beside(path),
             spill: spill.to_owned(),
             parked: (0, now),
-            window: Window::Closed { not_before: now },
-            window_at: None,
+            window: Window::Closed,
+            speed: Speed::new(now),
             moved_at: now,
             relieved: false,
             current: false,
@@ -182,8 +181,8 @@ impl Tap {
         self.page_size
     }
 
-    /// True when the last look captured everything that was published when it began. Not so in a
-    /// window, or while another process kept us from taking a mark.
+    /// True when the last look captured everything that was published when it began. Not so while
+    /// another process kept us from taking a mark.
     pub fn is_current(&self) -> bool {
         self.current
     }
@@ -200,22 +199,29 @@ impl Tap {
     ///
     /// As [`TapError`]; the tap stays usable and nothing captured before is lost.
     pub fn look(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+        let before = self.position;
+        let look = self.look_once(now, now_ms);
+        self.speed.found(self.position.frames_since(&before), now);
+        look
+    }
+
+    fn look_once(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
         self.current = false;
         let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
             return Ok(Look::Quiet);
         };
         self.unfinished = view.backfilled < view.header.max_frame;
         match (self.window, self.holder) {
-            (Window::Open { until, relief }, _) => {
-                let unused = view.header.salts == self.position.salts()
-                    && (!relief || self.position.is_at(&view));
-                if unused && now < until {
+            (Window::Relief { until }, _) => {
+                self.current = self.position.is_at(&view);
+                if self.current && now < until {
                     return Ok(Look::Quiet);
                 }
                 self.close_window(now, now_ms)
             }
-            (Window::Closed { .. }, None) => self.restart(BreakReason::Fresh, now_ms),
-            (Window::Closed { not_before }, Some(holder)) => {
+            (Window::Open, _) => self.look_in_window(&view, now, now_ms),
+            (Window::Closed, None) => self.restart(BreakReason::Fresh, now_ms),
+            (Window::Closed, Some(holder)) => {
                 self.current = self.position.is_at(&view);
                 let behind = !self.current || self.mark != Some(self.position.frames);
                 let look = if behind || self.may_park(&view, now) {
@@ -224,16 +230,8 @@ impl Tap {
                     Look::Quiet
                 };
                 // Writers that never pause are ahead again by the next look: now or never.
-                let long = self.position.frames >= WINDOW_FRAMES && now >= not_before;
-                if !self.current {
-                    return Ok(look);
-                }
-                if long && self.window_at != Some(self.position) {
-                    self.window_at = Some(self.position);
-                    self.open_window(now + WINDOW_TIME, false);
-                } else if !self.relieved && now >= self.moved_at + RELIEF_AFTER {
-                    self.relieved = true;
-                    self.open_window(now + RELIEF_TIME, true);
+                if self.current {
+                    self.let_go(&view, now);
                 }
                 Ok(look)
             }

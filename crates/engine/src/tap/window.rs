@@ -1,66 +1,187 @@
 //! Windows: the times without a mark, in which the application's checkpoints get through, and what
 //! is read when they end.
+//!
+//! A mark only keeps frames from being overwritten before we have read them; what has been read is
+//! proven by checksums, mark or not. So in a window capture goes on, and only a log that is
+//! restarted twice between two looks is lost to it, and healed by page hashes. A window opens where
+//! that is not to be expected: where the log is long against what is written between two looks.
+//! Most of the time, then, no mark is held that an application's checkpoint could meet.
 
 use std::time::{Duration, Instant};
 
 use super::log::ReadError;
 use super::{Look, Tap, TapError};
+use crate::sqlite::WalView;
 
-/// Longest time without a mark.
-pub(super) const WINDOW_TIME: Duration = Duration::from_millis(100);
-/// Pause between two windows that the application did not use.
-const WINDOW_PAUSE: Duration = Duration::from_millis(400);
+/// Frames in the log at which we let go of it in any case, before the application's checkpoint is
+/// due: SQLite's default autocheckpoint is 1000.
+pub const WINDOW_FRAMES: u32 = 900;
+/// Fewest frames at which we let go of it.
+const LEAST_FRAMES: u32 = 64;
+/// A log that is so many times longer than what one look finds is not restarted twice between two
+/// looks.
+const SAFE_LOOKS: f64 = 8.0;
+/// Longest and shortest pause between looks in a window at a database that changes.
+const WINDOW_LOOK_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(8), Duration::from_micros(100));
+/// Least such pause, at the present speed, with which a log is let go early.
+const EASY_PAUSE: Duration = Duration::from_millis(2);
+/// How long after a window in which commits were missed the next ones open late; doubles up to
+/// [`MAX_CAUTION`].
+const MIN_CAUTION: Duration = Duration::from_secs(60);
+/// Longest such time.
+const MAX_CAUTION: Duration = Duration::from_secs(3600);
 /// Time after a move until the relief. A checkpoint that waits for a slot of ours holds writers
 /// up for about this long.
 pub(super) const RELIEF_AFTER: Duration = Duration::from_millis(8);
 /// Longest relief: SQLite's busy handler tries again after 25 ms at most by then.
 pub(super) const RELIEF_TIME: Duration = Duration::from_millis(30);
-/// Pause between looks during a window.
-const WINDOW_LOOK_PAUSE: Duration = Duration::from_micros(100);
 /// Pause between looks during a relief.
 const RELIEF_LOOK_PAUSE: Duration = Duration::from_micros(500);
 
-/// When the log is let go.
+/// Seconds after which a speed that was not seen again counts half.
+const SLOWER_IN: f64 = 0.05;
+
+/// How fast the log grows, and whether windows have failed.
 #[derive(Debug, Clone, Copy)]
+pub(super) struct Speed {
+    /// Frames a second, the most of late.
+    frames: f64,
+    /// When frames were looked for last.
+    looked: Instant,
+    /// Until then no log is let go early.
+    cautious_until: Instant,
+    caution: Duration,
+}
+
+impl Speed {
+    pub(super) fn new(now: Instant) -> Speed {
+        Speed {
+            frames: 0.0,
+            looked: now,
+            cautious_until: now,
+            caution: MIN_CAUTION,
+        }
+    }
+
+    /// A look has found so many new frames.
+    pub(super) fn found(&mut self, frames: u32, now: Instant) {
+        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        // After a longer time nobody knows how fast they came.
+        let time = (now - self.looked).clamp(shortest, longest);
+        let slower = self.frames / (1.0 + (now - self.looked).as_secs_f64() / SLOWER_IN);
+        self.frames = slower.max(f64::from(frames) / time.as_secs_f64());
+        self.looked = now;
+    }
+
+    /// A window has missed commits.
+    fn missed(&mut self, now: Instant) {
+        self.cautious_until = now + self.caution;
+        self.caution = (self.caution * 2).min(MAX_CAUTION);
+    }
+
+    /// The pause between looks with which a log of so many frames is not restarted twice unseen.
+    fn safe_pause(&self, frames: u32, now: Instant) -> Duration {
+        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        if now < self.cautious_until {
+            return shortest;
+        }
+        let seconds = f64::from(frames) / (SAFE_LOOKS * self.frames.max(1.0));
+        Duration::try_from_secs_f64(seconds).map_or(longest, |it| it.clamp(shortest, longest))
+    }
+}
+
+/// Whether the log is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Window {
-    /// Closed; the next one opens no earlier.
-    Closed { not_before: Instant },
-    /// Open until then at the latest; a relief ends with the next commit, too.
-    Open { until: Instant, relief: bool },
+    /// A mark is held.
+    Closed,
+    /// None is held until the next commit, or until then.
+    Relief { until: Instant },
+    /// None is held until the application has copied or restarted its log.
+    Open,
 }
 
 impl Tap {
     /// When to look again at the latest, seen from this tap alone; none: no hurry.
     pub fn due(&self) -> Option<Instant> {
         match self.window {
-            Window::Open { until, .. } => Some(until),
-            Window::Closed { .. } if self.mark != Some(self.position.frames) => Some(self.parked.1),
-            Window::Closed { .. } => (!self.relieved).then(|| self.moved_at + RELIEF_AFTER),
+            Window::Relief { until } => Some(until),
+            Window::Open => None,
+            Window::Closed if self.mark != Some(self.position.frames) => Some(self.parked.1),
+            Window::Closed => (!self.relieved).then(|| self.moved_at + RELIEF_AFTER),
         }
     }
 
-    /// The pause between looks while no mark is held.
-    pub fn window_pause(&self) -> Option<Duration> {
+    /// The pause between looks while the database changes; none: the usual one.
+    pub fn window_pause(&self, now: Instant) -> Option<Duration> {
         match self.window {
-            Window::Open { relief: false, .. } => Some(WINDOW_LOOK_PAUSE),
-            Window::Open { relief: true, .. } => Some(RELIEF_LOOK_PAUSE),
-            Window::Closed { .. } => None,
+            Window::Closed => None,
+            Window::Relief { .. } => Some(RELIEF_LOOK_PAUSE),
+            Window::Open => Some(self.speed.safe_pause(self.position.frames, now)),
         }
     }
 
-    /// Ends a window with the next look: somebody needs what was committed meanwhile.
+    /// Ends a window with the next look: somebody needs what was committed meanwhile, and a mark.
     pub fn end_window(&mut self, now: Instant) {
-        if let Window::Open { until, .. } = &mut self.window {
-            *until = now;
+        if self.window != Window::Closed {
+            self.window = Window::Relief { until: now };
         }
     }
 
-    pub(super) fn open_window(&mut self, until: Instant, relief: bool) {
+    /// Lets go of the mark where looks see every life of the log, or the application's checkpoint
+    /// is due, or, after a commit, where a blocking one may wait for our slot. Everything published
+    /// by `view` is captured.
+    pub(super) fn let_go(&mut self, view: &WalView, now: Instant) {
+        let frames = self.position.frames;
+        let same_log = view.header.salts == self.position.salts();
+        // A mark on a log that is all in the database file is in nobody's way.
+        let unfinished = !same_log || view.backfilled < frames;
+        let easy = frames >= LEAST_FRAMES && self.speed.safe_pause(frames, now) >= EASY_PAUSE;
+        if unfinished && (frames >= WINDOW_FRAMES || easy) {
+            self.drop_mark(Window::Open);
+        } else if !self.relieved && now >= self.moved_at + RELIEF_AFTER {
+            self.relieved = true;
+            self.drop_mark(Window::Relief {
+                until: now + RELIEF_TIME,
+            });
+        }
+    }
+
+    fn drop_mark(&mut self, window: Window) {
         if let Some(holder) = self.holder.take() {
             self.connections[holder].end_read();
         }
         self.mark = None;
-        self.window = Window::Open { until, relief };
+        self.window = window;
+    }
+
+    /// Captures what is new without a mark. Takes one again once the log was restarted, or is all
+    /// in the database file: that mark is in nobody's way.
+    pub(super) fn look_in_window(
+        &mut self,
+        view: &WalView,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<Look, TapError> {
+        let restarted = view.header.salts != self.position.salts();
+        let finished = view.backfilled == view.header.max_frame;
+        if restarted || finished {
+            return self.close_window(now, now_ms);
+        }
+        if self.position.is_at(view) {
+            self.current = true;
+            return Ok(Look::Quiet);
+        }
+        match self.read_on(0, view, now_ms) {
+            Ok(batch) => {
+                self.current = true;
+                Ok(batch.map_or(Look::Quiet, Look::Captured))
+            }
+            // It was restarted while we read.
+            Err(ReadError::Broken(_)) => self.close_window(now, now_ms),
+            Err(ReadError::Tap(error)) => Err(error),
+        }
     }
 
     pub(super) fn close_window(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
@@ -75,31 +196,65 @@ impl Tap {
             self.connections[0].end_read();
             return Ok(Look::Quiet);
         };
-        let used = after.header.salts != self.position.salts();
-        let relief = matches!(self.window, Window::Open { relief: true, .. });
-        let again = if used || relief {
-            now
-        } else {
-            now + WINDOW_PAUSE
-        };
-        self.window = Window::Closed { not_before: again };
+        self.window = Window::Closed;
         let read = if self.position.is_at(&after) {
             Ok(None)
-        } else if used {
-            self.read_across(&after, now_ms)
-        } else {
+        } else if after.header.salts == self.position.salts() {
             self.read_on(0, &after, now_ms)
+        } else {
+            self.read_across(&after, now_ms)
         };
         match read {
             Ok(batch) => {
                 self.hold(0, &before, &after, batch.is_some(), now);
                 Ok(batch.map_or(Look::Quiet, Look::Captured))
             }
-            Err(ReadError::Broken(reason)) => self.restart(reason, now_ms),
+            Err(ReadError::Broken(reason)) => {
+                self.speed.missed(now);
+                self.restart(reason, now_ms)
+            }
             Err(ReadError::Tap(error)) => {
                 self.connections[0].end_read();
                 Err(error)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_come_so_often_that_a_log_is_not_restarted_twice_unseen() {
+        let start = Instant::now();
+        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let mut speed = Speed::new(start);
+        assert_eq!(speed.safe_pause(64, start), longest, "nothing is written");
+        // 100 frames in 2 ms: a log of 900 is written anew in 18 ms.
+        let now = start + Duration::from_millis(2);
+        speed.found(100, now);
+        assert_eq!(speed.safe_pause(900, now), Duration::from_micros(2250));
+        assert_eq!(speed.safe_pause(10, now), shortest);
+        // After a pause nobody knows when they came: at worst in the last 8 ms.
+        let now = now + Duration::from_secs(5);
+        speed.found(1000, now);
+        assert_eq!(speed.safe_pause(8000, now), longest);
+        assert_eq!(speed.safe_pause(4000, now), Duration::from_millis(4));
+    }
+
+    #[test]
+    fn after_missed_commits_caution_grows() {
+        let start = Instant::now();
+        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let mut speed = Speed::new(start);
+        let mut now = start;
+        for caution in [60, 120, 240, 480, 960, 1920, 3600, 3600] {
+            speed.missed(now);
+            let end = now + Duration::from_secs(caution);
+            assert_eq!(speed.safe_pause(900, end - shortest), shortest);
+            assert_eq!(speed.safe_pause(900, end), longest);
+            now = end;
         }
     }
 }
