@@ -80,7 +80,7 @@ impl Inbox {
             Look::Quiet | Look::Moved => return,
             Look::Captured(batch) => match &mut found.batch {
                 None => found.batch = Some(batch),
-                Some(earlier) => match earlier.append(&batch) {
+                Some(earlier) => match earlier.append(batch) {
                     // Whoever will take the batch knows of it: a wake-up would cost more than this.
                     Ok(()) => return,
                     Err(error) => {

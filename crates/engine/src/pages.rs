@@ -1,42 +1,85 @@
-//! A set of page images, newest wins, in memory while small and in an unnamed file beyond that.
+//! A set of page images, newest wins, in memory while the process has some to spare and in an unnamed
+//! file beyond that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sqlite_format::PageSize;
 
-/// Page images kept in memory before a set moves to disk, in bytes.
-const MEMORY_LIMIT_BYTES: usize = 8 << 20;
+/// Page images kept in memory by all sets of the process together, in bytes.
+const MEMORY_LIMIT_BYTES: usize = 24 << 20;
+/// What each set may keep in memory whatever the others do, in bytes.
+const SET_MEMORY_BYTES: usize = 16 << 10;
 
-/// Page images by number. Beyond 8 MiB they live in an unlinked file in `directory`, so memory
-/// stays bounded by about 16 bytes a page.
+static MEMORY: Memory = Memory::new(MEMORY_LIMIT_BYTES);
+
+/// Page images by number. What does not fit into memory lives in an unlinked file in `directory`.
 #[derive(Debug)]
 pub struct PageSet {
     page_size: PageSize,
     directory: PathBuf,
-    slots: BTreeMap<u32, u32>,
-    images: Images,
-    used: u32,
+    images: BTreeMap<u32, Image>,
+    memory: &'static Memory,
+    memory_bytes: usize,
+    file: Option<File>,
+    file_slots: u32,
 }
 
 #[derive(Debug)]
-enum Images {
-    Memory(Vec<u8>),
-    Disk(File),
+enum Image {
+    Memory(Box<[u8]>),
+    /// Its number in the file.
+    Disk(u32),
+}
+
+/// Memory that sets share.
+#[derive(Debug)]
+struct Memory {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Memory {
+    const fn new(limit: usize) -> Memory {
+        Memory {
+            limit,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// Takes a part, if there is one, or in any case.
+    fn take(&self, bytes: usize, always: bool) -> bool {
+        let fits = |used: usize| (always || used + bytes <= self.limit).then_some(used + bytes);
+        let taken = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl PageSet {
     /// An empty set whose images go to `directory` when they are many.
     pub fn new(page_size: PageSize, directory: &Path) -> PageSet {
+        PageSet::within(&MEMORY, page_size, directory)
+    }
+
+    fn within(memory: &'static Memory, page_size: PageSize, directory: &Path) -> PageSet {
         PageSet {
             page_size,
             directory: directory.to_owned(),
-            slots: BTreeMap::new(),
-            images: Images::Memory(Vec::new()),
-            used: 0,
+            images: BTreeMap::new(),
+            memory,
+            memory_bytes: 0,
+            file: None,
+            file_slots: 0,
         }
     }
 
@@ -47,27 +90,27 @@ impl PageSet {
 
     /// Number of different pages.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.images.len()
     }
 
     /// True when the set has no page.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.images.is_empty()
     }
 
     /// Bytes of page images.
     pub fn bytes(&self) -> u64 {
-        self.slots.len() as u64 * u64::from(self.page_size.get())
+        self.images.len() as u64 * u64::from(self.page_size.get())
     }
 
     /// True when the set holds this page.
     pub fn contains(&self, pgno: u32) -> bool {
-        self.slots.contains_key(&pgno)
+        self.images.contains_key(&pgno)
     }
 
     /// Page numbers, ascending.
     pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.keys().copied()
+        self.images.keys().copied()
     }
 
     /// Adds a page or replaces its image.
@@ -77,28 +120,24 @@ impl PageSet {
     /// The file in `directory` cannot be made or written, for example because the disk is full.
     pub fn insert(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
         debug_assert_eq!(image.len(), self.page_size.as_usize());
-        let slot = match self.slots.get(&pgno) {
-            Some(slot) => *slot,
-            None => {
-                let slot = self.used;
-                self.used += 1;
-                self.slots.insert(pgno, slot);
-                slot
-            }
-        };
-        let offset = slot as usize * self.page_size.as_usize();
-        match &mut self.images {
-            Images::Memory(bytes) => {
-                if offset + image.len() > bytes.len() {
-                    bytes.resize(offset + image.len(), 0);
-                }
-                bytes[offset..offset + image.len()].copy_from_slice(image);
-                if bytes.len() > MEMORY_LIMIT_BYTES {
-                    self.spill()?;
-                }
+        match self.images.get_mut(&pgno) {
+            Some(Image::Memory(bytes)) => {
+                bytes.copy_from_slice(image);
                 Ok(())
             }
-            Images::Disk(file) => file.write_all_at(image, offset as u64),
+            Some(Image::Disk(slot)) => {
+                let slot = *slot;
+                self.write_slot(slot, image)
+            }
+            None => {
+                let image = if self.take_memory() {
+                    Image::Memory(image.into())
+                } else {
+                    self.append(image)?
+                };
+                self.images.insert(pgno, image);
+                Ok(())
+            }
         }
     }
 
@@ -108,51 +147,105 @@ impl PageSet {
     ///
     /// The file behind a large set cannot be read.
     pub fn read(&self, pgno: u32, out: &mut Vec<u8>) -> io::Result<bool> {
-        let Some(slot) = self.slots.get(&pgno) else {
-            return Ok(false);
-        };
-        let size = self.page_size.as_usize();
-        let offset = *slot as usize * size;
-        out.resize(size, 0);
-        match &self.images {
-            Images::Memory(bytes) => out.copy_from_slice(&bytes[offset..offset + size]),
-            Images::Disk(file) => file.read_exact_at(out, offset as u64)?,
+        match self.images.get(&pgno) {
+            None => return Ok(false),
+            Some(Image::Memory(bytes)) => {
+                out.clear();
+                out.extend_from_slice(bytes);
+            }
+            Some(Image::Disk(slot)) => {
+                out.resize(self.page_size.as_usize(), 0);
+                self.file().read_exact_at(out, self.offset(*slot))?;
+            }
         }
         Ok(true)
     }
 
-    /// Adds every page of `newer`, which wins.
+    /// Moves every page of `newer`, which wins, into this set.
     ///
     /// # Errors
     ///
     /// As [`PageSet::insert`] and [`PageSet::read`].
-    pub fn overlay(&mut self, newer: &PageSet) -> io::Result<()> {
-        let mut image = Vec::new();
-        for pgno in newer.numbers() {
-            newer.read(pgno, &mut image)?;
-            self.insert(pgno, &image)?;
+    pub fn overlay(&mut self, mut newer: PageSet) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        for (pgno, image) in std::mem::take(&mut newer.images) {
+            match (image, self.images.get_mut(&pgno)) {
+                // It brings its memory along; that of an image that it replaces is free again.
+                (Image::Memory(bytes), Some(Image::Memory(old))) => *old = bytes,
+                (Image::Memory(bytes), None) => {
+                    newer.memory_bytes -= bytes.len();
+                    self.memory_bytes += bytes.len();
+                    self.images.insert(pgno, Image::Memory(bytes));
+                }
+                (Image::Memory(bytes), Some(Image::Disk(_))) => self.insert(pgno, &bytes)?,
+                (Image::Disk(slot), _) => {
+                    buffer.resize(self.page_size.as_usize(), 0);
+                    newer
+                        .file()
+                        .read_exact_at(&mut buffer, newer.offset(slot))?;
+                    self.insert(pgno, &buffer)?;
+                }
+            }
         }
         Ok(())
     }
 
     /// Drops pages behind `commit`, the size of the database in pages.
     pub fn truncate(&mut self, commit: u32) {
-        self.slots.retain(|pgno, _| *pgno <= commit);
+        self.retain(|pgno| pgno <= commit);
     }
 
     /// Drops every page for which `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
-        self.slots.retain(|pgno, _| keep(*pgno));
+        let before = self.memory_bytes;
+        self.images.retain(|pgno, image| {
+            let kept = keep(*pgno);
+            if let (false, Image::Memory(bytes)) = (kept, image) {
+                self.memory_bytes -= bytes.len();
+            }
+            kept
+        });
+        self.memory.give_back(before - self.memory_bytes);
     }
 
-    fn spill(&mut self) -> io::Result<()> {
-        let Images::Memory(bytes) = &self.images else {
-            return Ok(());
-        };
-        let file = unnamed_file(&self.directory)?;
-        file.write_all_at(bytes, 0)?;
-        self.images = Images::Disk(file);
-        Ok(())
+    /// Memory for one more image.
+    fn take_memory(&mut self) -> bool {
+        let bytes = self.page_size.as_usize();
+        let always = self.memory_bytes + bytes <= SET_MEMORY_BYTES;
+        let taken = self.memory.take(bytes, always);
+        if taken {
+            self.memory_bytes += bytes;
+        }
+        taken
+    }
+
+    fn append(&mut self, image: &[u8]) -> io::Result<Image> {
+        if self.file.is_none() {
+            self.file = Some(unnamed_file(&self.directory)?);
+        }
+        let slot = self.file_slots;
+        self.write_slot(slot, image)?;
+        self.file_slots += 1;
+        Ok(Image::Disk(slot))
+    }
+
+    fn write_slot(&self, slot: u32, image: &[u8]) -> io::Result<()> {
+        self.file().write_all_at(image, self.offset(slot))
+    }
+
+    fn offset(&self, slot: u32) -> u64 {
+        u64::from(slot) * u64::from(self.page_size.get())
+    }
+
+    fn file(&self) -> &File {
+        let file = self.file.as_ref();
+        file.expect("there is a file before there is an image in it")
+    }
+}
+
+impl Drop for PageSet {
+    fn drop(&mut self) {
+        self.memory.give_back(self.memory_bytes);
     }
 }
 
@@ -186,38 +279,111 @@ pub fn unnamed_file(directory: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    fn image(size: usize, seed: u32) -> Vec<u8> {
-        (0..size)
+    const PAGE_BYTES: usize = 4096;
+
+    fn image(seed: u32) -> Vec<u8> {
+        (0..PAGE_BYTES)
             .map(|i| (i as u32).wrapping_mul(31).wrapping_add(seed) as u8)
             .collect()
+    }
+
+    fn memory(pages: usize) -> &'static Memory {
+        Box::leak(Box::new(Memory::new(pages * PAGE_BYTES)))
+    }
+
+    fn set(memory: &'static Memory, directory: &Path) -> PageSet {
+        PageSet::within(memory, PageSize::new(PAGE_BYTES as u32).unwrap(), directory)
+    }
+
+    fn assert_holds(set: &PageSet, pgno: u32, seed: u32) {
+        let mut out = Vec::new();
+        assert!(set.read(pgno, &mut out).unwrap(), "page {pgno}");
+        assert!(out == image(seed), "page {pgno}");
+    }
+
+    fn used(memory: &Memory) -> usize {
+        memory.used.load(Ordering::Relaxed) / PAGE_BYTES
     }
 
     #[test]
     fn a_set_gives_back_the_newest_images_in_memory_and_on_disk() {
         let directory = tempfile::tempdir().unwrap();
-        for count in [10u32, 5000] {
-            let mut set = PageSet::new(PageSize::new(4096).unwrap(), directory.path());
-            for pgno in 1..=count {
-                set.insert(pgno, &image(4096, pgno)).unwrap();
+        for limit in [0, 20, 1000] {
+            let memory = memory(limit);
+            let mut set = set(memory, directory.path());
+            for pgno in 1..=100 {
+                set.insert(pgno, &image(pgno)).unwrap();
             }
-            for pgno in (1..=count).step_by(3) {
-                set.insert(pgno, &image(4096, pgno + 7)).unwrap();
+            for pgno in (1..=100).step_by(3) {
+                set.insert(pgno, &image(pgno + 7)).unwrap();
             }
-            assert_eq!(set.len(), count as usize);
-            let mut out = Vec::new();
-            for pgno in 1..=count {
-                assert!(set.read(pgno, &mut out).unwrap());
+            assert_eq!(set.len(), 100);
+            for pgno in 1..=100 {
                 let seed = if (pgno - 1) % 3 == 0 { pgno + 7 } else { pgno };
-                assert_eq!(out, image(4096, seed), "page {pgno}");
+                assert_holds(&set, pgno, seed);
             }
+            assert_eq!(set.file.is_some(), limit < 100);
             set.truncate(4);
             assert_eq!(set.numbers().collect::<Vec<_>>(), [1, 2, 3, 4]);
-            assert!(!set.read(5, &mut out).unwrap());
+            assert!(!set.read(5, &mut Vec::new()).unwrap());
+            assert!(used(memory) <= 4, "what was dropped is free again");
+            drop(set);
+            assert_eq!(used(memory), 0);
         }
         assert_eq!(
             std::fs::read_dir(directory.path()).unwrap().count(),
             0,
             "nothing is left"
+        );
+    }
+
+    #[test]
+    fn a_newer_set_wins_wherever_both_have_their_images() {
+        let directory = tempfile::tempdir().unwrap();
+        for (older_limit, newer_limit) in [(0, 0), (0, 100), (100, 0), (100, 100)] {
+            let [of_older, of_newer] = [older_limit, newer_limit].map(memory);
+            let mut older = set(of_older, directory.path());
+            for pgno in 1..=10 {
+                older.insert(pgno, &image(pgno)).unwrap();
+            }
+            let mut newer = set(of_newer, directory.path());
+            for pgno in 6..=15 {
+                newer.insert(pgno, &image(pgno + 50)).unwrap();
+            }
+            // Sets of one process share one memory.
+            (older.memory, newer.memory) = (of_older, of_older);
+            of_older.take(newer.memory_bytes, true);
+            older.overlay(newer).unwrap();
+            assert_eq!(older.numbers().collect::<Vec<_>>(), Vec::from_iter(1..=15));
+            for pgno in 1..=15 {
+                assert_holds(&older, pgno, if pgno < 6 { pgno } else { pgno + 50 });
+            }
+            assert_eq!(used(of_older), older.memory_bytes / PAGE_BYTES);
+            drop(older);
+            assert_eq!(used(of_older), 0);
+        }
+    }
+
+    #[test]
+    fn sets_share_their_memory_and_each_has_a_little_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = memory(10);
+        let fill = || {
+            let mut set = set(memory, directory.path());
+            for pgno in 1..=10 {
+                set.insert(pgno, &image(pgno)).unwrap();
+            }
+            set
+        };
+        let first = fill();
+        let second = fill();
+        let own = SET_MEMORY_BYTES / PAGE_BYTES;
+        assert_eq!((first.file_slots, second.file_slots), (0, 10 - own as u32));
+        drop(first);
+        assert_eq!(
+            fill().file_slots,
+            4,
+            "10 less 4 of the second and its own 4"
         );
     }
 }

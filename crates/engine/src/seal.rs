@@ -110,7 +110,7 @@ impl LogField {
 pub fn seal_delta(
     local: &LocalState,
     table: &mut PageTable,
-    mut delta: Delta,
+    delta: &mut Delta,
     txid: Txid,
     epoch: u64,
 ) -> Result<LocalFile, SealError> {

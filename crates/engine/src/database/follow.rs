@@ -269,13 +269,13 @@ impl Follow {
             .blocking(move |ledger| {
                 let (log, commit, first_ms) = (batch.log, batch.commit, batch.first_ms);
                 let page_size = batch.pages.page_size();
-                let delta = Delta {
+                let mut delta = Delta {
                     log: Some((log, batch.log_offset)),
                     timestamp_ms: batch.last_ms,
                     pages: batch.pages,
                     commit,
                 };
-                ledger.seal(delta, first_ms)?;
+                ledger.seal(&mut delta, first_ms)?;
                 handle.set_size(page_size, commit);
                 ledger.record(log);
                 Ok(())
@@ -319,17 +319,17 @@ impl Follow {
         let base = needs_base(&database.handle.chain);
         session
             .blocking(move |ledger| {
-                if let Some(batch) = batch {
-                    overlay.append(&batch).map_err(ScanError::Spill)?;
-                    let (log, first_ms) = (batch.log, batch.first_ms);
-                    let delta = Delta {
-                        log: Some((log, batch.log_offset)),
+                if let Some(mut batch) = batch {
+                    let mut delta = Delta {
+                        log: Some((batch.log, batch.log_offset)),
                         timestamp_ms: batch.last_ms,
                         pages: batch.pages,
                         commit: batch.commit,
                     };
-                    ledger.seal(delta, first_ms)?;
-                    ledger.record(log);
+                    ledger.seal(&mut delta, batch.first_ms)?;
+                    ledger.record(batch.log);
+                    batch.pages = delta.pages;
+                    overlay.append(batch).map_err(ScanError::Spill)?;
                 }
                 ledger.seal_copy(lay_over(raw, overlay)?, base)
             })
@@ -404,7 +404,7 @@ pub(super) fn check(found: &mut Found) -> Result<(), RunError> {
 
 /// A raw copy under what was published since: the database at the end of `batch`.
 pub(super) fn lay_over(mut raw: PageSet, batch: Batch) -> Result<Delta, RunError> {
-    raw.overlay(&batch.pages).map_err(ScanError::Spill)?;
+    raw.overlay(batch.pages).map_err(ScanError::Spill)?;
     raw.truncate(batch.commit);
     let log = Some((batch.log, batch.log_offset));
     Ok(Delta {

@@ -27,8 +27,8 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Seals a delta as the next TXID.
-    pub(super) fn seal(&mut self, delta: Delta, oldest_ms: i64) -> Result<(), RunError> {
+    /// Seals a delta as the next TXID, with a time that does not go back.
+    pub(super) fn seal(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
         let table = self
             .table
             .as_mut()
@@ -38,10 +38,7 @@ impl Ledger {
             let time = chain.time_of_next(delta.timestamp_ms);
             (chain.txid.next(), chain.epoch, time)
         };
-        let delta = Delta {
-            timestamp_ms,
-            ..delta
-        };
+        delta.timestamp_ms = timestamp_ms;
         let sealed = seal_delta(&self.local, table, delta, txid, epoch);
         let file = match sealed {
             Err(error) => {
@@ -93,7 +90,7 @@ impl Ledger {
                 if delta.pages.is_empty() && delta.commit == table.commit() {
                     return Ok(());
                 }
-                self.seal(delta, oldest_ms)
+                self.seal(&mut delta, oldest_ms)
             }
             _ => {
                 let txid = {
@@ -182,15 +179,13 @@ impl Ledger {
         if begins {
             // The newest file of level 0 has to exist and to be a single TXID.
             let empty = PageSet::new(page_size, self.local.directory());
-            self.seal(
-                Delta {
-                    pages: empty,
-                    commit,
-                    log,
-                    timestamp_ms,
-                },
+            let mut nothing = Delta {
+                pages: empty,
+                commit,
+                log,
                 timestamp_ms,
-            )?;
+            };
+            self.seal(&mut nothing, timestamp_ms)?;
         }
         Ok(())
     }

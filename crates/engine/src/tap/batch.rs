@@ -66,8 +66,8 @@ impl Batch {
     /// # Errors
     ///
     /// Local disk errors of a large batch; the batch is incomplete then and must be dropped.
-    pub fn append(&mut self, later: &Batch) -> std::io::Result<()> {
-        self.pages.overlay(&later.pages)?;
+    pub fn append(&mut self, later: Batch) -> std::io::Result<()> {
+        self.pages.overlay(later.pages)?;
         self.commit = later.commit;
         self.log = later.log;
         self.last_ms = later.last_ms;

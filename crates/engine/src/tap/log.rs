@@ -94,7 +94,7 @@ impl Tap {
                 .map_err(TapError::Spill)?;
             if header.is_commit() {
                 commits += 1;
-                pages.overlay(&transaction).map_err(TapError::Spill)?;
+                pages.overlay(transaction).map_err(TapError::Spill)?;
                 transaction = PageSet::new(self.page_size, &self.spill);
             }
         }
@@ -153,13 +153,17 @@ impl Tap {
         let (mut next, mut commits, mut complete) = (from, 0, true);
         while next < to {
             let count = at_once.min((to - next) as usize);
-            self.buffer.resize(count * frame_bytes, 0);
+            // It is never cleared: each read fills what is used.
+            let needed = count * frame_bytes;
+            if self.buffer.len() < needed {
+                self.buffer.resize(needed, 0);
+            }
             let offset = self.frame_offset(next);
-            match self.connections[index].read_log(&mut self.buffer, offset) {
+            match self.connections[index].read_log(&mut self.buffer[..needed], offset) {
                 Err(error) if error.message == "short read" => return Err(broken()),
                 read => read.map_err(TapError::from)?,
             }
-            for frame in self.buffer.chunks_exact(frame_bytes) {
+            for frame in self.buffer[..needed].chunks_exact(frame_bytes) {
                 let (header, page) = split_frame(frame);
                 let header = chain.accept(header, page).map_err(|_| broken())?;
                 pages.insert(header.pgno, page).map_err(TapError::Spill)?;
