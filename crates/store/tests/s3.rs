@@ -238,7 +238,7 @@ async fn answers_of_something_else_are_never_missing_or_empty() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_asked_for_again_and_never_returned_short() {
+async fn a_body_that_breaks_off_or_stands_still_is_asked_for_again_and_never_returned_short() {
     let weed = Weed::shared();
     weed.create_bucket("cut").await;
     let credentials = || Credentials::Static(weed.admin());
@@ -250,17 +250,19 @@ async fn a_body_that_breaks_off_is_asked_for_again_and_never_returned_short() {
         .await
         .unwrap();
 
-    let through = async |times| {
-        let proxy = Proxy::start(weed.address(), Cut::After(1 << 20), times).await;
+    let through = async |cut, times| {
+        let proxy = Proxy::start(weed.address(), cut, times).await;
         let mut target = weed.target("cut", "db", credentials());
         target.endpoint = Some(proxy.endpoint());
         let found = S3Store::new(&target).unwrap().get("a", None).await;
         (found, proxy.connections())
     };
-    let (found, connections) = through(2).await;
-    assert!(found.unwrap() == content);
-    assert_eq!(connections, 3);
-    let (found, _) = through(u64::MAX).await;
+    for cut in [Cut::After(1 << 20), Cut::Stall(1 << 20)] {
+        let (found, connections) = through(cut, 1).await;
+        assert!(found.unwrap() == content, "{cut:?}");
+        assert_eq!(connections, 2, "{cut:?}");
+    }
+    let (found, _) = through(Cut::After(1 << 20), u64::MAX).await;
     let error = found.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unreachable);
     assert!(error.to_string().contains("broke off"), "{error}");

@@ -4,16 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use futures::StreamExt;
 use ltx::{Decoder, LtxError, Txid};
 use sqlite_format::PageSize;
-use store::SharedStore;
+use store::{Layout, SharedStore, Store};
 
-use super::fetch::{Fetched, fetch};
+use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
 use crate::local::sync_directory;
@@ -21,6 +20,11 @@ use crate::plan::{Plan, PlanError, plan_from};
 use crate::remote::{self, RemoteError, RemoteFile};
 use crate::sqlite::Inspection;
 use crate::table::PageTable;
+
+/// Bytes read ahead from an object, and of the result.
+const READ_BYTES: usize = 256 << 10;
+/// Bytes of pages that follow each other and are written at once.
+const WRITE_BYTES: usize = 256 << 10;
 
 /// A database under construction, in a temporary file that is removed unless it is published.
 #[derive(Debug)]
@@ -103,35 +107,29 @@ impl Assembly {
         parallelism: usize,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<(), RestoreError> {
-        let total = plan.bytes();
-        let directory = directory_of(&self.temporary);
-        let fetches = plan
-            .files
-            .iter()
-            .map(|file| fetch(store, *file, &directory));
-        let mut fetched = futures::stream::iter(fetches).buffered(parallelism.clamp(1, 64));
-        for file in &plan.files {
-            let object = fetched
-                .next()
-                .await
-                .expect("one answer for each planned file")?;
-            let key = remote::key(store.layout(), file.level, file.name());
-            let (path, file) = (self.temporary.clone(), *file);
-            let mut state = self
-                .state
-                .take()
-                .expect("an assembly has its state between files");
-            let applied = tokio::task::spawn_blocking(move || {
-                let applied = state.apply(object, file, &key, &path);
-                (state, applied)
-            });
-            let (state, applied) = applied.await.expect("applying a file does not panic");
-            self.state = Some(state);
-            applied?;
-            self.bytes += file.size;
-            self.files += 1;
-            progress(self.bytes, total);
-        }
+        let (total, mut bytes) = (plan.bytes(), self.bytes);
+        let (fetch, objects) = pipe(store);
+        let mut state = self
+            .state
+            .take()
+            .expect("an assembly has its state between files");
+        let (path, files, layout) = (self.temporary.clone(), plan.files.clone(), store.layout());
+        let applying = tokio::task::spawn_blocking(move || {
+            let applied = state.apply_all(objects, &files, layout, &path);
+            (state, applied)
+        });
+        let fetched = fetch.bring(&plan.files, parallelism, |arrived| {
+            bytes += arrived;
+            progress(bytes, total);
+        });
+        let fetched = fetched.await;
+        let (state, applied) = applying.await.expect("applying files does not panic");
+        self.state = Some(state);
+        // Without a part of an object the rest of it makes no sense: this error comes first.
+        fetched?;
+        applied?;
+        self.bytes += total;
+        self.files += plan.files.len();
         Ok(())
     }
 
@@ -237,22 +235,23 @@ impl Drop for Assembly {
 }
 
 impl State {
-    fn apply(
+    fn apply_all(
         &mut self,
-        object: Fetched,
-        expected: RemoteFile,
-        key: &str,
+        mut objects: Objects,
+        files: &[RemoteFile],
+        layout: Layout,
         path: &Path,
     ) -> Result<(), RestoreError> {
-        match object {
-            Fetched::Memory(bytes) => self.apply_from(bytes.as_ref(), expected, key, path),
-            Fetched::Disk(file) => {
-                self.apply_from(BufReader::with_capacity(1 << 20, file), expected, key, path)
-            }
+        for file in files {
+            let key = remote::key(layout, file.level, file.name());
+            let reader = BufReader::with_capacity(READ_BYTES, &mut objects);
+            self.apply(reader, *file, &key, path)?;
+            objects.next_object();
         }
+        Ok(())
     }
 
-    fn apply_from(
+    fn apply(
         &mut self,
         reader: impl Read,
         expected: RemoteFile,
@@ -283,15 +282,15 @@ impl State {
             });
         }
         self.resize(header.commit);
-        let size = u64::from(page_size.get());
+        let mut run = Run::new(&self.file, page_size);
         let mut image = Vec::new();
         while let Some(pgno) = decoder.next_page(&mut image).map_err(corrupt)? {
-            self.file
-                .write_all_at(&image, u64::from(pgno - 1) * size)
-                .map_err(failed(path))?;
+            run.add(pgno, &image).map_err(failed(path))?;
             self.written[pgno as usize / 64] |= 1 << (pgno % 64);
         }
+        run.write().map_err(failed(path))?;
         decoder.finish().map_err(corrupt)?;
+        let size = u64::from(page_size.get());
         self.file
             .set_len(u64::from(header.commit) * size)
             .map_err(failed(path))?;
@@ -337,5 +336,44 @@ impl State {
         problem.map_or(Ok(table), |problem| {
             Err(RestoreError::Integrity { problem })
         })
+    }
+}
+
+/// Pages that follow each other, to be written at once.
+struct Run<'a> {
+    file: &'a File,
+    page_size: PageSize,
+    first: u32,
+    bytes: Vec<u8>,
+}
+
+impl Run<'_> {
+    fn new(file: &File, page_size: PageSize) -> Run<'_> {
+        Run {
+            file,
+            page_size,
+            first: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
+        let pages = self.bytes.len() / self.page_size.as_usize();
+        let follows = u64::from(pgno) == u64::from(self.first) + pages as u64;
+        if !follows || self.bytes.len() >= WRITE_BYTES {
+            self.write()?;
+            self.first = pgno;
+        }
+        self.bytes.extend_from_slice(image);
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        if !self.bytes.is_empty() {
+            let offset = u64::from(self.first - 1) * u64::from(self.page_size.get());
+            self.file.write_all_at(&self.bytes, offset)?;
+            self.bytes.clear();
+        }
+        Ok(())
     }
 }

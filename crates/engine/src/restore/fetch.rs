@@ -1,56 +1,138 @@
-//! Bringing stored objects to this machine: small ones into memory, large ones in ranges into an
-//! unnamed file. What they hold is checked when they are applied.
+//! Bringing stored objects to this machine: ranges of them, several at once, handed on in order.
+//!
+//! Nothing is put aside: what has come is held until whoever applies it has taken it. So memory is
+//! bounded by the ranges in flight, whatever the size of objects.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::{self, Read};
+use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures::StreamExt;
-use store::{SharedStore, Store};
+use store::{SharedStore, Store, StoreError};
+use tokio::sync::mpsc;
 
-use super::{RestoreError, failed};
 use crate::remote::{self, RemoteFile};
 
-/// Largest object that is held in memory; larger ones go through a temporary file.
-const MEMORY_BYTES: u64 = 4 << 20;
-/// Bytes of one ranged read.
-const RANGE_BYTES: u64 = 4 << 20;
+/// Bytes of one read. An object that is not larger is read whole.
+const RANGE_BYTES: u64 = 2 << 20;
 
-/// An object on this machine.
-pub(super) enum Fetched {
-    Memory(Bytes),
-    Disk(File),
+/// Reads objects one after the other: each ends where the next one begins.
+pub(super) struct Objects {
+    parts: mpsc::Receiver<Part>,
+    rest: Bytes,
+    is_last: bool,
 }
 
-/// Brings an object to this machine, small ones into memory.
-pub(super) async fn fetch(
-    store: &SharedStore,
-    file: RemoteFile,
-    directory: &Path,
-) -> Result<Fetched, RestoreError> {
-    let key = remote::key(store.layout(), file.level, file.name());
-    if file.size <= MEMORY_BYTES {
-        return Ok(Fetched::Memory(store.get(&key, None).await?));
-    }
-    let target = tempfile_in(directory).map_err(failed(directory))?;
-    let starts = (0..file.size).step_by(RANGE_BYTES as usize);
-    let ranges = starts.map(|start| start..file.size.min(start + RANGE_BYTES));
-    let reads = ranges.map(|range| {
-        let read = store.get(&key, Some(range.clone()));
-        async move { read.await.map(|bytes| (range.start, bytes)) }
-    });
-    let mut reads = futures::stream::iter(reads).buffer_unordered(4);
-    while let Some(read) = reads.next().await {
-        let (start, bytes) = read?;
-        target
-            .write_all_at(&bytes, start)
-            .map_err(failed(directory))?;
-    }
-    Ok(Fetched::Disk(target))
+/// A part of an object.
+struct Part {
+    bytes: Bytes,
+    /// The object ends with it.
+    is_last: bool,
 }
 
-fn tempfile_in(directory: &Path) -> io::Result<File> {
-    crate::pages::unnamed_file(directory)
+/// Where [`Objects`] get their parts from.
+pub(super) struct Fetch<'a> {
+    store: &'a SharedStore,
+    parts: mpsc::Sender<Part>,
+}
+
+/// A fetch and what it brings.
+pub(super) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
+    let (sender, parts) = mpsc::channel(1);
+    let objects = Objects {
+        parts,
+        rest: Bytes::new(),
+        is_last: false,
+    };
+    let parts = sender;
+    (Fetch { store, parts }, objects)
+}
+
+impl Fetch<'_> {
+    /// Brings objects in this order, with up to `parallelism` requests at once. `arrived` is told of
+    /// the bytes of each part. Ends early, and well, when nobody reads any more.
+    pub(super) async fn bring(
+        self,
+        files: &[RemoteFile],
+        parallelism: usize,
+        mut arrived: impl FnMut(u64),
+    ) -> Result<(), StoreError> {
+        let reads = files.iter().flat_map(|file| {
+            let key = remote::key(self.store.layout(), file.level, file.name());
+            ranges(file.size).map(move |range| (key.clone(), range))
+        });
+        let reads = reads.map(|(key, range)| async move {
+            let is_last = range.as_ref().is_none_or(|(_, is_last)| *is_last);
+            let read = self.store.get(&key, range.map(|(range, _)| range));
+            read.await.map(|bytes| Part { bytes, is_last })
+        });
+        let mut reads = futures::stream::iter(reads).buffered(parallelism.clamp(1, 64));
+        while let Some(part) = reads.next().await {
+            let part = part?;
+            let bytes = part.bytes.len() as u64;
+            if self.parts.send(part).await.is_err() {
+                // What it found in an object is the error to report.
+                return Ok(());
+            }
+            arrived(bytes);
+        }
+        Ok(())
+    }
+}
+
+/// The reads that make up an object, and whether each is the last one; none: all of it at once.
+fn ranges(size: u64) -> impl Iterator<Item = Option<(Range<u64>, bool)>> {
+    let whole = (size <= RANGE_BYTES).then_some(None);
+    let starts = (0..size).step_by(RANGE_BYTES as usize);
+    let parts = starts
+        .filter(move |_| size > RANGE_BYTES)
+        .map(move |start| {
+            let end = size.min(start + RANGE_BYTES);
+            Some((start..end, end == size))
+        });
+    whole.into_iter().chain(parts)
+}
+
+impl Objects {
+    /// Goes on to the next object, once this one was read to its end.
+    pub(super) fn next_object(&mut self) {
+        debug_assert!(self.rest.is_empty() && self.is_last);
+        self.is_last = false;
+    }
+}
+
+impl Read for Objects {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            if self.is_last {
+                return Ok(0);
+            }
+            let part = self.parts.blocking_recv();
+            let part = part.ok_or_else(|| io::Error::other("the fetch has ended"))?;
+            (self.rest, self.is_last) = (part.bytes, part.is_last);
+        }
+        let count = out.len().min(self.rest.len());
+        self.rest.copy_to_slice(&mut out[..count]);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_an_object_and_the_last_one_says_so() {
+        assert_eq!(ranges(0).collect::<Vec<_>>(), [None]);
+        assert_eq!(ranges(RANGE_BYTES).collect::<Vec<_>>(), [None]);
+        let size = 2 * RANGE_BYTES + 1;
+        let expected = [
+            Some((0..RANGE_BYTES, false)),
+            Some((RANGE_BYTES..2 * RANGE_BYTES, false)),
+            Some((2 * RANGE_BYTES..size, true)),
+        ];
+        assert_eq!(ranges(size).collect::<Vec<_>>(), expected);
+        let size = 2 * RANGE_BYTES;
+        assert_eq!(ranges(size).last(), Some(Some((RANGE_BYTES..size, true))));
+    }
 }

@@ -5,7 +5,7 @@
 //! never ends silently at another one.
 //!
 //! Here is what a restore is asked, what it answers, and the order of its steps: `point` finds the
-//! way, `fetch` brings the files, `assembly` builds and proves, `place` exchanges the files at the
+//! way, `fetch` brings the files in order, `assembly` builds and proves, `place` exchanges the files at the
 //! destination.
 
 mod assembly;
@@ -154,7 +154,7 @@ pub struct RestoreOptions {
     pub force: bool,
     /// How deep SQLite looks at the result.
     pub integrity: IntegrityCheck,
-    /// Objects fetched at the same time, 1 to 64. Memory is about 4 MiB for each.
+    /// Requests under way at the same time, 1 to 64. Memory is about 2 MiB for each.
     pub parallelism: usize,
 }
 

@@ -34,8 +34,10 @@ const SLOWEST_UPLOAD: u64 = 16 * 1024;
 const MAX_ATTEMPTS: u32 = 3;
 /// The longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// How long not one byte may move before a stream counts as stalled.
+/// How long not one byte of an upload may move before it counts as stalled.
 const STALL_GRACE: Duration = Duration::from_secs(30);
+/// The same for a download, which is asked for again at once: a restore waits for it.
+const DOWNLOAD_STALL_GRACE: Duration = Duration::from_secs(5);
 /// Where a request is signed for when nobody names a region.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -72,11 +74,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
                 .with_max_backoff(MAX_BACKOFF),
         )
         .timeout_config(timeouts(ATTEMPT_TIMEOUT))
-        .stalled_stream_protection(
-            StalledStreamProtectionConfig::enabled()
-                .grace_period(STALL_GRACE)
-                .build(),
-        )
+        .stalled_stream_protection(stall_after(STALL_GRACE))
         .http_client(http.clone());
     let config = match &target.endpoint {
         Some(endpoint) => config.endpoint_url(endpoint),
@@ -103,6 +101,17 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
 pub(super) fn for_body(bytes: u64) -> Builder {
     let transfer = Duration::from_secs(bytes / SLOWEST_UPLOAD);
     Config::builder().timeout_config(timeouts(ATTEMPT_TIMEOUT + transfer))
+}
+
+/// Returns what to change for a request that is answered with a body.
+pub(super) fn for_download() -> Builder {
+    Config::builder().stalled_stream_protection(stall_after(DOWNLOAD_STALL_GRACE))
+}
+
+fn stall_after(grace: Duration) -> StalledStreamProtectionConfig {
+    StalledStreamProtectionConfig::enabled()
+        .grace_period(grace)
+        .build()
 }
 
 /// Returns what to change for a request with other credentials that is sent once only.

@@ -6,12 +6,12 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use bytes::{Bytes, BytesMut};
 
-use super::Inner;
+use super::{Inner, client};
 use crate::{StoreError, key};
 
 /// How often a body that breaks off is asked for. Errors before the body are tried again by the
 /// client beneath.
-const MAX_BODIES: u32 = 3;
+const MAX_BODIES: u32 = 5;
 /// The most that is allocated before a byte has arrived.
 const MAX_FIRST_ALLOCATION_BYTES: u64 = 16 << 20;
 
@@ -48,6 +48,8 @@ async fn send(
     let answer = request
         .key(key::join(&store.prefix, key))
         .set_range(header)
+        .customize()
+        .config_override(client::for_download())
         .send()
         .await;
     match answer {

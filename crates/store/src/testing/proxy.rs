@@ -14,6 +14,8 @@ pub enum Cut {
     /// Passes so many bytes of answers on and closes the connection when there are more: the
     /// store has done what it was asked.
     After(u64),
+    /// Passes so many bytes of answers on, then nothing more.
+    Stall(u64),
     /// Answers each connection with these bytes, asking nobody.
     Instead(&'static str),
     /// Accepts connections and never answers.
@@ -82,12 +84,25 @@ async fn serve(mut client: TcpStream, upstream: String, cut: Option<Cut>) -> std
             client.write_all(answer.as_bytes()).await?;
             client.shutdown().await
         }
-        Some(Cut::After(bytes)) => forward(client, upstream, bytes).await,
-        None => forward(client, upstream, u64::MAX).await,
+        Some(Cut::After(bytes)) => forward(client, upstream, bytes, End::Close).await,
+        Some(Cut::Stall(bytes)) => forward(client, upstream, bytes, End::Stay).await,
+        None => forward(client, upstream, u64::MAX, End::Close).await,
     }
 }
 
-async fn forward(client: TcpStream, upstream: String, answer_bytes: u64) -> std::io::Result<()> {
+/// What follows the last byte that is passed on.
+#[derive(PartialEq, Eq)]
+enum End {
+    Close,
+    Stay,
+}
+
+async fn forward(
+    client: TcpStream,
+    upstream: String,
+    answer_bytes: u64,
+    end: End,
+) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (from_store, mut to_store) = TcpStream::connect(upstream).await?.into_split();
     let mut limited = from_store.take(answer_bytes);
@@ -95,6 +110,9 @@ async fn forward(client: TcpStream, upstream: String, answer_bytes: u64) -> std:
         // Dropping all four halves closes both connections.
         answers = async {
             tokio::io::copy(&mut limited, &mut to_client).await?;
+            if end == End::Stay {
+                futures::future::pending::<()>().await;
+            }
             limited.into_inner().read(&mut [0]).await.map(drop)
         } => answers,
         never = async {
