@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod failure;
 mod log;
+mod memory;
 mod metrics;
 mod server;
 mod signals;

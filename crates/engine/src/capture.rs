@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -121,11 +122,17 @@ enum Command {
     },
 }
 
+/// Databases that stay attached however long nothing is written: an attachment costs about 75 KiB
+/// and five descriptors, and without one the database may have to be read when it is closed.
+const ATTACHED_AT_REST: usize = 64;
+
 /// A handle of the capture thread. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Capture {
     commands: mpsc::Sender<Command>,
     wake: Arc<Wake>,
+    attached: Arc<AtomicUsize>,
+    room: usize,
 }
 
 /// One attached database. Dropping it detaches.
@@ -144,9 +151,20 @@ impl Capture {
     ///
     /// The system gives no descriptor or no thread.
     pub fn start() -> std::io::Result<Capture> {
+        Capture::with_room(ATTACHED_AT_REST)
+    }
+
+    /// As [`Capture::start`]; more than `room` databases are attached only while they are written.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn with_room(room: usize) -> std::io::Result<Capture> {
         let wake = Arc::new(Wake::new()?);
         let (sender, receiver) = mpsc::channel();
+        let attached = Arc::new(AtomicUsize::new(0));
         let state = Thread {
+            attached: Arc::clone(&attached),
             commands: receiver,
             wake: Arc::clone(&wake),
             events: Inotify::init().ok(),
@@ -160,7 +178,14 @@ impl Capture {
         Ok(Capture {
             commands: sender,
             wake,
+            attached,
+            room,
         })
+    }
+
+    /// Whether a database that nobody writes should make room for others.
+    pub fn is_crowded(&self) -> bool {
+        self.attached.load(Ordering::Relaxed) > self.room
     }
 
     /// Attaches to a database; what is found, also that it failed, comes into the inbox.
@@ -241,6 +266,8 @@ struct Thread {
     /// Quiet databases by the watch on their log.
     watches: HashMap<WatchDescriptor, u64>,
     taps: HashMap<u64, Entry>,
+    /// Their number, for everybody.
+    attached: Arc<AtomicUsize>,
     /// Every database by the time of its next look.
     due: BTreeSet<(Instant, u64)>,
 }
@@ -343,6 +370,7 @@ impl Thread {
         entry.inbox.deliver(look);
         self.due.insert((entry.next_look, id));
         self.taps.insert(id, entry);
+        self.attached.store(self.taps.len(), Ordering::Relaxed);
     }
 
     /// Asks for an event with the next write to the log. False when there will be none.
@@ -374,6 +402,7 @@ impl Thread {
         let entry = self.taps.remove(&id)?;
         self.due.remove(&(entry.next_look, id));
         self.forget_watch(entry.watch.clone());
+        self.attached.store(self.taps.len(), Ordering::Relaxed);
         Some(entry)
     }
 

@@ -55,6 +55,10 @@ pub struct Home {
     pub state: SourceId,
 }
 
+/// What we know about targets between runs, by their names. In boxes: a map of one has room for
+/// eleven, and there may be thousands of databases.
+pub type Replicas = BTreeMap<String, Box<ReplicaRecord>>;
+
 /// What we know about one target between runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaRecord {
@@ -106,7 +110,7 @@ pub struct Loaded {
     /// Captured files, ascending, without holes up to `txid`.
     pub files: Vec<LocalFile>,
     /// What we know about targets, by name.
-    pub replicas: BTreeMap<String, ReplicaRecord>,
+    pub replicas: Replicas,
 }
 
 /// Why a directory cannot be used.
@@ -330,10 +334,7 @@ impl LocalState {
     /// # Errors
     ///
     /// The disk failed; the earlier epochs are intact.
-    pub fn write_replicas(
-        &self,
-        replicas: &BTreeMap<String, ReplicaRecord>,
-    ) -> Result<(), LocalError> {
+    pub fn write_replicas(&self, replicas: &Replicas) -> Result<(), LocalError> {
         self.write("replicas.json", &json(replicas), true)
     }
 
@@ -358,7 +359,7 @@ impl LocalState {
         &self,
         txid: Txid,
         table: &PageTable,
-        replicas: &BTreeMap<String, ReplicaRecord>,
+        replicas: &Replicas,
     ) -> Result<(), LocalError> {
         self.forget_log()?;
         self.remove_all_captured()?;

@@ -88,6 +88,23 @@ pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
     if with_suffix(path, "-wal").try_exists()? {
         return Ok(None);
     }
+    fingerprint(path)
+}
+
+/// The fingerprints of a database and of its log; none when one of them is missing.
+///
+/// They tell that nothing was written since only when nothing had been written for a while: file
+/// times move in steps of some milliseconds.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn live_fingerprint(path: &Path) -> io::Result<Option<(Fingerprint, Fingerprint)>> {
+    let log = fingerprint(&with_suffix(path, "-wal"))?;
+    Ok(fingerprint(path)?.zip(log))
+}
+
+fn fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
     match fs::metadata(path) {
         Ok(meta) => Ok(Some(Fingerprint {
             device: meta.dev(),

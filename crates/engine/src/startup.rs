@@ -7,7 +7,6 @@
 //! | missing | every target says that there is none | start empty, if the policy allows |
 //! | missing | a target could not be asked | an error: never start empty |
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -17,7 +16,7 @@ use store::{SharedStore, Store};
 
 use crate::database::DatabaseSettings;
 use crate::lease::{self, Claim};
-use crate::local::{LocalError, LocalState, ReplicaRecord};
+use crate::local::{LocalError, LocalState, ReplicaRecord, Replicas};
 use crate::remote;
 use crate::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, assemble};
 use crate::target::{TargetError, TargetSettings, fence};
@@ -246,7 +245,7 @@ fn records(
     settings: &DatabaseSettings,
     local: &LocalState,
     held: Option<(&str, Hold, Txid)>,
-) -> BTreeMap<String, ReplicaRecord> {
+) -> Replicas {
     let record = |target: &TargetSettings| {
         let location = target.store.describe();
         if let Some((name, hold, restored)) = held
@@ -271,6 +270,6 @@ fn records(
     };
     let targets = settings.targets.iter();
     targets
-        .map(|target| (target.name.clone(), record(target)))
+        .map(|target| (target.name.clone(), Box::new(record(target))))
         .collect()
 }

@@ -22,6 +22,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::target::S3Target;
@@ -46,6 +47,7 @@ struct Inner {
     bucket: String,
     prefix: String,
     session: Arc<Session>,
+    calls: Arc<Semaphore>,
 }
 
 impl S3Store {
@@ -59,7 +61,11 @@ impl S3Store {
 
     /// Makes a store at the prefix of the target, with what its bucket shares.
     pub(crate) fn within(shared: Bucket, target: &S3Target) -> Self {
-        let Bucket { client, session } = shared;
+        let Bucket {
+            client,
+            session,
+            calls,
+        } = shared;
         let (bucket, prefix) = (target.bucket.clone(), crate::target::clean(&target.prefix));
         Self {
             inner: Arc::new(Inner {
@@ -67,6 +73,7 @@ impl S3Store {
                 bucket,
                 prefix,
                 session,
+                calls,
             }),
         }
     }
@@ -97,6 +104,8 @@ impl Inner {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
+        let permit = self.calls.acquire().await;
+        let _permit = permit.expect("nothing closes it");
         let keys = self
             .session
             .ready(&self.client, &self.bucket, &self.prefix)

@@ -14,6 +14,8 @@ use engine::database::{DatabaseSettings, default_state_directory};
 use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
 use protocol::config::{Config, Database, Replica, Startup};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 use store::{Opener, Target, UrlError};
 
 pub use pattern::Found;
@@ -107,8 +109,9 @@ pub struct ConfiguredDatabase {
     pub settings: DatabaseSettings,
     /// Restore it before replicating when it is missing.
     pub restore_first: bool,
-    /// Everything in the file that has a say in how it runs: equal means nothing has changed.
-    pub config: Config,
+    /// SHA-256 of everything in the file that has a say in how it runs: equal means nothing has
+    /// changed.
+    pub fingerprint: [u8; 32],
 }
 
 /// What a configuration says about the log, where the command line says nothing.
@@ -154,6 +157,14 @@ pub fn settings(
     let startup = config.startup.unwrap_or_default();
     let mut databases: Vec<ConfiguredDatabase> = Vec::new();
     let mut places: BTreeMap<String, String> = BTreeMap::new();
+    let common = json(&Config {
+        addr: None,
+        exec: None,
+        identity: None,
+        logging: None,
+        dbs: Vec::new(),
+        ..config.clone()
+    });
     for (index, database, place) in entries(config, found, opener)? {
         let (key, place) = (format!("dbs[{index}]"), place.as_deref());
         for (number, target) in targets_of(&database, &key, place)?.iter().enumerate() {
@@ -167,14 +178,11 @@ pub fn settings(
         databases.push(ConfiguredDatabase {
             settings,
             restore_first: database.restore_if_db_not_exists.unwrap_or(false),
-            config: Config {
-                addr: None,
-                exec: None,
-                identity: None,
-                logging: None,
-                dbs: vec![database],
-                ..config.clone()
-            },
+            fingerprint: Sha256::new()
+                .chain_update(&common)
+                .chain_update(json(&database))
+                .finalize()
+                .into(),
         });
     }
     let addr = config
@@ -195,6 +203,10 @@ pub fn settings(
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
     })
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a configuration has string keys and plain values")
 }
 
 /// The entries of a configuration, one for each database: its number in the file, and for those

@@ -10,13 +10,16 @@ use super::session::{Session, needs_base};
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{Attached, Found};
 use crate::pages::PageSet;
-use crate::scan::{ScanError, scan_live};
+use crate::scan::{Fingerprint, ScanError, live_fingerprint, scan_live};
 use crate::seal::Delta;
 use crate::sqlite::Connection;
-use crate::tap::{Batch, TapError};
+use crate::tap::{Batch, LogPosition, TapError};
 
 /// Pause between two PASSIVE checkpoints of ours.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing is written before a database is let go for want of room. File times move in steps
+/// of some milliseconds: it must be much longer than that.
+const REST_AFTER: Duration = Duration::from_secs(5);
 /// Attempts to read a database that is to be left, while it loses frames.
 const LAST_HEALS: u32 = 5;
 
@@ -28,6 +31,18 @@ pub(super) struct Follow {
     pub(super) last_checkpoint: Instant,
     pub(super) next_snapshot: Instant,
     pub(super) sealed_since_snapshot: bool,
+    /// Where the log stands after all that is sealed, where that is known.
+    pub(super) log: Option<LogPosition>,
+    /// When something was found last.
+    pub(super) quiet_since: Instant,
+}
+
+/// How an attachment ended.
+pub(super) enum Ended {
+    /// We are to stop.
+    Stopped,
+    /// Nothing is written, and others need the room: to be attached again when these files change.
+    Resting((Fingerprint, Fingerprint)),
 }
 
 /// What to do next, decided from what the capture thread found.
@@ -38,6 +53,7 @@ pub(super) enum Next {
     Base,
     Trim,
     Checkpoint,
+    Rest,
     Stop,
 }
 
@@ -46,7 +62,7 @@ impl Follow {
         &mut self,
         session: &mut Session,
         database: &mut Database,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ended, RunError> {
         let mut changes = database.handle.chain.subscribe();
         // Everything that is there now is found before anything is said about it.
         self.until(|found| found.page_size).await?;
@@ -65,7 +81,14 @@ impl Follow {
                         .await?;
                 }
                 Next::Checkpoint => self.checkpoint(database).await,
-                Next::Stop => return self.finish(session, database).await,
+                Next::Rest => match self.rest(database).await? {
+                    Some(files) => return Ok(Ended::Resting(files)),
+                    None => self.quiet_since = Instant::now(),
+                },
+                Next::Stop => {
+                    self.finish(session, database).await?;
+                    return Ok(Ended::Stopped);
+                }
                 Next::Wait(until) => {
                     if self.attached.inbox.lock().batch.is_none() {
                         database.report(DatabaseState::Replicating, String::new());
@@ -130,9 +153,16 @@ impl Follow {
             return Ok(Next::Base);
         }
         if pending.is_none() {
-            return Ok(Next::Wait(
-                self.sealed_since_snapshot.then_some(self.next_snapshot),
-            ));
+            let copy = self.sealed_since_snapshot.then_some(self.next_snapshot);
+            let rest = self.log.filter(|log| log.frames > 0);
+            let rest = rest.map(|_| self.quiet_since + REST_AFTER);
+            if rest.is_some_and(|rest| now >= rest) {
+                if database.capture.is_crowded() {
+                    return Ok(Next::Rest);
+                }
+                return Ok(Next::Wait(copy));
+            }
+            return Ok(Next::Wait(copy.into_iter().chain(rest).min()));
         }
         {
             let limit = database.settings.backlog_bytes;
@@ -151,6 +181,19 @@ impl Follow {
             Some(at) if at > now => Ok(Next::Wait(Some(at))),
             _ => Ok(Next::Seal),
         }
+    }
+
+    /// Takes a last look. Returns the files as they are when everything in them is captured.
+    async fn rest(
+        &mut self,
+        database: &Database,
+    ) -> Result<Option<(Fingerprint, Fingerprint)>, RunError> {
+        // Before the look: what is written after it changes them.
+        let files = live_fingerprint(&database.settings.path).ok().flatten();
+        self.barrier().await?;
+        let found = self.attached.inbox.lock();
+        let nothing = found.batch.is_none() && found.broken.is_none();
+        Ok(files.filter(|_| nothing))
     }
 
     /// Waits until everything that is published by now is found.
@@ -245,6 +288,7 @@ impl Follow {
                 Ok(())
             })
             .await?;
+        self.log = Some(log);
         self.after_seal(database);
         self.sealed_since_snapshot = base.is_none() && self.sealed_since_snapshot;
         Ok(())
@@ -265,9 +309,10 @@ impl Follow {
         };
         let Some(batch) = batch else { return Ok(()) };
         let handle = database.handle.clone();
+        let log = batch.log;
         session
             .blocking(move |ledger| {
-                let (log, commit, first_ms) = (batch.log, batch.commit, batch.first_ms);
+                let (commit, first_ms) = (batch.commit, batch.first_ms);
                 let page_size = batch.pages.page_size();
                 let mut delta = Delta {
                     log: Some((log, batch.log_offset)),
@@ -281,12 +326,14 @@ impl Follow {
                 Ok(())
             })
             .await?;
+        self.log = Some(log);
         self.after_seal(database);
         Ok(())
     }
 
     pub(super) fn after_seal(&mut self, database: &Database) {
         self.last_seal = Some(Instant::now());
+        self.quiet_since = Instant::now();
         self.sealed_since_snapshot = true;
         database.report(DatabaseState::Replicating, String::new());
     }
@@ -317,6 +364,9 @@ impl Follow {
             found.batch.take()
         };
         let base = needs_base(&database.handle.chain);
+        if let Some(batch) = &batch {
+            (self.log, self.quiet_since) = (Some(batch.log), Instant::now());
+        }
         session
             .blocking(move |ledger| {
                 if let Some(mut batch) = batch {

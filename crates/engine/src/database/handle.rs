@@ -144,13 +144,19 @@ impl DatabaseHandle {
     }
 
     /// Time until the next full copy is due: by the oldest of the targets' newest ones, so that
-    /// restarts do not put it off.
+    /// restarts do not put it off, or by one that waits for a target.
     pub(super) fn until_next_copy(&self, interval: Duration) -> Duration {
         let newest = self
             .targets
             .iter()
             .filter_map(|(_, report)| lock(report).last_snapshot);
-        let Some(oldest) = newest.min() else {
+        let offered = self
+            .chain
+            .lock()
+            .snapshot
+            .as_ref()
+            .map(|it| it.timestamp_ms);
+        let Some(oldest) = newest.min().max(offered.map(timestamp)) else {
             return interval;
         };
         let age = Timestamp::now().duration_since(oldest);
@@ -170,6 +176,11 @@ impl DatabaseHandle {
             .targets
             .values()
             .any(|target| target.connected && target.copied.next() < chain.txid)
+    }
+
+    /// True when it is time for a periodic full copy.
+    pub(super) fn copy_is_due(&self, interval: Duration) -> bool {
+        self.changed_since_copy() && self.until_next_copy(interval).is_zero()
     }
 
     pub(super) fn set_size(&self, page_size: PageSize, pages: u32) {

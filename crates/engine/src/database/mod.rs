@@ -5,7 +5,6 @@ mod handle;
 mod ledger;
 mod session;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::capture::Capture;
 use crate::chain::{Captured, Chain, TargetProgress};
-use crate::local::{LocalError, LocalState, ReplicaRecord};
+use crate::local::{LocalError, LocalState, Replicas};
 use crate::probe::{Probe, probe};
 use crate::scan::ScanError;
 use crate::seal::SealError;
@@ -190,6 +189,7 @@ impl Database {
             ledger: Some(ledger),
             log: loaded.log,
             cold: None,
+            resting: None,
         };
         let targets = self
             .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
@@ -203,7 +203,7 @@ impl Database {
             captured = session.run_to_the_end(&mut self) => captured,
             () = time_over.clone() => false,
         };
-        session.close();
+        session.close().await;
         // A last look that failed leaves commits that nobody has counted.
         drain_targets(targets, drain_sender, time_over).await
             && captured
@@ -227,7 +227,7 @@ impl Database {
     async fn wait_for_file_and_start_targets(
         &mut self,
         local: &Arc<LocalState>,
-        records: &Arc<Mutex<BTreeMap<String, ReplicaRecord>>>,
+        records: &Arc<Mutex<Replicas>>,
         drain: &watch::Receiver<bool>,
     ) -> Option<Vec<JoinHandle<()>>> {
         loop {

@@ -1,18 +1,19 @@
 //! One attachment after another, with what is carried between them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use ltx::Txid;
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
 
-use super::follow::Follow;
+use super::follow::{Ended, Follow};
 use super::ledger::Ledger;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::unix_ms;
 use crate::chain::Chain;
 use crate::probe::{Probe, probe};
-use crate::scan::{Fingerprint, ScanError, scan_cold};
+use crate::scan::{Fingerprint, ScanError, cold_fingerprint, live_fingerprint, scan_cold};
 use crate::seal::Delta;
 use crate::tap::LogPosition;
 
@@ -29,6 +30,8 @@ pub(super) struct Session {
     pub(super) log: Option<LogPosition>,
     /// The state in which a database that nobody has open was captured.
     pub(super) cold: Option<Fingerprint>,
+    /// The state of a database and its log in which we let go of it, everything captured.
+    pub(super) resting: Option<(Fingerprint, Fingerprint)>,
 }
 
 impl Session {
@@ -74,6 +77,17 @@ impl Session {
             if stopping {
                 database.until_targets_were_tried().await;
             }
+            let wanted = needs_base(&database.handle.chain).is_some()
+                || database
+                    .handle
+                    .copy_is_due(database.settings.snapshot_interval);
+            if !wanted && self.is_as_it_was(&database.settings.path) {
+                if stopping {
+                    return Ok(());
+                }
+                database.pause(PROBE_PAUSE).await;
+                continue;
+            }
             match probe(&database.settings.path) {
                 Probe::Live => {
                     self.follow(database).await?;
@@ -82,10 +96,7 @@ impl Session {
                     }
                     continue;
                 }
-                Probe::Cold(fingerprint)
-                    if self.cold == Some(fingerprint)
-                        && needs_base(&database.handle.chain).is_none() =>
-                {
+                Probe::Cold(fingerprint) if self.cold == Some(fingerprint) && !wanted => {
                     database.report(DatabaseState::Idle, String::new());
                 }
                 Probe::Cold(fingerprint) => match self.capture_cold(database, fingerprint).await {
@@ -102,6 +113,15 @@ impl Session {
         }
     }
 
+    /// Whether a database that we have let go of still is what was captured: two system calls.
+    fn is_as_it_was(&self, path: &Path) -> bool {
+        match (self.cold, self.resting) {
+            (None, None) => false,
+            (None, resting) => live_fingerprint(path).is_ok_and(|now| now == resting),
+            (cold, _) => cold_fingerprint(path).is_ok_and(|now| now == cold),
+        }
+    }
+
     /// Captures a database that nobody has open.
     pub(super) async fn capture_cold(
         &mut self,
@@ -113,9 +133,17 @@ impl Session {
         }
         let path = database.settings.path.clone();
         let needs_base = needs_base(&database.handle.chain);
+        let copies = needs_base.is_none()
+            && self.cold == Some(fingerprint)
+            && database
+                .handle
+                .copy_is_due(database.settings.snapshot_interval);
         let handle = database.handle.clone();
         self.blocking(move |ledger| {
-            let known = ledger.table.as_ref().filter(|_| needs_base.is_none());
+            let known = ledger
+                .table
+                .as_ref()
+                .filter(|_| needs_base.is_none() && !copies);
             let spill = ledger.local.directory().to_owned();
             let (pages, commit) = scan_cold(&path, fingerprint, known, &spill)?;
             let page_size = pages.page_size();
@@ -126,7 +154,11 @@ impl Session {
                 log: None,
                 timestamp_ms: now,
             };
-            ledger.seal_scan(delta, now, needs_base)?;
+            if copies {
+                ledger.seal_copy(delta, None)?;
+            } else {
+                ledger.seal_scan(delta, now, needs_base)?;
+            }
             handle.set_size(page_size, commit);
             Ok(())
         })
@@ -170,7 +202,7 @@ impl Session {
         if !self.may_number(database).await {
             return Ok(());
         }
-        self.cold = None;
+        (self.cold, self.resting) = (None, None);
         let path = database.settings.path.clone();
         let spill = database.settings.state.clone();
         let resume = self.log.filter(|_| self.has_table());
@@ -185,12 +217,17 @@ impl Session {
                     .handle
                     .until_next_copy(database.settings.snapshot_interval),
             sealed_since_snapshot: database.handle.changed_since_copy(),
+            log: resume,
+            quiet_since: Instant::now(),
         };
         let result = follow.run(self, database).await;
         // Whoever looks at the file next finds no lock of ours.
         follow.release().await;
-        self.log = None;
-        result
+        (self.log, self.resting) = (None, None);
+        if let Ended::Resting(files) = result? {
+            (self.log, self.resting) = (follow.log, Some(files));
+        }
+        Ok(())
     }
 
     pub(super) fn has_table(&self) -> bool {
@@ -217,9 +254,16 @@ impl Session {
         result
     }
 
-    pub(super) fn close(&mut self) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.save();
+    /// Stores what makes the next start quick. It waits for the disk, so not on this thread:
+    /// thousands of databases end at the same time.
+    pub(super) async fn close(&mut self) {
+        if self.ledger.is_some() {
+            let save = |ledger: &mut Ledger| {
+                ledger.save();
+                Ok(())
+            };
+            // What failed is logged; it costs a comparison.
+            let _saved = self.blocking(save).await;
         }
     }
 }

@@ -126,7 +126,7 @@ impl Target {
         };
         let home = self.local.home().ok();
         let stored = lease::read(store).await?.map(|stored| stored.lease);
-        let held = match right(stored.as_ref(), record.as_ref(), &claim, home.as_ref()) {
+        let held = match right(stored.as_ref(), record.as_deref(), &claim, home.as_ref()) {
             Right::Held { binding } => {
                 let lease = stored.expect("what is held is there");
                 if binding {
@@ -165,7 +165,7 @@ impl Target {
         Ok((held, lease))
     }
 
-    fn record(&self) -> Option<ReplicaRecord> {
+    fn record(&self) -> Option<Box<ReplicaRecord>> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let location = self.settings.store.describe();
         records
@@ -176,9 +176,11 @@ impl Target {
 
     fn remember(&self, change: impl FnOnce(&mut ReplicaRecord)) -> Result<(), TargetError> {
         let known = self.record();
-        let mut record = known.clone().unwrap_or_else(|| ReplicaRecord {
-            location: self.settings.store.describe(),
-            ..ReplicaRecord::default()
+        let mut record = known.clone().unwrap_or_else(|| {
+            Box::new(ReplicaRecord {
+                location: self.settings.store.describe(),
+                ..ReplicaRecord::default()
+            })
         });
         change(&mut record);
         if known.as_ref() == Some(&record) {

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::chain::{Chain, TargetProgress};
 use crate::lease::{LeaseError, SourceId};
-use crate::local::{LocalState, ReplicaRecord};
+use crate::local::{LocalState, Replicas};
 use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
 
@@ -199,7 +199,7 @@ pub struct Target {
     /// Our files.
     pub local: Arc<LocalState>,
     /// What we know about targets between runs.
-    pub records: Arc<Mutex<std::collections::BTreeMap<String, ReplicaRecord>>>,
+    pub records: Arc<Mutex<Replicas>>,
     /// What is captured.
     pub chain: Arc<Chain>,
     /// What we report.

@@ -93,11 +93,15 @@ impl Replication {
 
     /// `drain`: how long it waits for its targets at the end.
     pub fn start_with(settings: &DatabaseSettings, drain: Duration) -> Replication {
+        Replication::start_in(Capture::start().unwrap(), settings, drain)
+    }
+
+    /// With a capture thread of its own kind.
+    pub fn start_in(capture: Capture, settings: &DatabaseSettings, drain: Duration) -> Replication {
         let _second = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::WARN)
             .with_test_writer()
             .try_init();
-        let capture = Capture::start().unwrap();
         let (stop, stopped) = watch::channel(false);
         let settings = DatabaseSettings {
             holder: process(),

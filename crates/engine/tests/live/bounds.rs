@@ -5,13 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::capture::Capture;
+use engine::database::DatabaseSettings;
 use engine::probe::{Probe, probe};
 use engine::restore::Point;
 use protocol::status::DatabaseState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 
 use crate::app::{App, Habits, seed};
-use crate::bench::{Place, Replication, assert_stored, memory, restored, settings, wait_for};
+use crate::bench::{
+    PATIENCE, Place, Replication, assert_stored, files, memory, restored, settings, wait_for,
+};
 
 fn log_bytes(path: &Path) -> u64 {
     let log = engine::scan::with_suffix(path, "-wal");
@@ -206,6 +210,68 @@ fn our_locks_outlive_every_other_look_at_the_file() {
     app.sql("INSERT INTO item VALUES(NULL, 'still captured')");
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
+}
+
+#[test]
+fn a_crowd_lets_quiet_databases_go_and_still_gets_what_is_written_later() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = DatabaseSettings {
+        snapshot_interval: Duration::from_secs(8),
+        ..settings(&place.database(), &place.state(), &[Arc::clone(&store)])
+    };
+    let crowded = Capture::with_room(0).unwrap();
+    let replication = Replication::start_in(crowded, &settings, PATIENCE);
+    let path = place.database();
+    let let_go = || (own_locks(&path) == (0, 0)).then_some(());
+    for round in 0..3 {
+        app.sql(&format!("INSERT INTO item VALUES(NULL, 'round {round}')"));
+        assert_stored(&replication, &mut app, &store);
+        wait_for("the database to be let go", let_go);
+        // The log is restarted, or copied, while nobody looks.
+        let modes = ["TRUNCATE", "PASSIVE", "NOOP"];
+        app.sql(&format!("PRAGMA wal_checkpoint({})", modes[round]));
+    }
+    let copies = || files(&store).iter().filter(|file| file.level == 9).count();
+    wait_for("a full copy in time", || (copies() > 1).then_some(()));
+    wait_for("the database to be let go", let_go);
+    app.sql("INSERT INTO item VALUES(NULL, 'right before the end')");
+    let expected = app.dump();
+    assert!(replication.stop());
+    let (_, bytes) = restored(&store, Point::Latest).unwrap();
+    assert!(bytes == expected);
+}
+
+#[test]
+fn a_cold_database_that_changed_gets_its_periodic_copy() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    drop(App::start(&Habits::calm(&place.database(), seed())));
+    let settings = DatabaseSettings {
+        snapshot_interval: Duration::from_secs(2),
+        ..settings(&place.database(), &place.state(), &[Arc::clone(&store)])
+    };
+    let replication = Replication::start(&settings);
+    wait_for("a first position", || {
+        replication.status().targets[0].position.clone()
+    });
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    app.sql("INSERT INTO item VALUES(NULL, 'x')");
+    assert_stored(&replication, &mut app, &store);
+    let expected = app.dump();
+    drop(app);
+    let newest = || files(&store).iter().map(|file| file.max).max();
+    let copied = || {
+        let copies = files(&store);
+        let copies = copies.iter().filter(|file| file.level == 9);
+        // The file that follows a copy at once is not in it.
+        copies.map(|file| file.max.next()).max() >= newest()
+    };
+    wait_for("a copy of the newest state", || copied().then_some(()));
+    assert!(replication.stop());
+    let (_, bytes) = restored(&store, Point::Latest).unwrap();
+    assert!(bytes == expected);
 }
 
 #[test]

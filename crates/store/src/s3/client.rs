@@ -18,12 +18,15 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provi
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use futures::FutureExt;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::session::Session;
 use crate::StoreError;
 use crate::target::{S3Target, check_bucket};
 
+/// Calls to one bucket at a time, of all its stores. The others wait, and use the connections of
+/// those before them: thousands of databases that start at once need no connection each.
+const MAX_CALLS: usize = 64;
 /// How long a connection may take to come up, name and TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one attempt may take until its answer begins, without the time for a body.
@@ -46,6 +49,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 pub(crate) struct Bucket {
     pub(super) client: Client,
     pub(super) session: Arc<Session>,
+    pub(super) calls: Arc<Semaphore>,
 }
 
 /// Makes the client of a target and the session that keeps its credentials; `system` is the
@@ -94,6 +98,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
     Ok(Bucket {
         client: Client::from_conf(config.build()),
         session: Arc::new(session),
+        calls: Arc::new(Semaphore::new(MAX_CALLS)),
     })
 }
 

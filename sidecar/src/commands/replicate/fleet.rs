@@ -9,7 +9,7 @@ use engine::database::{Database, DatabaseSettings};
 use engine::restore::IntegrityCheck;
 use engine::startup::make_ready;
 use futures::future::join_all;
-use protocol::config::{Config, OnMissing};
+use protocol::config::OnMissing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -32,8 +32,8 @@ pub struct Fleet {
 }
 
 struct Running {
-    /// Every setting that it runs with.
-    config: Config,
+    /// Of every setting that it runs with.
+    fingerprint: [u8; 32],
     stop: watch::Sender<bool>,
     task: JoinHandle<bool>,
     /// Turns true once a missing database was restored, or needed not to be.
@@ -61,7 +61,7 @@ impl Fleet {
         for database in &settings.databases {
             let path = database.settings.path.clone();
             let predecessor = match before.remove(&path) {
-                Some(running) if running.config == database.config => {
+                Some(running) if running.fingerprint == database.fingerprint => {
                     self.running.insert(path, running);
                     continue;
                 }
@@ -76,7 +76,7 @@ impl Fleet {
                 .then_some(settings.startup.on_missing);
             let running = self.start(
                 database.settings.clone(),
-                database.config.clone(),
+                database.fingerprint,
                 restore,
                 settings.drain,
                 predecessor,
@@ -94,7 +94,7 @@ impl Fleet {
     fn start(
         &mut self,
         settings: DatabaseSettings,
-        config: Config,
+        fingerprint: [u8; 32],
         restore: Option<OnMissing>,
         drain: Duration,
         predecessor: Option<JoinHandle<bool>>,
@@ -114,7 +114,8 @@ impl Fleet {
             }
             if let Some(on_missing) = restore {
                 tokio::select! {
-                    () = restore_missing(&settings, on_missing, &held) => {}
+                    // In a box: a database that runs carries no room for it.
+                    () = Box::pin(restore_missing(&settings, on_missing, &held)) => {}
                     _ = stopped.wait_for(|stopped| *stopped) => return true,
                 }
             }
@@ -122,7 +123,7 @@ impl Fleet {
             database.run(drain).await
         });
         Running {
-            config,
+            fingerprint,
             stop,
             task,
             is_ready,

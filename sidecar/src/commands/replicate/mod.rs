@@ -22,6 +22,7 @@ pub use shown::{Shown, ShownDatabase};
 use crate::args::ReplicateArguments;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::memory;
 use crate::server;
 use crate::signals::EndSignals;
 use fleet::Fleet;
@@ -66,6 +67,7 @@ pub async fn run(
     if matches!(source, Source::Fixed(_)) && !arguments.worker {
         refuse_unusable(&loaded.settings, child.is_some())?;
     }
+    memory::keep_small();
     let capture = Capture::start().map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
     let shown = Shown::default();
     if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
@@ -85,6 +87,7 @@ pub async fn run(
         },
     };
     let mut since = loaded.since();
+    drop(loaded);
     loop {
         tokio::select! {
             loaded = source.changed(&since, &mut opener) => {
