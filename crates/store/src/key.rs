@@ -9,6 +9,8 @@ const MAX_COMPONENT_BYTES: usize = 200;
 const MAX_KEY_BYTES: usize = 700;
 /// Ends the names of files that are not objects yet, ours and Litestream's.
 pub(crate) const TEMPORARY_SUFFIX: &str = ".tmp";
+/// What the keys of Litestream 0.3 begin with.
+const GENERATIONS: &str = "generations/";
 
 /// Checks that every store can keep an object under this key.
 pub(crate) fn check(key: &str) -> Result<(), StoreError> {
@@ -41,8 +43,11 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<(), StoreError> {
 }
 
 /// Returns the full key of an object, exactly as Litestream joins them: an empty path still gives
-/// a leading `/`.
+/// a leading `/`, but not with the keys of Litestream 0.3.
 pub(crate) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() && key.starts_with(GENERATIONS) {
+        return key.to_owned();
+    }
     format!("{path}/{key}")
 }
 
@@ -93,5 +98,7 @@ mod tests {
     fn an_empty_path_gives_a_leading_slash_as_litestream_does() {
         assert_eq!(join("db", "0000/x"), "db/0000/x");
         assert_eq!(join("", "0000/x"), "/0000/x");
+        assert_eq!(join("db", "generations/x"), "db/generations/x");
+        assert_eq!(join("", "generations/x"), "generations/x");
     }
 }

@@ -163,7 +163,8 @@ impl Inner {
         let start = start_after.and_then(safe_start);
         let (full, full_start) = (self.full(prefix), start.map(|start| self.full(start)));
         let mut found = self.pages(prefix, &full, full_start.as_deref()).await?;
-        if found.is_empty() && self.prefix.is_empty() && self.drops_slashes(prefix).await? {
+        let slashed = self.prefix.is_empty() && full != prefix;
+        if found.is_empty() && slashed && self.drops_slashes(prefix).await? {
             found = self.pages(prefix, prefix, start).await?;
         }
         // Not every store obeys `start-after`, or sorts by bytes; and we ask for more.

@@ -93,6 +93,16 @@ async fn an_empty_prefix_gives_keys_that_begin_with_a_slash() {
 }
 
 #[tokio::test]
+async fn what_litestream_0_3_stored_below_an_empty_prefix_has_no_slash_before_it() {
+    let (first, _) = request_of("", async |store| {
+        // The answer is none to a list.
+        let _refused = store.list("generations/", None).await;
+    })
+    .await;
+    assert!(first.contains("prefix=generations%2F"), "{first}");
+}
+
+#[tokio::test]
 async fn deletes_are_single_so_that_no_store_misses_a_checksum() {
     let (first, headers) = request_of("db", async |store| {
         store.delete(&["0000/x".to_owned()]).await.unwrap();
