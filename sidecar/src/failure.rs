@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use engine::generations::GenerationError;
 use engine::plan::PlanError;
 use engine::restore::RestoreError;
 use engine::startup::StartupError;
@@ -96,6 +97,7 @@ impl From<RestoreError> for Failure {
             | RestoreError::Link { .. } => ExitCode::Usage,
             // The data is good: it is only not what was asked for.
             RestoreError::TooEarly { .. }
+            | RestoreError::Generation(GenerationError::NoTxid | GenerationError::Between { .. })
             | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Merged { .. }) => {
                 ExitCode::NothingToRestore
             }

@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod chain;
 pub mod database;
+pub mod generations;
 pub mod hold;
 pub mod lease;
 pub mod local;

@@ -350,20 +350,23 @@ impl LocalState {
         Ok(())
     }
 
-    /// Begins anew at a restored position: the next start compares the database with `table`.
+    /// Begins anew with a restored database: at a position, and the next start compares it with the
+    /// table; or without one, and the next start reads it as one that it does not know.
     ///
     /// # Errors
     ///
     /// The disk failed.
     pub fn seed(
         &self,
-        txid: Txid,
-        table: &PageTable,
+        base: Option<(Txid, &PageTable)>,
         replicas: &Replicas,
     ) -> Result<(), LocalError> {
         self.forget_log()?;
         self.remove_all_captured()?;
-        self.write_table(txid, table)?;
+        match base {
+            Some((txid, table)) => self.write_table(txid, table)?,
+            None => remove(&self.directory.join("pages"))?,
+        }
         self.write_replicas(replicas)
     }
 

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use ltx::{FileName, Level, Txid};
 use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
 
+/// Size of an LTX file without pages: header, end of the pages, empty index, trailer.
+const EMPTY_FILE_BYTES: u64 = (ltx::HEADER_BYTES + 6 + 9 + ltx::TRAILER_BYTES) as u64;
+
 /// One LTX file in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RemoteFile {
@@ -33,6 +36,11 @@ impl RemoteFile {
     /// True when a restore can begin with it: it holds every page.
     pub fn is_snapshot(&self) -> bool {
         self.min.get() == 1
+    }
+
+    /// False for a file that changes nothing, as a fence does.
+    pub fn has_pages(&self) -> bool {
+        self.size > EMPTY_FILE_BYTES
     }
 }
 
@@ -204,6 +212,37 @@ mod tests {
             "0000/x.ltx",
         ] {
             assert_eq!(parse_key(Layout::S3, &object(text)), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_pages_is_told_by_its_size() {
+        let header = ltx::Header {
+            flags: ltx::Header::NO_CHECKSUM,
+            page_size: sqlite_format::PageSize::MIN,
+            commit: 9,
+            min_txid: Txid::new(7),
+            max_txid: Txid::new(7),
+            timestamp_ms: 1,
+            pre_apply: 0,
+            wal_offset: 32,
+            wal_size: 0,
+            wal_salts: sqlite_format::Salts { salt1: 1, salt2: 1 },
+            node_id: 1,
+            reserved: [0; 20],
+        };
+        for pages in 0..2 {
+            let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
+            for pgno in 1..=pages {
+                encoder.encode_page(pgno, &[0; 512]).unwrap();
+            }
+            let (bytes, _) = encoder.finish().unwrap();
+            let object = ObjectInfo {
+                size: bytes.len() as u64,
+                ..object("0000/0000000000000007-0000000000000007.ltx")
+            };
+            let file = parse_key(Layout::S3, &object).unwrap();
+            assert_eq!(file.has_pages(), pages > 0);
         }
     }
 }

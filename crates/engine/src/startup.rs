@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | present | any, even unreachable | nothing: the application starts |
 //! | missing | exists | take the lease, fence, restore, prove, publish |
+//! | missing | of Litestream 0.3 | restore, prove, publish; nobody can be kept from writing it |
 //! | missing | every target says that there is none | start empty, if the policy allows |
 //! | missing | a target could not be asked | an error: never start empty |
 
@@ -15,6 +16,7 @@ use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
 use crate::database::DatabaseSettings;
+use crate::generations;
 use crate::lease::{self, Claim};
 use crate::local::{LocalError, LocalState, ReplicaRecord, Replicas};
 use crate::remote;
@@ -105,8 +107,9 @@ pub async fn make_ready(
     let mut failure = None;
     for target in &settings.targets {
         let held = match take_over(&target.store, &settings.holder).await {
-            Ok(Some(held)) => held,
-            Ok(None) => continue,
+            Ok(Stored::Ours(held)) => Some(held),
+            Ok(Stored::Generations) => None,
+            Ok(Stored::Nothing) => continue,
             Err(source) => {
                 let (database, target) = (database.clone(), target.name.clone());
                 failure.get_or_insert(StartupError::CouldNotLook {
@@ -126,10 +129,13 @@ pub async fn make_ready(
         };
         let restored = match assemble(&target.store, &options, progress).await {
             Ok((assembly, restored)) => {
-                let records = records(settings, &local, Some((&target.name, held, restored.txid)));
+                // What continues a generation begins with a full copy, as for any other database.
+                let held = held.filter(|_| restored.generation.is_none());
+                let ours = held.map(|held| (target.name.as_str(), held, restored.txid));
+                let records = records(settings, &local, ours);
                 // Before the database is there: killed in between, we restore again. The other way
                 // round its backup would seem to be another's.
-                local.seed(restored.txid, &restored.table, &records)?;
+                local.seed(restored.base(), &records)?;
                 match assembly.publish(&options.output, options.force) {
                     Ok(()) => {
                         name_source(target, settings).await;
@@ -191,7 +197,7 @@ pub async fn restore_in_place(
     // Afterwards: what fails leaves what we knew of the database that was there. Killed in between,
     // the restored one seems to be another's, and a person decides.
     let records = records(settings, &local, None);
-    let seeded = local.seed(restored.txid, &restored.table, &records);
+    let seeded = local.seed(restored.base(), &records);
     seeded.map_err(failed)?;
     Ok(restored)
 }
@@ -219,11 +225,24 @@ struct Hold {
     copy_expected: bool,
 }
 
-/// Takes the replica over from whoever wrote it, so that nothing is added while we restore; none
-/// when the replica is empty.
-async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, TargetError> {
+/// What a target has.
+enum Stored {
+    Nothing,
+    /// Only what Litestream 0.3 stored.
+    Generations,
+    /// Our files, held.
+    Ours(Hold),
+}
+
+/// Takes the replica over from whoever wrote it, so that nothing is added while we restore, if there
+/// is anything to hold.
+async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetError> {
     if remote::list(store).await?.is_empty() {
-        return Ok(None);
+        let generations = generations::list(store).await?;
+        return Ok(match generations.is_empty() {
+            true => Stored::Nothing,
+            false => Stored::Generations,
+        });
     }
     let claim = Claim {
         holder: holder.to_owned(),
@@ -232,7 +251,7 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Option<Hold>, Ta
     let taken = lease::take(store, &claim, 0, Timestamp::now(), |_| true).await?;
     let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
     let files = fence(store, lease.epoch).await?;
-    Ok(Some(Hold {
+    Ok(Stored::Ours(Hold {
         epoch: lease.epoch,
         copy_expected: lease.announced > remote::newest_copy(&files),
     }))

@@ -14,9 +14,12 @@ use protocol::verify::{
 };
 use store::{SharedStore, StoreErrorKind};
 
+use crate::generations::{GenerationError, rebuild};
 use crate::plan::{PlanError, plan_restore};
 use crate::remote;
-use crate::restore::{Assembly, IntegrityCheck, Point, RestoreError, Restored, resolve};
+use crate::restore::{
+    Assembly, IntegrityCheck, Point, Resolved, RestoreError, Restored, Way, find,
+};
 use crate::sqlite::{Inspection, QueryResult};
 
 /// Longest time that one check may run.
@@ -109,46 +112,28 @@ async fn prove(
     started: Instant,
     verified: &mut Verified,
 ) -> Result<(), Failure> {
-    let resolved = resolve(store, options.point)
-        .await
-        .map_err(|error| judge(&error))?;
-    let wanted = resolved.plan.txid;
+    let way = find(store, options.point).await;
+    let way = way.map_err(|error| judge(&error))?;
     let expected = options.expected.filter(|_| options.point == Point::Latest);
-    let acknowledged = expected
-        .map(|expected| parse_txid(&expected.acknowledged))
-        .transpose()?;
-    if let (Some(acknowledged), Some(expected)) = (acknowledged, expected)
-        && wanted < acknowledged
-    {
-        let message = format!(
-            "the newest stored position is TXID {wanted}, but TXID {acknowledged} had been \
-             acknowledged at {}",
-            expected.acknowledged.time
-        );
-        return Err(Failure::new(VerifyResult::Stale, message));
-    }
-    verified.compared = expected.is_some();
     let output = options.scratch.join("database");
     let mut assembly = Assembly::create(&output).map_err(|error| judge(&error))?;
-    // First to the acknowledged position, where it still is one of its own, and compare; then on.
-    let halfway = acknowledged
-        .filter(|_| options.level == VerifyLevel::Checksum)
-        .and_then(|txid| plan_restore(&resolved.files, Some(txid)).ok());
-    let first = halfway.as_ref().unwrap_or(&resolved.plan);
-    assembly
-        .fetch(store, first, PARALLELISM, &|_, _| {})
-        .await
-        .map_err(|error| judge(&error))?;
-    if let (Some(_), Some(expected)) = (&halfway, expected) {
-        let proven = assembly
-            .prove(IntegrityCheck::None)
-            .await
-            .map_err(|error| judge(&error))?;
-        compare(&proven, &expected.acknowledged)?;
-        let advanced = assembly
-            .advance(store, &resolved.files, wanted, PARALLELISM)
-            .await;
-        advanced.map_err(|error| judge(&error))?;
+    match way {
+        Way::Files(resolved) => {
+            let level = options.level;
+            fetch(&mut assembly, store, &resolved, level, expected, verified).await?;
+        }
+        Way::Generation(plan) => {
+            if let Some(expected) = expected {
+                let message = format!(
+                    "a restore would give generation {} of Litestream 0.3, not TXID {}, which was \
+                     acknowledged",
+                    plan.id, expected.acknowledged.txid
+                );
+                return Err(Failure::new(VerifyResult::ChecksumMismatch, message));
+            }
+            let rebuilt = rebuild(&mut assembly, store, &plan, PARALLELISM, &|_, _| {}).await;
+            rebuilt.map_err(|error| judge(&error))?;
+        }
     }
     let integrity = match options.level {
         VerifyLevel::Quick => IntegrityCheck::Quick,
@@ -177,6 +162,54 @@ async fn prove(
             let message = format!("check {}: {}", check.name, check.detail);
             return Err(Failure::new(VerifyResult::CheckFailed, message));
         }
+    }
+    Ok(())
+}
+
+/// Brings the files of a plan into the assembly, and on the way holds them against what had been
+/// acknowledged.
+async fn fetch(
+    assembly: &mut Assembly,
+    store: &SharedStore,
+    resolved: &Resolved,
+    level: VerifyLevel,
+    expected: Option<&DatabaseExpectation>,
+    verified: &mut Verified,
+) -> Result<(), Failure> {
+    let wanted = resolved.plan.txid;
+    let acknowledged = expected
+        .map(|expected| parse_txid(&expected.acknowledged))
+        .transpose()?;
+    if let (Some(acknowledged), Some(expected)) = (acknowledged, expected)
+        && wanted < acknowledged
+    {
+        let message = format!(
+            "the newest stored position is TXID {wanted}, but TXID {acknowledged} had been \
+             acknowledged at {}",
+            expected.acknowledged.time
+        );
+        return Err(Failure::new(VerifyResult::Stale, message));
+    }
+    verified.compared = expected.is_some();
+    // First to the acknowledged position, where it still is one of its own, and compare; then on.
+    let halfway = acknowledged
+        .filter(|_| level == VerifyLevel::Checksum)
+        .and_then(|txid| plan_restore(&resolved.files, Some(txid)).ok());
+    let first = halfway.as_ref().unwrap_or(&resolved.plan);
+    assembly
+        .fetch(store, first, PARALLELISM, &|_, _| {})
+        .await
+        .map_err(|error| judge(&error))?;
+    if let (Some(_), Some(expected)) = (&halfway, expected) {
+        let proven = assembly
+            .prove(IntegrityCheck::None)
+            .await
+            .map_err(|error| judge(&error))?;
+        compare(&proven, &expected.acknowledged)?;
+        let advanced = assembly
+            .advance(store, &resolved.files, wanted, PARALLELISM)
+            .await;
+        advanced.map_err(|error| judge(&error))?;
     }
     Ok(())
 }
@@ -250,8 +283,10 @@ pub fn judge_restore(error: &RestoreError) -> VerifyResult {
             _ => VerifyResult::DestinationUnavailable,
         },
         RestoreError::Remote(_) | RestoreError::PageSizeChanged { .. } => VerifyResult::Corrupt,
+        RestoreError::Generation(GenerationError::Damaged { .. }) => VerifyResult::Corrupt,
         RestoreError::Plan(PlanError::Empty) => VerifyResult::NoBackupYet,
         RestoreError::Plan(_)
+        | RestoreError::Generation(_)
         | RestoreError::TooEarly { .. }
         | RestoreError::MissingPage { .. } => VerifyResult::Hole,
         RestoreError::Integrity { .. } => VerifyResult::IntegrityFailed,

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::database::DatabaseSettings;
-use engine::plan::PlanError;
+use engine::generations::GenerationPlan;
+use engine::plan::{Plan, PlanError};
 use engine::restore::{
-    IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, resolve, restore,
+    IntegrityCheck, Point, Resolved, RestoreError, RestoreOptions, Restored, Way, find, restore,
 };
 use engine::startup::{Ready, StartupError, is_present, make_ready, restore_in_place};
 use futures::{StreamExt, TryStreamExt};
@@ -228,8 +229,10 @@ async fn from_store(
         (None, None) => Point::Latest,
     };
     if arguments.dry_run {
-        let resolved = resolve(store, point).await?;
-        show_plan(arguments, store, &resolved.plan, output);
+        match find(store, point).await? {
+            Way::Files(Resolved { plan, .. }) => show_plan(arguments, store, &plan, output),
+            Way::Generation(plan) => show_generation(arguments, store, &plan, output),
+        }
         return Ok(());
     }
     let options = RestoreOptions {
@@ -272,12 +275,7 @@ fn progress_bar(json: bool) -> ProgressBar {
     ProgressBar::no_length().with_style(style)
 }
 
-fn show_plan(
-    arguments: &RestoreArguments,
-    store: &SharedStore,
-    plan: &engine::plan::Plan,
-    output: &Path,
-) {
+fn show_plan(arguments: &RestoreArguments, store: &SharedStore, plan: &Plan, output: &Path) {
     if arguments.json {
         let files: Vec<_> = plan
             .files
@@ -304,6 +302,37 @@ fn show_plan(
     }
 }
 
+fn show_generation(
+    arguments: &RestoreArguments,
+    store: &SharedStore,
+    plan: &GenerationPlan,
+    output: &Path,
+) {
+    let time = Timestamp::from_millisecond(plan.time_ms).unwrap_or_default();
+    let (source, id) = (store.describe(), plan.id.to_string());
+    if arguments.json {
+        let files = plan.objects();
+        let files: Vec<_> = files
+            .map(|object| json!({"name": object.key, "bytes": object.size}))
+            .collect();
+        println!(
+            "{}",
+            json!({"database": output, "source": source, "generation": id,
+                   "time": time.to_string(), "bytes": plan.bytes(), "files": files})
+        );
+        return;
+    }
+    println!(
+        "would restore {} from {source}, generation {id} at {time}: {} files, {} bytes",
+        output.display(),
+        plan.objects().count(),
+        plan.bytes()
+    );
+    for object in plan.objects() {
+        println!("  {} {} bytes", object.key, object.size);
+    }
+}
+
 fn show(
     arguments: &RestoreArguments,
     store: &SharedStore,
@@ -312,26 +341,32 @@ fn show(
     took: Duration,
 ) {
     let time = Timestamp::from_millisecond(restored.timestamp_ms).unwrap_or_default();
-    let checksum = format!("{:016x}", restored.table.checksum());
     if arguments.json {
-        println!(
-            "{}",
-            json!({"database": output, "source": store.describe(),
-                   "txid": restored.txid.to_string(), "time": time.to_string(),
-                   "checksum": checksum, "bytes": restored.bytes, "files": restored.files,
-                   "milliseconds": took.as_millis() as u64})
-        );
-    } else {
-        println!(
-            "restored {} from {} at TXID {} of {time}: {} files, {} bytes, {} ms",
-            output.display(),
-            store.describe(),
-            restored.txid,
-            restored.files,
-            restored.bytes,
-            took.as_millis()
-        );
+        let mut result = json!({
+            "database": output, "source": store.describe(), "time": time.to_string(),
+            "checksum": format!("{:016x}", restored.table.checksum()),
+            "bytes": restored.bytes, "files": restored.files,
+            "milliseconds": took.as_millis() as u64,
+        });
+        match restored.generation {
+            None => result["txid"] = json!(restored.txid.to_string()),
+            Some(id) => result["generation"] = json!(id.to_string()),
+        }
+        println!("{result}");
+        return;
     }
+    let point = match restored.generation {
+        None => format!(" at TXID {} of {time}", restored.txid),
+        Some(id) => format!(", generation {id} at {time}"),
+    };
+    println!(
+        "restored {} from {}{point}: {} files, {} bytes, {} ms",
+        output.display(),
+        store.describe(),
+        restored.files,
+        restored.bytes,
+        took.as_millis()
+    );
 }
 
 /// Before an application starts: ends only when it may start, or when waiting can't help.
@@ -450,8 +485,13 @@ async fn make_one_ready(
         Ready::Present => tracing::info!(%database, "exists: left alone"),
         Ready::Empty => tracing::info!(%database, "there is no backup: starts empty"),
         Ready::Restored { target, restored } => {
-            let txid = restored.txid.to_string();
-            tracing::info!(%database, target_name = %target, txid, bytes = restored.bytes, "restored");
+            let (txid, bytes) = (restored.txid.to_string(), restored.bytes);
+            match restored.generation {
+                None => tracing::info!(%database, target_name = %target, txid, bytes, "restored"),
+                Some(generation) => tracing::info!(
+                    %database, target_name = %target, %generation, bytes, "restored from Litestream 0.3"
+                ),
+            }
         }
     }
     Ok(())

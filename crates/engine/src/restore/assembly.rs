@@ -15,6 +15,7 @@ use store::{Layout, SharedStore, Store};
 use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
+use crate::generations::GenerationId;
 use crate::local::sync_directory;
 use crate::plan::{Plan, PlanError, plan_from};
 use crate::remote::{self, RemoteError, RemoteFile};
@@ -31,8 +32,20 @@ const WRITE_BYTES: usize = 256 << 10;
 pub struct Assembly {
     temporary: PathBuf,
     state: Option<State>,
+    generation: Option<GenerationId>,
     bytes: u64,
     files: usize,
+}
+
+/// A database that was written in another way than from the files of a plan.
+pub(crate) struct Whole {
+    pub(crate) page_size: PageSize,
+    /// Size in pages, all of which are there.
+    pub(crate) commit: u32,
+    pub(crate) generation: GenerationId,
+    pub(crate) timestamp_ms: i64,
+    pub(crate) bytes: u64,
+    pub(crate) files: usize,
 }
 
 #[derive(Debug)]
@@ -85,6 +98,7 @@ impl Assembly {
         Ok(Assembly {
             temporary,
             state: Some(state),
+            generation: None,
             bytes: 0,
             files: 0,
         })
@@ -114,11 +128,15 @@ impl Assembly {
             .take()
             .expect("an assembly has its state between files");
         let (path, files, layout) = (self.temporary.clone(), plan.files.clone(), store.layout());
+        let keys = plan
+            .files
+            .iter()
+            .map(move |file| (remote::key(layout, file.level, file.name()), file.size));
         let applying = tokio::task::spawn_blocking(move || {
             let applied = state.apply_all(objects, &files, layout, &path);
             (state, applied)
         });
-        let fetched = fetch.bring(&plan.files, parallelism, |arrived| {
+        let fetched = fetch.bring(keys, parallelism, |arrived| {
             bytes += arrived;
             progress(bytes, total);
         });
@@ -130,6 +148,38 @@ impl Assembly {
         applied?;
         self.bytes += total;
         self.files += plan.files.len();
+        Ok(())
+    }
+
+    /// Lets `write` make the whole database, on a thread that may block.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`; the assembly is useless then.
+    pub(crate) async fn write_whole(
+        &mut self,
+        write: impl FnOnce(&File) -> Result<Whole, RestoreError> + Send + 'static,
+    ) -> Result<(), RestoreError> {
+        let mut state = self
+            .state
+            .take()
+            .expect("an assembly has its state between files");
+        let task = tokio::task::spawn_blocking(move || {
+            let whole = write(&state.file);
+            if let Ok(whole) = &whole {
+                state.page_size = Some(whole.page_size);
+                state.commit = whole.commit;
+                state.timestamp_ms = whole.timestamp_ms;
+                state.written = vec![u64::MAX; whole.commit as usize / 64 + 1];
+            }
+            (state, whole)
+        });
+        let (state, whole) = task.await.expect("writing a database does not panic");
+        self.state = Some(state);
+        let whole = whole?;
+        self.generation = Some(whole.generation);
+        self.bytes += whole.bytes;
+        self.files += whole.files;
         Ok(())
     }
 
@@ -171,6 +221,7 @@ impl Assembly {
         let state = self.state();
         Ok(Restored {
             txid: state.txid,
+            generation: self.generation,
             timestamp_ms: state.timestamp_ms,
             table,
             bytes: self.bytes,

@@ -11,13 +11,11 @@ use futures::StreamExt;
 use store::{SharedStore, Store, StoreError};
 use tokio::sync::mpsc;
 
-use crate::remote::{self, RemoteFile};
-
 /// Bytes of one read. An object that is not larger is read whole.
 const RANGE_BYTES: u64 = 2 << 20;
 
 /// Reads objects one after the other: each ends where the next one begins.
-pub(super) struct Objects {
+pub(crate) struct Objects {
     parts: mpsc::Receiver<Part>,
     rest: Bytes,
     is_last: bool,
@@ -31,13 +29,13 @@ struct Part {
 }
 
 /// Where [`Objects`] get their parts from.
-pub(super) struct Fetch<'a> {
+pub(crate) struct Fetch<'a> {
     store: &'a SharedStore,
     parts: mpsc::Sender<Part>,
 }
 
 /// A fetch and what it brings.
-pub(super) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
+pub(crate) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
     let (sender, parts) = mpsc::channel(1);
     let objects = Objects {
         parts,
@@ -49,18 +47,17 @@ pub(super) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
 }
 
 impl Fetch<'_> {
-    /// Brings objects in this order, with up to `parallelism` requests at once. `arrived` is told of
-    /// the bytes of each part. Ends early, and well, when nobody reads any more.
-    pub(super) async fn bring(
+    /// Brings objects, given by key and size, in this order, with up to `parallelism` requests at
+    /// once. `arrived` is told of the bytes of each part. Ends early, and well, when nobody reads any
+    /// more.
+    pub(crate) async fn bring(
         self,
-        files: &[RemoteFile],
+        objects: impl Iterator<Item = (String, u64)>,
         parallelism: usize,
         mut arrived: impl FnMut(u64),
     ) -> Result<(), StoreError> {
-        let reads = files.iter().flat_map(|file| {
-            let key = remote::key(self.store.layout(), file.level, file.name());
-            ranges(file.size).map(move |range| (key.clone(), range))
-        });
+        let reads =
+            objects.flat_map(|(key, size)| ranges(size).map(move |range| (key.clone(), range)));
         let reads = reads.map(|(key, range)| async move {
             let is_last = range.as_ref().is_none_or(|(_, is_last)| *is_last);
             let read = self.store.get(&key, range.map(|(range, _)| range));
@@ -95,7 +92,7 @@ fn ranges(size: u64) -> impl Iterator<Item = Option<(Range<u64>, bool)>> {
 
 impl Objects {
     /// Goes on to the next object, once this one was read to its end.
-    pub(super) fn next_object(&mut self) {
+    pub(crate) fn next_object(&mut self) {
         debug_assert!(self.rest.is_empty() && self.is_last);
         self.is_last = false;
     }
@@ -114,6 +111,29 @@ impl Read for Objects {
         let count = out.len().min(self.rest.len());
         self.rest.copy_to_slice(&mut out[..count]);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+impl Objects {
+    /// One object, in parts of this size that have come already.
+    pub(crate) fn of(object: &[u8], part_bytes: usize) -> Objects {
+        let (sender, parts) = mpsc::channel(object.len() + 1);
+        let mut chunks = object.chunks(part_bytes).peekable();
+        loop {
+            let bytes = Bytes::copy_from_slice(chunks.next().unwrap_or_default());
+            let is_last = chunks.peek().is_none();
+            let part = Part { bytes, is_last };
+            assert!(sender.try_send(part).is_ok(), "there is room for each byte");
+            if is_last {
+                break;
+            }
+        }
+        Objects {
+            parts,
+            rest: Bytes::new(),
+            is_last: false,
+        }
     }
 }
 

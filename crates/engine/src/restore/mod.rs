@@ -20,14 +20,17 @@ use jiff::Timestamp;
 use ltx::Txid;
 use store::{SharedStore, StoreError, StoreErrorKind};
 
-use crate::plan::{Plan, PlanError};
+use crate::generations::{self, GenerationError, GenerationId};
+use crate::plan::PlanError;
 use crate::remote::RemoteError;
 use crate::sqlite::SqliteError;
 use crate::table::PageTable;
 
 pub use assembly::Assembly;
+pub(crate) use assembly::Whole;
+pub(crate) use fetch::{Objects, pipe};
 use place::{exists, refuse_link};
-pub use point::{Point, Resolved, resolve};
+pub use point::{Point, Resolved, Way, find};
 
 /// Times that a restore begins again because planned files have expired meanwhile.
 const REPLANS: u32 = 3;
@@ -46,8 +49,10 @@ pub enum IntegrityCheck {
 /// What was restored.
 #[derive(Debug, Clone)]
 pub struct Restored {
-    /// The position reached.
+    /// The position reached; zero when it is of a generation.
     pub txid: Txid,
+    /// The generation of Litestream 0.3 that it is of.
+    pub generation: Option<GenerationId>,
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The hash of every page, and the checksum of the whole database.
@@ -56,6 +61,13 @@ pub struct Restored {
     pub bytes: u64,
     /// Files read.
     pub files: usize,
+}
+
+impl Restored {
+    /// Where what is captured next goes on from; none when it begins a history of its own.
+    pub fn base(&self) -> Option<(Txid, &PageTable)> {
+        (self.generation.is_none()).then_some((self.txid, &self.table))
+    }
 }
 
 /// Why a restore failed. Nothing at the destination has changed.
@@ -71,6 +83,9 @@ pub enum RestoreError {
     /// What is stored does not lead to the point.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// What Litestream 0.3 stored does not lead to the point.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// Nothing is as old as the time asked for.
     #[error("the oldest backup is of {oldest}, after {wanted}")]
     TooEarly {
@@ -192,32 +207,38 @@ pub async fn assemble(
         });
     }
     for _ in 0..REPLANS {
-        let resolved = resolve(store, options.point).await?;
-        match build(store, options, &resolved.plan, progress).await {
+        let way = find(store, options.point).await?;
+        match build(store, options, &way, progress).await {
             // Retention took a planned file: what is stored now leads there another way.
             Err(RestoreError::Store(error)) if error.kind() == StoreErrorKind::Missing => {}
             result => return result,
         }
     }
-    let resolved = resolve(store, options.point).await?;
-    build(store, options, &resolved.plan, progress).await
+    let way = find(store, options.point).await?;
+    build(store, options, &way, progress).await
 }
 
 async fn build(
     store: &SharedStore,
     options: &RestoreOptions,
-    plan: &Plan,
+    way: &Way,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<(Assembly, Restored), RestoreError> {
     let mut assembly = Assembly::create(&options.output)?;
-    assembly
-        .fetch(store, plan, options.parallelism, progress)
-        .await?;
+    let parallelism = options.parallelism;
+    match way {
+        Way::Files(Resolved { plan, .. }) => {
+            assembly.fetch(store, plan, parallelism, progress).await?;
+        }
+        Way::Generation(plan) => {
+            generations::rebuild(&mut assembly, store, plan, parallelism, progress).await?;
+        }
+    }
     let restored = assembly.prove(options.integrity).await?;
     Ok((assembly, restored))
 }
 
-fn failed(path: &Path) -> impl Fn(io::Error) -> RestoreError {
+pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> RestoreError {
     let path = path.to_owned();
     move |source| RestoreError::Io {
         path: path.clone(),
