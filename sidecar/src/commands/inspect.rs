@@ -1,5 +1,7 @@
 //! `inspect`: what a replica holds.
 
+mod generations;
+
 use std::collections::BTreeMap;
 
 use engine::plan::plan_restore;
@@ -29,11 +31,10 @@ pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
         .min_by_key(|file| file.max)
         .copied();
     let (Some(newest), Some(oldest)) = (newest, oldest) else {
-        let message = format!("{}: there is no backup", store.describe());
-        return Err(Failure::message(ExitCode::NothingToRestore, message));
+        return generations::alone(&arguments, &store).await;
     };
     let plan = plan_restore(&files, None);
-    let summary = json!({
+    let mut summary = json!({
         "source": store.describe(),
         "restorable": plan.is_ok(),
         "problem": plan.as_ref().err().map(ToString::to_string),
@@ -45,12 +46,13 @@ pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
         "restoreFiles": plan.as_ref().map(|plan| plan.files.len()).ok(),
         "restoreBytes": plan.as_ref().map(|plan| plan.bytes()).ok(),
     });
+    generations::add(&mut summary, &store).await?;
     if arguments.json {
         println!("{summary}");
     } else {
         print_text(&summary);
     }
-    Ok(if plan.is_ok() {
+    Ok(if summary["restorable"] == true {
         ExitCode::Done
     } else {
         ExitCode::Hole
@@ -84,6 +86,7 @@ fn print_text(summary: &Value) {
         Some(other) => other.to_string(),
     };
     println!("{}", text("/source"));
+    generations::print(summary);
     println!(
         "  earliest   TXID {} of {}",
         text("/earliest/txid"),

@@ -236,9 +236,10 @@ impl Pattern {
     }
 }
 
-/// A directory of LTX files, in either of Litestream's layouts.
+/// A directory of what is stored of a database, in one of Litestream's layouts: of 0.5 in
+/// directories and in S3, of 0.3.
 fn is_level(name: &str) -> bool {
-    name == "ltx" || (name.len() == 4 && name.starts_with("000"))
+    name == "ltx" || (name.len() == 4 && name.starts_with("000")) || name == "generations"
 }
 
 /// The patterns of a configuration, by their numbers.

@@ -12,6 +12,7 @@
 mod cli;
 mod compat;
 mod endpoints;
+mod generations;
 mod many;
 mod reload;
 mod replicate;
