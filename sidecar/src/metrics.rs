@@ -59,6 +59,11 @@ pub fn render(databases: &[ShownDatabase]) -> String {
         "target_errors",
         "Failed attempts since the start",
     );
+    let requests = counters(
+        &mut registry,
+        "store_requests",
+        "Requests sent to the store since the start, each attempt counted",
+    );
     for database in databases {
         let status = database.status();
         let labels: Labels = vec![("database", status.path.clone())];
@@ -86,6 +91,13 @@ pub fn render(databases: &[ShownDatabase]) -> String {
             uploads.get_or_create(&labels).inc_by(report.uploads);
             bytes.get_or_create(&labels).inc_by(report.uploaded_bytes);
             errors.get_or_create(&labels).inc_by(report.errors);
+        }
+        for (target, sent) in database.requests() {
+            for (kind, count) in sent.by_kind() {
+                let mut labels = with_target(&labels, target);
+                labels.push(("kind", kind.to_owned()));
+                requests.get_or_create(&labels).inc_by(count);
+            }
         }
     }
     let mut text = String::new();

@@ -12,7 +12,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
-use crate::{CredentialsStatus, StoreError, StoreErrorKind};
+use crate::{CredentialsStatus, Requests, StoreError, StoreErrorKind};
 
 /// What goes wrong with one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,5 +277,9 @@ impl<S: Store> Store for Faulty<S> {
 
     fn credentials_status(&self) -> Option<CredentialsStatus> {
         self.inner.credentials_status()
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        self.inner.requests()
     }
 }

@@ -32,7 +32,9 @@ pub use error::{BoxError, StoreError, StoreErrorKind};
 pub use faulty::{Call, Fault, FaultPlan, Faulty};
 pub use file::FileStore;
 pub use memory::Memory;
-pub use object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, SharedStore, Store};
+pub use object::{
+    Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Requests, SharedStore, Store,
+};
 pub use opener::{Opener, open};
 pub use s3::S3Store;
 pub use target::{S3Target, Target, UrlError};

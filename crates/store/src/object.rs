@@ -77,6 +77,11 @@ pub trait Store: Send + Sync {
     fn credentials_status(&self) -> Option<CredentialsStatus> {
         None
     }
+
+    /// Returns how many requests were sent so far; `None` where nothing is sent.
+    fn requests(&self) -> Option<Requests> {
+        None
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -132,6 +137,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn credentials_status(&self) -> Option<CredentialsStatus> {
         (**self).credentials_status()
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        (**self).requests()
     }
 }
 
@@ -223,6 +232,35 @@ pub struct Capabilities {
     pub conditional_put: bool,
     /// A list says [`PutMeta::timestamp_ms`]; otherwise only a head does.
     pub list_timestamps: bool,
+}
+
+/// How many requests of each kind were sent for a store since it was opened. Each attempt counts,
+/// and each page of a list: it is what a bill shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Requests {
+    /// Objects and parts of objects, and what begins and completes those of many parts.
+    pub put: u64,
+    /// Objects and ranges of them.
+    pub get: u64,
+    /// Asked for size and version only.
+    pub head: u64,
+    /// Pages of lists.
+    pub list: u64,
+    /// Objects, and uploads in parts that were given up.
+    pub delete: u64,
+}
+
+impl Requests {
+    /// Returns each kind by name.
+    pub fn by_kind(self) -> [(&'static str, u64); 5] {
+        [
+            ("put", self.put),
+            ("get", self.get),
+            ("head", self.head),
+            ("list", self.list),
+            ("delete", self.delete),
+        ]
+    }
 }
 
 /// How LTX files are named. Litestream has two ways.

@@ -7,6 +7,7 @@
 mod answer;
 mod client;
 mod download;
+mod sent;
 mod session;
 mod timestamp;
 mod upload;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::Object;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
@@ -26,8 +28,9 @@ use tokio::sync::Semaphore;
 
 use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::target::S3Target;
-use crate::{CredentialsStatus, StoreError, key};
+use crate::{CredentialsStatus, Requests, StoreError, key};
 pub(crate) use client::{Bucket, build, system_http_client};
+use sent::{Counts, Kind, Sent};
 use session::Session;
 
 /// User metadata that holds [`PutMeta::timestamp_ms`], under the name Litestream gives it.
@@ -48,6 +51,16 @@ struct Inner {
     prefix: String,
     session: Arc<Session>,
     calls: Arc<Semaphore>,
+    counts: Arc<Counts>,
+}
+
+/// What a list is asked for.
+#[derive(Default, Clone, Copy)]
+struct Asked<'a> {
+    start: Option<&'a str>,
+    token: Option<&'a str>,
+    max_keys: Option<i32>,
+    delimiter: Option<&'a str>,
 }
 
 impl S3Store {
@@ -74,6 +87,7 @@ impl S3Store {
                 prefix,
                 session,
                 calls,
+                counts: Arc::default(),
             }),
         }
     }
@@ -129,13 +143,14 @@ impl Inner {
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, StoreError> {
         let request = self.client.head_object().bucket(&self.bucket);
-        let answer = request.key(self.full(key)).send().await;
+        let request = request.key(self.full(key)).customize();
+        let answer = request.interceptor(self.sent(Kind::Head)).send().await;
         let answer = match answer.map_err(|error| self.failure("head", key, error)) {
             Ok(answer) => answer,
             // An answer to HEAD has no body, so it cannot tell a missing object from a missing
             // bucket or from a proxy that knows nothing. A list can.
             Err(missing @ StoreError::Missing { .. }) => {
-                self.page(&self.full(key), None, None, Some(1)).await?;
+                self.first(&self.full(key)).await?;
                 return Err(missing);
             }
             Err(error) => return Err(error),
@@ -177,11 +192,10 @@ impl Inner {
     /// Returns whether a store that seems to hold nothing below an empty prefix drops the slash
     /// that our keys then begin with (SeaweedFS does), so that its lists know them without.
     async fn drops_slashes(&self, prefix: &str) -> Result<bool, StoreError> {
-        let (objects, _) = self.page(prefix, None, None, Some(1)).await?;
-        let Some(key) = objects.first().and_then(Object::key) else {
+        let Some(key) = self.first(prefix).await? else {
             return Ok(false);
         };
-        match self.head(key).await {
+        match self.head(&key).await {
             Ok(_) => Ok(true),
             // Somebody else's object, in a store that tells `/key` and `key` apart.
             Err(StoreError::Missing { .. }) => Ok(false),
@@ -203,20 +217,19 @@ impl Inner {
 
     /// Returns what follows `full` up to the next slash, for every key that begins so.
     async fn common_prefixes(&self, full: &str) -> Result<Vec<String>, StoreError> {
-        let request = self.client.list_objects_v2().bucket(&self.bucket);
-        let request = request.prefix(full).delimiter("/");
-        let mut pages = request.into_paginator().send();
         let mut found = Vec::new();
-        for _ in 0..MAX_PAGES {
-            let Some(page) = pages.next().await else {
-                return Ok(found);
-            };
-            let page = page.map_err(|error| self.failure("list", full, error))?;
+        let asked = Asked {
+            delimiter: Some("/"),
+            ..Asked::default()
+        };
+        self.every_page(full, asked, |page| {
             let prefixes = page.common_prefixes().iter();
             let names = prefixes.filter_map(|prefix| prefix.prefix()?.strip_prefix(full));
             found.extend(names.map(|name| name.trim_end_matches('/').to_owned()));
-        }
-        Err(self.bad_answer("list", full, "the list does not end"))
+            Ok(())
+        })
+        .await?;
+        Ok(found)
     }
 
     /// Returns all pages of a list of the full keys with `full`, which belong to `prefix`.
@@ -227,50 +240,95 @@ impl Inner {
         start: Option<&str>,
     ) -> Result<Vec<ObjectInfo>, StoreError> {
         let mut found = Vec::new();
-        let mut token: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let (objects, next) = self.page(full, start, token.as_deref(), None).await?;
-            for object in &objects {
+        let asked = Asked {
+            start,
+            ..Asked::default()
+        };
+        self.every_page(full, asked, |page| {
+            for object in page.contents() {
                 found.push(self.object_info(prefix, object)?);
             }
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    async fn every_page(
+        &self,
+        full: &str,
+        asked: Asked<'_>,
+        mut take: impl FnMut(ListObjectsV2Output) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut token: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let asked = Asked {
+                token: token.as_deref(),
+                ..asked
+            };
+            let (page, next) = self.page(full, asked).await?;
+            take(page)?;
             if next.is_none() {
-                return Ok(found);
+                return Ok(());
             }
             if next == token {
                 break;
             }
             token = next;
         }
-        Err(self.bad_answer("list", prefix, "the list does not end"))
+        Err(self.bad_answer("list", self.relative(full), "the list does not end"))
+    }
+
+    /// Returns the full key of the first object with `full`.
+    async fn first(&self, full: &str) -> Result<Option<String>, StoreError> {
+        let asked = Asked {
+            max_keys: Some(1),
+            ..Asked::default()
+        };
+        let (page, _) = self.page(full, asked).await?;
+        Ok(page
+            .contents()
+            .first()
+            .and_then(Object::key)
+            .map(str::to_owned))
     }
 
     /// Returns one page of a list by full keys, and the token of the next one.
     async fn page(
         &self,
         full: &str,
-        start: Option<&str>,
-        token: Option<&str>,
-        max_keys: Option<i32>,
-    ) -> Result<(Vec<Object>, Option<String>), StoreError> {
-        let asked = full.strip_prefix(&self.full("")).unwrap_or(full);
+        asked: Asked<'_>,
+    ) -> Result<(ListObjectsV2Output, Option<String>), StoreError> {
+        let below = self.relative(full);
         let request = self.client.list_objects_v2().bucket(&self.bucket);
-        let answer = request
+        let page = request
             .prefix(full)
-            .set_start_after(start.map(str::to_owned))
-            .set_continuation_token(token.map(str::to_owned))
-            .set_max_keys(max_keys)
+            .set_start_after(asked.start.map(str::to_owned))
+            .set_continuation_token(asked.token.map(str::to_owned))
+            .set_max_keys(asked.max_keys)
+            .set_delimiter(asked.delimiter.map(str::to_owned))
+            .customize()
+            .interceptor(self.sent(Kind::List))
             .send()
             .await
-            .map_err(|error| self.failure("list", asked, error))?;
-        let more = answer.is_truncated().unwrap_or_default();
-        if more && answer.next_continuation_token().is_none() {
-            return Err(self.bad_answer("list", asked, "a list goes on without saying where"));
+            .map_err(|error| self.failure("list", below, error))?;
+        let more = page.is_truncated().unwrap_or_default();
+        let next = page.next_continuation_token().map(str::to_owned);
+        if more && next.is_none() {
+            return Err(self.bad_answer("list", below, "a list goes on without saying where"));
         }
-        let next = answer
-            .next_continuation_token()
-            .filter(|_| more)
-            .map(str::to_owned);
-        Ok((answer.contents.unwrap_or_default(), next))
+        Ok((page, next.filter(|_| more)))
+    }
+
+    /// Sees and counts the attempts of a request of this kind.
+    fn sent(&self, kind: Kind) -> Sent {
+        let counts = Arc::clone(&self.counts);
+        Sent { counts, kind }
+    }
+
+    /// Returns a full key without the prefix, where it has that.
+    fn relative<'a>(&self, full: &'a str) -> &'a str {
+        full.strip_prefix(&self.full("")).unwrap_or(full)
     }
 
     fn full(&self, key: &str) -> String {
@@ -299,7 +357,8 @@ impl Inner {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let request = self.client.delete_object().bucket(&self.bucket);
-        let answer = request.key(self.full(key)).send().await;
+        let request = request.key(self.full(key)).customize();
+        let answer = request.interceptor(self.sent(Kind::Delete)).send().await;
         match answer.map_err(|error| self.failure("delete", key, error)) {
             Ok(_) | Err(StoreError::Missing { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -431,6 +490,10 @@ impl Store for S3Store {
 
     fn credentials_status(&self) -> Option<CredentialsStatus> {
         self.inner.session.status()
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        Some(self.inner.counts.requests())
     }
 }
 

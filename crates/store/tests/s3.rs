@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use store::testing::{Cut, Proxy, Weed};
 use store::{
-    Body, Credentials, CredentialsState, Keys, PutMeta, PutMode, S3Store, S3Target, Store,
-    StoreError, StoreErrorKind, fingerprint,
+    Body, Credentials, CredentialsState, Keys, PutMeta, PutMode, Requests, S3Store, S3Target,
+    Store, StoreError, StoreErrorKind, fingerprint,
 };
 
 fn keys(access: &str, secret: &str) -> Keys {
@@ -289,6 +289,46 @@ async fn a_lost_answer_is_asked_for_again_and_a_create_then_finds_its_own_object
         assert_eq!((result, proxy.connections()), (expected, 2));
         assert_eq!(direct.get(key, None).await.unwrap(), "content");
     }
+}
+
+#[tokio::test]
+async fn every_attempt_is_counted_by_kind() {
+    let weed = Weed::shared();
+    weed.create_bucket("counted").await;
+    let mut target = weed.target("counted", "db", Credentials::Static(weed.admin()));
+    let direct = S3Store::new(&target).unwrap();
+    assert_eq!(direct.requests(), Some(Requests::default()));
+    // Looks whether it is there, which ends in a list; begins, sends two parts, completes.
+    let big = Body::from(vec![0; 9 << 20]);
+    direct
+        .put("big", big, PutMode::Create, &PutMeta::default())
+        .await
+        .unwrap();
+    direct.get("big", Some(0..10)).await.unwrap();
+    direct.list("", None).await.unwrap();
+    direct.directories("").await.unwrap();
+    direct
+        .delete(&["big".to_owned(), "gone".to_owned()])
+        .await
+        .unwrap();
+    let expected = Requests {
+        put: 4,
+        get: 1,
+        head: 1,
+        list: 3,
+        delete: 2,
+    };
+    assert_eq!(direct.requests(), Some(expected));
+    // The answer to the first attempt is lost.
+    let proxy = Proxy::start(weed.address(), Cut::After(0), 1).await;
+    target.endpoint = Some(proxy.endpoint());
+    let store = S3Store::new(&target).unwrap();
+    put(&store, "a", PutMode::Overwrite).await.unwrap();
+    let expected = Requests {
+        put: 2,
+        ..Requests::default()
+    };
+    assert_eq!(store.requests(), Some(expected));
 }
 
 #[tokio::test]

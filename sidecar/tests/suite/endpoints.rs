@@ -1,6 +1,6 @@
 //! What a running process tells: status, metrics, health; and credentials that change under it.
 
-use protocol::status::TargetState;
+use protocol::status::{TargetState, TargetStatus};
 
 use crate::support::bucket::{Bucket, block_on};
 use crate::support::database::{assert_same, create, insert, rows};
@@ -82,6 +82,47 @@ fn metrics_are_openmetrics() {
     }
     let healthy = format!("sqlite_backup_database_healthy{label}}} 1");
     assert!(body.contains(&healthy), "{body}");
+}
+
+#[test]
+fn metrics_count_what_each_store_is_asked() {
+    let place = Place::new();
+    let connection = create(&place.database(), 3);
+    let bucket = Bucket::create("endpoints-requests");
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "levels: [{{interval: 1h}}]\ndbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  - {{name: far, url: '{}'}}\n",
+            place.database_text(),
+            place.url("near"),
+            bucket.url("far")
+        ),
+    );
+    let sidecar = Sidecar::spawn(place.path(), &["--config", &config], bucket.program());
+    let first = sidecar.wait_until_stored().position;
+    let sent = |kind: &str| -> u64 {
+        let body = sidecar.get("/metrics").1;
+        let name = "sqlite_backup_store_requests_total";
+        // A directory is sent nothing, so it has no series.
+        let mut series = body.lines().filter(|line| line.starts_with(name));
+        assert!(series.all(|line| line.contains("target=\"far\"")), "{body}");
+        let wanted = format!("target=\"far\",kind=\"{kind}\"}} ");
+        let line = body.lines().find(|line| line.contains(&wanted));
+        let count = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        count.unwrap_or_else(|| panic!("{wanted} is not in\n{body}"))
+    };
+    let before = ["put", "get", "head", "list", "delete"].map(sent);
+    // The lease, a full copy and at least one captured file; the list with which it began.
+    assert!(before[0] >= 3 && before[3] >= 1, "{before:?}");
+    insert(&connection, 1);
+    sidecar.wait_until("the commit is stored", |status| {
+        let is_stored = |target: &TargetStatus| target.position == status.position;
+        status.position != first && status.targets.iter().all(is_stored)
+    });
+    let after = ["put", "get", "head", "list", "delete"].map(sent);
+    // Storing a commit is one request and no other.
+    let more = [before[0] + 1, before[1], before[2], before[3], before[4]];
+    assert_eq!(after, more);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use bytes::{Bytes, BytesMut};
 
+use super::sent::Kind;
 use super::{Inner, client};
 use crate::{StoreError, key};
 
@@ -50,6 +51,7 @@ async fn send(
         .set_range(header)
         .customize()
         .config_override(client::for_download())
+        .interceptor(store.sent(Kind::Get))
         .send()
         .await;
     match answer {

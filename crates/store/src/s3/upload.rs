@@ -6,6 +6,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use super::sent::Kind;
 use super::{Inner, TIMESTAMP_METADATA, client, timestamp};
 use crate::object::{Body, PutMeta, PutMode};
 use crate::{StoreError, key};
@@ -58,6 +59,7 @@ impl Put<'_> {
             .set_if_match(self.if_match())
             .body(ByteStream::from(bytes))
             .customize()
+            .interceptor(self.store.sent(Kind::Put))
             .config_override(client::for_body(size))
             .send()
             .await
@@ -83,8 +85,13 @@ impl Put<'_> {
             .client
             .create_multipart_upload()
             .bucket(&self.store.bucket);
-        let request = request.key(self.full_key()).set_metadata(self.metadata());
-        let answer = request.send().await;
+        let answer = request
+            .key(self.full_key())
+            .set_metadata(self.metadata())
+            .customize()
+            .interceptor(self.store.sent(Kind::Put))
+            .send()
+            .await;
         let answer = answer.map_err(|error| self.store.failure("put", self.key, error))?;
         let Some(upload) = answer.upload_id() else {
             return Err(self
@@ -99,7 +106,9 @@ impl Put<'_> {
                 .client
                 .abort_multipart_upload()
                 .bucket(&self.store.bucket);
-            let _ = request.key(self.full_key()).upload_id(upload).send().await;
+            let request = request.key(self.full_key()).upload_id(upload).customize();
+            let sent = self.store.sent(Kind::Delete);
+            let _ = request.interceptor(sent).send().await;
         }
         result
     }
@@ -124,6 +133,7 @@ impl Put<'_> {
             .set_if_none_match(self.if_none_match())
             .set_if_match(self.if_match())
             .customize()
+            .interceptor(self.store.sent(Kind::Put))
             // Some stores copy the parts before they answer.
             .config_override(client::for_body(PART_BYTES))
             .send()
@@ -147,6 +157,7 @@ impl Put<'_> {
             .part_number(number)
             .body(ByteStream::from(bytes))
             .customize()
+            .interceptor(self.store.sent(Kind::Put))
             .config_override(client::for_body(size))
             .send()
             .await

@@ -105,7 +105,7 @@ impl Fleet {
         let capture = self.capture.clone();
         let (database, handle) =
             Database::new(settings.clone(), self.next_id, capture, stopped.clone());
-        let shown = ShownDatabase::new(handle);
+        let shown = ShownDatabase::new(handle, &settings.targets);
         let held = shown.clone();
         let task = tokio::task::spawn_local(async move {
             if let Some(predecessor) = predecessor {

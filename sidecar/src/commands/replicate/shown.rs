@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::database::DatabaseHandle;
+use engine::target::TargetSettings;
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
 use protocol::names::STATUS_VERSION;
 use protocol::status::{DatabaseState, DatabaseStatus, SidecarStatus};
+use store::{Requests, Store};
 
 use crate::config::Settings;
 
@@ -29,16 +31,26 @@ struct Inner {
 pub struct ShownDatabase {
     /// The driver's word.
     pub handle: DatabaseHandle,
+    targets: Arc<[TargetSettings]>,
     held: Arc<Mutex<Option<(ExitCode, String)>>>,
 }
 
 impl ShownDatabase {
-    /// Shows what the driver says.
-    pub fn new(handle: DatabaseHandle) -> ShownDatabase {
+    /// Shows what the driver says, and what its targets' stores were asked.
+    pub fn new(handle: DatabaseHandle, targets: &[TargetSettings]) -> ShownDatabase {
         ShownDatabase {
             handle,
+            targets: targets.into(),
             held: Arc::default(),
         }
+    }
+
+    /// The requests that were sent for each target, by its name.
+    pub fn requests(&self) -> impl Iterator<Item = (&str, Requests)> {
+        let sent = |target: &'_ TargetSettings| target.store.requests();
+        self.targets
+            .iter()
+            .filter_map(move |target| Some((target.name.as_str(), sent(target)?)))
     }
 
     /// Shows why the driver is not started yet; none: it is.

@@ -1,0 +1,62 @@
+//! What is sent for a store, attempt by attempt.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
+
+use crate::{BoxError, Requests};
+
+/// What a request is, as stores bill it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Put,
+    Get,
+    Head,
+    List,
+    Delete,
+}
+
+/// How many requests of each [`Kind`] were sent.
+#[derive(Debug, Default)]
+pub(super) struct Counts([AtomicU64; 5]);
+
+impl Counts {
+    pub(super) fn requests(&self) -> Requests {
+        let of = |kind: Kind| self.0[kind as usize].load(Ordering::Relaxed);
+        Requests {
+            put: of(Kind::Put),
+            get: of(Kind::Get),
+            head: of(Kind::Head),
+            list: of(Kind::List),
+            delete: of(Kind::Delete),
+        }
+    }
+}
+
+/// Sees each attempt of one request.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) counts: Arc<Counts>,
+    pub(super) kind: Kind,
+}
+
+#[dyn_dispatch_hint]
+impl Intercept for Sent {
+    fn name(&self) -> &'static str {
+        "Sent"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.counts.0[self.kind as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
