@@ -60,10 +60,18 @@ mod tests {
     fn a_customer_key_is_32_bytes_and_never_shown() {
         let text = base64::encode([7; 32]);
         let key = CustomerKey::from_base64(&format!(" {text}\n")).unwrap();
-        assert_eq!((key.text(), key.md5()), (text.as_str(), "y4HAEFCYWuvAXWFTtA1Qpg=="));
+        assert_eq!(
+            (key.text(), key.md5()),
+            (text.as_str(), "y4HAEFCYWuvAXWFTtA1Qpg==")
+        );
         let shown = format!("{:?}", Encryption::Customer(key));
         assert!(!shown.contains(&text), "{shown}");
-        for wrong in ["", "secret", &base64::encode([7; 31]), &base64::encode([7; 33])] {
+        for wrong in [
+            "",
+            "secret",
+            &base64::encode([7; 31]),
+            &base64::encode([7; 33]),
+        ] {
             assert_eq!(CustomerKey::from_base64(wrong), None, "{wrong}");
         }
     }

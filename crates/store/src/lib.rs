@@ -12,6 +12,7 @@
 
 mod body;
 mod credentials;
+mod encryption;
 mod error;
 mod faulty;
 mod file;
@@ -28,6 +29,7 @@ pub mod conformance;
 pub mod testing;
 
 pub use credentials::{Credentials, CredentialsState, CredentialsStatus, Keys, fingerprint};
+pub use encryption::{CustomerKey, Encryption};
 pub use error::{BoxError, StoreError, StoreErrorKind};
 pub use faulty::{Call, Fault, FaultPlan, Faulty};
 pub use file::FileStore;

@@ -16,8 +16,7 @@ use crate::target::{S3Target, Target};
 /// Asks nothing of the store yet, so an unreachable one opens; the first call reports it.
 ///
 /// # Errors
-/// [`StoreError::Other`] when the bucket's name or the certificate file of the target is not
-/// valid.
+/// [`StoreError::Other`] when the target or its certificate file is not valid.
 pub fn open(target: &Target) -> Result<SharedStore, StoreError> {
     Opener::new().open(target)
 }

@@ -7,6 +7,7 @@
 mod answer;
 mod client;
 mod download;
+mod kept;
 mod sent;
 mod session;
 mod timestamp;
@@ -30,6 +31,7 @@ use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, St
 use crate::target::S3Target;
 use crate::{CredentialsStatus, Requests, StoreError, key};
 pub(crate) use client::{Bucket, build, system_http_client};
+use kept::{Kept, with_customer_key};
 use sent::{Counts, Kind, Sent};
 use session::Session;
 
@@ -52,6 +54,7 @@ struct Inner {
     session: Arc<Session>,
     calls: Arc<Semaphore>,
     counts: Arc<Counts>,
+    kept: Kept,
 }
 
 /// What a list is asked for.
@@ -67,7 +70,7 @@ impl S3Store {
     /// Makes a store with connections and credentials of its own; asks nothing of it yet.
     ///
     /// # Errors
-    /// [`StoreError::Other`] when the bucket's name or the certificate file is not valid.
+    /// [`StoreError::Other`] when the target or its certificate file is not valid.
     pub fn new(target: &S3Target) -> Result<Self, StoreError> {
         Ok(Self::within(build(target, &system_http_client())?, target))
     }
@@ -88,6 +91,7 @@ impl S3Store {
                 session,
                 calls,
                 counts: Arc::default(),
+                kept: Kept::new(target),
             }),
         }
     }
@@ -143,7 +147,7 @@ impl Inner {
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, StoreError> {
         let request = self.client.head_object().bucket(&self.bucket);
-        let request = request.key(self.full(key)).customize();
+        let request = with_customer_key!(request.key(self.full(key)), self).customize();
         let answer = request.interceptor(self.sent(Kind::Head)).send().await;
         let answer = match answer.map_err(|error| self.failure("head", key, error)) {
             Ok(answer) => answer,

@@ -1,15 +1,27 @@
 //! Replica URLs, as Litestream writes them, to targets.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use crate::Credentials;
+use crate::{Credentials, Encryption};
+
+/// Part sizes that S3 and our memory allow, in bytes.
+const PART_BYTES: RangeInclusive<u64> = 5 << 20..=512 << 20;
+/// Parts that may be on their way at once.
+const PARTS_IN_FLIGHT: RangeInclusive<usize> = 1..=64;
+/// Classes whose objects have to be asked for hours before they can be read.
+const ARCHIVES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 
 /// Where backups go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each replica of a configuration, while it is read"
+)]
 pub enum Target {
     /// A directory.
     File {
@@ -37,6 +49,14 @@ pub struct S3Target {
     pub credentials: Credentials,
     /// PEM file with the only authorities to trust; default: those of the system.
     pub ca_file: Option<PathBuf>,
+    /// Storage class of every object; default: the bucket's.
+    pub storage_class: Option<String>,
+    /// How objects are encrypted; default: as the bucket is set.
+    pub encryption: Option<Encryption>,
+    /// Larger objects are stored in parts of this size, in bytes, 5 MiB to 512 MiB; default 8 MiB.
+    pub part_bytes: Option<u64>,
+    /// How many parts are in memory and on their way at once, 1 to 64; default 3.
+    pub parts_in_flight: Option<usize>,
 }
 
 /// Why a text is not the URL of a replica.
@@ -87,8 +107,8 @@ pub enum UrlError {
         /// What may have been meant, or what to do instead.
         suggestion: Option<&'static str>,
     },
-    /// A query key whose value makes no sense.
-    #[error("query key {key:?} has the value {value:?}, expected {expected}")]
+    /// A part of a target whose value makes no sense.
+    #[error("{key} is {value:?}, expected {expected}")]
     Value {
         /// The key.
         key: String,
@@ -110,9 +130,9 @@ impl Target {
     /// Reads a replica URL.
     ///
     /// `file:///DIRECTORY`, or `s3://BUCKET/PREFIX` with the query keys `endpoint`, `region`,
-    /// `forcePathStyle` (or `force-path-style`) and `ca-file`. Keys of Litestream that we obey
-    /// anyway are accepted with the value that says so: `signPayload=true`,
-    /// `requireContentMD5=…`, `skipVerify=false`.
+    /// `forcePathStyle` (or `force-path-style`), `ca-file`, `storageClass`, `partSize`,
+    /// `concurrency` and `sseKmsKeyId`. Keys of Litestream that we obey anyway are accepted with
+    /// the value that says so: `signPayload=true`, `requireContentMD5=…`, `skipVerify=false`.
     ///
     /// # Errors
     /// [`UrlError`]; a key that we do not honour is one.
@@ -158,7 +178,6 @@ fn s3(url: &Url) -> Result<Target, UrlError> {
         return Err(UrlError::CredentialsInUrl);
     }
     let bucket = url.host_str().unwrap_or_default().to_owned();
-    check_bucket(&bucket)?;
     let prefix = clean(&decode(url.path())?);
     let mut target = S3Target {
         bucket,
@@ -168,17 +187,79 @@ fn s3(url: &Url) -> Result<Target, UrlError> {
     for (key, value) in url.query_pairs() {
         s3_key(&mut target, &key, &value)?;
     }
+    target.check()?;
     Ok(Target::S3(target))
+}
+
+impl S3Target {
+    /// Sets the endpoint, which gets the scheme that Litestream gives it where it has none.
+    ///
+    /// # Errors
+    /// [`UrlError::Value`] when it is not scheme, host and port.
+    pub fn set_endpoint(&mut self, text: &str) -> Result<(), UrlError> {
+        self.endpoint = Some(endpoint(text)?);
+        Ok(())
+    }
+
+    /// Checks what no store needs to be asked for.
+    pub(crate) fn check(&self) -> Result<(), UrlError> {
+        check_bucket(&self.bucket)?;
+        let wrong = |key: &str, value: String, expected| {
+            let key = key.to_owned();
+            Err(UrlError::Value {
+                key,
+                value,
+                expected,
+            })
+        };
+        if let Some(class) = &self.storage_class
+            && ARCHIVES.contains(&class.as_str())
+        {
+            let expected = "a class whose objects can be read at once, such as STANDARD_IA";
+            return wrong("storage class", class.clone(), expected);
+        }
+        if let Some(bytes) = self.part_bytes
+            && !PART_BYTES.contains(&bytes)
+        {
+            let expected = "5 MiB to 512 MiB";
+            return wrong("part size", format!("{bytes} bytes"), expected);
+        }
+        if let Some(parts) = self.parts_in_flight
+            && !PARTS_IN_FLIGHT.contains(&parts)
+        {
+            return wrong("concurrency", parts.to_string(), "1 to 64");
+        }
+        if let Some(endpoint) = self.endpoint.as_deref().filter(|it| is_in_the_clear(it))
+            && matches!(self.encryption, Some(Encryption::Customer(_)))
+        {
+            let expected = "https:// with a customer key, which each request carries";
+            return wrong("endpoint", endpoint.to_owned(), expected);
+        }
+        Ok(())
+    }
+}
+
+/// Whether others may listen to what an endpoint is sent.
+fn is_in_the_clear(endpoint: &str) -> bool {
+    let is_private = |url: &Url| url.host_str().is_some_and(is_local);
+    Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && !is_private(&url))
 }
 
 fn s3_key(target: &mut S3Target, key: &str, value: &str) -> Result<(), UrlError> {
     match key {
-        "endpoint" => target.endpoint = Some(endpoint(value)?),
+        "endpoint" => target.set_endpoint(value)?,
         "region" => target.region = Some(value.to_owned()).filter(|region| !region.is_empty()),
         "forcePathStyle" | "force-path-style" => {
             target.force_path_style = Some(boolean(key, value)?);
         }
         "caFile" | "ca-file" => target.ca_file = Some(PathBuf::from(value)),
+        "storageClass" | "storage-class" => target.storage_class = Some(value.to_owned()),
+        "partSize" | "part-size" => target.part_bytes = Some(number(key, value)?),
+        "concurrency" => target.parts_in_flight = Some(number(key, value)?),
+        "sseKmsKeyId" | "sse-kms-key-id" => {
+            target.encryption = Some(Encryption::Kms(value.to_owned()));
+        }
+        "sseCustomerKey" | "sse-customer-key" => return Err(UrlError::CredentialsInUrl),
         // We always sign the payload, and never send a batch that needs an MD5.
         "signPayload" | "sign-payload" if boolean(key, value)? => {}
         "requireContentMD5" | "require-content-md5" => drop(boolean(key, value)?),
@@ -201,8 +282,10 @@ fn key_suggestion(key: &str) -> Option<&'static str> {
         "forcepathstyle" | "pathstyle" => Some("did you mean forcePathStyle"),
         "skipverify" => Some("give the authority to trust with ca-file instead"),
         "signpayload" => Some("payloads are always signed"),
-        "concurrency" | "partsize" => Some("uploads are sized automatically"),
-        _ => Some("endpoint, region, forcePathStyle and ca-file are served"),
+        _ => Some(
+            "endpoint, region, forcePathStyle, ca-file, storageClass, partSize, concurrency and \
+             sseKmsKeyId are served",
+        ),
     }
 }
 
@@ -251,8 +334,16 @@ fn boolean(key: &str, value: &str) -> Result<bool, UrlError> {
     }
 }
 
+fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, UrlError> {
+    value.parse().map_err(|_| UrlError::Value {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        expected: "a number",
+    })
+}
+
 /// Checks a bucket's name loosely: old buckets and other stores allow more than AWS does now.
-pub(crate) fn check_bucket(bucket: &str) -> Result<(), UrlError> {
+fn check_bucket(bucket: &str) -> Result<(), UrlError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let reason = if bucket.is_empty() {
         "it is empty"
@@ -297,6 +388,7 @@ pub(crate) fn clean(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CustomerKey;
 
     fn s3_target(url: &str) -> S3Target {
         match Target::from_url(url).unwrap() {
@@ -357,12 +449,62 @@ mod tests {
     #[test]
     fn a_key_that_is_not_honoured_is_an_error_that_names_it() {
         let message = |url| Target::from_url(url).unwrap_err().to_string();
-        assert!(message("s3://bucket?storageClass=GLACIER").contains("storageClass"));
         assert!(message("s3://bucket?Endpoint=x").contains("did you mean endpoint"));
         assert!(message("s3://bucket?skipVerify=true").contains("ca-file"));
         assert!(message("s3://bucket?signPayload=false").contains("always signed"));
         assert!(message("s3://bucket?forcePathStyle=maybe").contains("maybe"));
+        assert!(message("s3://bucket?sseCustomerKeyPath=/k").contains("sseCustomerKeyPath"));
         assert!(message("file:///a?x=1").contains("\"x\""));
+    }
+
+    #[test]
+    fn how_objects_are_kept_is_read_in_both_spellings_and_has_limits() {
+        for url in [
+            "s3://bucket?storageClass=STANDARD_IA&partSize=16777216&concurrency=5&sseKmsKeyId=alias/a",
+            "s3://bucket?storage-class=STANDARD_IA&part-size=16777216&concurrency=5&sse-kms-key-id=alias/a",
+        ] {
+            let target = s3_target(url);
+            assert_eq!(target.storage_class.as_deref(), Some("STANDARD_IA"));
+            assert_eq!(
+                (target.part_bytes, target.parts_in_flight),
+                (Some(16 << 20), Some(5))
+            );
+            assert_eq!(
+                target.encryption,
+                Some(Encryption::Kms("alias/a".to_owned()))
+            );
+        }
+        for (query, words) in [
+            ("storageClass=GLACIER", "STANDARD_IA"),
+            ("storageClass=DEEP_ARCHIVE", "STANDARD_IA"),
+            ("partSize=1048576", "5 MiB to 512 MiB"),
+            ("partSize=5MB", "a number"),
+            ("concurrency=0", "1 to 64"),
+            ("concurrency=100", "1 to 64"),
+            ("sseCustomerKey=c2VjcmV0", "do not belong in the URL"),
+        ] {
+            let error = Target::from_url(&format!("s3://bucket?{query}")).unwrap_err();
+            assert!(error.to_string().contains(words), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_customer_key_goes_to_no_endpoint_in_the_clear() {
+        let key = CustomerKey::from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        for (endpoint, is_fine) in [
+            (None, true),
+            (Some("https://s3.example.com"), true),
+            (Some("http://127.0.0.1:9000"), true),
+            (Some("http://s3.example.com"), false),
+        ] {
+            let target = S3Target {
+                bucket: "bucket".to_owned(),
+                endpoint: endpoint.map(str::to_owned),
+                encryption: key.clone().map(Encryption::Customer),
+                ..S3Target::default()
+            };
+            assert_eq!(target.check().is_ok(), is_fine, "{endpoint:?}");
+        }
     }
 
     #[test]

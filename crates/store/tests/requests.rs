@@ -1,21 +1,31 @@
 //! What goes over the wire, byte for byte: what other stores and Litestream rely on.
 
-use store::{Body, Credentials, PutMeta, PutMode, S3Store, S3Target, Store};
+use store::{
+    Body, Credentials, CustomerKey, Encryption, PutMeta, PutMode, S3Store, S3Target, Store,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// Returns the head of the one request that `call` sends, in lower case but for its first line.
 async fn request_of(prefix: &str, call: impl AsyncFnOnce(S3Store)) -> (String, Vec<String>) {
+    let target = S3Target {
+        prefix: prefix.to_owned(),
+        ..S3Target::default()
+    };
+    request_to(target, call).await
+}
+
+/// As [`request_of`], to a target that says more.
+async fn request_to(target: S3Target, call: impl AsyncFnOnce(S3Store)) -> (String, Vec<String>) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
         .expect("bind a free port");
     let address = listener.local_addr().expect("a bound socket has one");
     let store = S3Store::new(&S3Target {
         bucket: "bucket".to_owned(),
-        prefix: prefix.to_owned(),
         endpoint: Some(format!("http://{address}")),
         credentials: Credentials::fixed("key", "secret"),
-        ..S3Target::default()
+        ..target
     })
     .expect("a valid target");
     let serve = async {
@@ -113,4 +123,64 @@ async fn deletes_are_single_so_that_no_store_misses_a_checksum() {
         headers.iter().all(|line| !line.contains("checksum")),
         "{headers:?}"
     );
+}
+
+async fn put_of(target: S3Target) -> Vec<String> {
+    let put = async |store: S3Store| {
+        let body = Body::from(&b"x"[..]);
+        let meta = PutMeta::default();
+        store
+            .put("x", body, PutMode::Overwrite, &meta)
+            .await
+            .expect("put");
+    };
+    request_to(target, put).await.1
+}
+
+#[tokio::test]
+async fn class_and_encryption_go_with_every_object_when_the_target_says_so() {
+    let plain = put_of(S3Target::default()).await;
+    for header in ["x-amz-storage-class", "x-amz-server-side-encryption"] {
+        assert!(
+            plain.iter().all(|line| !line.starts_with(header)),
+            "{plain:?}"
+        );
+    }
+    let kept = put_of(S3Target {
+        storage_class: Some("STANDARD_IA".to_owned()),
+        encryption: Some(Encryption::Kms("alias/backups".to_owned())),
+        ..S3Target::default()
+    })
+    .await;
+    for line in [
+        "x-amz-storage-class: standard_ia",
+        "x-amz-server-side-encryption: aws:kms",
+        "x-amz-server-side-encryption-aws-kms-key-id: alias/backups",
+    ] {
+        assert!(kept.iter().any(|found| found == line), "{kept:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_customer_key_goes_with_each_request_about_bytes_and_with_no_other() {
+    let target = || S3Target {
+        encryption: CustomerKey::from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+            .map(Encryption::Customer),
+        ..S3Target::default()
+    };
+    let carries = |headers: &[String]| {
+        let about = |line: &&String| line.starts_with("x-amz-server-side-encryption-customer-");
+        headers.iter().filter(about).count()
+    };
+    assert_eq!(carries(&put_of(target()).await), 3);
+    // What the answers lack does not matter here.
+    let (_, head) = request_to(target(), async |store| drop(store.head("x").await)).await;
+    assert_eq!(carries(&head), 3);
+    let (_, get) = request_to(target(), async |store| drop(store.get("x", None).await)).await;
+    assert_eq!(carries(&get), 3);
+    let (_, list) = request_to(target(), async |store| drop(store.list("x", None).await)).await;
+    assert_eq!(carries(&list), 0);
+    let key = ["x".to_owned()];
+    let (_, delete) = request_to(target(), async |store| drop(store.delete(&key).await)).await;
+    assert_eq!(carries(&delete), 0);
 }

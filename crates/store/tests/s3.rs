@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use store::testing::{Cut, Proxy, Weed};
 use store::{
-    Body, Credentials, CredentialsState, Keys, PutMeta, PutMode, Requests, S3Store, S3Target,
-    Store, StoreError, StoreErrorKind, fingerprint,
+    Body, Credentials, CredentialsState, CustomerKey, Encryption, Keys, PutMeta, PutMode, Requests,
+    S3Store, S3Target, Store, StoreError, StoreErrorKind, fingerprint,
 };
 
 fn keys(access: &str, secret: &str) -> Keys {
@@ -289,6 +289,51 @@ async fn a_lost_answer_is_asked_for_again_and_a_create_then_finds_its_own_object
         assert_eq!((result, proxy.connections()), (expected, 2));
         assert_eq!(direct.get(key, None).await.unwrap(), "content");
     }
+}
+
+#[tokio::test]
+async fn objects_are_kept_in_a_class_in_parts_and_with_a_key_of_ours() {
+    let weed = Weed::shared();
+    weed.create_bucket("kept").await;
+    let plain = weed.target("kept", "db", Credentials::Static(weed.admin()));
+    let key = CustomerKey::from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    let kept = S3Target {
+        storage_class: Some("STANDARD_IA".to_owned()),
+        encryption: key.map(Encryption::Customer),
+        part_bytes: Some(5 << 20),
+        parts_in_flight: Some(1),
+        ..plain.clone()
+    };
+    let store = S3Store::new(&kept).unwrap();
+    let meta = PutMeta {
+        timestamp_ms: Some(1_700_000_000_120),
+    };
+    for (name, bytes, requests) in [("small", 10, 1), ("big", 11 << 20, 5)] {
+        let content = Bytes::from_iter((0..bytes).map(|n: u32| (n / 7) as u8));
+        let before = store.requests().unwrap().put;
+        let body = Body::Bytes(content.clone());
+        store.put(name, body, PutMode::Create, &meta).await.unwrap();
+        assert_eq!(store.requests().unwrap().put - before, requests, "{name}");
+        assert!(store.get(name, None).await.unwrap() == content);
+        let end = u64::from(bytes);
+        let range = end - 9..end - 2;
+        let tail = store.get(name, Some(range.clone())).await.unwrap();
+        assert!(tail == content[range.start as usize..range.end as usize]);
+        let info = store.head(name).await.unwrap();
+        assert_eq!((info.size, info.modified_ms), (end, 1_700_000_000_120));
+        let version = PutMode::Match(info.version.unwrap());
+        put(&store, name, version.clone()).await.unwrap();
+        let late = put(&store, name, version).await.unwrap_err();
+        assert_eq!(late.kind(), StoreErrorKind::Conflict);
+    }
+    // Nobody without the key gets anything, and that does not look like nothing there.
+    let stranger = S3Store::new(&plain).unwrap();
+    let refused = stranger.get("small", None).await.unwrap_err();
+    assert!(!matches!(
+        refused.kind(),
+        StoreErrorKind::Missing | StoreErrorKind::Denied
+    ));
+    assert_eq!(stranger.list("", None).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

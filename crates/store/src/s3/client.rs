@@ -22,7 +22,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::session::Session;
 use crate::StoreError;
-use crate::target::{S3Target, check_bucket};
+use crate::target::S3Target;
 
 /// Calls to one bucket at a time, of all its stores. The others wait, and use the connections of
 /// those before them: thousands of databases that start at once need no connection each.
@@ -61,7 +61,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
         code: "not a valid target".to_owned(),
         source: Some(Box::new(error)),
     };
-    check_bucket(&target.bucket).map_err(invalid)?;
+    target.check().map_err(invalid)?;
     let http = http_client(target, system)?;
     let session = Session::new(&target.credentials);
     let path_style = target.force_path_style.unwrap_or(target.endpoint.is_some());

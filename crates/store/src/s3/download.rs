@@ -6,6 +6,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use bytes::{Bytes, BytesMut};
 
+use super::kept::with_customer_key;
 use super::sent::Kind;
 use super::{Inner, client};
 use crate::{StoreError, key};
@@ -46,7 +47,7 @@ async fn send(
 ) -> Result<Option<GetObjectOutput>, StoreError> {
     let request = store.client.get_object().bucket(&store.bucket);
     let header = range.map(|range| format!("bytes={}-{}", range.start, range.end - 1));
-    let answer = request
+    let answer = with_customer_key!(request, store)
         .key(key::join(&store.prefix, key))
         .set_range(header)
         .customize()

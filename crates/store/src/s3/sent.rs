@@ -3,12 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextRef;
+use aws_smithy_runtime_api::client::interceptors::context::{
+    BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextRef,
+};
 use aws_smithy_runtime_api::client::interceptors::{Intercept, dyn_dispatch_hint};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 
 use crate::{BoxError, Requests};
+
+/// Some stores (SeaweedFS) repeat the MD5 of a customer key twice, which the client beneath takes
+/// for an answer that cannot be read. Nobody needs it.
+const MD5_HEADER: &str = "x-amz-server-side-encryption-customer-key-md5";
 
 /// What a request is, as stores bill it.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +63,16 @@ impl Intercept for Sent {
         _config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         self.counts.0[self.kind as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        context.response_mut().headers_mut().remove(MD5_HEADER);
         Ok(())
     }
 }

@@ -6,17 +6,19 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use super::kept::with_customer_key;
 use super::sent::Kind;
 use super::{Inner, TIMESTAMP_METADATA, client, timestamp};
 use crate::object::{Body, PutMeta, PutMode};
 use crate::{StoreError, key};
 
-/// Objects larger than this go in parts of this size, unless they have too many.
-const PART_BYTES: u64 = 8 << 20;
+/// Objects larger than this go in parts of this size, unless they have too many or the target
+/// says otherwise.
+pub(super) const PART_BYTES: u64 = 8 << 20;
 /// The most parts that S3 puts together.
 const MAX_PARTS: u64 = 10_000;
-/// How many parts are in memory and on their way at once.
-const PARTS_IN_FLIGHT: usize = 3;
+/// How many parts are in memory and on their way at once, unless the target says otherwise.
+pub(super) const PARTS_IN_FLIGHT: usize = 3;
 
 /// An object on its way into the store.
 pub(super) struct Put<'a> {
@@ -29,7 +31,7 @@ pub(super) struct Put<'a> {
 
 impl Put<'_> {
     pub(super) async fn run(&self) -> Result<(), StoreError> {
-        let result = if self.body.size() <= PART_BYTES {
+        let result = if self.body.size() <= self.store.kept.part_bytes {
             self.whole().await
         } else {
             self.parts().await
@@ -52,9 +54,12 @@ impl Put<'_> {
         let bytes = self.body.read_all().await?;
         let size = bytes.len() as u64;
         let request = self.store.client.put_object().bucket(&self.store.bucket);
-        request
+        with_customer_key!(request, self.store)
             .key(self.full_key())
             .set_metadata(self.metadata())
+            .set_storage_class(self.store.kept.storage_class.clone())
+            .set_server_side_encryption(self.store.kept.sse())
+            .set_ssekms_key_id(self.store.kept.kms_key.clone())
             .set_if_none_match(self.if_none_match())
             .set_if_match(self.if_match())
             .body(ByteStream::from(bytes))
@@ -85,9 +90,12 @@ impl Put<'_> {
             .client
             .create_multipart_upload()
             .bucket(&self.store.bucket);
-        let answer = request
+        let answer = with_customer_key!(request, self.store)
             .key(self.full_key())
             .set_metadata(self.metadata())
+            .set_storage_class(self.store.kept.storage_class.clone())
+            .set_server_side_encryption(self.store.kept.sse())
+            .set_ssekms_key_id(self.store.kept.kms_key.clone())
             .customize()
             .interceptor(self.store.sent(Kind::Put))
             .send()
@@ -114,9 +122,10 @@ impl Put<'_> {
     }
 
     async fn send_and_complete(&self, upload: &str) -> Result<(), StoreError> {
-        let numbered = (1..).zip(parts(self.body.size()));
+        let kept = &self.store.kept;
+        let numbered = (1..).zip(parts(self.body.size(), kept.part_bytes));
         let sends = numbered.map(|(number, range)| self.part(upload, number, range));
-        let done = stream::iter(sends).buffered(PARTS_IN_FLIGHT);
+        let done = stream::iter(sends).buffered(kept.parts_in_flight);
         let done = done.try_collect::<Vec<_>>().await?;
         let done = CompletedMultipartUpload::builder()
             .set_parts(Some(done))
@@ -135,7 +144,7 @@ impl Put<'_> {
             .customize()
             .interceptor(self.store.sent(Kind::Put))
             // Some stores copy the parts before they answer.
-            .config_override(client::for_body(PART_BYTES))
+            .config_override(client::for_body(kept.part_bytes))
             .send()
             .await
             .map(drop)
@@ -151,7 +160,7 @@ impl Put<'_> {
         let size = range.end - range.start;
         let bytes = self.body.read(range.start, size).await?;
         let request = self.store.client.upload_part().bucket(&self.store.bucket);
-        let answer = request
+        let answer = with_customer_key!(request, self.store)
             .key(self.full_key())
             .upload_id(upload)
             .part_number(number)
@@ -187,9 +196,9 @@ impl Put<'_> {
     }
 }
 
-/// Cuts an object into parts: of 8 MiB, or more where that would be too many.
-fn parts(size: u64) -> impl Iterator<Item = Range<u64>> {
-    let part = PART_BYTES.max(size.div_ceil(MAX_PARTS));
+/// Cuts an object into parts: of `wanted` bytes, or more where that would be too many.
+fn parts(size: u64, wanted: u64) -> impl Iterator<Item = Range<u64>> {
+    let part = wanted.max(size.div_ceil(MAX_PARTS));
     (0..size.div_ceil(part)).map(move |index| index * part..((index + 1) * part).min(size))
 }
 
@@ -200,7 +209,7 @@ mod tests {
     #[test]
     fn parts_cover_the_object_in_order_and_are_never_too_many() {
         for size in [PART_BYTES + 1, 20 << 20, 3 << 40, 80_000 * (1 << 20) + 1] {
-            let parts: Vec<_> = parts(size).collect();
+            let parts: Vec<_> = parts(size, PART_BYTES).collect();
             assert!(parts.len() as u64 <= MAX_PARTS, "{size}");
             assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, size));
             assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
