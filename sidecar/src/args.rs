@@ -200,8 +200,12 @@ pub struct DecryptArguments {
     pub directory: PathBuf,
 }
 
-/// A variable of the environment, for `${NAME}` in configuration files.
+/// A variable of the environment, for `${NAME}` in configuration files. `PID` is this process, as
+/// Litestream has it.
 pub fn variable(name: &str) -> Option<String> {
+    if name == "PID" {
+        return Some(std::process::id().to_string());
+    }
     std::env::var(name).ok()
 }
 

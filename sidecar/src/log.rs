@@ -16,6 +16,8 @@ pub fn init(arguments: &LogArguments, configured: LogSettings) {
         .with_max_level(LevelFilter::from_level(level))
         .with_span_events(FmtSpan::NONE)
         .with_target(false)
+        .with_file(configured.source)
+        .with_line_number(configured.source)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match arguments.log_format.or(configured.format) {

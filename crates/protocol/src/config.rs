@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Span;
+use crate::{Size, Span};
 
 /// A whole configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Config {
     /// How long what is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
+    /// Litestream's name for `retention.exact`; zero: as long as the window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l0_retention: Option<Span>,
     /// How long a shutdown may spend on the last upload; default 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_sync_timeout: Option<Span>,
@@ -47,6 +50,63 @@ pub struct Config {
     /// The databases.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dbs: Vec<Database>,
+    /// What every replica says that does not say otherwise: see [`Replica`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_interval: Option<Span>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sync_ltx_files: Option<u64>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_recover: Option<bool>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_access_key: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_path_style: Option<bool>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_payload: Option<bool>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_content_md5: Option<bool>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_verify: Option<bool>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_size: Option<Size>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_algorithm: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_key: Option<String>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_key_path: Option<PathBuf>,
+    /// As `sync_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_kms_key_id: Option<String>,
 }
 
 /// Who writes, for people who read a lease or a status.
@@ -163,6 +223,9 @@ pub struct Logging {
     /// Kept for `litestream.yml`: our logs always go to standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr: Option<bool>,
+    /// Say in which line of the program a line of the log was made; default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<bool>,
 }
 
 /// One database.
@@ -186,12 +249,34 @@ pub struct Database {
     /// Patterns of names, or of whole paths, that are no databases.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Full copies of this database, where they are to differ from the others'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
     /// Directory of our local state; default `.<file>-sqlite-backup/` beside the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_path: Option<PathBuf>,
+    /// For a `dir` or a pattern: the directory below which each database has its local state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_dir: Option<PathBuf>,
     /// Restore the database before replicating when it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_if_db_not_exists: Option<bool>,
+    /// Kept for `litestream.yml`, from 1 s on: commits are noticed sooner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor_interval: Option<Span>,
+    /// Kept for `litestream.yml`, as the next three: the application's own checkpoints go on, and
+    /// ours are never blocking ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval: Option<Span>,
+    /// See `checkpoint_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_checkpoint_page_count: Option<u64>,
+    /// See `checkpoint_interval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncate_page_n: Option<u64>,
+    /// Kept for `litestream.yml`: no lock of the application is ever waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_timeout: Option<Span>,
     /// The only target, or
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replica: Option<Replica>,
@@ -243,4 +328,134 @@ pub struct Replica {
     /// Under load, one object each interval; default 1 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<Span>,
+    /// Kept for `litestream.yml`: files are stored one after the other, not in batches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sync_ltx_files: Option<u64>,
+    /// Kept for `litestream.yml`, as true: local state always heals from what is stored and what the
+    /// database holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_recover: Option<bool>,
+    /// Kept for `litestream.yml`, as true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_payload: Option<bool>,
+    /// Kept for `litestream.yml`: nothing is sent that needs one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_content_md5: Option<bool>,
+    /// Kept for `litestream.yml`, as false: see `ca_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_verify: Option<bool>,
+    /// Storage class of every object; default the bucket's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// Larger objects are stored in parts of this size; default 8 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_size: Option<Size>,
+    /// Parts in memory and on their way at once; default 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// `AES256`, which is the only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_algorithm: Option<String>,
+    /// Base64 of a key that the store encrypts with and forgets (SSE-C).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_key: Option<String>,
+    /// File with that key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_customer_key_path: Option<PathBuf>,
+    /// Key of the store's key service that it encrypts with (SSE-KMS).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse_kms_key_id: Option<String>,
+}
+
+impl Replica {
+    /// This replica with what the file says of all of them. Keys come from one place, so that no
+    /// id is taken with another one's secret, and so does encryption.
+    #[must_use]
+    pub fn or_defaults(&self, config: &Config) -> Replica {
+        let own = self.clone();
+        let has_keys = own.access_key_id.is_some()
+            || own.secret_access_key.is_some()
+            || own.credentials_dir.is_some();
+        let key = |value: &Option<String>| value.clone().filter(|_| !has_keys);
+        let has_encryption = own.sse_customer_key.is_some()
+            || own.sse_customer_key_path.is_some()
+            || own.sse_kms_key_id.is_some();
+        let sse = |value: &Option<String>| value.clone().filter(|_| !has_encryption);
+        let sse_path = config.sse_customer_key_path.clone();
+        let or = |own: Option<String>, value: &Option<String>| own.or_else(|| value.clone());
+        Replica {
+            sync_interval: own.sync_interval.or(config.sync_interval),
+            max_sync_ltx_files: own.max_sync_ltx_files.or(config.max_sync_ltx_files),
+            auto_recover: own.auto_recover.or(config.auto_recover),
+            access_key_id: own.access_key_id.or(key(&config.access_key_id)),
+            secret_access_key: own.secret_access_key.or(key(&config.secret_access_key)),
+            region: or(own.region, &config.region),
+            bucket: or(own.bucket, &config.bucket),
+            endpoint: or(own.endpoint, &config.endpoint),
+            force_path_style: own.force_path_style.or(config.force_path_style),
+            sign_payload: own.sign_payload.or(config.sign_payload),
+            require_content_md5: own.require_content_md5.or(config.require_content_md5),
+            skip_verify: own.skip_verify.or(config.skip_verify),
+            storage_class: or(own.storage_class, &config.storage_class),
+            part_size: own.part_size.or(config.part_size),
+            concurrency: own.concurrency.or(config.concurrency),
+            sse_customer_algorithm: own
+                .sse_customer_algorithm
+                .or(sse(&config.sse_customer_algorithm)),
+            sse_customer_key: own.sse_customer_key.or(sse(&config.sse_customer_key)),
+            sse_customer_key_path: own
+                .sse_customer_key_path
+                .or(sse_path.filter(|_| !has_encryption)),
+            sse_kms_key_id: own.sse_kms_key_id.or(sse(&config.sse_kms_key_id)),
+            ..own
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_replica_says_goes_before_what_the_file_says_of_all() {
+        let text = |text: &str| Some(text.to_owned());
+        let config = Config {
+            access_key_id: text("all-id"),
+            secret_access_key: text("all-secret"),
+            region: text("all-region"),
+            sse_kms_key_id: text("all-kms"),
+            sync_interval: Some(Span::from_secs(9)),
+            ..Config::default()
+        };
+        let all = Replica::default().or_defaults(&config);
+        assert_eq!(all.access_key_id, text("all-id"));
+        assert_eq!(all.sync_interval, Some(Span::from_secs(9)));
+        let own = Replica {
+            region: text("own-region"),
+            ..Replica::default()
+        };
+        let found = own.or_defaults(&config);
+        assert_eq!(found.region, text("own-region"));
+        assert_eq!(found.sse_kms_key_id, text("all-kms"));
+        // Half of a key is not made whole with another one.
+        for own in [
+            Replica {
+                access_key_id: text("own-id"),
+                ..Replica::default()
+            },
+            Replica {
+                credentials_dir: Some("/keys".into()),
+                ..Replica::default()
+            },
+        ] {
+            let found = own.or_defaults(&config);
+            assert_eq!(found.access_key_id, own.access_key_id);
+            assert_eq!(found.secret_access_key, None);
+        }
+        let own = Replica {
+            sse_customer_key_path: Some("/key".into()),
+            ..Replica::default()
+        };
+        assert_eq!(own.or_defaults(&config).sse_kms_key_id, None);
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A length of time in configuration, read from and written as text such as `1h30m`.
@@ -110,8 +111,24 @@ impl Serialize for Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as 30s")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Span, E> {
+                // Zero has no unit; any other number is refused as its text is.
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Either)
     }
 }
 
@@ -154,6 +171,14 @@ mod tests {
         ] {
             assert_eq!(millis(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_zero_in_a_file_needs_no_unit_and_no_quotes() {
+        let read = |json: &str| serde_json::from_str::<Span>(json).ok();
+        assert_eq!(read("0"), Some(Span::default()));
+        assert_eq!(read("\"30s\""), Some(Span::from_secs(30)));
+        assert_eq!((read("30"), read("-1"), read("null")), (None, None, None));
     }
 
     #[test]

@@ -9,7 +9,9 @@ pub mod config;
 pub mod duration;
 pub mod exit;
 pub mod names;
+pub mod size;
 pub mod status;
 pub mod verify;
 
 pub use duration::Span;
+pub use size::Size;

@@ -216,13 +216,13 @@ impl S3Target {
             && ARCHIVES.contains(&class.as_str())
         {
             let expected = "a class whose objects can be read at once, such as STANDARD_IA";
-            return wrong("storage class", class.clone(), expected);
+            return wrong("storage-class", class.clone(), expected);
         }
         if let Some(bytes) = self.part_bytes
             && !PART_BYTES.contains(&bytes)
         {
             let expected = "5 MiB to 512 MiB";
-            return wrong("part size", format!("{bytes} bytes"), expected);
+            return wrong("part-size", format!("{bytes} bytes"), expected);
         }
         if let Some(parts) = self.parts_in_flight
             && !PARTS_IN_FLIGHT.contains(&parts)

@@ -72,14 +72,12 @@ pub fn config(backup: &SqliteBackup) -> Config {
             backup: format!("{namespace}/{name}"),
             member: format!("${{{MEMBER_ENV}}}"),
         }),
-        exec: None,
         state_dir: Some(PathBuf::from(STATE_DIR)),
         startup: Some(startup(backup)),
         snapshot: Some(Snapshot {
             interval: Some(spec.snapshots.interval),
             retention: None,
         }),
-        levels: None,
         retention: Some(Retention {
             enabled: None,
             exact: Some(spec.retention.exact),
@@ -92,9 +90,10 @@ pub fn config(backup: &SqliteBackup) -> Config {
         logging: Some(Logging {
             level: Some(spec.sidecar.log_level.as_str().to_owned()),
             format: Some("json".to_owned()),
-            stderr: None,
+            ..Logging::default()
         }),
         dbs: spec.databases.iter().map(|d| database(backup, d)).collect(),
+        ..Config::default()
     }
 }
 
@@ -157,6 +156,7 @@ fn replica(backup: &SqliteBackup, target: &Target, database: &str) -> Option<Rep
         Place::File(_) => Some(Replica {
             kind: Some("file".to_owned()),
             path: Some(format!("{}/{path}", names::target_dir(&target.name))),
+            credentials_dir: None,
             ..common
         }),
         Place::Gcs(_) | Place::Azure(_) | Place::Sftp(_) => None,

@@ -1,5 +1,8 @@
 //! Reading the configuration file, and turning it into what the engine runs.
 
+mod litestream;
+#[cfg(test)]
+mod litestream_tests;
 pub mod pattern;
 mod target;
 #[cfg(test)]
@@ -13,7 +16,7 @@ use std::time::Duration;
 use engine::database::{DatabaseSettings, default_state_directory};
 use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
-use protocol::config::{Config, Database, Replica, Startup};
+use protocol::config::{Config, Database, Replica, Snapshot, Startup};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use store::{Opener, Target, UrlError};
@@ -121,6 +124,8 @@ pub struct LogSettings {
     pub level: Option<tracing::Level>,
     /// Form of the lines.
     pub format: Option<LogFormat>,
+    /// Say where in the program a line was made.
+    pub source: bool,
 }
 
 /// A configuration for one database and one URL.
@@ -167,7 +172,10 @@ pub fn settings(
     });
     for (index, database, place) in entries(config, found, opener)? {
         let (key, place) = (format!("dbs[{index}]"), place.as_deref());
-        for (number, target) in targets_of(&database, &key, place)?.iter().enumerate() {
+        for (number, target) in targets_of(config, &database, &key, place)?
+            .iter()
+            .enumerate()
+        {
             let key = format!("{key}.replicas[{number}]");
             if let Some(other) = places.insert(target::place(target), key.clone()) {
                 let message = format!("it stores to the same place as {other}");
@@ -240,9 +248,11 @@ fn entries(
             if let Some(place) = pattern.place(path)
                 && taken.insert(path)
             {
+                let below = |meta: &PathBuf| meta.join(format!("{place}-sqlite-backup"));
                 let database = Database {
                     path: path.clone(),
                     dir: None,
+                    meta_path: entry.meta_dir.as_ref().map(below),
                     ..entry.clone()
                 };
                 all.push((*index, database, Some(place.to_owned())));
@@ -260,10 +270,16 @@ fn database_settings(
     holder: &str,
     opener: &mut Opener,
 ) -> Result<DatabaseSettings, ConfigError> {
-    if database.path.as_os_str().is_empty() {
+    let path_message = match database.path.to_str() {
+        Some("") => Some("a database needs its path"),
+        Some(path) if path.starts_with("~/") => Some("write ${HOME} instead of ~"),
+        Some(path) if path.contains("://") => Some("give the path of the file, not a URL"),
+        _ => None,
+    };
+    if let Some(message) = path_message {
         return Err(ConfigError::Value {
             key: format!("{key}.path"),
-            message: "a database needs its path".to_owned(),
+            message: message.to_owned(),
         });
     }
     let (targets, sync_interval) = targets(config, database, key, place, opener)?;
@@ -272,9 +288,8 @@ fn database_settings(
         state: state_directory(config, database),
         targets,
         sync_interval,
-        snapshot_interval: config
-            .snapshot
-            .and_then(|snapshot| snapshot.interval)
+        snapshot_interval: snapshot(config, database)
+            .interval
             .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
         backlog_bytes: BACKLOG_BYTES,
         holder: holder.to_owned(),
@@ -284,14 +299,16 @@ fn database_settings(
 
 /// Where the replicas of an entry are.
 fn targets_of(
+    config: &Config,
     database: &Database,
     key: &str,
     place: Option<&str>,
 ) -> Result<Vec<Target>, ConfigError> {
     let replicas = database.replica.iter().chain(&database.replicas);
-    let target = |(index, replica)| {
+    let target = |(index, replica): (usize, &Replica)| {
         let key = format!("{key}.replicas[{index}]");
-        let target = target::target(replica, &key)?;
+        target::check_own(replica, &key)?;
+        let target = target::target(&replica.or_defaults(config), &key)?;
         match place {
             Some(place) => target::below(target, place, &key),
             None => Ok(target),
@@ -317,7 +334,9 @@ pub fn targets(
         key: format!("{key}.{name}"),
         message: message.to_owned(),
     };
-    let replicas: Vec<&Replica> = database.replica.iter().chain(&database.replicas).collect();
+    litestream::check_database(database, key)?;
+    let replicas = database.replica.iter().chain(&database.replicas);
+    let replicas: Vec<Replica> = replicas.map(|it| it.or_defaults(config)).collect();
     if replicas.is_empty() || replicas.len() > MAX_TARGETS {
         return Err(value("replicas", "1 to 4 are needed"));
     }
@@ -325,10 +344,11 @@ pub fn targets(
     let mut sync_interval = DEFAULT_SYNC_INTERVAL;
     for (index, (replica, target)) in replicas
         .iter()
-        .zip(targets_of(database, key, place)?)
+        .zip(targets_of(config, database, key, place)?)
         .enumerate()
     {
         let key = format!("{key}.replicas[{index}]");
+        litestream::check_replica(replica, &key)?;
         let name = replica
             .name
             .clone()
@@ -349,7 +369,7 @@ pub fn targets(
             name,
             store,
             merge_interval: merge_interval(config)?,
-            retention: retention(config),
+            retention: retention(config, database),
         });
     }
     Ok((targets, sync_interval))
@@ -380,6 +400,7 @@ pub fn log_settings(config: &Config) -> Result<LogSettings, ConfigError> {
     Ok(LogSettings {
         level: level.transpose()?,
         format: format.transpose()?,
+        source: logging.source.unwrap_or(false),
     })
 }
 
@@ -411,17 +432,35 @@ fn merge_interval(config: &Config) -> Result<Duration, ConfigError> {
     }
 }
 
-fn retention(config: &Config) -> RetentionPolicy {
+/// What is said of the full copies of one database, else of all.
+fn snapshot(config: &Config, database: &Database) -> Snapshot {
+    let (own, all) = (
+        database.snapshot.unwrap_or_default(),
+        config.snapshot.unwrap_or_default(),
+    );
+    Snapshot {
+        interval: own.interval.or(all.interval),
+        retention: own.retention.or(all.retention),
+    }
+}
+
+fn retention(config: &Config, database: &Database) -> RetentionPolicy {
     let wanted = config.retention.unwrap_or_default();
     let default = RetentionPolicy::default();
-    let snapshots = config.snapshot.and_then(|snapshot| snapshot.retention);
+    // Zero is Litestream's word for "never", and then only the window limits them.
+    let l0_retention = config.l0_retention.map(|span| match span.0 {
+        Duration::ZERO => Duration::MAX,
+        span => span,
+    });
+    let exact = wanted.exact.map(|span| span.0).or(l0_retention);
+    let own = database.snapshot.and_then(|snapshot| snapshot.retention);
+    let window = own
+        .or(wanted.window)
+        .or(snapshot(config, database).retention);
     RetentionPolicy {
         enabled: wanted.enabled.unwrap_or(default.enabled),
-        exact: wanted.exact.map_or(default.exact, |span| span.0),
-        window: wanted
-            .window
-            .or(snapshots)
-            .map_or(default.window, |span| span.0),
+        exact: exact.unwrap_or(default.exact),
+        window: window.map_or(default.window, |span| span.0),
         daily: wanted.daily.unwrap_or(default.daily),
         weekly: wanted.weekly.unwrap_or(default.weekly),
         monthly: wanted.monthly.unwrap_or(default.monthly),

@@ -78,6 +78,7 @@ impl Pattern {
                     ("recursive", database.recursive.is_some()),
                     ("watch", database.watch.is_some()),
                     ("exclude", !database.exclude.is_empty()),
+                    ("meta-dir", database.meta_dir.is_some()),
                 ];
                 return match meaningless.into_iter().find(|(_, given)| *given) {
                     Some((name, _)) => Err(wrong(name, "it goes with a dir, or a pattern".into())),
@@ -89,7 +90,7 @@ impl Pattern {
             (
                 "meta-path",
                 database.meta_path.is_some(),
-                "each database needs its own: use state-dir",
+                "each database needs its own: use meta-dir, or state-dir",
             ),
             (
                 "watch",

@@ -1,11 +1,22 @@
 //! One replica of the configuration file, as a target.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::config::Replica;
-use store::{Credentials, S3Target, Target};
+use store::{Credentials, CustomerKey, Encryption, S3Target, Target};
 
 use super::ConfigError;
+
+/// Keys of replicas of every type.
+const COMMON: [&str; 7] = [
+    "name",
+    "type",
+    "url",
+    "path",
+    "sync-interval",
+    "max-sync-ltx-files",
+    "auto-recover",
+];
 
 /// The name of a replica that has none of its own.
 pub(super) fn kind_of(target: &Target) -> &'static str {
@@ -56,6 +67,43 @@ pub(super) fn below(target: Target, place: &str, key: &str) -> Result<Target, Co
     }
 }
 
+/// Checks that the keys that a replica has of its own go together. `key` is its place in the file.
+///
+/// # Errors
+///
+/// See [`ConfigError`]; each names the key.
+pub(super) fn check_own(replica: &Replica, key: &str) -> Result<(), ConfigError> {
+    let wrong = |name: &str, message: &str| ConfigError::Value {
+        key: format!("{key}.{name}"),
+        message: message.to_owned(),
+    };
+    let scheme = replica
+        .url
+        .as_deref()
+        .and_then(|url| url.split("://").next());
+    if scheme.is_some() {
+        let parts = [("path", &replica.path), ("bucket", &replica.bucket)];
+        if let Some((name, _)) = parts.into_iter().find(|(_, given)| given.is_some()) {
+            return Err(wrong(name, "the url says it; give one of them"));
+        }
+        if replica.kind.is_some() && replica.kind.as_deref() != scheme {
+            return Err(wrong(
+                "type",
+                "the url is of another type; remove one of them",
+            ));
+        }
+    }
+    if scheme.or(replica.kind.as_deref()).unwrap_or("file") == "file" {
+        let given = serde_yaml::to_value(replica).unwrap_or_default();
+        let names = given.as_mapping().into_iter().flat_map(|it| it.keys());
+        let mut names = names.filter_map(|name| name.as_str());
+        if let Some(name) = names.find(|name| !COMMON.contains(name)) {
+            return Err(wrong(name, "it goes with type s3, not with a directory"));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the target of a replica. `key` is its place in the file.
 ///
 /// # Errors
@@ -104,24 +152,80 @@ pub(super) fn target(replica: &Replica, key: &str) -> Result<Target, ConfigError
     };
     if let Target::S3(s3) = &mut target {
         s3.region = replica.region.clone().or(s3.region.take());
-        s3.endpoint = replica.endpoint.clone().or(s3.endpoint.take());
+        if let Some(endpoint) = &replica.endpoint {
+            s3.set_endpoint(endpoint)
+                .map_err(|error| value("endpoint", error.to_string()))?;
+        }
         s3.force_path_style = replica.force_path_style.or(s3.force_path_style);
         s3.ca_file = replica.ca_file.clone().or(s3.ca_file.take());
-        match (
-            &replica.access_key_id,
-            &replica.secret_access_key,
-            &replica.credentials_dir,
-        ) {
-            (None, None, None) => {}
-            (None, None, Some(directory)) => {
-                s3.credentials = Credentials::Directory(directory.clone());
-            }
-            (Some(id), Some(secret), None) => s3.credentials = Credentials::fixed(id, secret),
-            _ => {
-                let message = "give both parts of a key, or credentials-dir, not a mix".to_owned();
-                return Err(value("access-key-id", message));
-            }
-        }
+        s3.storage_class = replica.storage_class.clone().or(s3.storage_class.take());
+        s3.part_bytes = replica.part_size.map(|size| size.0).or(s3.part_bytes);
+        s3.parts_in_flight = replica.concurrency.or(s3.parts_in_flight);
+        s3.encryption = encryption(replica, key)?.or(s3.encryption.take());
+        s3.credentials = credentials(replica, key)?;
     }
     Ok(target)
+}
+
+fn credentials(replica: &Replica, key: &str) -> Result<Credentials, ConfigError> {
+    match (
+        &replica.access_key_id,
+        &replica.secret_access_key,
+        &replica.credentials_dir,
+    ) {
+        (None, None, None) => Ok(Credentials::Default),
+        (None, None, Some(directory)) => Ok(Credentials::Directory(directory.clone())),
+        (Some(id), Some(secret), None) => Ok(Credentials::fixed(id, secret)),
+        _ => Err(ConfigError::Value {
+            key: format!("{key}.access-key-id"),
+            message: "give both parts of a key, or credentials-dir, not a mix".to_owned(),
+        }),
+    }
+}
+
+fn encryption(replica: &Replica, key: &str) -> Result<Option<Encryption>, ConfigError> {
+    let wrong = |name: &str, message: &str| ConfigError::Value {
+        key: format!("{key}.{name}"),
+        message: message.to_owned(),
+    };
+    let customer_key = match (&replica.sse_customer_key, &replica.sse_customer_key_path) {
+        (None, None) => None,
+        (Some(text), None) => Some(("sse-customer-key", text.clone())),
+        (None, Some(path)) => Some(("sse-customer-key-path", read_key(path, key)?)),
+        (Some(_), Some(_)) => {
+            let message = "give the key, or its path, not both";
+            return Err(wrong("sse-customer-key", message));
+        }
+    };
+    match (customer_key, &replica.sse_kms_key_id) {
+        (Some(_), Some(_)) => {
+            let message = "objects are encrypted with one key: give this one, or a customer key";
+            Err(wrong("sse-kms-key-id", message))
+        }
+        (None, kms) => match replica.sse_customer_algorithm {
+            None => Ok(kms.clone().map(Encryption::Kms)),
+            Some(_) => Err(wrong(
+                "sse-customer-algorithm",
+                "it goes with a customer key",
+            )),
+        },
+        (Some((name, text)), None) => {
+            if let Some(other) = &replica.sse_customer_algorithm
+                && other != "AES256"
+            {
+                return Err(wrong("sse-customer-algorithm", "AES256 is the only one"));
+            }
+            let customer_key = CustomerKey::from_base64(&text);
+            let message = "it has to be the base64 of 32 bytes";
+            let customer_key = customer_key.ok_or_else(|| wrong(name, message))?;
+            Ok(Some(Encryption::Customer(customer_key)))
+        }
+    }
+}
+
+fn read_key(path: &Path, key: &str) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Value {
+        key: format!("{key}.sse-customer-key-path"),
+        message: format!("read {}: {error}", path.display()),
+    })
 }

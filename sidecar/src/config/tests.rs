@@ -49,6 +49,15 @@ fn variables_are_expanded_in_values_and_cannot_add_yaml() {
         error,
         "dbs[0].path: the environment variable NOPE is not set"
     );
+    // Not only texts may be given so.
+    let switch = |name: &str| Some(if name == "ON" { "true" } else { "7s" }.to_owned());
+    let text = "sync-interval: ${SPAN}\nforce-path-style: ${ON}\nregion: 'true'\n";
+    let config = parse(text, Path::new("t"), &switch).unwrap();
+    assert_eq!(config.sync_interval.unwrap().as_millis(), 7000);
+    assert_eq!(
+        (config.force_path_style, config.region),
+        (Some(true), Some("true".into()))
+    );
     let hostile = |_: &str| Some("x'}]\naddr: evil".to_owned());
     let config = parse("dbs: [{path: '$A'}]", Path::new("t"), &hostile).unwrap();
     assert_eq!((config.addr, config.dbs.len()), (None, 1));
@@ -61,8 +70,16 @@ fn an_unknown_key_is_named_with_what_was_probably_meant() {
         error.contains("unknown key \"replcas\", did you mean \"replicas\"?"),
         "{error}"
     );
+    assert!(error.contains("line 3"), "{error}");
     let error = parse_text("mcp-addr: ':3001'\n").unwrap_err();
     assert!(error.contains("\"mcp-addr\""), "{error}");
+    // What a variable stands for has no line, but a key.
+    let error = parse_text("dbs:\n- replica: {sync-interval: '${MEMBER}'}\n").unwrap_err();
+    let expected = "dbs[0].replica.sync-interval: \"orders-0\" is not a duration";
+    assert!(
+        error.contains(expected) && !error.contains("line"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -105,6 +122,66 @@ fn values_that_cannot_work_are_errors_that_name_the_key() {
             "dbs: [{path: /a, replicas: [{url: 'file:///b'}, {url: 'file:///c'}]}]",
             "dbs[0].replicas[1].name",
         ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', bucket: other}}]",
+            "dbs[0].replicas[0].bucket",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', path: other}}]",
+            "dbs[0].replicas[0].path",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', type: file}}]",
+            "dbs[0].replicas[0].type",
+        ),
+        (
+            "dbs: [{path: /a, replica: {path: /b, storage-class: STANDARD_IA}}]",
+            "dbs[0].replicas[0].storage-class",
+        ),
+        (
+            "dbs: [{path: /a, replica: {type: s3, bucket: shop, endpoint: 'ftp://host'}}]",
+            "dbs[0].replicas[0].endpoint",
+        ),
+        (
+            "{access-key-id: id, dbs: [{path: /a, replica: {url: 's3://shop/c'}}]}",
+            "dbs[0].replicas[0].access-key-id",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-customer-key: c2hvcnQ=}}]",
+            "dbs[0].replicas[0].sse-customer-key",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-customer-key-path: /no/such}}]",
+            "dbs[0].replicas[0].sse-customer-key-path",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-customer-algorithm: AES256}}]",
+            "dbs[0].replicas[0].sse-customer-algorithm",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-kms-key-id: a, sse-customer-key: b}}]",
+            "dbs[0].replicas[0].sse-kms-key-id",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-customer-key: a, sse-customer-key-path: /b}}]",
+            "dbs[0].replicas[0].sse-customer-key",
+        ),
+        (
+            "dbs: [{path: /a, replica: {url: 's3://shop/c', sse-customer-key: a, sse-customer-algorithm: DES}}]",
+            "dbs[0].replicas[0].sse-customer-algorithm",
+        ),
+        (
+            "dbs: [{path: '~/a.db', replica: {url: 's3://shop/c'}}]",
+            "dbs[0].path",
+        ),
+        (
+            "dbs: [{path: 'sqlite:///a.db', replica: {url: 's3://shop/c'}}]",
+            "dbs[0].path",
+        ),
+        (
+            "dbs: [{path: /a.db, meta-dir: /m, replica: {url: 's3://shop/c'}}]",
+            "dbs[0].meta-dir",
+        ),
     ] {
         let config = parse_text(text).unwrap();
         let Err(error) = settings_of(&config) else {
@@ -120,6 +197,7 @@ fn what_the_log_looks_like_can_be_configured() {
     let expected = LogSettings {
         level: Some(tracing::Level::DEBUG),
         format: Some(LogFormat::Json),
+        source: false,
     };
     assert_eq!(log_settings(&config).unwrap(), expected);
     let config = parse_text("logging: {level: loud}").unwrap();
@@ -224,4 +302,63 @@ fn each_database_of_a_pattern_has_its_place_and_is_taken_once() {
         ("/data/c", "file:///backups/late/c"),
     ];
     assert_eq!(places, expected.map(|(path, url)| (path, url.to_owned())));
+}
+
+#[test]
+fn what_litestream_says_of_keeping_is_ours_under_another_name() {
+    let kept = |yaml: &str| {
+        let text = format!("{yaml}\ndbs: [{{path: /a, replica: {{url: 'file:///b'}}}}]\n");
+        let settings = settings_of(&parse_text(&text).unwrap()).unwrap();
+        let target = settings.databases[0].settings.targets[0].clone();
+        (target.retention.exact, target.retention.window)
+    };
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    for (yaml, exact, window) in [
+        ("", hours(24), hours(168)),
+        ("l0-retention: 1h", hours(1), hours(168)),
+        ("l0-retention: 0", Duration::MAX, hours(168)),
+        (
+            "l0-retention: 1h\nretention: {exact: 2h}",
+            hours(2),
+            hours(168),
+        ),
+        ("snapshot: {retention: 72h}", hours(24), hours(72)),
+        (
+            "snapshot: {retention: 72h}\nretention: {window: 96h}",
+            hours(24),
+            hours(96),
+        ),
+    ] {
+        assert_eq!(kept(yaml), (exact, window), "{yaml}");
+    }
+}
+
+#[test]
+fn a_database_may_have_full_copies_of_its_own_and_one_of_a_pattern_its_state() {
+    let text = "snapshot: {interval: 24h, retention: 72h}\nregion: eu-west-1\ndbs:\n\
+                - {path: /data/a.db, replica: {url: 's3://shop/a'}}\n\
+                - {path: /data/b.db, snapshot: {interval: 1h}, replica: {url: 's3://shop/b'}}\n\
+                - {dir: /data/all, pattern: '*.db', recursive: true, meta-dir: /state, \
+                   snapshot: {retention: 1h}, replica: {url: 's3://shop/all'}}\n";
+    let config = parse_text(text).unwrap();
+    let found: Found = [(2, [PathBuf::from("/data/all/x/c.db")].into())].into();
+    let settings = settings(&config, &found, "me", &mut Opener::new()).unwrap();
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let copies: Vec<_> = (settings.databases.iter())
+        .map(|database| {
+            let settings = &database.settings;
+            (
+                settings.snapshot_interval,
+                settings.targets[0].retention.window,
+            )
+        })
+        .collect();
+    let expected = [
+        (hours(24), hours(72)),
+        (hours(1), hours(72)),
+        (hours(24), hours(1)),
+    ];
+    assert_eq!(copies, expected);
+    let state = &settings.databases[2].settings.state;
+    assert_eq!(state, Path::new("/state/x/c.db-sqlite-backup"));
 }

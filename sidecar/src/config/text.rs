@@ -4,7 +4,7 @@ use std::path::Path;
 
 use protocol::config::Config;
 
-use super::ConfigError;
+use super::{ConfigError, litestream};
 
 /// Reads a configuration file. `variable` gives the environment.
 ///
@@ -35,21 +35,36 @@ pub fn parse(
         path: path.to_owned(),
         message: with_suggestion(&error.to_string()),
     };
-    // First as it is, so that messages have line numbers; then with variables expanded.
-    let _checked: Config = serde_yaml::from_str(text).map_err(wrong)?;
     let mut value: serde_yaml::Value = serde_yaml::from_str(text).map_err(wrong)?;
     expand(&mut value, "", variable)?;
-    serde_yaml::from_value(value).map_err(wrong)
+    // Of a text, messages name the key.
+    let expanded = serde_yaml::to_string(&value).map_err(wrong)?;
+    serde_yaml::from_str(&expanded).map_err(|error| {
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        // What is wrong in the file as it is can be told with its line.
+        let as_it_is = serde_yaml::from_str::<Config>(text).err();
+        let as_it_is = as_it_is.map(|error| error.to_string());
+        let is_same = |it: &String| it.starts_with(message);
+        let said = as_it_is.filter(is_same);
+        ConfigError::Parse {
+            path: path.to_owned(),
+            message: with_suggestion(&said.unwrap_or_else(|| message.to_owned())),
+        }
+    })
 }
 
-/// Adds what was probably meant to serde's list of known keys.
+/// Says why a key is not known, or what was probably meant, in place of serde's list of all keys.
 fn with_suggestion(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let (true, Some(unknown)) = (message.contains("unknown field"), quoted.next()) else {
         return message.to_owned();
     };
-    let close = quoted.min_by_key(|known| distance(unknown, known));
     let place = message.rfind(" at line ").map_or("", |at| &message[at..]);
+    if let Some(reason) = litestream::refused(unknown) {
+        return format!("key {unknown:?} is not honoured: {reason}{place}");
+    }
+    let close = quoted.min_by_key(|known| distance(unknown, known));
     match close.filter(|known| distance(unknown, known) <= known.len() / 2) {
         Some(known) => format!("unknown key {unknown:?}, did you mean {known:?}?{place}"),
         None => format!("unknown key {unknown:?}: this program does not honour it{place}"),
@@ -78,7 +93,15 @@ fn expand(
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(), ConfigError> {
     match value {
-        serde_yaml::Value::String(text) => *text = expand_text(text, key, variable)?,
+        serde_yaml::Value::String(text) => {
+            let expanded = expand_text(text, key, variable)?;
+            *value = match expanded.as_str() {
+                // A variable holds only text, but what it stands for may be a switch.
+                "true" if expanded != *text => true.into(),
+                "false" if expanded != *text => false.into(),
+                _ => expanded.into(),
+            };
+        }
         serde_yaml::Value::Sequence(items) => {
             for (index, item) in items.iter_mut().enumerate() {
                 expand(item, &format!("{key}[{index}]"), variable)?;

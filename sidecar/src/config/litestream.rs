@@ -1,0 +1,143 @@
+//! Keys of `litestream.yml` that say something which cannot be kept here.
+//!
+//! A key is accepted when what it asks for happens anyway, refused with the way out otherwise.
+//! `docs/from-litestream.md` has them all in a table, which a test walks.
+
+use std::time::Duration;
+
+use protocol::config::{Database, Replica};
+
+use super::ConfigError;
+
+/// Longest time until a commit is noticed.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
+
+const VERIFY: &str = "run `sqlite-backup verify` on a schedule instead: it restores and proves";
+const AZURE: &str = "targets in Azure are not served yet";
+const SFTP: &str = "targets over SFTP are not served yet";
+const WEBDAV: &str = "targets over WebDAV are not served";
+const NATS: &str = "targets in NATS are not served";
+const SNAPSHOT: &str = "write it as snapshot: {interval: …}, at the top or in the database";
+
+/// Keys that are never honoured: why, and what to do instead.
+const REFUSED: [(&str, &str); 37] = [
+    ("mcp-addr", "there is no MCP server; remove it"),
+    (
+        "socket",
+        "there is no control socket: /status answers, SIGHUP reads the file again; remove it",
+    ),
+    (
+        "l0-retention-check-interval",
+        "what has expired is looked for every 10 minutes while a database changes; remove it",
+    ),
+    (
+        "shutdown-sync-interval",
+        "the last upload is tried again every 500ms; remove it",
+    ),
+    (
+        "max-sync-wal-bytes",
+        "one file holds what was committed within sync-interval, in bounded memory; remove it",
+    ),
+    ("validation", VERIFY),
+    ("validation-interval", VERIFY),
+    ("verify-compaction", VERIFY),
+    ("snapshot-interval", SNAPSHOT),
+    (
+        "retention",
+        "write it at the top, as retention: {window: …}",
+    ),
+    (
+        "retention-check-interval",
+        "what has expired is looked for every 10 minutes while a database changes; remove it",
+    ),
+    (
+        "age",
+        "let the store encrypt instead, with sse-kms-key-id or sse-customer-key-path",
+    ),
+    ("account-name", AZURE),
+    ("account-key", AZURE),
+    ("sas-token", AZURE),
+    ("host", SFTP),
+    ("user", SFTP),
+    ("password", SFTP),
+    ("key-path", SFTP),
+    ("host-key", SFTP),
+    ("concurrent-writes", SFTP),
+    ("webdav-url", WEBDAV),
+    ("webdav-username", WEBDAV),
+    ("webdav-password", WEBDAV),
+    ("jwt", NATS),
+    ("seed", NATS),
+    ("creds", NATS),
+    ("nkey", NATS),
+    ("username", NATS),
+    ("token", NATS),
+    ("tls", NATS),
+    ("root-cas", NATS),
+    ("client-cert", NATS),
+    ("client-key", NATS),
+    ("max-reconnects", NATS),
+    ("reconnect-wait", NATS),
+    ("timeout", NATS),
+];
+
+/// Why a key is not honoured, and what to do instead; none for a key that Litestream has not.
+pub(super) fn refused(key: &str) -> Option<&'static str> {
+    let found = REFUSED.iter().find(|(refused, _)| *refused == key);
+    found.map(|(_, reason)| *reason)
+}
+
+/// Refuses what an entry asks for and does not get.
+///
+/// # Errors
+///
+/// See [`ConfigError`]; each names the key.
+pub(super) fn check_database(database: &Database, key: &str) -> Result<(), ConfigError> {
+    let wrong = |name: &str, message: &str| ConfigError::Value {
+        key: format!("{key}.{name}"),
+        message: message.to_owned(),
+    };
+    let sooner = |span: &protocol::Span| span.0 < NOTICED_WITHIN;
+    if database.monitor_interval.as_ref().is_some_and(sooner) {
+        let message = "commits are noticed at once as a rule, and after 1s at the latest, which \
+                       cannot be less; remove it";
+        return Err(wrong("monitor-interval", message));
+    }
+    Ok(())
+}
+
+/// Refuses what a replica asks for and does not get.
+///
+/// # Errors
+///
+/// See [`ConfigError`]; each names the key.
+pub(super) fn check_replica(replica: &Replica, key: &str) -> Result<(), ConfigError> {
+    for (name, value, refused, message) in [
+        (
+            "sign-payload",
+            replica.sign_payload,
+            false,
+            "payloads are always signed; remove it",
+        ),
+        (
+            "skip-verify",
+            replica.skip_verify,
+            true,
+            "certificates are always verified; give the authority to trust with ca-file",
+        ),
+        (
+            "auto-recover",
+            replica.auto_recover,
+            false,
+            "local state always heals, and loses nothing by it; remove it",
+        ),
+    ] {
+        if value == Some(refused) {
+            return Err(ConfigError::Value {
+                key: format!("{key}.{name}"),
+                message: message.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
