@@ -411,3 +411,41 @@ fn a_database_that_appears_later_is_replicated() {
     assert_eq!(sidecar.terminate().0, Some(0));
     assert_eq!(restored(&place, &place.url("backup"), program()).len(), 5);
 }
+
+#[test]
+fn a_store_that_encrypts_with_a_key_of_ours_gives_all_back_and_the_log_never_shows_the_key() {
+    let place = Place::new();
+    let bucket = Bucket::create("replicate-sse");
+    drop(create(&place.database(), 5));
+    let key = "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IDEyMzQ=";
+    place.write("sse.key", key);
+    let url = bucket.url("app");
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "storage-class: STANDARD_IA\nsse-customer-key-path: {}/sse.key\n\
+             dbs: [{{path: {}, replica: {{url: '{url}'}}}}]\n",
+            place.path().display(),
+            place.database_text()
+        ),
+    );
+    let mut command = bucket.program();
+    command.args(["--log-level", "trace", "replicate", "--config", &config]);
+    let done = finish({
+        command.arg("--once");
+        command
+    });
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.err.contains("TRACE"));
+    assert!(!done.err.contains(key), "the key is in the log");
+    let expected = rows(&place.database());
+    std::fs::remove_file(place.database()).unwrap();
+    let mut command = bucket.program();
+    command.args(["restore", "--config", &config]);
+    finish(command).succeeds();
+    assert_same(&rows(&place.database()), &expected);
+    // The URL alone has no key, and says so rather than that there is nothing.
+    let mut command = bucket.program();
+    command.args(["restore", &url, "-o", text(&place.fresh("out.db"))]);
+    finish(command).fails_with(21, &["s3://replicate-sse/app", "key"]);
+}
