@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod config;
 mod failure;
+mod heartbeat;
 mod log;
 mod memory;
 mod metrics;

@@ -44,6 +44,12 @@ pub struct Config {
     /// How long a shutdown may spend on the last upload; default 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_sync_timeout: Option<Span>,
+    /// Gets a request each interval while everything is stored; none: nobody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_url: Option<String>,
+    /// Time between two such requests, at least 1 min; default 5 min.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_interval: Option<Span>,
     /// Log settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,

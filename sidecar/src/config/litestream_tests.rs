@@ -24,6 +24,8 @@ const KEYS: [(&str, &[&str]); 3] = [
             "retention",
             "verify-compaction",
             "validation",
+            "heartbeat-url",
+            "heartbeat-interval",
             "shutdown-sync-timeout",
             "shutdown-sync-interval",
             "logging",

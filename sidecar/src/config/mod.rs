@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::http::Uri;
 use engine::database::{DatabaseSettings, default_state_directory};
 use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
@@ -25,11 +26,15 @@ pub use pattern::Found;
 pub use text::read;
 
 use crate::args::LogFormat;
+use crate::heartbeat::Heartbeat;
 
 const DEFAULT_LEVEL_INTERVAL: Duration = Duration::from_secs(30);
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(300);
+/// Monitors on the internet are not asked more often.
+const MIN_HEARTBEAT: Duration = Duration::from_secs(60);
 /// Local bytes that may wait for a store, for each database.
 const BACKLOG_BYTES: u64 = 256 << 20;
 /// Most targets of one database.
@@ -104,6 +109,8 @@ pub struct Settings {
     pub databases: Vec<ConfiguredDatabase>,
     /// How long a shutdown may take.
     pub drain: Duration,
+    /// Who hears that everything is stored.
+    pub heartbeat: Option<Heartbeat>,
 }
 
 /// One database of a configuration.
@@ -167,6 +174,8 @@ pub fn settings(
         exec: None,
         identity: None,
         logging: None,
+        heartbeat_url: None,
+        heartbeat_interval: None,
         dbs: Vec::new(),
         ..config.clone()
     });
@@ -210,11 +219,32 @@ pub fn settings(
         drain: config
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
+        heartbeat: heartbeat(config)?,
     })
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("a configuration has string keys and plain values")
+}
+
+fn heartbeat(config: &Config) -> Result<Option<Heartbeat>, ConfigError> {
+    let wrong = |key: &str, message: &str| ConfigError::Value {
+        key: key.to_owned(),
+        message: message.to_owned(),
+    };
+    let interval = (config.heartbeat_interval).map_or(DEFAULT_HEARTBEAT, |span| span.0);
+    if interval < MIN_HEARTBEAT {
+        return Err(wrong("heartbeat-interval", "1m is the least"));
+    }
+    let Some(text) = &config.heartbeat_url else {
+        return Ok(None);
+    };
+    let message = "it has to begin with http:// or https:// and a host";
+    let url: Uri = text.parse().map_err(|_| wrong("heartbeat-url", message))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) || url.host().is_none() {
+        return Err(wrong("heartbeat-url", message));
+    }
+    Ok(Some(Heartbeat { url, interval }))
 }
 
 /// The entries of a configuration, one for each database: its number in the file, and for those

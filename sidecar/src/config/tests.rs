@@ -178,6 +178,12 @@ fn values_that_cannot_work_are_errors_that_name_the_key() {
             "dbs: [{path: 'sqlite:///a.db', replica: {url: 's3://shop/c'}}]",
             "dbs[0].path",
         ),
+        ("{heartbeat-interval: 59s}", "heartbeat-interval"),
+        ("{heartbeat-url: 'monitor.example.com'}", "heartbeat-url"),
+        (
+            "{heartbeat-url: 'ftp://monitor.example.com'}",
+            "heartbeat-url",
+        ),
         (
             "dbs: [{path: /a.db, meta-dir: /m, replica: {url: 's3://shop/c'}}]",
             "dbs[0].meta-dir",

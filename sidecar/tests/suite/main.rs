@@ -13,6 +13,7 @@ mod cli;
 mod compat;
 mod endpoints;
 mod generations;
+mod heartbeat;
 mod many;
 mod reload;
 mod replicate;

@@ -22,6 +22,7 @@ pub use shown::{Shown, ShownDatabase};
 use crate::args::ReplicateArguments;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::heartbeat::Heart;
 use crate::memory;
 use crate::server;
 use crate::signals::EndSignals;
@@ -87,12 +88,15 @@ pub async fn run(
         },
     };
     let mut since = loaded.since();
+    let mut heart = Heart::default();
+    heart.follow(loaded.settings.heartbeat.as_ref(), &shown);
     drop(loaded);
     loop {
         tokio::select! {
             loaded = source.changed(&since, &mut opener) => {
                 tracing::info!(databases = loaded.settings.databases.len(), "the databases changed");
                 fleet.apply(&loaded, &shown);
+                heart.follow(loaded.settings.heartbeat.as_ref(), &shown);
                 since = loaded.since();
             }
             code = exec::ended(&mut child) => {

@@ -2,6 +2,7 @@
 
 pub mod bucket;
 pub mod database;
+pub mod monitor;
 pub mod place;
 pub mod process;
 pub mod sidecar;
