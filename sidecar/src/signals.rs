@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT, which the kernel ignores for a container's first process unless it asks.
+//! SIGTERM and SIGINT, which the kernel ignores for a container's first process unless it asks; and
+//! SIGHUP, which asks for a look at the configuration.
 
 use protocol::exit::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,6 +11,31 @@ use crate::failure::Failure;
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+}
+
+/// SIGHUP of a process that has a file to read again. Any other process ends by it, as it does when
+/// its terminal is closed.
+pub struct Hangups(Option<Signal>);
+
+impl Hangups {
+    /// Handles the signal from now on, if there is a file.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn new(has_file: bool) -> Result<Hangups, Failure> {
+        let failed = |error: std::io::Error| Failure::new(ExitCode::LocalIo, error);
+        let handled = has_file.then(|| signal(SignalKind::hangup()));
+        Ok(Hangups(handled.transpose().map_err(failed)?))
+    }
+
+    /// Waits for the next one.
+    pub async fn recv(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl EndSignals {

@@ -6,6 +6,7 @@
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Pause after a first unexpected end; doubles up to [`MAX_PAUSE`].
@@ -27,6 +28,7 @@ pub fn run() -> ExitCode {
 async fn supervise() -> ExitCode {
     let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
     let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
+    let mut hangup = signal(SignalKind::hangup()).expect("SIGHUP can be handled");
     let mut pause = MIN_PAUSE;
     loop {
         let started = tokio::time::Instant::now();
@@ -45,10 +47,13 @@ async fn supervise() -> ExitCode {
                 continue;
             }
         };
-        let status = tokio::select! {
-            status = child.wait() => status,
-            _ = terminate.recv() => return end(child).await,
-            _ = interrupt.recv() => return end(child).await,
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status,
+                _ = terminate.recv() => return end(child).await,
+                _ = interrupt.recv() => return end(child).await,
+                _ = hangup.recv() => pass(&child, Signal::HUP),
+            }
         };
         if started.elapsed() >= STABLE {
             pause = MIN_PAUSE;
@@ -59,6 +64,8 @@ async fn supervise() -> ExitCode {
         );
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            // The next worker reads the configuration anyway.
+            _ = hangup.recv() => {}
             _ = terminate.recv() => return ExitCode::SUCCESS,
             _ = interrupt.recv() => return ExitCode::SUCCESS,
         }
@@ -66,15 +73,16 @@ async fn supervise() -> ExitCode {
     }
 }
 
+fn pass(child: &tokio::process::Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
+        // It fails only when the worker has just ended.
+        let _signalled = kill_process(pid, signal);
+    }
+}
+
 /// Passes the signal on and waits: the worker stores what is left and ends.
 async fn end(mut child: tokio::process::Child) -> ExitCode {
-    if let Some(pid) = child
-        .id()
-        .and_then(|pid| rustix::process::Pid::from_raw(pid as i32))
-    {
-        // It fails only when the worker has just ended.
-        let _signalled = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    }
+    pass(&child, Signal::TERM);
     match child.wait().await {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(status) => ExitCode::from(

@@ -1,8 +1,11 @@
 //! A configuration that changes while it is used.
 
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
 use crate::support::database::{assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
-use crate::support::process::run;
+use crate::support::process::{program, run, signal, wait_for_end};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 use crate::support::writer::Writer;
@@ -104,4 +107,65 @@ fn a_database_that_is_configured_no_more_stores_its_last_commits() {
         (done.code == Some(0) && rows(&output).len() == 7).then_some(())
     });
     assert_eq!(sidecar.terminate().0, Some(0));
+}
+
+#[test]
+fn a_hangup_reads_the_configuration_at_once() {
+    for supervise in [&[][..], &["--supervise"]] {
+        let place = Place::new();
+        drop(create(&place.database(), 1));
+        let config = |name: &str| {
+            let (database, url) = (place.database(), place.url("backup"));
+            let content = format!(
+                "identity: {{backup: shop/orders, member: {name}}}\n\
+                 dbs: [{{path: {}, replica: {{url: '{url}'}}}}]\n",
+                database.display()
+            );
+            place.write("config.yml", &content)
+        };
+        let file = config("first");
+        let arguments = [supervise, &["--config", &file]].concat();
+        let sidecar = Sidecar::start(place.path(), &arguments);
+        let before = sidecar.wait_until_stored();
+        let start = Instant::now();
+        for name in ["second", "third", "fourth", "fifth"] {
+            config(name);
+            signal(sidecar.id(), "HUP");
+            until("the new configuration is in force", || {
+                (sidecar.status().member == name).then_some(())
+            });
+        }
+        // Looks alone would have taken 5 s for each.
+        assert!(start.elapsed() < Duration::from_secs(10));
+        // One that makes no sense is told each time that somebody asks.
+        place.write("config.yml", "dbs: [{pth: x}]");
+        for times in 1..=2 {
+            signal(sidecar.id(), "HUP");
+            until("the error is told", || {
+                let log = sidecar.log();
+                let told = log.matches("the new configuration is not used").count();
+                (told >= times).then_some(())
+            });
+        }
+        let after = sidecar.wait_until_stored();
+        assert_eq!(before.targets[0].epoch, after.targets[0].epoch);
+        assert_eq!(sidecar.terminate().0, Some(0));
+    }
+}
+
+#[test]
+fn without_a_file_a_hangup_ends_us_as_a_closed_terminal_does() {
+    let place = Place::new();
+    drop(create(&place.database(), 1));
+    let mut child = program()
+        .args(["replicate", place.database_text(), &place.url("backup")])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("it works", || {
+        place.path().join("backup").exists().then_some(())
+    });
+    signal(child.id(), "HUP");
+    let (code, _) = wait_for_end(&mut child);
+    assert_eq!(code, None);
 }

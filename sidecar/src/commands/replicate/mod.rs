@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::heartbeat::Heart;
 use crate::memory;
 use crate::server;
-use crate::signals::EndSignals;
+use crate::signals::{EndSignals, Hangups};
 use fleet::Fleet;
 use once::{Goals, Progress};
 use source::{Loaded, Source};
@@ -52,6 +52,7 @@ pub async fn run(
         let _asked = set_parent_process_death_signal(Some(Signal::TERM));
     }
     let source = Source::new(&arguments)?;
+    let mut hangups = Hangups::new(matches!(source, Source::File(_)))?;
     let mut opener = Opener::new();
     let read = first_read(&source, &mut opener, arguments.worker);
     let loaded = tokio::select! {
@@ -93,7 +94,7 @@ pub async fn run(
     drop(loaded);
     loop {
         tokio::select! {
-            loaded = source.changed(&since, &mut opener) => {
+            loaded = source.changed(&since, &mut opener, &mut hangups) => {
                 tracing::info!(databases = loaded.settings.databases.len(), "the databases changed");
                 fleet.apply(&loaded, &shown);
                 heart.follow(loaded.settings.heartbeat.as_ref(), &shown);

@@ -11,6 +11,7 @@ use store::{Opener, Target};
 use crate::args::{Divergence, ReplicateArguments, holder, variable};
 use crate::config::{self, ConfigError, Found, Settings};
 use crate::failure::Failure;
+use crate::signals::Hangups;
 
 /// Pause between looks at the configuration file.
 const RELOAD_PAUSE: Duration = Duration::from_secs(5);
@@ -106,15 +107,27 @@ impl Source {
     }
 
     /// Waits until the file has a content other than that of `since` that is usable, or until its
-    /// patterns find other databases, and returns it.
-    pub async fn changed(&self, since: &Since, opener: &mut Opener) -> Loaded {
+    /// patterns find other databases, and returns it. Looks now and then, and at each of `hangups`.
+    pub async fn changed(
+        &self,
+        since: &Since,
+        opener: &mut Opener,
+        hangups: &mut Hangups,
+    ) -> Loaded {
         let file = match self {
             Source::File(file) => Some(file),
             Source::Fixed(_) => None,
         };
         let mut said = String::new();
         loop {
-            tokio::time::sleep(RELOAD_PAUSE).await;
+            tokio::select! {
+                () = tokio::time::sleep(RELOAD_PAUSE) => {}
+                () = hangups.recv() => {
+                    tracing::info!("SIGHUP: looking at the configuration");
+                    // Whoever asks is told again.
+                    said.clear();
+                }
+            }
             let hash = file.map_or_else(String::new, |file| hash_of(file));
             let is_same = hash == since.hash || (file.is_some() && hash.is_empty());
             if is_same && !since.has_patterns {
