@@ -207,6 +207,43 @@ fn a_missing_object_is_a_hole_and_inspect_shows_it() {
     assert_eq!(done.code, Some(11));
     let json: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(json["restorable"], false);
+    // The last file is there, and leads nowhere.
+    let spans = json["spans"].as_array().unwrap();
+    let last = &spans[spans.len() - 1]["to"]["txid"];
+    let [hole] = json["holes"].as_array().unwrap().as_slice() else {
+        panic!("one hole is expected: {json}");
+    };
+    assert_eq!(&hole["after"], last);
+    assert!(text(objects.last().unwrap()).contains(hole["next"].as_str().unwrap()));
+    assert!(json["bill"].is_null(), "a directory has no prices: {json}");
+}
+
+#[test]
+fn inspect_tells_what_can_be_restored_and_what_a_bucket_costs() {
+    let place = Place::new();
+    let bucket = Bucket::create("verify-inspect");
+    drop(create(&place.database(), 3));
+    let url = bucket.url("app");
+    let inspect = |arguments: &[&str]| {
+        let mut command = bucket.program();
+        command.args(arguments);
+        finish(command).succeeds()
+    };
+    inspect(&["replicate", place.database_text(), &url, "--once"]);
+    let words = inspect(&["inspect", &url]);
+    for word in ["restorable TXID", "too young", "$0.005 for 1000 PUT"] {
+        assert!(words.contains(word), "{word}: {words}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&inspect(&["inspect", &url, "--json"])).unwrap();
+    let [span] = json["spans"].as_array().unwrap().as_slice() else {
+        panic!("one span is expected: {json}");
+    };
+    assert_eq!(span["from"]["txid"], json["earliest"]["txid"]);
+    assert_eq!(span["to"]["txid"], json["latest"]["txid"]);
+    assert!(json["holes"].as_array().unwrap().is_empty());
+    assert!(json["bill"]["month"].is_null());
+    assert!(json["bill"]["restoreDollars"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

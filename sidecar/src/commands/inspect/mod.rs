@@ -1,16 +1,18 @@
-//! `inspect`: what a replica holds.
+//! `inspect`: what a replica holds, what can be restored from it, and what it costs.
 
+mod bill;
 mod generations;
+mod reach;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use engine::plan::plan_restore;
+use engine::plan::{Plan, plan_restore};
 use engine::remote::{self, RemoteFile, read_header};
 use jiff::Timestamp;
 use ltx::Txid;
 use protocol::exit::ExitCode;
 use serde_json::{Value, json};
-use store::{Store, Target};
+use store::{Layout, Store, Target};
 
 use crate::args::InspectArguments;
 use crate::failure::Failure;
@@ -43,6 +45,9 @@ pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
         "levels": levels(files.iter()),
         "files": files.len(),
         "bytes": files.iter().map(|file| file.size).sum::<u64>(),
+        "spans": spans(&files),
+        "holes": holes(&files),
+        "bill": (store.layout() == Layout::S3).then(|| bill(&files, plan.as_ref().ok())),
         "restoreFiles": plan.as_ref().map(|plan| plan.files.len()).ok(),
         "restoreBytes": plan.as_ref().map(|plan| plan.bytes()).ok(),
     });
@@ -66,6 +71,52 @@ async fn time(store: &store::SharedStore, file: &RemoteFile) -> Option<Timestamp
 
 fn position(txid: Txid, time: Option<Timestamp>) -> Value {
     json!({"txid": txid.to_string(), "time": time.map(|time| time.to_string())})
+}
+
+/// What can be restored, each end with the time at which it was stored.
+fn spans(files: &BTreeSet<RemoteFile>) -> Value {
+    let mut stored: BTreeMap<Txid, i64> = BTreeMap::new();
+    for file in files {
+        let at = stored.entry(file.max).or_insert(file.modified_ms);
+        *at = file.modified_ms.min(*at);
+    }
+    let end = |txid: Txid| {
+        let ms = stored.get(&txid).copied().unwrap_or_default();
+        position(txid, Timestamp::from_millisecond(ms).ok())
+    };
+    let spans = reach::reach(files).spans.into_iter();
+    spans
+        .map(|(from, to)| json!({"from": end(from), "to": end(to)}))
+        .collect()
+}
+
+fn holes(files: &BTreeSet<RemoteFile>) -> Value {
+    let holes = reach::reach(files).holes.into_iter();
+    holes
+        .map(|(after, next)| json!({"after": after.to_string(), "next": next.to_string()}))
+        .collect()
+}
+
+fn bill(files: &BTreeSet<RemoteFile>, plan: Option<&Plan>) -> Value {
+    let month = bill::month(files, Timestamp::now().as_millisecond());
+    let month = month.map(|month| {
+        json!({
+            "observedSeconds": month.observed_seconds,
+            "puts": month.puts,
+            "uploadedBytes": month.uploaded_bytes,
+            "storedBytes": month.stored_bytes,
+            "dollars": month.dollars,
+        })
+    });
+    json!({
+        "month": month,
+        "restoreDollars": plan.map(|plan| bill::restore_dollars(plan, files.len())),
+        "prices": {
+            "thousandPuts": bill::PUTS_DOLLARS,
+            "thousandGets": bill::GETS_DOLLARS,
+            "gibMonth": bill::GIB_MONTH_DOLLARS,
+        },
+    })
 }
 
 fn levels<'a>(files: impl Iterator<Item = &'a RemoteFile>) -> Value {
@@ -104,6 +155,18 @@ fn print_text(summary: &Value) {
             level["level"], level["files"], level["bytes"]
         );
     }
+    for span in summary["spans"].as_array().into_iter().flatten() {
+        let end = |name: &str| {
+            let (txid, time) = (&span[name]["txid"], &span[name]["time"]);
+            let words = [txid, time].map(|it| it.as_str().unwrap_or("unknown"));
+            format!("{} (stored {})", words[0], words[1])
+        };
+        println!("  restorable TXID {} to {}", end("from"), end("to"));
+    }
+    for hole in summary["holes"].as_array().into_iter().flatten() {
+        let ends = ["after", "next"].map(|name| hole[name].as_str().unwrap_or_default());
+        println!("  HOLE       after TXID {}, before {}", ends[0], ends[1]);
+    }
     match summary["problem"].as_str() {
         None => println!(
             "  a restore reads {} files, {} bytes",
@@ -112,4 +175,27 @@ fn print_text(summary: &Value) {
         ),
         Some(problem) => println!("  NOT RESTORABLE to the latest position: {problem}"),
     }
+    if summary["bill"].is_object() {
+        print_bill(&summary["bill"]);
+    }
+}
+
+fn print_bill(bill: &Value) {
+    let month = &bill["month"];
+    match month["dollars"].as_f64() {
+        Some(dollars) => println!(
+            "  a month    {} requests, {} bytes uploaded, {} bytes kept: about ${dollars:.2}, if it \
+             goes on as in the last {} s",
+            month["puts"], month["uploadedBytes"], month["storedBytes"], month["observedSeconds"],
+        ),
+        None => println!("  a month    too young for an estimate: look again in 10 minutes"),
+    }
+    if let Some(dollars) = bill["restoreDollars"].as_f64() {
+        println!("  a restore  about ${dollars:.6} for requests");
+    }
+    println!(
+        "  prices     ${} for 1000 PUT or LIST, ${} for 1000 GET, ${} for 1 GiB and month; traffic \
+         is not in it",
+        bill["prices"]["thousandPuts"], bill["prices"]["thousandGets"], bill["prices"]["gibMonth"]
+    );
 }
