@@ -65,6 +65,9 @@ pub struct ReplicateArguments {
     /// Store everything there is now, then end
     #[arg(long, conflicts_with = "exec")]
     pub once: bool,
+    /// Look at the databases and their targets, say what would be done, and change nothing
+    #[arg(long, conflicts_with_all = ["once", "exec", "supervise"])]
+    pub dry_run: bool,
     /// Run this command meanwhile, pass signals on to it, and end after it with its exit code
     #[arg(long, value_name = "CMD", conflicts_with = "supervise")]
     pub exec: Option<String>,

@@ -8,7 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::support::bucket::{Bucket, url};
-use crate::support::database::create;
+use crate::support::database::{create, files};
 use crate::support::process::{Finished, clean, finish, program, run};
 
 /// Nobody's user and group.
@@ -312,6 +312,69 @@ fn a_restore_says_what_is_missing() {
     .unwrap();
     let done = run(["restore", "--config", text(&missing), "/other.db"]);
     done.fails_with(2, &["/other.db", text(&missing)]);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
+    let place = place();
+    let [stored, fresh, missing] =
+        ["stored", "fresh", "missing"].map(|name| place.path().join(name));
+    drop(create(&stored, 1));
+    drop(create(&fresh, 1));
+    let target = |path: &Path| format!("file://{}-backup", path.display());
+    let entry = |path: &Path| {
+        format!(
+            "- {{path: {}, replica: {{url: '{}'}}}}\n",
+            path.display(),
+            target(path)
+        )
+    };
+    replicate(&stored).succeeds();
+    let file = place.path().join("config.yml");
+    let both = format!("dbs:\n{}{}", entry(&stored), entry(&fresh));
+    std::fs::write(&file, &both).unwrap();
+    let before = files(place.path(), &|_| true);
+    let dry_run = ["replicate", "--config", text(&file), "--dry-run"];
+    let words = run(dry_run).succeeds();
+    for line in [
+        format!("{}: would be replicated", stored.display()),
+        format!("  to file, {}: a backup up to TXID 0", target(&stored)),
+        format!("{}: would be replicated", fresh.display()),
+        format!("  to file, {}: no backup yet", target(&fresh)),
+    ] {
+        assert!(words.contains(&line), "{line}: {words}");
+    }
+    assert_eq!(files(place.path(), &|_| true), before);
+    // One that cannot work hides nobody, and is the answer.
+    std::fs::write(&file, format!("{both}{}", entry(&missing))).unwrap();
+    let done = run(dry_run);
+    done.fails_with(17, &[text(&missing), "does not exist", "check the path"]);
+    assert!(done.out.contains(text(&fresh)) && done.out.contains("cannot be replicated"));
+    let dead = "s3://bucket/app?endpoint=http://127.0.0.1:1";
+    let mut command = program();
+    command
+        .args(["replicate", text(&fresh), dead, "--dry-run"])
+        .env("AWS_ACCESS_KEY_ID", "id")
+        .env("AWS_SECRET_ACCESS_KEY", "secret");
+    let words = [text(&fresh), "s3://bucket/app", "unreachable"];
+    finish(command).fails_with(21, &words);
+    // Something that calls itself a lease and is none.
+    let lock = format!("{}-backup/lock.json", stored.display());
+    std::fs::write(&lock, "not a lease").unwrap();
+    run(["replicate", text(&stored), &target(&stored), "--dry-run"])
+        .fails_with(10, &["lock.json cannot be understood"]);
+    // What Litestream wrote has no lease.
+    std::fs::remove_file(&lock).unwrap();
+    let words = run(["replicate", text(&stored), &target(&stored), "--dry-run"]).succeeds();
+    assert!(words.contains("written by Litestream"), "{words}");
+    let done = run([
+        "replicate",
+        text(&stored),
+        &target(&stored),
+        "--dry-run",
+        "--once",
+    ]);
+    done.fails_with(2, &["--dry-run", "--once"]);
 }
 
 #[test]

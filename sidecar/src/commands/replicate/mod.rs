@@ -1,11 +1,13 @@
 //! `replicate`: the long-running process.
 
+mod dry_run;
 mod exec;
 mod fleet;
 mod once;
 mod shown;
 mod source;
 
+use std::path::Path;
 use std::time::Duration;
 
 use engine::capture::Capture;
@@ -59,6 +61,15 @@ pub async fn run(
         loaded = read => loaded?,
         _ = stop.changed() => return Ok(ExitCode::Done.into()),
     };
+    if arguments.dry_run {
+        return tokio::select! {
+            done = dry_run::run(&loaded.settings) => done.map(Into::into),
+            _ = stop.changed() => {
+                let message = "ended by a signal before it was done";
+                Err(Failure::message(ExitCode::Timeout, message))
+            }
+        };
+    }
     let exec = arguments.exec.as_ref().or(loaded.settings.exec.as_ref());
     let child = exec.map(String::as_str).map(exec::parse).transpose()?;
     if child.is_some() && arguments.worker {
@@ -155,37 +166,40 @@ async fn ended(fleet: Fleet, shown: &Shown) -> Result<ExitCode, Failure> {
 
 /// A person at a terminal is told at once what cannot work; in a Pod it may still come right.
 fn refuse_unusable(settings: &Settings, is_made_later: bool) -> Result<(), Failure> {
-    for database in &settings.databases {
-        if database.restore_first {
-            continue;
-        }
-        let path = &database.settings.path;
-        let Probe::Unfit(state, message) = probe(path) else {
-            continue;
-        };
-        let (code, advice) = match state {
-            DatabaseState::Starting => continue,
-            DatabaseState::Missing if is_made_later => continue,
-            DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
-            DatabaseState::Missing => (
-                ExitCode::BadSource,
-                "; check the path, or start the application first",
-            ),
-            DatabaseState::NotSqlite => {
-                (ExitCode::BadSource, "; give the path of the database file")
-            }
-            _ => (ExitCode::BadSource, ""),
-        };
-        let path = path.display().to_string();
-        // Some of the messages name the file themselves.
-        let named = if message.contains(&path) {
-            message
-        } else {
-            format!("{path}: {message}")
-        };
-        return Err(Failure::message(code, format!("{named}{advice}")));
-    }
-    Ok(())
+    let mut databases = settings.databases.iter();
+    let first = databases.find_map(|database| {
+        unusable(
+            &database.settings.path,
+            is_made_later || database.restore_first,
+        )
+    });
+    first.map_or(Ok(()), Err)
+}
+
+/// Why the database at a path cannot be replicated; `is_made_later` when it may be missing.
+fn unusable(path: &Path, is_made_later: bool) -> Option<Failure> {
+    let Probe::Unfit(state, message) = probe(path) else {
+        return None;
+    };
+    let (code, advice) = match state {
+        DatabaseState::Starting => return None,
+        DatabaseState::Missing if is_made_later => return None,
+        DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
+        DatabaseState::Missing => (
+            ExitCode::BadSource,
+            "; check the path, or start the application first",
+        ),
+        DatabaseState::NotSqlite => (ExitCode::BadSource, "; give the path of the database file"),
+        _ => (ExitCode::BadSource, ""),
+    };
+    let path = path.display().to_string();
+    // Some of the messages name the file themselves.
+    let named = if message.contains(&path) {
+        message
+    } else {
+        format!("{path}: {message}")
+    };
+    Some(Failure::message(code, format!("{named}{advice}")))
 }
 
 /// Waits until every database has stored everything or has failed, then ends.

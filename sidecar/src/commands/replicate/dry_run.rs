@@ -1,0 +1,88 @@
+//! `replicate --dry-run`: what would be replicated where, changing nothing.
+
+use engine::database::DatabaseSettings;
+use engine::lease::{self, LeaseError};
+use engine::remote;
+use engine::target::TargetSettings;
+use futures::StreamExt;
+use protocol::exit::ExitCode;
+use store::Store;
+
+use super::unusable;
+use crate::config::Settings;
+use crate::failure::{Failure, store_code};
+
+/// Databases looked at at the same time.
+const DATABASES_AT_ONCE: usize = 8;
+
+/// Looks at each database and at each of its targets, and says what is there.
+///
+/// # Errors
+///
+/// The first database or target that cannot work, after all of them have had their turn.
+pub async fn run(settings: &Settings) -> Result<ExitCode, Failure> {
+    let looks = (settings.databases.iter())
+        .map(|database| look(&database.settings, database.restore_first));
+    let mut looks = futures::stream::iter(looks).buffered(DATABASES_AT_ONCE);
+    let mut failure = None;
+    while let Some((lines, failed)) = looks.next().await {
+        for line in lines {
+            println!("{line}");
+        }
+        for failed in failed {
+            if failure.is_some() {
+                tracing::error!("{failed}");
+            }
+            failure.get_or_insert(failed);
+        }
+    }
+    failure.map_or(Ok(ExitCode::Done), Err)
+}
+
+/// Lines for people, and what is wrong.
+async fn look(database: &DatabaseSettings, restore_first: bool) -> (Vec<String>, Vec<Failure>) {
+    let path = database.path.display();
+    let mut failures = Vec::new();
+    let mut lines = match unusable(&database.path, restore_first) {
+        None => vec![format!("{path}: would be replicated")],
+        Some(failure) => {
+            let line = format!("{path}: cannot be replicated");
+            failures.push(failure);
+            vec![line]
+        }
+    };
+    for target in &database.targets {
+        let (name, place) = (&target.name, target.store.describe());
+        let found = found(target).await.unwrap_or_else(|failure| {
+            failures.push(failure.context(&path).context(&place));
+            "cannot be asked".to_owned()
+        });
+        lines.push(format!("  to {name}, {place}: {found}"));
+    }
+    (lines, failures)
+}
+
+/// What a target holds. Whether it may be written is not tried.
+async fn found(target: &TargetSettings) -> Result<String, Failure> {
+    let lease = lease::read(&target.store)
+        .await
+        .map_err(|error| match error {
+            LeaseError::Store(error) => Failure::new(store_code(&error), error),
+            error => Failure::new(ExitCode::Corrupt, error),
+        })?;
+    let files = remote::list(&target.store).await?;
+    if files.is_empty() {
+        return Ok("no backup yet".to_owned());
+    }
+    let txid = remote::newest(&files);
+    Ok(match lease {
+        Some(stored) => format!(
+            "a backup up to TXID {txid}, last written by {} with epoch {}",
+            stored.lease.holder, stored.lease.epoch
+        ),
+        None => format!(
+            "a backup up to TXID {txid}, written by Litestream: it would be taken over, from a full \
+             copy on"
+        ),
+    })
+}
