@@ -12,6 +12,7 @@
 mod cli;
 mod compat;
 mod endpoints;
+mod exec;
 mod generations;
 mod heartbeat;
 mod many;

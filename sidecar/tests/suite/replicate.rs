@@ -1,7 +1,6 @@
 //! Commits reach the store, whoever is killed and when.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use protocol::status::DatabaseState;
@@ -9,13 +8,13 @@ use protocol::status::DatabaseState;
 use crate::support::bucket::Bucket;
 use crate::support::database::{Rows, assert_same, create, files, insert, rows};
 use crate::support::place::{Place, text};
-use crate::support::process::{finish, program, run, signal, wait_for_end};
+use crate::support::process::{finish, program, run, signal};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 use crate::support::writer::Writer;
 
 /// Restores the newest state of a replica and reads it.
-fn restored(place: &Place, url: &str, program: Command) -> Rows {
+pub fn restored(place: &Place, url: &str, program: Command) -> Rows {
     let output = place.fresh("restored.db");
     let mut command = program;
     command
@@ -126,60 +125,6 @@ fn once_ends_while_an_application_goes_on_writing() {
     writer.stop();
 }
 
-/// A child that commits, tells its end to nobody, and leaves with a code of its own.
-const CHILD: &str = r#"
-import signal, sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA journal_mode=WAL")
-db.execute("CREATE TABLE log(id INTEGER PRIMARY KEY, body BLOB)")
-def end(*_):
-    db.execute("INSERT INTO log VALUES(NULL, x'01')")
-    sys.exit(5)
-signal.signal(signal.SIGTERM, end)
-for _ in range(int(sys.argv[2])):
-    db.execute("INSERT INTO log VALUES(NULL, x'00')")
-print("ready", flush=True)
-if sys.argv[3] == "wait":
-    signal.pause()
-end()
-"#;
-
-fn exec(place: &Place, mode: &str) -> Command {
-    let script = place.write("child.py", CHILD);
-    let database = place.database_text();
-    let mut command = program();
-    command
-        .args(["replicate", database, &place.url("backup"), "--exec"])
-        .arg(format!("python3 '{script}' {database} 5 {mode}"));
-    command
-}
-
-#[test]
-fn a_child_runs_and_its_last_commits_are_stored_before_we_end_with_its_code() {
-    let place = Place::new();
-    let done = finish(exec(&place, "end"));
-    assert_eq!(done.code, Some(5), "{done:?}");
-    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
-    let mut command = program();
-    command.args(["replicate", place.database_text(), &place.url("backup")]);
-    command.args(["--exec", "/no/such/program"]);
-    finish(command).fails_with(2, &["/no/such/program"]);
-}
-
-#[test]
-fn a_child_gets_our_signal_and_its_answer_to_it_is_stored() {
-    let place = Place::new();
-    let mut command = exec(&place, "wait");
-    let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    let output = parent.stdout.as_mut().unwrap();
-    BufReader::new(output).read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), "ready");
-    signal(parent.id(), "TERM");
-    assert_eq!(wait_for_end(&mut parent).0, Some(5));
-    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
-}
-
 #[test]
 fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
     // The state is copied, and the database is the very same file under another name: what a clone
@@ -226,26 +171,6 @@ fn nothing_that_only_leads_to_a_database_is_taken_for_it() {
     run(["restore", &url, "-o", link, "--force"]).fails_with(2, &["symbolic link"]);
     assert_eq!(rows(&place.database()).len(), 5);
     drop(connection);
-}
-
-#[test]
-fn a_child_starts_when_its_missing_database_has_been_restored() {
-    let (place, other) = (Place::new(), Place::new());
-    let url = place.url("backup");
-    drop(create(&place.database(), 5));
-    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
-    let count = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM log').fetchone()[0])";
-    let script = other.write("count.py", count);
-    let config = other.write(
-        "config.yml",
-        &format!(
-            "exec: python3 {script} {database}\ndbs:\n- path: {database}\n  \
-             restore-if-db-not-exists: true\n  replica: {{url: '{url}'}}\n",
-            database = other.database_text()
-        ),
-    );
-    let printed = run(["replicate", "--config", &config]).succeeds();
-    assert_eq!(printed.trim(), "5");
 }
 
 #[test]

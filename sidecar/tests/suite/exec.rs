@@ -1,0 +1,83 @@
+//! An application that runs as our child, for as long as it does.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::replicate::restored;
+use crate::support::database::create;
+use crate::support::place::Place;
+use crate::support::process::{finish, program, run, signal, wait_for_end};
+
+/// A child that commits, tells its end to nobody, and leaves with a code of its own.
+const CHILD: &str = r#"
+import signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("CREATE TABLE log(id INTEGER PRIMARY KEY, body BLOB)")
+def end(*_):
+    db.execute("INSERT INTO log VALUES(NULL, x'01')")
+    sys.exit(5)
+signal.signal(signal.SIGTERM, end)
+for _ in range(int(sys.argv[2])):
+    db.execute("INSERT INTO log VALUES(NULL, x'00')")
+print("ready", flush=True)
+if sys.argv[3] == "wait":
+    signal.pause()
+end()
+"#;
+
+fn exec(place: &Place, mode: &str) -> Command {
+    let script = place.write("child.py", CHILD);
+    let database = place.database_text();
+    let mut command = program();
+    command
+        .args(["replicate", database, &place.url("backup"), "--exec"])
+        .arg(format!("python3 '{script}' {database} 5 {mode}"));
+    command
+}
+
+#[test]
+fn a_child_runs_and_its_last_commits_are_stored_before_we_end_with_its_code() {
+    let place = Place::new();
+    let done = finish(exec(&place, "end"));
+    assert_eq!(done.code, Some(5), "{done:?}");
+    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
+    let mut command = program();
+    command.args(["replicate", place.database_text(), &place.url("backup")]);
+    command.args(["--exec", "/no/such/program"]);
+    finish(command).fails_with(2, &["/no/such/program"]);
+}
+
+#[test]
+fn a_child_gets_our_signal_and_its_answer_to_it_is_stored() {
+    let place = Place::new();
+    let mut command = exec(&place, "wait");
+    let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let output = parent.stdout.as_mut().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready");
+    signal(parent.id(), "TERM");
+    assert_eq!(wait_for_end(&mut parent).0, Some(5));
+    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
+}
+
+#[test]
+fn a_child_starts_when_its_missing_database_has_been_restored() {
+    let (place, other) = (Place::new(), Place::new());
+    let url = place.url("backup");
+    drop(create(&place.database(), 5));
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    let count = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM log').fetchone()[0])";
+    let script = other.write("count.py", count);
+    let config = other.write(
+        "config.yml",
+        &format!(
+            "exec: python3 {script} {database}\ndbs:\n- path: {database}\n  \
+             restore-if-db-not-exists: true\n  replica: {{url: '{url}'}}\n",
+            database = other.database_text()
+        ),
+    );
+    let printed = run(["replicate", "--config", &config]).succeeds();
+    assert_eq!(printed.trim(), "5");
+}
