@@ -60,14 +60,16 @@ impl EndSignals {
         }
     }
 
-    /// A value that turns true with the first signal. The second one ends the process at once.
-    pub fn watch(mut self) -> watch::Receiver<bool> {
+    /// A value that turns true with the first signal. The second one ends the process at once,
+    /// after `last`.
+    pub fn watch(mut self, last: impl FnOnce() + 'static) -> watch::Receiver<bool> {
         let (sender, receiver) = watch::channel(false);
-        tokio::spawn(async move {
+        tokio::task::spawn_local(async move {
             self.recv().await;
             tracing::info!("stopping: the last commits are stored first");
             sender.send_replace(true);
             self.recv().await;
+            last();
             std::process::exit(ExitCode::Timeout as i32);
         });
         receiver

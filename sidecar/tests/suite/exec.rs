@@ -7,10 +7,11 @@ use crate::replicate::restored;
 use crate::support::database::create;
 use crate::support::place::Place;
 use crate::support::process::{finish, program, run, signal, wait_for_end};
+use crate::support::until;
 
 /// A child that commits, tells its end to nobody, and leaves with a code of its own.
 const CHILD: &str = r#"
-import signal, sqlite3, sys
+import os, signal, sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA journal_mode=WAL")
 db.execute("CREATE TABLE log(id INTEGER PRIMARY KEY, body BLOB)")
@@ -21,8 +22,13 @@ signal.signal(signal.SIGTERM, end)
 for _ in range(int(sys.argv[2])):
     db.execute("INSERT INTO log VALUES(NULL, x'00')")
 print("ready", flush=True)
-if sys.argv[3] == "wait":
+mode = sys.argv[3]
+if mode == "wait":
     signal.pause()
+if mode == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "content":
+    sys.exit(0)
 end()
 "#;
 
@@ -50,16 +56,80 @@ fn a_child_runs_and_its_last_commits_are_stored_before_we_end_with_its_code() {
 
 #[test]
 fn a_child_gets_our_signal_and_its_answer_to_it_is_stored() {
+    // The terminal's signal and that of a service manager mean the same to us.
+    for name in ["TERM", "INT"] {
+        let place = Place::new();
+        let mut command = exec(&place, "wait");
+        let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let output = parent.stdout.as_mut().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "ready");
+        signal(parent.id(), name);
+        assert_eq!(wait_for_end(&mut parent).0, Some(5));
+        assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
+    }
+}
+
+#[test]
+fn a_child_that_a_signal_ended_is_told_as_a_shell_tells_it() {
     let place = Place::new();
-    let mut command = exec(&place, "wait");
-    let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
+    let done = finish(exec(&place, "killed"));
+    assert_eq!(done.code, Some(128 + 9), "{done:?}");
+    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 5);
+}
+
+#[test]
+fn a_content_child_does_not_hide_that_its_commits_are_not_stored() {
+    let dead = "s3://bucket/app?endpoint=http://127.0.0.1:1";
+    for (mode, code) in [("content", 23), ("end", 5)] {
+        let place = Place::new();
+        let script = place.write("child.py", CHILD);
+        let database = place.database_text();
+        let config = place.write(
+            "config.yml",
+            &format!(
+                "exec: python3 {script} {database} 5 {mode}\nshutdown-sync-timeout: 1s\n\
+                 access-key-id: a\nsecret-access-key: b\n\
+                 dbs: [{{path: {database}, replica: {{url: '{dead}'}}}}]\n"
+            ),
+        );
+        let done = run(["replicate", "--config", &config]);
+        done.fails_with(code, &["stopped before every commit was stored"]);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_us_at_once_and_our_child_with_us() {
+    let place = Place::new();
+    // It does not care for the first one.
+    let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
+    let mut command = program();
+    command
+        .args(["replicate", place.database_text(), &place.url("backup")])
+        .args(["--exec", &format!("sh -c \"{script}\"")]);
+    let mut parent = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
     let output = parent.stdout.as_mut().unwrap();
     BufReader::new(output).read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), "ready");
+    let mut log = BufReader::new(parent.stderr.take().unwrap()).lines();
     signal(parent.id(), "TERM");
-    assert_eq!(wait_for_end(&mut parent).0, Some(5));
-    assert_eq!(restored(&place, &place.url("backup"), program()).len(), 6);
+    let mut said = log.by_ref().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("stopping")));
+    signal(parent.id(), "TERM");
+    assert_eq!(wait_for_end(&mut parent).0, Some(23));
+    let child = line.trim();
+    until("the child is gone", || {
+        let state = std::fs::read_to_string(format!("/proc/{child}/stat"));
+        // Nobody may be there to bury it.
+        state
+            .map_or(true, |state| state.contains(") Z "))
+            .then_some(())
+    });
 }
 
 #[test]

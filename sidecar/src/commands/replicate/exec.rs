@@ -1,5 +1,8 @@
 //! `replicate --exec`: an application that runs as our child, for as long as it does.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use protocol::exit::ExitCode;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
@@ -20,19 +23,49 @@ pub fn parse(command: &str) -> Result<Vec<String>, Failure> {
     Ok(words)
 }
 
-/// Starts it.
+/// The child, while it runs.
+#[derive(Clone, Default)]
+pub struct Running(Rc<Cell<Option<Pid>>>);
+
+impl Running {
+    /// Ends it without any warning: without us it would write commits that nobody stores.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.0.get() {
+            // It fails only when the child has just ended.
+            let _signalled = kill_process(pid, signal);
+        }
+    }
+}
+
+/// A started child, killed when dropped.
+pub struct Application {
+    child: Child,
+    running: Running,
+}
+
+/// Starts one, which is `running` then.
 ///
 /// # Errors
 ///
 /// There is no such program, or it cannot be run.
-pub fn start(words: Vec<String>) -> Result<Child, Failure> {
+pub fn start(words: Vec<String>, running: &Running) -> Result<Application, Failure> {
     let (program, arguments) = words.split_first().expect("a parsed command has a word");
-    // Without us it would write commits that nobody stores.
     let started = Command::new(program)
         .args(arguments)
         .kill_on_drop(true)
         .spawn();
-    started.map_err(|error| Failure::message(ExitCode::Usage, format!("exec {program}: {error}")))
+    let child = started
+        .map_err(|error| Failure::message(ExitCode::Usage, format!("exec {program}: {error}")))?;
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    running.0.set(pid);
+    Ok(Application {
+        child,
+        running: running.clone(),
+    })
 }
 
 /// What we end with after a child that ended with `code`: its code, unless that says that all is
@@ -57,26 +90,26 @@ pub fn answer(
 
 /// Waits until the child has ended by itself, for ever when there is none. Returns the exit code
 /// that a shell would.
-pub async fn ended(child: &mut Option<Child>) -> u8 {
-    match child {
-        Some(child) => code(child).await,
+pub async fn ended(application: &mut Option<Application>) -> u8 {
+    match application {
+        Some(application) => code(application).await,
         None => std::future::pending().await,
     }
 }
 
 /// Passes SIGTERM on and waits.
-pub async fn end(child: Option<Child>) -> Option<u8> {
-    let mut child = child?;
-    if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-        // It fails only when the child has just ended.
-        let _signalled = kill_process(pid, Signal::TERM);
-    }
-    Some(code(&mut child).await)
+pub async fn end(application: Option<Application>) -> Option<u8> {
+    let mut application = application?;
+    application.running.signal(Signal::TERM);
+    Some(code(&mut application).await)
 }
 
-async fn code(child: &mut Child) -> u8 {
+async fn code(application: &mut Application) -> u8 {
     use std::os::unix::process::ExitStatusExt;
-    let Ok(status) = child.wait().await else {
+    let ended = application.child.wait().await;
+    // From now on, its number may be another process's.
+    application.running.0.set(None);
+    let Ok(status) = ended else {
         return u8::MAX;
     };
     let code = status.code().or(status.signal().map(|signal| 128 + signal));

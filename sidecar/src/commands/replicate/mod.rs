@@ -47,7 +47,11 @@ pub async fn run(
     arguments: ReplicateArguments,
     signals: EndSignals,
 ) -> Result<std::process::ExitCode, Failure> {
-    let mut stop = signals.watch();
+    let running = exec::Running::default();
+    let mut stop = signals.watch({
+        let running = running.clone();
+        move || running.kill()
+    });
     if arguments.worker {
         // A killed supervisor must not leave a writer that nobody can end. Where the system can't
         // tell us, the lease still keeps a second writer apart.
@@ -95,7 +99,7 @@ pub async fn run(
         None => None,
         // It must not make an empty database in the place of one that is being restored.
         Some(words) => tokio::select! {
-            () = fleet.ready() => Some(exec::start(words)?),
+            () = fleet.ready() => Some(exec::start(words, &running)?),
             _ = stop.changed() => return ended(fleet, &shown).await.map(Into::into),
         },
     };
