@@ -15,8 +15,9 @@ use crate::config::LogSettings;
 /// and customer keys.
 const TELLS_SECRETS: &str = "aws_";
 
-/// Sets up logging for the life of the process. The command line wins over the configuration.
-pub fn init(arguments: &LogArguments, configured: LogSettings) {
+/// Sets up logging for the life of the process, and says which form it has. The command line wins
+/// over the configuration.
+pub fn init(arguments: &LogArguments, configured: LogSettings) -> LogFormat {
     let level = arguments.log_level.or(configured.level);
     let level = LevelFilter::from_level(level.unwrap_or(tracing::Level::INFO));
     let builder = tracing_subscriber::fmt()
@@ -30,11 +31,14 @@ pub fn init(arguments: &LogArguments, configured: LogSettings) {
     let filter = Targets::new()
         .with_default(level)
         .with_target(TELLS_SECRETS, level.min(LevelFilter::DEBUG));
-    match arguments.log_format.or(configured.format) {
-        Some(LogFormat::Json) => {
+    let format = arguments.log_format.or(configured.format);
+    let format = format.unwrap_or(LogFormat::Text);
+    match format {
+        LogFormat::Json => {
             let json = builder.json().flatten_event(true).finish();
             json.with(filter).init();
         }
-        _ => builder.finish().with(filter).init(),
+        LogFormat::Text => builder.finish().with(filter).init(),
     }
+    format
 }

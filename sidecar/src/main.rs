@@ -40,14 +40,14 @@ fn main() -> ExitCode {
     {
         return supervise::run();
     }
-    log::init(&arguments.log, configured_log(&arguments.command));
+    let log = log::init(&arguments.log, configured_log(&arguments.command));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("the system gives a process its first descriptors");
     // Everything runs on this thread; what is spawned may borrow across awaits what is not `Send`.
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, commands::run(arguments));
+    let result = local.block_on(&runtime, commands::run(arguments, log));
     // Blocking reads of a dead disk must not keep a finished process.
     runtime.shutdown_background();
     match result {

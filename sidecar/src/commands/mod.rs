@@ -10,16 +10,16 @@ use protocol::exit::ExitCode;
 
 pub use replicate::{Shown, ShownDatabase};
 
-use crate::args::{Arguments, Command, DecryptArguments};
+use crate::args::{Arguments, Command, DecryptArguments, LogFormat};
 use crate::failure::Failure;
 use crate::signals::EndSignals;
 
-/// Runs the command that was asked for.
+/// Runs the command that was asked for; `log` is the form of the log.
 ///
 /// # Errors
 ///
 /// The command's, or a signal that ended it.
-pub async fn run(arguments: Arguments) -> Result<std::process::ExitCode, Failure> {
+pub async fn run(arguments: Arguments, log: LogFormat) -> Result<std::process::ExitCode, Failure> {
     let mut signals = EndSignals::new()?;
     let command = match arguments.command {
         Command::Replicate(arguments) => return replicate::run(arguments, signals).await,
@@ -27,7 +27,7 @@ pub async fn run(arguments: Arguments) -> Result<std::process::ExitCode, Failure
     };
     // Dropped halfway, each of them removes its temporary files and leaves the rest as it was.
     tokio::select! {
-        result = one_shot(command) => result.map(Into::into),
+        result = one_shot(command, log) => result.map(Into::into),
         () = signals.recv() => {
             let message = "ended by a signal before it was done; nothing was changed";
             Err(Failure::message(ExitCode::Timeout, message))
@@ -35,10 +35,10 @@ pub async fn run(arguments: Arguments) -> Result<std::process::ExitCode, Failure
     }
 }
 
-async fn one_shot(command: Command) -> Result<ExitCode, Failure> {
+async fn one_shot(command: Command, log: LogFormat) -> Result<ExitCode, Failure> {
     match command {
         Command::Replicate(_) => unreachable!("it handles signals in its own way"),
-        Command::Restore(arguments) => restore::run(arguments).await,
+        Command::Restore(arguments) => restore::run(arguments, log).await,
         Command::Verify(arguments) => verify::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,

@@ -1,12 +1,14 @@
 //! Restores reach the point asked for, say which one that was, and change nothing otherwise.
 
+use std::process::Command;
+
 use jiff::{Timestamp, ToSpan};
 use protocol::status::Position;
 use serde_json::Value;
 
 use crate::support::database::{create, files, insert, rows};
 use crate::support::place::{Place, text};
-use crate::support::process::{Finished, run};
+use crate::support::process::{Finished, clean, finish, run};
 use crate::support::sidecar::Sidecar;
 
 /// A position of a replica, and how many rows the database had then.
@@ -319,4 +321,53 @@ fn another_target_gives_what_the_first_one_cannot() {
     );
     run(["restore", "--config", &config]).succeeds();
     assert_eq!(rows(&place.database()), expected);
+}
+
+/// Runs a command with a terminal for its output, and says what appeared there.
+const TERMINAL: &str = "
+import os, pty, sys
+said = b''
+def read(descriptor):
+    global said
+    data = os.read(descriptor, 4096)
+    said += data
+    return data
+status = pty.spawn(sys.argv[1:], read)
+sys.exit(os.waitstatus_to_exitcode(status))
+";
+
+#[test]
+fn people_who_watch_a_restore_see_a_bar_and_programs_see_lines() {
+    let place = Place::new();
+    history(&place);
+    let (url, config) = (
+        place.url("backup"),
+        place.config(&place.fresh("a.db"), "backup"),
+    );
+    let on_terminal = |arguments: &[&str]| {
+        let output = place.fresh("out.db");
+        let mut command = clean(Command::new("python3"));
+        command
+            .args(["-c", TERMINAL, env!("CARGO_BIN_EXE_sqlite-backup")])
+            .args(["restore", &url, "-o", text(&output)])
+            .args(arguments)
+            .env("TERM", "xterm");
+        let said = finish(command).succeeds();
+        assert!(
+            said.contains("\"database\"") || said.contains("restored "),
+            "{said}"
+        );
+        said
+    };
+    let has_bar = |said: &str| said.contains('\u{2588}');
+    let said = on_terminal(&[]);
+    assert!(has_bar(&said) && said.contains("out.db"), "{said:?}");
+    for quiet in [&["--json"][..], &["--log-format", "json"]] {
+        let said = on_terminal(quiet);
+        assert!(!has_bar(&said), "{said:?}");
+    }
+    // Nobody watches a pipe.
+    let done = run(["restore", "--config", &config]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(!has_bar(&done.err) && !has_bar(&done.out), "{done:?}");
 }

@@ -1,8 +1,10 @@
 //! `restore`: from a URL, from a configuration, or before an application starts.
 
+mod progress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,16 +16,16 @@ use engine::restore::{
 };
 use engine::startup::{Ready, StartupError, is_present, make_ready, restore_in_place};
 use futures::{StreamExt, TryStreamExt};
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use protocol::config::{Config, OnMissing, WhenUnreachable};
 use protocol::exit::ExitCode;
 use serde_json::json;
 use store::{Opener, SharedStore, Store, Target};
 
-use crate::args::{Integrity, RestoreArguments, holder, variable};
+use crate::args::{Integrity, LogFormat, RestoreArguments, holder, variable};
 use crate::config::{self, Found};
 use crate::failure::Failure;
+use progress::Progress;
 
 /// Databases restored at the same time.
 const DATABASES_AT_ONCE: usize = 8;
@@ -32,18 +34,21 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
-/// Restores what was asked for.
+/// Restores what was asked for; `log` is the form of the log.
 ///
 /// # Errors
 ///
 /// The first failure, after every database has had its turn.
-pub async fn run(arguments: RestoreArguments) -> Result<ExitCode, Failure> {
+pub async fn run(arguments: RestoreArguments, log: LogFormat) -> Result<ExitCode, Failure> {
+    let progress = Progress::new(arguments.json, log);
     if arguments.wait {
-        return wait(&arguments).await;
+        return wait(&arguments, &progress).await;
     }
     match (&arguments.config, &arguments.source) {
-        (_, Some(url)) if url.contains("://") => from_url(&arguments, url).await,
-        (Some(file), database) => from_config(&arguments, file, database.as_deref()).await,
+        (_, Some(url)) if url.contains("://") => from_url(&arguments, url, &progress).await,
+        (Some(file), database) => {
+            from_config(&arguments, file, database.as_deref(), &progress).await
+        }
         (None, Some(path)) => {
             let message = format!(
                 "{path:?} is not a URL: write file:///DIRECTORY or s3://BUCKET/PREFIX, or give \
@@ -58,7 +63,11 @@ pub async fn run(arguments: RestoreArguments) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn from_url(arguments: &RestoreArguments, url: &str) -> Result<ExitCode, Failure> {
+async fn from_url(
+    arguments: &RestoreArguments,
+    url: &str,
+    progress: &Progress,
+) -> Result<ExitCode, Failure> {
     let output = arguments
         .output
         .clone()
@@ -68,6 +77,7 @@ async fn from_url(arguments: &RestoreArguments, url: &str) -> Result<ExitCode, F
     let place = Place {
         output: &output,
         home: None,
+        progress,
     };
     one(arguments, &[store], &place, arguments.parallelism.into())
         .await
@@ -78,6 +88,7 @@ async fn from_config(
     arguments: &RestoreArguments,
     file: &Path,
     only: Option<&str>,
+    progress: &Progress,
 ) -> Result<ExitCode, Failure> {
     let config = config::read(file, &variable).map_err(Failure::usage)?;
     let mut opener = Opener::new();
@@ -120,6 +131,7 @@ async fn from_config(
         let place = Place {
             output,
             home: Some(database).filter(|database| database.path == *output),
+            progress,
         };
         one(arguments, &stores, &place, parallelism)
             .await
@@ -172,6 +184,7 @@ struct Place<'a> {
     output: &'a Path,
     /// The database whose own place that is: replication will go on from there.
     home: Option<&'a DatabaseSettings>,
+    progress: &'a Progress,
 }
 
 /// Restores one database from the first target that can give it.
@@ -243,16 +256,13 @@ async fn from_store(
         parallelism,
     };
     let started = std::time::Instant::now();
-    let bar = progress_bar(arguments.json);
-    let progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
+    let step = place.progress.of(output);
+    let progress = |done, total| step.show(done, total);
     let restored = match place.home {
         Some(home) => restore_in_place(home, store, &options, &progress).await?,
         None => restore(store, &options, &progress).await?,
     };
-    bar.finish_and_clear();
+    drop(step);
     show(arguments, store, &restored, output, started.elapsed());
     Ok(())
 }
@@ -263,16 +273,6 @@ fn integrity(wanted: Integrity) -> IntegrityCheck {
         Integrity::Quick => IntegrityCheck::Quick,
         Integrity::Full => IntegrityCheck::Full,
     }
-}
-
-fn progress_bar(json: bool) -> ProgressBar {
-    if json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style =
-        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-            .expect("the template is a constant that works");
-    ProgressBar::no_length().with_style(style)
 }
 
 fn show_plan(arguments: &RestoreArguments, store: &SharedStore, plan: &Plan, output: &Path) {
@@ -370,12 +370,12 @@ fn show(
 }
 
 /// Before an application starts: ends only when it may start, or when waiting can't help.
-async fn wait(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
+async fn wait(arguments: &RestoreArguments, progress: &Progress) -> Result<ExitCode, Failure> {
     let file = arguments.config.as_ref().expect("--wait requires --config");
     let mut pause = MIN_PAUSE;
     let mut said = String::new();
     loop {
-        let failure = match attempt(arguments, file).await {
+        let failure = match attempt(arguments, file, progress).await {
             Ok(()) => return Ok(ExitCode::Done),
             Err(failure) => failure,
         };
@@ -408,7 +408,11 @@ fn explain(message: &str) {
     }
 }
 
-async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failure> {
+async fn attempt(
+    arguments: &RestoreArguments,
+    file: &Path,
+    progress: &Progress,
+) -> Result<(), Failure> {
     let config = config::read(file, &variable).map_err(Failure::usage)?;
     let startup = config.startup.unwrap_or_default();
     let mut opener = Opener::new();
@@ -450,7 +454,8 @@ async fn attempt(arguments: &RestoreArguments, file: &Path) -> Result<(), Failur
             set_mark(mark)?;
         }
     }
-    let restores = databases().map(|database| make_one_ready(database, on_missing, integrity));
+    let restores =
+        databases().map(|database| make_one_ready(database, on_missing, integrity, progress));
     let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
     while restores.try_next().await?.is_some() {}
     for mark in marks.values().filter(|mark| mark.exists()) {
@@ -478,8 +483,11 @@ async fn make_one_ready(
     database: &DatabaseSettings,
     on_missing: OnMissing,
     integrity: IntegrityCheck,
+    progress: &Progress,
 ) -> Result<(), StartupError> {
-    let ready = make_ready(database, on_missing, integrity, &|_, _| {}).await?;
+    let step = progress.of(&database.path);
+    let show = |done, total| step.show(done, total);
+    let ready = make_ready(database, on_missing, integrity, &show).await?;
     let database = database.path.display().to_string();
     match ready {
         Ready::Present => tracing::info!(%database, "exists: left alone"),
