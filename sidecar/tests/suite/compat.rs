@@ -20,8 +20,8 @@ const FRAME_RELEASE: &str = "0.5.14";
 /// The release that takes over.
 const NEWEST: &str = "0.5.17";
 
-/// The program of one release.
-fn litestream(version: &str) -> Command {
+/// Where the program of one release is.
+pub fn litestream_program(version: &str) -> PathBuf {
     let variable = format!("LITESTREAM_{}_BIN", version.replace('.', "_"));
     let program = std::env::var_os(&variable).unwrap_or_else(|| {
         panic!(
@@ -29,7 +29,11 @@ fn litestream(version: &str) -> Command {
              run them through `cargo xtask test`, which fetches it"
         )
     });
-    clean(Command::new(program))
+    program.into()
+}
+
+fn litestream(version: &str) -> Command {
+    clean(Command::new(litestream_program(version)))
 }
 
 /// Where a replica is, and the keys to it.

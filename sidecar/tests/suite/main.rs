@@ -13,6 +13,7 @@ mod cli;
 mod compat;
 mod endpoints;
 mod exec;
+mod from_litestream;
 mod generations;
 mod heartbeat;
 mod many;
