@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod chain;
+pub mod compaction;
 pub mod database;
 pub mod generations;
 pub mod hold;

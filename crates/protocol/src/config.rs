@@ -32,7 +32,7 @@ pub struct Config {
     /// Full copies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Merged levels, from level 1; default one level of 30 s.
+    /// Merged levels, from level 1, each with a longer interval; default 30 s, 5 min and 1 h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub levels: Option<Vec<LevelConfig>>,
     /// How long what is kept.

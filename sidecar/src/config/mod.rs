@@ -28,7 +28,14 @@ pub use text::read;
 use crate::args::LogFormat;
 use crate::heartbeat::Heartbeat;
 
-const DEFAULT_LEVEL_INTERVAL: Duration = Duration::from_secs(30);
+/// Time that a file of each merged level covers, as Litestream has it.
+const DEFAULT_LEVELS: [Duration; 3] = [
+    Duration::from_secs(30),
+    Duration::from_secs(300),
+    Duration::from_secs(3600),
+];
+/// Level 9 is for full copies.
+const MAX_LEVELS: usize = 8;
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -372,6 +379,7 @@ pub fn targets(
     }
     let mut targets: Vec<TargetSettings> = Vec::new();
     let mut sync_interval = DEFAULT_SYNC_INTERVAL;
+    let (merge_interval, higher_levels) = levels(config)?;
     for (index, (replica, target)) in replicas
         .iter()
         .zip(targets_of(config, database, key, place)?)
@@ -398,7 +406,8 @@ pub fn targets(
         targets.push(TargetSettings {
             name,
             store,
-            merge_interval: merge_interval(config)?,
+            merge_interval,
+            higher_levels: higher_levels.clone(),
             retention: retention(config, database),
         });
     }
@@ -451,13 +460,21 @@ fn state_directory(config: &Config, database: &Database) -> PathBuf {
     }
 }
 
-fn merge_interval(config: &Config) -> Result<Duration, ConfigError> {
-    match config.levels.as_deref() {
-        None => Ok(DEFAULT_LEVEL_INTERVAL),
-        Some([first, ..]) if !first.interval.0.is_zero() => Ok(first.interval.0),
-        Some(_) => Err(ConfigError::Value {
+/// How much time the files of level 1 and of each higher level cover.
+fn levels(config: &Config) -> Result<(Duration, Vec<Duration>), ConfigError> {
+    let given = config.levels.as_deref();
+    let levels = given.map_or(DEFAULT_LEVELS.to_vec(), |levels| {
+        levels.iter().map(|level| level.interval.0).collect()
+    });
+    let longer = levels.windows(2).all(|pair| pair[0] < pair[1]);
+    match levels.split_first() {
+        Some((first, higher)) if !first.is_zero() && longer && higher.len() < MAX_LEVELS => {
+            Ok((*first, higher.to_vec()))
+        }
+        _ => Err(ConfigError::Value {
             key: "levels".to_owned(),
-            message: "at least one level with an interval above 0 is needed".to_owned(),
+            message: "1 to 8 levels are needed, each with a longer interval than the one before"
+                .to_owned(),
         }),
     }
 }

@@ -15,6 +15,7 @@ use crate::local::{Home, ReplicaRecord};
 use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::fence::fence;
+use super::levels::LevelClock;
 use super::upload::same_object;
 use super::{Connection, Target, TargetError, local_error, position};
 
@@ -89,6 +90,7 @@ impl Target {
             epoch,
             source: lease.source,
             next_merge: now + self.settings.merge_interval,
+            levels: LevelClock::all(&self.settings.higher_levels, &store.describe(), now),
             next_retention: now + self.settings.merge_interval,
         })
     }

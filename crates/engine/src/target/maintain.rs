@@ -147,7 +147,7 @@ fn merge_bytes(inputs: Vec<Bytes>, epoch: u64) -> Result<Option<(Header, Bytes)>
 }
 
 /// Whether an error says that a stored file is damaged or gone.
-fn is_lost(error: &TargetError) -> bool {
+pub(super) fn is_lost(error: &TargetError) -> bool {
     match error {
         TargetError::Remote(_) => true,
         TargetError::Store(error) => error.kind() == StoreErrorKind::Missing,

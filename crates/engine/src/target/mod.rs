@@ -5,6 +5,7 @@
 
 mod connect;
 mod fence;
+mod levels;
 mod maintain;
 mod upload;
 
@@ -28,6 +29,7 @@ use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
 
 pub use fence::fence;
+use levels::LevelClock;
 
 /// Pause after a first failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(500);
@@ -51,6 +53,8 @@ pub struct TargetSettings {
     pub store: SharedStore,
     /// Time that one file of level 1 covers.
     pub merge_interval: Duration,
+    /// Time that one file of each level from level 2 on covers.
+    pub higher_levels: Vec<Duration>,
     /// How long what is kept.
     pub retention: RetentionPolicy,
 }
@@ -215,6 +219,7 @@ struct Connection {
     /// The database file that the lease names.
     source: Option<SourceId>,
     next_merge: Instant,
+    levels: Vec<LevelClock>,
     next_retention: Instant,
 }
 
@@ -289,7 +294,9 @@ impl Target {
     fn next_wake(&self, connection: &Connection) -> Option<Instant> {
         let progress = self.progress();
         // Without anything new there is nothing to merge and nothing expires: no wake-up at all.
-        (progress.acked > progress.merged).then_some(connection.next_merge)
+        let first = (progress.acked > progress.merged).then_some(connection.next_merge);
+        let higher = Target::next_level_merge(connection);
+        first.into_iter().chain(higher).min()
     }
 
     fn progress(&self) -> TargetProgress {
@@ -390,6 +397,9 @@ impl Target {
         let now = Instant::now();
         if progress.acked > progress.merged && now >= connection.next_merge {
             self.merge(connection, progress).await?;
+            return Ok(true);
+        }
+        if self.merge_levels(connection).await? {
             return Ok(true);
         }
         if now >= connection.next_retention {

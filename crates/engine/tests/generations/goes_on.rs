@@ -29,6 +29,7 @@ fn settings(directory: &Path, stores: &[SharedStore], holder: &str) -> DatabaseS
         name: format!("target{index}"),
         store: Arc::clone(store),
         merge_interval: Duration::from_secs(3600),
+        higher_levels: Vec::new(),
         retention: RetentionPolicy::default(),
     };
     DatabaseSettings {

@@ -65,6 +65,7 @@ pub fn settings(path: &Path, state: &Path, stores: &[SharedStore]) -> DatabaseSe
         name: format!("target{index}"),
         store: Arc::clone(store),
         merge_interval: Duration::from_millis(300),
+        higher_levels: vec![Duration::from_millis(700), Duration::from_millis(1500)],
         retention: RetentionPolicy::default(),
     };
     DatabaseSettings {
