@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use inotify::{Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use sqlite_format::PageSize;
 use tokio::sync::Notify;
@@ -29,6 +29,8 @@ const HOT_PAUSE: Duration = Duration::from_millis(2);
 const HOT_TIME: Duration = Duration::from_secs(1);
 /// Pause between looks at a quiet database.
 const QUIET_PAUSE: Duration = Duration::from_secs(1);
+/// Pause at a quiet database on whose log a mark is kept.
+const STANDING_PAUSE: Duration = Duration::from_millis(20);
 /// Pause where the file system gives no events.
 const BLIND_PAUSE: Duration = Duration::from_millis(50);
 
@@ -49,6 +51,8 @@ pub struct Found {
     pub wants_checkpoint: bool,
     /// The last barrier passed: everything published before it was asked for is in here.
     pub barrier: u64,
+    /// At that barrier the log held nothing behind what is captured, published or not.
+    pub at_end: bool,
     /// The whole present log, when it was asked for.
     pub log: Option<Batch>,
     /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.
@@ -424,6 +428,15 @@ impl Thread {
         // Without an event it fails.
         while let Ok(batch) = events.read_events(&mut buffer) {
             for event in batch {
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    // Nobody knows which watches have ended: all are asked for again.
+                    self.watches.clear();
+                    for entry in self.taps.values_mut() {
+                        entry.watch = None;
+                        entry.hot_until = now + HOT_TIME;
+                    }
+                    continue;
+                }
                 // An event says that the watch has ended, too: the second one is of nobody.
                 let Some(id) = self.watches.remove(&event.wd) else {
                     continue;
@@ -475,6 +488,8 @@ impl Thread {
         let entry = self.taps.get_mut(&id).expect("it was there a moment ago");
         let pause = match (is_hot, watched) {
             (true, _) => entry.tap.window_pause(now).unwrap_or(HOT_PAUSE),
+            // A blocking checkpoint waits for our mark, and gives no event.
+            _ if !entry.tap.settle(now) => STANDING_PAUSE,
             // A commit right before the watch gives no event.
             (false, true) if is_new => HOT_PAUSE,
             (false, true) => QUIET_PAUSE,
@@ -517,7 +532,11 @@ impl Entry {
         if self.tap.is_current()
             && let Some(token) = self.barrier.take()
         {
-            self.inbox.update(|found| found.barrier = token);
+            let at_end = self.tap.is_at_end();
+            self.inbox.update(|found| {
+                found.barrier = token;
+                found.at_end = at_end;
+            });
         }
         if self.reread
             && let Ok(Some(log)) = self.tap.reread(unix_ms())

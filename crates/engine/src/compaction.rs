@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use ltx::Txid;
+use ltx::{Level, Txid};
 
 use crate::remote::RemoteFile;
 
@@ -18,14 +18,16 @@ pub const MAX_BYTES: u64 = 64 << 20;
 /// Returns the files of the level below to merge into the next file of `level`, two or more that
 /// continue each other, the oldest that are not merged yet; none: there is nothing to gain.
 ///
-/// Where a name is missing, or a file is too large, a merged file ends before it.
+/// Where a name is missing, or a file is too large, a merged file ends before it. Files before the
+/// newest full copy stay as they are: among them may be one that is damaged, and was left behind
+/// with that copy.
 pub fn next_merge(files: &BTreeSet<RemoteFile>, level: u8) -> Option<Vec<RemoteFile>> {
-    let reached = of_level(files, level)
-        .next_back()
-        .map_or(Txid::ZERO, |file| file.max);
+    let newest = |level| of_level(files, level).next_back().map(|file| file.max);
+    let reached = newest(level).max(newest(Level::SNAPSHOT.get()));
+    let begin = reached.unwrap_or(Txid::ZERO).next();
     let mut run: Vec<RemoteFile> = Vec::new();
     let mut bytes = 0;
-    for file in from(files, level - 1, reached.next()) {
+    for file in from(files, level - 1, begin) {
         let continues = run.last().is_some_and(|last| file.min == last.max.next());
         let fits = bytes + file.size <= MAX_BYTES && run.len() < MAX_INPUTS;
         if !continues || !fits {
@@ -103,6 +105,8 @@ mod tests {
         let more = [&files[..], &[(1, 8, 9, 1)]].concat();
         assert_eq!(next(&more, 2), [(7, 7), (8, 9)]);
         assert_eq!(next(&more, 3), []);
+        let copied = [&more[..], &[(9, 1, 7, 5)]].concat();
+        assert_eq!(next(&copied, 2), [], "what a full copy has left behind");
     }
 
     #[test]

@@ -66,10 +66,10 @@ pub struct ReplicaRecord {
     pub location: String,
     /// Our epoch there, once nobody else can write.
     pub epoch: u64,
-    /// The epoch that was to be taken from an earlier process with this state, which is over: no
-    /// fence is needed.
+    /// Epochs that were to be taken from an earlier process with this state, which is over: no
+    /// fence is needed. Several, where processes ended before they heard whether they had one.
     #[serde(default)]
-    pub resumes: Option<u64>,
+    pub resumed: Vec<u64>,
     /// Processes that used this state and may hold the lease: the last that certainly did, and
     /// those that set out to take it since.
     #[serde(default)]

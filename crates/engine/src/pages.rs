@@ -266,7 +266,9 @@ pub fn unnamed_file(directory: &Path) -> io::Result<File> {
         .open(directory);
     match unnamed {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            let path = directory.join(format!("spill-{}.tmp", std::process::id()));
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!("spill-{}-{count}.tmp", std::process::id()));
             let file = options.create(true).truncate(true).open(&path)?;
             std::fs::remove_file(&path)?;
             Ok(file)

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use ltx::{FileName, Level, Txid};
 use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
 
+use crate::capture::unix_ms;
+
 /// Size of an LTX file without pages: header, end of the pages, empty index, trailer.
 const EMPTY_FILE_BYTES: u64 = (ltx::HEADER_BYTES + 6 + 9 + ltx::TRAILER_BYTES) as u64;
 
@@ -25,6 +27,17 @@ pub struct RemoteFile {
 }
 
 impl RemoteFile {
+    /// A file that was stored right now.
+    pub fn new(level: u8, name: FileName, size: u64) -> RemoteFile {
+        RemoteFile {
+            level,
+            min: name.min,
+            max: name.max,
+            size,
+            modified_ms: unix_ms(),
+        }
+    }
+
     /// Its name without a directory.
     pub fn name(&self) -> FileName {
         FileName {

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use ltx::page_checksum;
 use sqlite_format::{DatabaseHeader, FormatError, PageSize};
@@ -19,6 +20,8 @@ use crate::pages::PageSet;
 use crate::sqlite::{Connection, SqliteError};
 use crate::table::PageTable;
 
+/// Age of a file's times from which on they tell every write.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -79,6 +82,23 @@ pub struct Fingerprint {
     changed: (i64, i64),
 }
 
+impl Fingerprint {
+    /// Whether both are of one file, whatever it holds.
+    pub fn is_same_file(&self, other: &Fingerprint) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Whether the file's times are so old that a write from now on changes them: they move in steps
+    /// of up to 10 ms.
+    pub fn is_settled(&self, now: SystemTime) -> bool {
+        let seconds = u64::try_from(self.changed.0).unwrap_or(0);
+        let nanos = u32::try_from(self.changed.1).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        now.duration_since(changed)
+            .is_ok_and(|age| age >= SETTLED_AFTER)
+    }
+}
+
 /// The fingerprint of a database without `-wal`; none when the file is missing or has a log.
 ///
 /// # Errors
@@ -104,7 +124,12 @@ pub fn live_fingerprint(path: &Path) -> io::Result<Option<(Fingerprint, Fingerpr
     Ok(fingerprint(path)?.zip(log))
 }
 
-fn fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
+/// The fingerprint of a file; none when it is missing.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
     match fs::metadata(path) {
         Ok(meta) => Ok(Some(Fingerprint {
             device: meta.dev(),

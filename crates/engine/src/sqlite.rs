@@ -55,6 +55,8 @@ pub struct WalView {
     pub header: WalIndexHeader,
     /// Frames that a checkpoint has copied into the database file.
     pub backfilled: u32,
+    /// The read marks in slots 1 to 4, in use or not.
+    pub marks: [u32; 4],
 }
 
 /// A read-only connection to a live database, without timers, caches or automatic checkpoints.
@@ -185,6 +187,8 @@ impl Connection {
         fence(Ordering::SeqCst);
         let mut backfilled = [0u8; 4];
         copy_words(words, 24, &mut backfilled);
+        let mut marks = [0u8; 16];
+        copy_words(words, 26, &mut marks);
         fence(Ordering::SeqCst);
         // The backfill counter may belong to another log: the header must still be the same.
         let mut again = [0u8; 48];
@@ -196,6 +200,8 @@ impl Connection {
         header.initialized.then_some(WalView {
             header,
             backfilled: u32::from_ne_bytes(backfilled),
+            marks: [0, 4, 8, 12]
+                .map(|at| u32::from_ne_bytes(marks[at..at + 4].try_into().expect("4 bytes"))),
         })
     }
 

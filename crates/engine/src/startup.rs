@@ -274,7 +274,7 @@ fn records(
             return ReplicaRecord {
                 location,
                 epoch: hold.epoch,
-                resumes: None,
+                resumed: Vec::new(),
                 holders: vec![settings.holder.clone()],
                 home: local.home().ok(),
                 restored: restored.get(),

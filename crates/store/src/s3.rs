@@ -53,6 +53,7 @@ struct Inner {
     prefix: String,
     session: Arc<Session>,
     calls: Arc<Semaphore>,
+    large: Arc<Semaphore>,
     counts: Arc<Counts>,
     kept: Kept,
 }
@@ -81,6 +82,7 @@ impl S3Store {
             client,
             session,
             calls,
+            large,
         } = shared;
         let (bucket, prefix) = (target.bucket.clone(), crate::target::clean(&target.prefix));
         Self {
@@ -90,6 +92,7 @@ impl S3Store {
                 prefix,
                 session,
                 calls,
+                large,
                 counts: Arc::default(),
                 kept: Kept::new(target),
             }),
@@ -411,6 +414,11 @@ impl Store for S3Store {
                 body: &body,
                 mode: &mode,
                 meta,
+            };
+            let is_large = body.size() > self.inner.kept.part_bytes;
+            let _large = match is_large {
+                true => Some(self.inner.large.acquire().await.expect("nothing closes it")),
+                false => None,
             };
             self.inner.call(|| put.run()).await
         }

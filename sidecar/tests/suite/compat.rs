@@ -135,7 +135,7 @@ fn quick_config(place: &Place, url: &str) -> String {
     place.write(
         "config.yml",
         &format!(
-            "snapshot: {{interval: 1s}}\nlevels: [{{interval: 1s}}]\ndbs:\n- path: {}\n  replica: {{url: '{url}', sync-interval: 50ms}}\n",
+            "snapshot: {{interval: 4s}}\nlevels: [{{interval: 500ms}}, {{interval: 1500ms}}]\ndbs:\n- path: {}\n  replica: {{url: '{url}', sync-interval: 50ms}}\n",
             place.database_text()
         ),
     )
@@ -172,8 +172,8 @@ fn written_by_us(place: &Place, replica: &Replica) -> (String, jiff::Timestamp, 
                 .count()
         };
         let (merged, copies) = match replica.bucket {
-            None => (levels("1"), levels("9")),
-            Some(_) => (levels("0001"), levels("0009")),
+            None => (levels("1").min(levels("2")), levels("9")),
+            Some(_) => (levels("0001").min(levels("0002")), levels("0009")),
         };
         // They ask the bucket for times, which it keeps in whole seconds.
         let later = middle

@@ -188,12 +188,13 @@ impl Follow {
         &mut self,
         database: &Database,
     ) -> Result<Option<(Fingerprint, Fingerprint)>, RunError> {
-        // Before the look: what is written after it changes them.
-        let files = live_fingerprint(&database.settings.path).ok().flatten();
+        let look = || live_fingerprint(&database.settings.path).ok().flatten();
+        // What is written from here on changes them, what was written before is in the log.
+        let files = look();
         self.barrier().await?;
         let found = self.attached.inbox.lock();
-        let nothing = found.batch.is_none() && found.broken.is_none();
-        Ok(files.filter(|_| nothing))
+        let nothing = found.batch.is_none() && found.broken.is_none() && found.at_end;
+        Ok(files.filter(|_| nothing && files == look()))
     }
 
     /// Waits until everything that is published by now is found.

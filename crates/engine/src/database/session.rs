@@ -1,7 +1,7 @@
 //! One attachment after another, with what is carried between them.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ltx::Txid;
 use protocol::status::DatabaseState;
@@ -13,7 +13,9 @@ use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::unix_ms;
 use crate::chain::Chain;
 use crate::probe::{Probe, probe};
-use crate::scan::{Fingerprint, ScanError, cold_fingerprint, live_fingerprint, scan_cold};
+use crate::scan::{
+    Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold,
+};
 use crate::seal::Delta;
 use crate::tap::LogPosition;
 
@@ -87,6 +89,15 @@ impl Session {
                 }
                 database.pause(PROBE_PAUSE).await;
                 continue;
+            }
+            if let Some((file, _)) = &self.resting
+                && !fingerprint(&database.settings.path)
+                    .ok()
+                    .flatten()
+                    .is_some_and(|now| now.is_same_file(file))
+            {
+                // Another file under the log that we know: its pages have to be compared.
+                self.log = None;
             }
             match probe(&database.settings.path) {
                 Probe::Live => {
@@ -163,7 +174,10 @@ impl Session {
             Ok(())
         })
         .await?;
-        self.cold = Some(fingerprint);
+        // Times that are too new do not tell a change right after this: look once more.
+        self.cold = fingerprint
+            .is_settled(SystemTime::now())
+            .then_some(fingerprint);
         self.log = None;
         database.report(DatabaseState::Idle, String::new());
         Ok(())

@@ -332,15 +332,20 @@ impl State {
                 expected: page_size.get(),
             });
         }
-        self.resize(header.commit);
         let mut run = Run::new(&self.file, page_size);
         let mut image = Vec::new();
         while let Some(pgno) = decoder.next_page(&mut image).map_err(corrupt)? {
             run.add(pgno, &image).map_err(failed(path))?;
-            self.written[pgno as usize / 64] |= 1 << (pgno % 64);
+            let word = pgno as usize / 64;
+            if self.written.len() <= word {
+                self.written.resize(word + 1, 0);
+            }
+            self.written[word] |= 1 << (pgno % 64);
         }
         run.write().map_err(failed(path))?;
         decoder.finish().map_err(corrupt)?;
+        // Only now is the size more than a claim, for which nothing is allocated.
+        self.resize(header.commit);
         let size = u64::from(page_size.get());
         self.file
             .set_len(u64::from(header.commit) * size)

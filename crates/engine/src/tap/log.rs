@@ -1,7 +1,9 @@
 //! Reading frames of the log, and the proof that they are all there is: the chain of checksums
 //! within one life of the log, the change counter from one to the next.
 
-use sqlite_format::{Chain, FRAME_HEADER_BYTES, WAL_HEADER_BYTES, WalChecksum, WalHeader};
+use sqlite_format::{
+    Chain, FRAME_HEADER_BYTES, FrameHeader, WAL_HEADER_BYTES, WalChecksum, WalHeader,
+};
 
 use super::{Batch, BreakReason, LogPosition, Tap, TapError};
 use crate::pages::PageSet;
@@ -64,7 +66,11 @@ impl Tap {
         let mut batch = self.empty_batch(view, now_ms);
         let tail = self.read_tail(&mut batch.pages)?;
         let fresh = self.read_log_from_start(0, view, &mut batch.pages)?;
-        if tail + fresh != view.header.change.wrapping_sub(self.position.change) {
+        // After more than one restart a commit of a log that nobody saw could stand for a frame that
+        // was written and never published. The first salt grows by one with each restart, or is
+        // another one altogether.
+        let once = view.header.salts.salt1 == self.position.salts.0.wrapping_add(1);
+        if !once || tail + fresh != view.header.change.wrapping_sub(self.position.change) {
             return Err(ReadError::Broken(BreakReason::CommitsMissed));
         }
         self.position = batch.log;
@@ -77,7 +83,7 @@ impl Tap {
         let mut chain = resume_chain(&self.position);
         let mut transaction = PageSet::new(self.page_size, &self.spill);
         let mut frame = vec![0u8; self.frame_bytes()];
-        let mut commits = 0;
+        let mut commits = Commits::default();
         for number in self.position.frames.. {
             if self.connections[0]
                 .read_log(&mut frame, self.frame_offset(number))
@@ -92,13 +98,26 @@ impl Tap {
             transaction
                 .insert(header.pgno, page)
                 .map_err(TapError::Spill)?;
+            commits.add(header, page);
             if header.is_commit() {
-                commits += 1;
                 pages.overlay(transaction).map_err(TapError::Spill)?;
                 transaction = PageSet::new(self.page_size, &self.spill);
             }
         }
-        Ok(commits)
+        Ok(commits.number)
+    }
+
+    /// Whether the log file ends with what is captured. A frame behind it may be of a commit that is
+    /// written and not published yet: publishing it changes no file, nor does the recovery that
+    /// makes it real after its writer died.
+    pub fn is_at_end(&self) -> bool {
+        let mut frame = vec![0u8; self.frame_bytes()];
+        let offset = self.frame_offset(self.position.frames);
+        if self.connections[0].read_log(&mut frame, offset).is_err() {
+            return true;
+        }
+        let (header, page) = split_frame(&frame);
+        resume_chain(&self.position).accept(header, page).is_err()
     }
 
     pub(super) fn last_frame_stands(&self) -> bool {
@@ -150,7 +169,7 @@ impl Tap {
         let broken = || ReadError::Broken(BreakReason::ChainBroken);
         let frame_bytes = self.frame_bytes();
         let at_once = (READ_BYTES / frame_bytes).max(1);
-        let (mut next, mut commits, mut complete) = (from, 0, true);
+        let (mut next, mut commits, mut complete) = (from, Commits::default(), true);
         while next < to {
             let count = at_once.min((to - next) as usize);
             // It is never cleared: each read fills what is used.
@@ -168,14 +187,14 @@ impl Tap {
                 let header = chain.accept(header, page).map_err(|_| broken())?;
                 pages.insert(header.pgno, page).map_err(TapError::Spill)?;
                 complete = header.is_commit();
-                commits += u32::from(complete);
+                commits.add(header, page);
             }
             next += count as u32;
         }
         if !complete || chain.checksum() != view.header.frame_checksum {
             return Err(broken());
         }
-        Ok(commits)
+        Ok(commits.number)
     }
 
     pub(super) fn empty_batch(&self, view: &WalView, now_ms: i64) -> Batch {
@@ -210,6 +229,32 @@ impl Tap {
     }
 }
 
+/// Counts commits as the change counter does.
+///
+/// Where SQLite pads a commit to the end of a sector, it writes the last frame again, with its mark:
+/// one commit, several commit frames. Two commits that write one page with the same content count
+/// once too, and are then taken for missed.
+#[derive(Default)]
+struct Commits {
+    number: u32,
+    /// Page and size of the last commit frame, when that was the last frame.
+    last: Option<(u32, u32)>,
+    image: Vec<u8>,
+}
+
+impl Commits {
+    fn add(&mut self, header: FrameHeader, page: &[u8]) {
+        let this = header.is_commit().then_some((header.pgno, header.commit));
+        let again = this == self.last && self.image == page;
+        if this.is_some() && !again {
+            self.number += 1;
+            self.image.clear();
+            self.image.extend_from_slice(page);
+        }
+        self.last = this;
+    }
+}
+
 fn resume_chain(position: &LogPosition) -> Chain {
     let checksum = WalChecksum {
         s1: position.checksum.0,
@@ -222,4 +267,177 @@ fn split_frame(frame: &[u8]) -> (&[u8; FRAME_HEADER_BYTES], &[u8]) {
     frame
         .split_first_chunk()
         .expect("a frame is longer than its header")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use sqlite_format::Salts;
+
+    use super::*;
+    use crate::scan::with_suffix;
+    use crate::tap::Look;
+
+    fn application(path: &Path) -> rusqlite::Connection {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        let sql =
+            "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES(1)";
+        connection.execute_batch(sql).unwrap();
+        connection
+    }
+
+    fn commit(connection: &rusqlite::Connection) {
+        connection.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+    }
+
+    fn attached(path: &Path, now: Instant) -> Tap {
+        Tap::attach(path, path.parent().unwrap(), None, now, 0)
+            .unwrap()
+            .0
+    }
+
+    #[test]
+    fn a_written_frame_that_nobody_has_published_is_seen_behind_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let _application = application(&path);
+        let tap = attached(&path, Instant::now());
+        assert!(tap.is_at_end());
+        let page = vec![7u8; tap.page_size().as_usize()];
+        let frame = |checksum: WalChecksum, salts: (u32, u32)| {
+            let mut header = [0u8; FRAME_HEADER_BYTES];
+            let words = [2, 2, salts.0, salts.1, checksum.s1, checksum.s2];
+            for (at, word) in words.into_iter().enumerate() {
+                header[at * 4..at * 4 + 4].copy_from_slice(&u32::to_be_bytes(word));
+            }
+            [&header[..], &page[..]].concat()
+        };
+        let position = tap.position();
+        let before = WalChecksum {
+            s1: position.checksum.0,
+            s2: position.checksum.1,
+        };
+        let mut start = [0u8; 8];
+        start[3] = 2;
+        start[7] = 2;
+        let right = before
+            .update(position.big_endian, &start)
+            .update(position.big_endian, &page);
+        let end = tap.frame_offset(position.frames);
+        let write = |frame: &[u8]| {
+            use std::os::unix::fs::FileExt;
+            let log = std::fs::File::options()
+                .write(true)
+                .open(with_suffix(&path, "-wal"));
+            log.unwrap().write_all_at(frame, end).unwrap();
+        };
+        write(&frame(
+            right,
+            (position.salts.0.wrapping_add(1), position.salts.1),
+        ));
+        assert!(tap.is_at_end(), "a frame of another log");
+        write(&frame(before, position.salts));
+        assert!(tap.is_at_end(), "a torn frame");
+        write(&frame(right, position.salts));
+        assert!(!tap.is_at_end());
+    }
+
+    #[test]
+    fn a_padded_commit_counts_once_and_every_other_one_counts() {
+        let salts = Salts::default();
+        let checksum = WalChecksum::default();
+        let frame = |pgno, commit| FrameHeader {
+            pgno,
+            commit,
+            salts,
+            checksum,
+        };
+        let mut commits = Commits::default();
+        for (header, page, number) in [
+            (frame(2, 0), [1], 0),
+            (frame(3, 5), [1], 1),
+            (frame(3, 5), [1], 1),
+            (frame(3, 5), [2], 2),
+            (frame(4, 5), [2], 3),
+            (frame(4, 6), [2], 4),
+            (frame(4, 0), [2], 4),
+            (frame(4, 6), [2], 5),
+        ] {
+            commits.add(header, &page);
+            assert_eq!(commits.number, number, "{header:?} {page:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_shares_an_old_slot_is_not_taken_for_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let writer = application(&path);
+        let mut now = Instant::now();
+        let mut tap = attached(&path, now);
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                commit(&writer);
+                let reader = rusqlite::Connection::open(&path).unwrap();
+                reader
+                    .execute_batch("BEGIN; SELECT count(*) FROM t")
+                    .unwrap();
+                reader
+            })
+            .collect();
+        commit(&writer);
+        let look = |tap: &mut Tap, now| tap.look(now, 0).unwrap();
+        assert!(matches!(look(&mut tap, now), Look::Captured(_)));
+        assert!(tap.is_shared && tap.mark.is_none());
+        assert_eq!(
+            tap.due(),
+            Some(now + crate::tap::SHARED_PAUSE),
+            "another attempt"
+        );
+        drop(readers);
+        now += crate::tap::SHARED_PAUSE;
+        assert!(matches!(look(&mut tap, now), Look::Quiet));
+        assert!(!tap.is_shared);
+    }
+
+    #[test]
+    fn a_log_that_is_restarted_twice_unseen_is_never_taken_for_one_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let writer = application(&path);
+        let mut now = Instant::now();
+        let mut tap = attached(&path, now);
+        for _ in 0..100 {
+            commit(&writer);
+        }
+        for (restarts, expected) in [(1, true), (2, false)] {
+            // Captured, and let go.
+            for _ in 0..5 {
+                now += Duration::from_millis(50);
+                tap.look(now, 0).unwrap();
+            }
+            assert_eq!(tap.window, crate::tap::Window::Open);
+            for _ in 0..restarts {
+                let sql = "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES(3)";
+                writer.execute_batch(sql).unwrap();
+            }
+            now += Duration::from_millis(1);
+            let look = tap.look(now, 0).unwrap();
+            assert_eq!(
+                matches!(look, Look::Captured(_)),
+                expected,
+                "{restarts}: {look:?}"
+            );
+            assert_eq!(
+                matches!(look, Look::Broken(..)),
+                !expected,
+                "{restarts}: {look:?}"
+            );
+            for _ in 0..100 {
+                commit(&writer);
+            }
+        }
+    }
 }

@@ -12,6 +12,8 @@ use crate::sqlite::WalView;
 
 /// Pause before a second attempt to park in slot 0, which a checkpoint may have held.
 const PARK_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before another attempt while readers of the application hold every slot.
+pub(super) const SHARED_PAUSE: Duration = Duration::from_millis(20);
 /// Attempts to read a whole log that a writer restarts meanwhile.
 const ATTACH_ATTEMPTS: u32 = 50;
 
@@ -74,8 +76,11 @@ impl Tap {
             self.moved_at = now;
             self.relieved = false;
         }
-        // The mark lies between the two looks; unless they agree it counts as behind.
-        self.mark = (before.header == after.header).then_some(after.header.max_frame);
+        // The mark lies between the two looks; unless they agree it counts as behind. When readers of
+        // the application hold every slot, we share one with an older mark.
+        let newest = after.header.max_frame;
+        self.is_shared = after.backfilled < newest && !after.marks.contains(&newest);
+        self.mark = (before.header == after.header && !self.is_shared).then_some(newest);
         let attempts = if moved || after.backfilled < after.header.max_frame {
             0
         } else {

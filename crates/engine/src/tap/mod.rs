@@ -40,6 +40,7 @@ use crate::sqlite::{Connection, SqliteError};
 
 pub use batch::{Batch, LogPosition};
 use log::ReadError;
+use marks::SHARED_PAUSE;
 pub use window::WINDOW_FRAMES;
 use window::{Speed, Window};
 
@@ -104,6 +105,8 @@ pub struct Tap {
     /// The `-wal` and `-shm` files that SQLite has open. It never exchanges them while we are here.
     beside: [Option<(u64, u64)>; 2],
     spill: PathBuf,
+    /// The mark may be older than it should be: every slot is taken.
+    is_shared: bool,
     /// Attempts to park in slot 0 at this position, and when the last one was.
     parked: (u8, Instant),
     window: Window,
@@ -155,6 +158,7 @@ impl Tap {
             path: path.to_owned(),
             beside: files_beside(path),
             spill: spill.to_owned(),
+            is_shared: false,
             parked: (0, now),
             window: Window::Closed,
             speed: Speed::new(now),
@@ -223,7 +227,9 @@ impl Tap {
             (Window::Closed, None) => self.restart(BreakReason::Fresh, now_ms),
             (Window::Closed, Some(holder)) => {
                 self.current = self.position.is_at(&view);
-                let behind = !self.current || self.mark != Some(self.position.frames);
+                let lags = self.mark != Some(self.position.frames)
+                    && (!self.is_shared || now >= self.parked.1 + SHARED_PAUSE);
+                let behind = !self.current || lags;
                 let look = if behind || self.may_park(&view, now) {
                     self.hand_over(holder, view, now, now_ms)?
                 } else {

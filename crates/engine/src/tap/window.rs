@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use super::log::ReadError;
+use super::marks::SHARED_PAUSE;
 use super::{Look, Tap, TapError};
 use crate::sqlite::WalView;
 
@@ -80,10 +81,15 @@ impl Speed {
         self.caution = (self.caution * 2).min(MAX_CAUTION);
     }
 
+    /// Whether a window has missed commits lately.
+    fn is_cautious(&self, now: Instant) -> bool {
+        now < self.cautious_until
+    }
+
     /// The pause between looks with which a log of so many frames is not restarted twice unseen.
     fn safe_pause(&self, frames: u32, now: Instant) -> Duration {
         let (longest, shortest) = WINDOW_LOOK_PAUSES;
-        if now < self.cautious_until {
+        if self.is_cautious(now) {
             return shortest;
         }
         let seconds = f64::from(frames) / (SAFE_LOOKS * self.frames.max(1.0));
@@ -108,6 +114,7 @@ impl Tap {
         match self.window {
             Window::Relief { until } => Some(until),
             Window::Open => None,
+            Window::Closed if self.is_shared => Some(self.parked.1 + SHARED_PAUSE),
             Window::Closed if self.mark != Some(self.position.frames) => Some(self.parked.1),
             Window::Closed => (!self.relieved).then(|| self.moved_at + RELIEF_AFTER),
         }
@@ -117,6 +124,7 @@ impl Tap {
     pub fn window_pause(&self, now: Instant) -> Option<Duration> {
         match self.window {
             Window::Closed => None,
+            Window::Relief { .. } if self.speed.is_cautious(now) => Some(WINDOW_LOOK_PAUSES.1),
             Window::Relief { .. } => Some(RELIEF_LOOK_PAUSE),
             Window::Open => Some(self.speed.safe_pause(self.position.frames, now)),
         }
@@ -146,6 +154,20 @@ impl Tap {
                 until: now + RELIEF_TIME,
             });
         }
+    }
+
+    /// Lets go of a mark that a checkpoint of the application could meet, because nothing is
+    /// written and no look will come soon. False when one is kept all the same, after windows that
+    /// missed commits: then looks have to go on.
+    pub fn settle(&mut self, now: Instant) -> bool {
+        if self.window != Window::Closed || !self.unfinished || self.holder.is_none() {
+            return true;
+        }
+        let may = self.current && !self.speed.is_cautious(now);
+        if may {
+            self.drop_mark(Window::Open);
+        }
+        may
     }
 
     fn drop_mark(&mut self, window: Window) {

@@ -33,7 +33,7 @@ impl Target {
         self.remember(|record| {
             // Our right is binding from here on.
             record.epoch = epoch;
-            record.resumes = None;
+            record.resumed.clear();
             record.holders = vec![self.holder.clone()];
             record.home = home;
             record.adopt = false;
@@ -90,6 +90,7 @@ impl Target {
             epoch,
             source: lease.source,
             next_merge: now + self.settings.merge_interval,
+            background: None,
             levels: LevelClock::all(&self.settings.higher_levels, &store.describe(), now),
             next_retention: now + self.settings.merge_interval,
         })
@@ -154,7 +155,10 @@ impl Target {
             if !record.holders.contains(&claim.holder) {
                 record.holders.push(claim.holder.clone());
             }
-            record.resumes = matches!(held, Held::Continued).then_some(epoch);
+            match held {
+                Held::Continued => record.resumed.push(epoch),
+                Held::Taken => record.resumed.clear(),
+            }
         })?;
         let permit = |now: Option<&Lease>| {
             now.map(|lease| (lease.epoch, &lease.holder))
@@ -245,7 +249,7 @@ fn right(
             diverged()
         };
     };
-    let binding = record.epoch == lease.epoch || record.resumes == Some(lease.epoch);
+    let binding = record.epoch == lease.epoch || record.resumed.contains(&lease.epoch);
     let known = record.holders.contains(&lease.holder);
     let same_state = match (&record.home, home) {
         (Some(then), Some(now)) => then.state.is_same_file(&now.state),
@@ -345,8 +349,12 @@ mod tests {
         let before = |home| record(5, &["before"], Some(home));
         let here = || home("boot", 2);
         let resuming = Some(ReplicaRecord {
-            resumes: Some(5),
+            resumed: vec![5],
             ..record(4, &["x", "before"], Some(here())).unwrap()
+        });
+        let resuming_again = Some(ReplicaRecord {
+            resumed: vec![5, 6],
+            ..record(4, &["x", "before", "ended early"], Some(here())).unwrap()
         });
         let adopted = ReplicaRecord {
             adopt: true,
@@ -383,6 +391,12 @@ mod tests {
                 "restart after a lost answer",
                 lease("before", 1),
                 resuming,
+                Right::Resumed,
+            ),
+            (
+                "after a lost answer a start that never got to take it",
+                lease("before", 1),
+                resuming_again,
                 Right::Resumed,
             ),
             (

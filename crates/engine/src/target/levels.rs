@@ -1,4 +1,4 @@
-//! Merging files of one level into one of the next, as they stream from the store.
+//! Merging files of one level into one of the next, as they stream from the store: when, and how.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,16 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use ltx::{Decoder, FileName, Header, LtxError, MergeOptions};
-use store::{Body, SharedStore, Store, StoreError};
+use ltx::{Decoder, Header, LtxError, MergeOptions};
+use store::{SharedStore, Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::compaction::next_merge;
 use crate::remote::{self, RemoteError, RemoteFile};
 
-use super::maintain::is_lost;
-use super::{Connection, Target, TargetError, local_error};
+use super::{Connection, TargetError, local_error};
 
 /// Bytes of an input that are in memory at a time.
 const PART_BYTES: u64 = 1 << 20;
@@ -53,105 +52,70 @@ fn fraction(place: &str, level: u8) -> f64 {
     f64::from(hasher.finish() as u32) / f64::from(u32::MAX)
 }
 
-impl Target {
+impl Connection {
     /// When a level has something to merge next; none: never, as things are.
-    pub(super) fn next_level_merge(connection: &Connection) -> Option<Instant> {
-        let clocks = connection.levels.iter();
-        let busy = clocks.filter(|clock| next_merge(&connection.files, clock.level).is_some());
+    pub(super) fn next_level_merge(&self) -> Option<Instant> {
+        let clocks = self.levels.iter();
+        let busy = clocks.filter(|clock| next_merge(&self.files, clock.level).is_some());
         busy.map(|clock| clock.next).min()
     }
 
-    /// Merges one file of a level whose time has come. False when there is nothing to do.
-    pub(super) async fn merge_levels(
-        &mut self,
-        connection: &mut Connection,
-    ) -> Result<bool, TargetError> {
+    /// What to merge now; the clock of a level goes on once nothing is left to merge there.
+    pub(super) fn due_merge(&mut self) -> Option<MergeRun> {
         let now = Instant::now();
-        for index in 0..connection.levels.len() {
-            let clock = connection.levels[index];
-            if clock.next > now {
-                continue;
+        for clock in self.levels.iter_mut().filter(|clock| clock.next <= now) {
+            if let Some(files) = next_merge(&self.files, clock.level) {
+                let level = clock.level;
+                return Some(MergeRun { level, files });
             }
-            if let Some(run) = next_merge(&connection.files, clock.level) {
-                self.merge_run(connection, clock.level, &run).await?;
-                return Ok(true);
-            }
-            connection.levels[index].next = now + clock.interval;
+            clock.next = now + clock.interval;
         }
-        Ok(false)
+        None
     }
+}
 
-    async fn merge_run(
-        &mut self,
-        connection: &mut Connection,
-        level: u8,
-        run: &[RemoteFile],
-    ) -> Result<(), TargetError> {
-        // The names of merged files are no claims that a later writer meets.
-        self.confirm_lease(connection).await?;
-        let (header, path, bytes) = match self.merge_stored(connection.epoch, run).await {
-            Ok(Some(merged)) => merged,
-            // It is time to end, and nothing needs this.
-            Ok(None) => return Ok(()),
-            Err(error) if is_lost(&error) => {
-                // Nobody can go over it any more: begin again after it.
-                let name = &self.settings.name;
-                tracing::error!(target_name = %name, "{error}: a new full copy is stored");
-                let acked = self.progress().acked;
-                return self.ask_for_snapshot(connection, acked).await;
-            }
-            Err(error) => return Err(error),
-        };
-        let name = FileName {
-            min: header.min_txid,
-            max: header.max_txid,
-        };
-        let body = Body::File {
-            path: path.0.clone(),
-            len: bytes,
-        };
-        self.put(connection, level, name, body, header.timestamp_ms)
-            .await
-    }
+/// Stored files that become one.
+pub(super) struct MergeRun {
+    /// The level of the merged file.
+    pub(super) level: u8,
+    files: Vec<RemoteFile>,
+}
 
-    /// Merges stored files into a local one; none when we were told to end meanwhile.
-    async fn merge_stored(
-        &mut self,
-        epoch: u64,
-        run: &[RemoteFile],
-    ) -> Result<Option<(Header, Temporary, u64)>, TargetError> {
-        let path = self
-            .local
-            .directory()
-            .join(format!("merge-{}.tmp", self.index));
-        let ending = Arc::new(AtomicBool::new(false));
-        let store = &self.settings.store;
-        let inputs = run.iter().map(|file| Stored {
-            runtime: Handle::current(),
-            store: Arc::clone(store),
-            key: remote::key(store.layout(), file.level, file.name()),
-            size: file.size,
-            next: 0,
-            part: Bytes::new(),
-            ending: Arc::clone(&ending),
-        });
-        let inputs: Vec<Stored> = inputs.collect();
-        let keys: Vec<String> = inputs.iter().map(|input| input.key.clone()).collect();
-        let mut merging = tokio::task::spawn_blocking(move || merge_files(inputs, epoch, &path));
-        let drain = &mut self.drain;
-        let merged = tokio::select! {
-            merged = &mut merging => merged,
-            () = async { drop(drain.wait_for(|drain| *drain).await) } => {
-                ending.store(true, Ordering::Relaxed);
-                merging.await
-            }
-        };
-        match merged.expect("merging does not panic") {
-            Ok(merged) => Ok(Some(merged)),
-            Err(_) if ending.load(Ordering::Relaxed) => Ok(None),
-            Err(error) => Err(explain(error, &keys)),
-        }
+/// A merged file on our disk, removed in the end.
+pub(super) struct Merged {
+    pub(super) header: Header,
+    pub(super) bytes: u64,
+    file: Temporary,
+}
+
+impl Merged {
+    pub(super) fn path(&self) -> &Path {
+        &self.file.0
     }
+}
+
+/// Merges stored files into one at `path`. Its thread gives up once `ending` is set.
+pub(super) async fn merge_stored(
+    store: &SharedStore,
+    epoch: u64,
+    run: MergeRun,
+    path: PathBuf,
+    ending: Arc<AtomicBool>,
+) -> Result<Merged, TargetError> {
+    let inputs = run.files.iter().map(|file| Stored {
+        runtime: Handle::current(),
+        store: Arc::clone(store),
+        key: remote::key(store.layout(), file.level, file.name()),
+        size: file.size,
+        next: 0,
+        part: Bytes::new(),
+        ending: Arc::clone(&ending),
+    });
+    let inputs: Vec<Stored> = inputs.collect();
+    let keys: Vec<String> = inputs.iter().map(|input| input.key.clone()).collect();
+    let merging = tokio::task::spawn_blocking(move || merge_files(inputs, epoch, &path));
+    let merged = merging.await.expect("merging does not panic");
+    merged.map_err(|error| explain(error, &keys))
 }
 
 /// A file that is removed in the end.
@@ -164,12 +128,8 @@ impl Drop for Temporary {
     }
 }
 
-fn merge_files(
-    inputs: Vec<Stored>,
-    epoch: u64,
-    path: &Path,
-) -> Result<(Header, Temporary, u64), LtxError> {
-    let temporary = Temporary(path.to_owned());
+fn merge_files(inputs: Vec<Stored>, epoch: u64, path: &Path) -> Result<Merged, LtxError> {
+    let file = Temporary(path.to_owned());
     let decoders = inputs.into_iter().enumerate().map(|(input, stored)| {
         Decoder::new(stored).map_err(|error| LtxError::Input {
             input,
@@ -179,7 +139,11 @@ fn merge_files(
     let decoders = decoders.collect::<Result<Vec<_>, _>>()?;
     let out = BufWriter::with_capacity(256 << 10, File::create(path)?);
     let (_, merged) = ltx::merge(decoders, MergeOptions { node_id: epoch }, out)?;
-    Ok((merged.header, temporary, merged.summary.bytes))
+    Ok(Merged {
+        header: merged.header,
+        bytes: merged.summary.bytes,
+        file,
+    })
 }
 
 /// What failed: the store, a stored file, or our disk.

@@ -51,7 +51,9 @@ impl Target {
             txid = txid.next();
         }
         let last = Txid::new(txid.get() - 1);
-        if let Some((header, bytes)) = merge_bytes(inputs, connection.epoch)? {
+        let epoch = connection.epoch;
+        let merged = tokio::task::spawn_blocking(move || merge_bytes(inputs, epoch));
+        if let Some((header, bytes)) = merged.await.expect("merging does not panic")? {
             let name = FileName {
                 min: header.min_txid,
                 max: header.max_txid,

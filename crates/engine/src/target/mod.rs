@@ -3,6 +3,7 @@
 //! Each target has its own position and its own pace; none holds another back. After its start it
 //! never lists: it knows what is stored, because nobody else may write.
 
+mod background;
 mod connect;
 mod fence;
 mod levels;
@@ -28,6 +29,7 @@ use crate::local::{LocalState, Replicas};
 use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
 
+use background::Background;
 pub use fence::fence;
 use levels::LevelClock;
 
@@ -220,6 +222,7 @@ struct Connection {
     source: Option<SourceId>,
     next_merge: Instant,
     levels: Vec<LevelClock>,
+    background: Option<Background>,
     next_retention: Instant,
 }
 
@@ -295,7 +298,11 @@ impl Target {
         let progress = self.progress();
         // Without anything new there is nothing to merge and nothing expires: no wake-up at all.
         let first = (progress.acked > progress.merged).then_some(connection.next_merge);
-        let higher = Target::next_level_merge(connection);
+        // What is under way says itself when it is done.
+        let higher = match connection.background {
+            Some(_) => None,
+            None => connection.next_level_merge(),
+        };
         first.into_iter().chain(higher).min()
     }
 
@@ -353,6 +360,9 @@ impl Target {
 
     /// Does the most urgent thing. False when there is nothing to do.
     async fn step(&mut self, connection: &mut Connection) -> Result<bool, TargetError> {
+        if self.conclude(connection).await? {
+            return Ok(true);
+        }
         let progress = self.progress();
         if let Some(above) = progress.needs_snapshot {
             let (snapshot, continues) = {
@@ -391,7 +401,7 @@ impl Target {
         if *self.drain.borrow() {
             return Ok(false);
         }
-        if self.upload_periodic_snapshot(connection).await? {
+        if self.begin(connection).await? {
             return Ok(true);
         }
         let now = Instant::now();
@@ -399,10 +409,8 @@ impl Target {
             self.merge(connection, progress).await?;
             return Ok(true);
         }
-        if self.merge_levels(connection).await? {
-            return Ok(true);
-        }
-        if now >= connection.next_retention {
+        // What is being merged must not expire meanwhile.
+        if now >= connection.next_retention && connection.background.is_none() {
             self.retain(connection).await?;
             connection.next_retention = now + RETENTION_PAUSE;
         }

@@ -9,9 +9,7 @@ use ltx::{FileName, Level, Txid};
 use protocol::status::Position;
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::time::Instant;
 
-use crate::capture::unix_ms;
 use crate::chain::{Captured, ChainState, SnapshotFile};
 use crate::lease::{self, Lease, LeaseError, StoredLease};
 use crate::remote::{self, RemoteFile};
@@ -94,29 +92,11 @@ impl Target {
         Ok(())
     }
 
-    pub(super) async fn upload_periodic_snapshot(
-        &self,
-        connection: &mut Connection,
-    ) -> Result<bool, TargetError> {
-        let Some(snapshot) = self.chain.lock().snapshot.clone() else {
-            return Ok(false);
-        };
-        let known = |file: &RemoteFile| file.is_snapshot() && file.max >= snapshot.txid;
-        if connection.files.iter().any(known) || self.progress().acked < snapshot.txid {
-            return Ok(false);
-        }
-        self.upload_snapshot(connection, &snapshot).await?;
-        self.chain.update(ChainState::release_snapshot);
-        connection.next_retention = Instant::now();
-        Ok(true)
-    }
-
     pub(super) async fn upload_snapshot(
         &self,
         connection: &mut Connection,
         snapshot: &SnapshotFile,
     ) -> Result<(), TargetError> {
-        self.confirm_lease(connection).await?;
         let name = FileName {
             min: Txid::FIRST,
             max: snapshot.txid,
@@ -128,9 +108,7 @@ impl Target {
         let level = Level::SNAPSHOT.get();
         self.put(connection, level, name, body, snapshot.timestamp_ms)
             .await?;
-        let now = Timestamp::now();
-        self.set_report(|report| report.last_snapshot = Some(now));
-        self.set_progress(|progress| progress.copied = snapshot.txid);
+        self.copied(snapshot.txid);
         Ok(())
     }
 
@@ -154,30 +132,24 @@ impl Target {
     ) -> Result<(), TargetError> {
         let store = &self.settings.store;
         let key = remote::key(store.layout(), level, name);
-        let meta = PutMeta {
-            timestamp_ms: Some(timestamp_ms),
-        };
         let size = body.size();
-        match store.put(&key, body.clone(), PutMode::Create, &meta).await {
-            Err(error) if error.kind() == StoreErrorKind::Exists => {
-                if !same_object(store, &key, &body).await? {
-                    return Err(self.explain_conflict(connection, &key, error).await);
-                }
+        match store_new(store, &key, body, timestamp_ms).await {
+            Err(TargetError::Store(error)) if error.kind() == StoreErrorKind::Exists => {
+                return Err(self.explain_conflict(connection, &key, error).await);
             }
-            result => result?,
+            stored => stored?,
         }
-        connection.files.insert(RemoteFile {
-            level,
-            min: name.min,
-            max: name.max,
-            size,
-            modified_ms: unix_ms(),
-        });
+        self.stored(connection, RemoteFile::new(level, name, size));
+        Ok(())
+    }
+
+    /// A file of ours is in the store.
+    pub(super) fn stored(&self, connection: &mut Connection, file: RemoteFile) {
+        connection.files.insert(file);
         self.set_report(|report| {
             report.uploads += 1;
-            report.uploaded_bytes += size;
+            report.uploaded_bytes += file.size;
         });
-        Ok(())
     }
 
     /// Finds out whose file has the name that we wanted.
@@ -233,6 +205,28 @@ impl Target {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Stores an object under a name that nobody has. A name that is taken by the very same bytes is our
+/// own, from an attempt whose answer was lost; other bytes are [`StoreErrorKind::Exists`].
+pub(super) async fn store_new(
+    store: &SharedStore,
+    key: &str,
+    body: Body,
+    timestamp_ms: i64,
+) -> Result<(), TargetError> {
+    let meta = PutMeta {
+        timestamp_ms: Some(timestamp_ms),
+    };
+    match store.put(key, body.clone(), PutMode::Create, &meta).await {
+        Err(error) if error.kind() == StoreErrorKind::Exists => {
+            match same_object(store, key, &body).await? {
+                true => Ok(()),
+                false => Err(error.into()),
+            }
+        }
+        stored => Ok(stored?),
     }
 }
 

@@ -14,8 +14,10 @@ use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 
 use crate::app::{App, Habits, seed};
 use crate::bench::{
-    PATIENCE, Place, Replication, assert_stored, files, memory, restored, settings, wait_for,
+    PATIENCE, Place, Replication, assert_every_point, assert_stored, block_on, files, memory,
+    restored, settings, wait_for,
 };
+use crate::gated::{Gate, Gated};
 
 fn log_bytes(path: &Path) -> u64 {
     let log = engine::scan::with_suffix(path, "-wal");
@@ -186,9 +188,9 @@ fn our_locks_outlive_every_other_look_at_the_file() {
     let path = place.database();
     let held = || {
         let (database, index) = own_locks(&path);
-        (database > 0 && index > 1).then_some(())
+        (database > 0 && index > 0).then_some(())
     };
-    wait_for("a mark", held);
+    wait_for("our locks", held);
     // The application is the only one that may see it closed.
     for _ in 0..20 {
         assert!(matches!(
@@ -196,7 +198,7 @@ fn our_locks_outlive_every_other_look_at_the_file() {
             Probe::Unfit(DatabaseState::Starting, _)
         ));
     }
-    wait_for("the mark after a look", held);
+    wait_for("our locks after a look", held);
     // A second driver for the same file, as a mistake in a configuration would make.
     let second = Replication::start(&settings(
         &path,
@@ -206,7 +208,7 @@ fn our_locks_outlive_every_other_look_at_the_file() {
     app.sql("INSERT INTO item VALUES(NULL, 'seen by both')");
     assert_stored(&replication, &mut app, &store);
     second.stop();
-    wait_for("the mark after another driver", held);
+    wait_for("our locks after another driver", held);
     app.sql("INSERT INTO item VALUES(NULL, 'still captured')");
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
@@ -241,6 +243,62 @@ fn a_crowd_lets_quiet_databases_go_and_still_gets_what_is_written_later() {
     assert!(replication.stop());
     let (_, bytes) = restored(&store, Point::Latest).unwrap();
     assert!(bytes == expected);
+}
+
+#[test]
+fn no_mark_stands_in_the_way_of_a_checkpoint_while_nothing_is_written() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    app.sql("INSERT INTO item VALUES(NULL, 'a short log')");
+    assert_stored(&replication, &mut app, &store);
+    // One lock says that `-shm` is in use; a mark is another one.
+    let path = place.database();
+    let without = || (own_locks(&path) == (1, 1)).then_some(());
+    wait_for("the mark to be given back", without);
+    app.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    app.sql("INSERT INTO item VALUES(NULL, 'another log')");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
+fn a_file_that_is_exchanged_while_its_database_rests_is_compared() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let habits = Habits::calm(&place.database(), seed());
+    let mut app = App::start(&habits);
+    app.sql("CREATE TABLE fixed(x)");
+    app.sql("INSERT INTO fixed VALUES('before')");
+    app.sql("PRAGMA wal_checkpoint(PASSIVE)");
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    let crowded = Capture::with_room(0).unwrap();
+    let replication = Replication::start_in(crowded, &settings, PATIENCE);
+    assert_stored(&replication, &mut app, &store);
+    let path = place.database();
+    wait_for("the database to be let go", || {
+        (own_locks(&path) == (0, 0)).then_some(())
+    });
+    // The log stays, and the file beside it is another one with other content.
+    app.kill();
+    let other = place.directory.path().join("other.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes
+        .windows(6)
+        .position(|window| window == b"before")
+        .unwrap();
+    bytes[at..at + 6].copy_from_slice(b"AFTER!");
+    std::fs::write(&other, bytes).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let mut app = App::start(&habits);
+    app.sql("INSERT INTO item VALUES(NULL, 'in the new file')");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
 }
 
 #[test]
@@ -410,4 +468,73 @@ fn retention_keeps_every_point_that_it_promises() {
     }
     println!("{exact} exact points proven");
     assert!(exact > 3);
+}
+
+#[test]
+fn stored_files_become_fewer_in_higher_levels_and_a_lost_one_is_left_behind() {
+    let place = Place::new();
+    let concrete = memory();
+    let store: SharedStore = Arc::clone(&concrete) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    settings.targets[0].merge_interval = Duration::from_millis(50);
+    settings.targets[0].higher_levels = vec![Duration::from_millis(300), Duration::from_secs(1)];
+    let replication = Replication::start(&settings);
+    let of_level = |level| {
+        files(&store)
+            .into_iter()
+            .filter(move |it| it.level == level)
+    };
+    let write_until = |app: &mut App, what: &str, ready: &dyn Fn() -> bool| {
+        wait_for(what, || {
+            app.sql("INSERT INTO item VALUES(NULL, 'x')");
+            ready().then_some(())
+        });
+    };
+    write_until(&mut app, "two files of level 3", &|| {
+        of_level(3).count() > 1
+    });
+    assert_stored(&replication, &mut app, &store);
+    for level in [2, 3] {
+        let merged = of_level(level).next().unwrap();
+        let parts = of_level(level - 1).filter(|it| merged.min <= it.min && it.max <= merged.max);
+        assert!(parts.count() > 1, "level {level}");
+    }
+    assert_every_point(&store);
+    // A file that is to be merged is lost: nobody can go over it.
+    let newest = of_level(2).map(|it| it.max).max();
+    let unmerged = || of_level(1).find(|it| Some(it.min) > newest);
+    write_until(&mut app, "a file to be merged", &|| unmerged().is_some());
+    let copies = of_level(9).count();
+    let lost = unmerged().unwrap();
+    let key = engine::remote::key(store.layout(), 1, lost.name());
+    block_on(store.delete(&[key])).unwrap();
+    write_until(&mut app, "a new full copy", &|| {
+        of_level(9).count() > copies
+    });
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
+fn commits_are_stored_while_a_full_copy_is_on_its_way() {
+    let place = Place::new();
+    let concrete = memory();
+    let gated = Arc::new(Gated::new(Arc::clone(&concrete)));
+    let store: SharedStore = Arc::clone(&concrete) as SharedStore;
+    let through: SharedStore = Arc::clone(&gated) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let mut settings = settings(&place.database(), &place.state(), &[through]);
+    settings.snapshot_interval = Duration::from_millis(200);
+    let replication = Replication::start(&settings);
+    assert_stored(&replication, &mut app, &store);
+    gated.gate.send_replace(Gate::Closed("ltx/9/"));
+    wait_for("a copy that hangs", || {
+        app.sql("INSERT INTO item VALUES(NULL, 'before')");
+        (!gated.waiting.lock().unwrap().is_empty()).then_some(())
+    });
+    app.sql("INSERT INTO item VALUES(NULL, 'meanwhile')");
+    assert_stored(&replication, &mut app, &store);
+    gated.gate.send_replace(Gate::Open);
+    assert!(replication.stop());
 }

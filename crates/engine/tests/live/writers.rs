@@ -147,7 +147,9 @@ fn a_writer_cut_off_in_a_copy_of_what_is_stored_adds_no_more_than_that() {
     let often = |_: &Place, settings: &mut DatabaseSettings| {
         settings.snapshot_interval = Duration::from_millis(1);
     };
-    assert_eq!(take_over_during(often, "ltx/9/").len(), 1);
+    // It is stored beside everything else, so the writer may hear of the other one first and give
+    // it up.
+    assert!(take_over_during(often, "ltx/9/").len() <= 1);
 }
 
 #[test]

@@ -27,6 +27,9 @@ use crate::target::S3Target;
 /// Calls to one bucket at a time, of all its stores. The others wait, and use the connections of
 /// those before them: thousands of databases that start at once need no connection each.
 const MAX_CALLS: usize = 64;
+/// Of those, uploads in parts: they take long, others must not wait behind them, and each holds some
+/// parts in memory.
+const MAX_LARGE: usize = 4;
 /// How long a connection may take to come up, name and TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one attempt may take until its answer begins, without the time for a body.
@@ -50,6 +53,7 @@ pub(crate) struct Bucket {
     pub(super) client: Client,
     pub(super) session: Arc<Session>,
     pub(super) calls: Arc<Semaphore>,
+    pub(super) large: Arc<Semaphore>,
 }
 
 /// Makes the client of a target and the session that keeps its credentials; `system` is the
@@ -99,6 +103,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
         client: Client::from_conf(config.build()),
         session: Arc::new(session),
         calls: Arc::new(Semaphore::new(MAX_CALLS)),
+        large: Arc::new(Semaphore::new(MAX_LARGE)),
     })
 }
 
