@@ -296,6 +296,10 @@ impl Target {
 
     fn next_wake(&self, connection: &Connection) -> Option<Instant> {
         let progress = self.progress();
+        if progress.needs_snapshot.is_some() {
+            // Nothing is merged before it comes.
+            return None;
+        }
         // Without anything new there is nothing to merge and nothing expires: no wake-up at all.
         let first = (progress.acked > progress.merged).then_some(connection.next_merge);
         // What is under way says itself when it is done.
