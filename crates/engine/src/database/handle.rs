@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use ltx::Txid;
 use protocol::status::{
     CredentialsReport, DatabaseState, DatabaseStatus, Position, TargetState, TargetStatus,
 };
@@ -168,14 +169,15 @@ impl DatabaseHandle {
         interval.saturating_sub(age)
     }
 
-    /// True when the database has changed since a target got its newest full copy. The file that
-    /// follows every copy at once is no change.
+    /// True when the database has changed since a target got its newest full copy, or since one was
+    /// made that waits for it. The file that follows every copy at once is no change.
     pub(super) fn changed_since_copy(&self) -> bool {
         let chain = self.chain.lock();
+        let offered = chain.snapshot.as_ref().map_or(Txid::ZERO, |it| it.txid);
         chain
             .targets
             .values()
-            .any(|target| target.connected && target.copied.next() < chain.txid)
+            .any(|target| target.connected && target.copied.max(offered).next() < chain.txid)
     }
 
     /// True when it is time for a periodic full copy.

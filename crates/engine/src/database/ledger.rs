@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ltx::Txid;
 
 use super::RunError;
-use crate::chain::{Captured, Chain, ChainState, Need, SnapshotFile};
-use crate::local::{CaptureRecord, LocalState};
+use crate::chain::{Captured, Chain, ChainState, Need, SnapshotFile, TargetProgress};
+use crate::local::{CaptureRecord, Loaded, LocalState};
 use crate::pages::PageSet;
 use crate::scan::drop_unchanged;
 use crate::seal::{Delta, SealError, seal_delta, seal_snapshot};
@@ -27,6 +27,46 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// Goes on where the local state ends, and says so in `chain`, of which nothing is removed before
+    /// each of `targets` has said what it has.
+    pub(super) fn resume(
+        local: Arc<LocalState>,
+        chain: Arc<Chain>,
+        loaded: Loaded,
+        targets: usize,
+    ) -> Ledger {
+        chain.update(|chain| {
+            chain.txid = loaded.txid;
+            chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
+            let newest = chain.checksum;
+            chain.files = loaded
+                .files
+                .iter()
+                .map(|file| Captured {
+                    file: *file,
+                    checksum: newest.filter(|_| file.txid == loaded.txid),
+                    oldest_ms: file.timestamp_ms,
+                })
+                .collect();
+            chain.targets = (0..targets)
+                .map(|index| (index, TargetProgress::default()))
+                .collect();
+            chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
+            chain.epoch = loaded
+                .replicas
+                .values()
+                .map(|record| record.epoch)
+                .max()
+                .unwrap_or(0);
+        });
+        Ledger {
+            local,
+            chain,
+            table: loaded.table,
+            table_at: loaded.table_at,
+        }
+    }
+
     /// Seals a delta as the next TXID, with a time that does not go back.
     pub(super) fn seal(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
         let table = self
@@ -104,12 +144,15 @@ impl Ledger {
 
     /// Seals a full copy at the present position, or above what a target has.
     pub(super) fn seal_copy(&mut self, copy: Delta, base: Option<Txid>) -> Result<(), RunError> {
-        let (txid, checksum) = {
+        let (txid, checksum, offered) = {
             let chain = self.chain.lock();
-            (chain.txid, chain.checksum)
+            let offered = chain.snapshot.as_ref().map(|offered| offered.txid);
+            (chain.txid, chain.checksum, offered)
         };
         match base {
             Some(above) if above >= txid => self.offer_snapshot(copy, above.next(), checksum),
+            // It waits for a target. A second one would have its name, and be removed with it.
+            _ if offered == Some(txid) => Ok(()),
             _ if txid == Txid::ZERO => self.offer_snapshot(copy, Txid::FIRST, None),
             _ => self.offer_snapshot(copy, txid, checksum),
         }

@@ -17,12 +17,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::capture::Capture;
-use crate::chain::{Captured, Chain, TargetProgress};
+use crate::chain::Chain;
 use crate::local::{LocalError, LocalState, Replicas};
 use crate::probe::{Probe, probe};
 use crate::scan::ScanError;
 use crate::seal::SealError;
-use crate::table::PageTable;
 use crate::tap::TapError;
 use crate::target::{Target, TargetReport, TargetSettings, describe};
 
@@ -153,41 +152,17 @@ impl Database {
             }
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
-        self.handle.chain.update(|chain| {
-            chain.txid = loaded.txid;
-            chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
-            let newest = chain.checksum;
-            chain.files = loaded
-                .files
-                .iter()
-                .map(|file| Captured {
-                    file: *file,
-                    checksum: newest.filter(|_| file.txid == loaded.txid),
-                    oldest_ms: file.timestamp_ms,
-                })
-                .collect();
-            // Nothing is removed before each target has said what it has.
-            chain.targets = (0..self.settings.targets.len())
-                .map(|index| (index, TargetProgress::default()))
-                .collect();
-            chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
-            chain.epoch = loaded
-                .replicas
-                .values()
-                .map(|record| record.epoch)
-                .max()
-                .unwrap_or(0);
-        });
-        let ledger = Ledger {
-            local: Arc::clone(&local),
-            chain: Arc::clone(&self.handle.chain),
-            table_at: loaded.table_at,
-            table: loaded.table,
-        };
+        let log = loaded.log;
+        let ledger = Ledger::resume(
+            Arc::clone(&local),
+            Arc::clone(&self.handle.chain),
+            loaded,
+            self.settings.targets.len(),
+        );
         let (drain_sender, drain_receiver) = watch::channel(false);
         let mut session = Session {
             ledger: Some(ledger),
-            log: loaded.log,
+            log,
             cold: None,
             resting: None,
         };
