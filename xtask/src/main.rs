@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, cluster, codegen, demo, e2e, images, test, tidy, tools};
+use commands::{bench, cluster, codegen, demo, e2e, images, sim, test, tidy, tools};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Bench(bench::Args),
     /// Run everything that has to pass.
     Test(test::Args),
+    /// Run the engine's writers in a virtual world, from seeds.
+    Sim(sim::Args),
     /// Check the boundaries and habits that a compiler does not see.
     Tidy,
     /// Write what is generated: crds/ and the chart's copies.
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::tell(&args),
         Command::Bench(args) => bench::measure(&args),
         Command::Test(args) => test::run_all(&args),
+        Command::Sim(args) => sim::simulate(&args),
         Command::Tidy => tidy::run(),
         Command::Codegen => codegen::write(),
         Command::E2e(args) => e2e::run(&args),

@@ -558,6 +558,10 @@ impl Entry {
 
 /// Milliseconds since the Unix epoch, by the system's clock.
 pub fn unix_ms() -> i64 {
+    #[cfg(test)]
+    if let Some(now_ms) = crate::database::simulated_ms() {
+        return now_ms;
+    }
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

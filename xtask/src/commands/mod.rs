@@ -6,6 +6,7 @@ pub(crate) mod codegen;
 pub(crate) mod demo;
 pub(crate) mod e2e;
 pub(crate) mod images;
+pub(crate) mod sim;
 pub(crate) mod test;
 pub(crate) mod tidy;
 pub(crate) mod tools;

@@ -4,6 +4,8 @@ mod follow;
 mod handle;
 mod ledger;
 mod session;
+#[cfg(test)]
+mod sim;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -29,6 +31,8 @@ pub use handle::DatabaseHandle;
 use handle::lock;
 use ledger::Ledger;
 use session::Session;
+#[cfg(test)]
+pub(crate) use sim::simulated_ms;
 
 /// Pause between looks for a database that is not there, not ready, or failed.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,448 @@
+//! A process that replicates: the real state directory, ledger, chain and targets, driven as
+//! `Follow` drives them, with the model in the place of SQLite and the capture thread.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ltx::Txid;
+use protocol::config::OnDivergence;
+use protocol::status::DatabaseState;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+
+use crate::chain::Chain;
+use crate::database::handle::DatabaseHandle;
+use crate::database::ledger::Ledger;
+use crate::database::session::needs_base;
+use crate::database::{DatabaseSettings, RunError};
+use crate::local::LocalState;
+use crate::retention::RetentionPolicy;
+use crate::tap::LogPosition;
+use crate::target::{Target, TargetReport, TargetSettings};
+
+use super::CLOCK;
+use super::chance::{Chance, Log};
+use super::model::{Image, Place};
+use super::oracle::Oracle;
+use super::wire::{Server, Wire};
+
+/// Wall clocks begin here, in Unix milliseconds.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// A machine's clock: virtual time and how far it is off.
+#[derive(Clone)]
+pub(super) struct Clock {
+    pub(super) log: Arc<Log>,
+    pub(super) off_ms: Arc<AtomicI64>,
+}
+
+impl Clock {
+    pub(super) fn now_ms(&self) -> i64 {
+        EPOCH_MS + self.log.now_ms() as i64 + self.off_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// A process, alive until its tasks are ended.
+pub(super) struct Process {
+    pub(super) name: String,
+    pub(super) place: Arc<Place>,
+    pub(super) state: usize,
+    pub(super) handle: DatabaseHandle,
+    pub(super) clock: Clock,
+    /// The application writes.
+    pub(super) busy: Arc<AtomicBool>,
+    stop: watch::Sender<bool>,
+    /// Here, so that targets never outlive it.
+    _drain: Arc<watch::Sender<bool>>,
+    driver: JoinHandle<bool>,
+    targets: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Process {
+    pub(super) fn start(
+        serial: u64,
+        place: &Arc<Place>,
+        state: usize,
+        settings: DatabaseSettings,
+        oracle: &Arc<Oracle>,
+        clock: Clock,
+        mut chance: Chance,
+    ) -> Process {
+        let (stop, stopped) = watch::channel(false);
+        let targets: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
+        let reports = settings.targets.iter();
+        let handle = DatabaseHandle {
+            path: settings.holder.clone(),
+            chain: Arc::new(Chain::default()),
+            state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
+            page_size: Arc::default(),
+            pages: Arc::default(),
+            targets: reports
+                .map(|target| (target.clone(), Arc::default()))
+                .collect(),
+        };
+        let busy = Arc::new(AtomicBool::new(true));
+        let drain = Arc::new(watch::Sender::new(false));
+        let driver = Driver {
+            drain: Arc::clone(&drain),
+            actor: actor(serial),
+            name: settings.holder.clone(),
+            place: Arc::clone(place),
+            handle: handle.clone(),
+            oracle: Arc::clone(oracle),
+            log: Arc::clone(&clock.log),
+            clock: clock.clone(),
+            busy: Arc::clone(&busy),
+            stop: stopped,
+            tasks: Arc::clone(&targets),
+            copy_every: 5 + chance.below(60),
+            steps: 0,
+            told: vec![Txid::ZERO; settings.targets.len()],
+            settings,
+            chance,
+        };
+        let driver = tokio::spawn(CLOCK.scope(clock.clone(), driver.run()));
+        Process {
+            name: handle.path.clone(),
+            place: Arc::clone(place),
+            state,
+            handle,
+            clock,
+            busy,
+            stop,
+            _drain: drain,
+            driver,
+            targets,
+        }
+    }
+
+    /// Ends it as SIGKILL does.
+    pub(super) async fn kill(mut self) {
+        if !self.driver.is_finished() {
+            self.driver.abort();
+        }
+        let _ended = ended((&mut self.driver).await);
+        self.end_targets().await;
+    }
+
+    /// Ends it in order; true when everything is stored.
+    pub(super) async fn stop(mut self) -> bool {
+        self.stop.send_replace(true);
+        let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.driver).await;
+        let Ok(drained) = drained else {
+            self.kill().await;
+            return false;
+        };
+        self.end_targets().await;
+        ended(drained).unwrap_or(false)
+    }
+
+    async fn end_targets(&self) {
+        let targets = std::mem::take(&mut *self.targets.lock().unwrap());
+        for target in targets {
+            target.abort();
+            ended(target.await);
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.driver.is_finished()
+    }
+}
+
+/// The residue of a process; those of its targets follow.
+pub(super) fn actor(serial: u64) -> u64 {
+    1 + serial * 3
+}
+
+/// What a process is configured to do.
+pub(super) fn settings(
+    serial: u64,
+    seed: u64,
+    name: String,
+    place: &Place,
+    state: usize,
+    servers: &[Arc<Server>],
+) -> DatabaseSettings {
+    let target = |server: &Arc<Server>| {
+        let actor = actor(serial) + 1 + server.index as u64;
+        let chance = Mutex::new(Chance::new(seed, 1000 + actor));
+        TargetSettings {
+            name: format!("target{}", server.index),
+            store: Arc::new(Wire {
+                server: Arc::clone(server),
+                actor,
+                chance,
+                restores: name.starts_with("restore"),
+            }),
+            merge_interval: Duration::from_secs(5),
+            // They read from a thread that waits, and virtual time stands still meanwhile.
+            higher_levels: Vec::new(),
+            retention: RetentionPolicy {
+                enabled: true,
+                exact: Duration::from_secs(60),
+                window: Duration::from_secs(180),
+                daily: 0,
+                weekly: 0,
+                monthly: 0,
+            },
+        }
+    };
+    DatabaseSettings {
+        path: place.database(),
+        state: place.state(state),
+        targets: servers.iter().map(target).collect(),
+        sync_interval: Duration::from_secs(1),
+        snapshot_interval: Duration::from_secs(3600),
+        backlog_bytes: 20 << 10,
+        holder: name,
+        on_divergence: OnDivergence::Block,
+    }
+}
+
+/// What a task gave, unless it was aborted. A panic in it is one of ours.
+fn ended<T>(task: Result<T, JoinError>) -> Option<T> {
+    match task.map_err(JoinError::try_into_panic) {
+        Ok(value) => Some(value),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_aborted)) => None,
+    }
+}
+
+struct Driver {
+    actor: u64,
+    name: String,
+    place: Arc<Place>,
+    settings: DatabaseSettings,
+    handle: DatabaseHandle,
+    oracle: Arc<Oracle>,
+    log: Arc<Log>,
+    clock: Clock,
+    busy: Arc<AtomicBool>,
+    stop: watch::Receiver<bool>,
+    drain: Arc<watch::Sender<bool>>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// Steps between periodic full copies.
+    copy_every: u64,
+    steps: u64,
+    /// The newest position that each target said is stored.
+    told: Vec<Txid>,
+    chance: Chance,
+}
+
+/// The commit up to which everything is sealed; none: the database has to be read.
+type Seen = Option<usize>;
+
+impl Driver {
+    async fn run(mut self) -> bool {
+        let local = loop {
+            match LocalState::open(&self.settings.state) {
+                Ok(local) => break Arc::new(local),
+                Err(_) => self.log.pause(self.actor, 1000).await,
+            }
+            if *self.stop.borrow() {
+                return false;
+            }
+        };
+        let loaded = local.load().expect("our directory can be read");
+        let records = Arc::new(Mutex::new(loaded.replicas.clone()));
+        let log = loaded.log.filter(|_| loaded.table.is_some());
+        let chain = Arc::clone(&self.handle.chain);
+        let count = self.settings.targets.len();
+        let mut ledger = Ledger::resume(Arc::clone(&local), chain, loaded, count);
+        let mut seen = log.and_then(|log| self.seen(&log));
+        let drained = self.drain.subscribe();
+        for (index, (settings, report)) in self.handle.targets.iter().enumerate() {
+            let target = Target {
+                index,
+                settings: settings.clone(),
+                database: self.settings.path.clone(),
+                holder: self.settings.holder.clone(),
+                on_divergence: self.settings.on_divergence,
+                local: Arc::clone(&local),
+                records: Arc::clone(&records),
+                chain: Arc::clone(&self.handle.chain),
+                report: Arc::clone(report),
+                drain: drained.clone(),
+            };
+            let task = tokio::spawn(CLOCK.scope(self.clock.clone(), target.run()));
+            self.tasks.lock().unwrap().push(task);
+        }
+        loop {
+            let wait = 100 + self.chance.below(15) * 100;
+            self.log.pause(self.actor, wait).await;
+            self.listen();
+            if let Some((state, _)) = self.handle.verdict() {
+                self.note(format!("{state:?}"));
+                return false;
+            }
+            let stopping = *self.stop.borrow();
+            let numbered = ledger.table.is_some() || self.handle.every_target_answered();
+            if !numbered {
+                if stopping && self.handle.every_target_was_tried() {
+                    return false;
+                }
+                continue;
+            }
+            if self.busy.load(Ordering::Relaxed) && !stopping {
+                for _ in 0..self.chance.below(4) {
+                    self.place.app.lock().unwrap().commit();
+                }
+            }
+            if self.chance.one_in(25) {
+                // Frames were missed.
+                seen = None;
+            }
+            self.step(&mut ledger, &mut seen);
+            let all = seen == Some(self.place.app.lock().unwrap().newest());
+            let tried = self.handle.every_target_was_tried();
+            if stopping && all && tried && needs_base(&self.handle.chain).is_none() {
+                break;
+            }
+        }
+        ledger.save();
+        self.drain.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
+        let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
+        let ending = AbortOnDrop(aborts);
+        for task in tasks {
+            task.await.expect("a target does not panic");
+        }
+        drop(ending);
+        self.listen();
+        self.handle.verdict().is_none() && self.handle.is_stored()
+    }
+
+    /// Where a log position leads, unless the log was begun anew meanwhile.
+    fn seen(&mut self, log: &LogPosition) -> Seen {
+        let restarted = self.chance.one_in(3);
+        let at = self.place.app.lock().unwrap().at(log);
+        at.filter(|_| !restarted)
+    }
+
+    /// What `Follow` would do next, without a pause in it.
+    fn step(&mut self, ledger: &mut Ledger, seen: &mut Seen) {
+        let before = self.handle.chain.lock().txid;
+        if let Err(error) = self.try_step(ledger, seen) {
+            self.note(format!("{error}"));
+            *seen = None;
+        }
+        let chain = self.handle.chain.lock();
+        if chain.txid != before {
+            let line = format!("sealed {} {:x?}", chain.txid, chain.checksum);
+            drop(chain);
+            self.note(line);
+        }
+    }
+
+    fn try_step(&mut self, ledger: &mut Ledger, seen: &mut Seen) -> Result<(), RunError> {
+        self.steps += 1;
+        let place = Arc::clone(&self.place);
+        let app = place.app.lock().unwrap();
+        let (image, newest, now_ms) = (app.image(), app.newest(), self.clock.now_ms());
+        let spill = self.settings.state.clone();
+        let base = needs_base(&self.handle.chain);
+        let at = match *seen {
+            Some(at) if ledger.table.is_some() => at,
+            _ => {
+                self.sealing(&image, || {
+                    ledger.seal_scan(app.delta(None, &spill, now_ms), now_ms, base)
+                })?;
+                ledger.record(app.log());
+                *seen = Some(newest);
+                return Ok(());
+            }
+        };
+        let copies = base.is_some() || self.steps.is_multiple_of(self.copy_every);
+        if at < newest && !copies {
+            let limit = self.settings.backlog_bytes;
+            let (full, room) = {
+                let chain = self.handle.chain.lock();
+                let full = chain.local_bytes() >= limit;
+                (
+                    chain.is_full(limit),
+                    full && chain.removable_under_pressure(limit) > 0,
+                )
+            };
+            if room {
+                return ledger.make_room(limit);
+            }
+            if full {
+                return Ok(());
+            }
+        }
+        if at < newest {
+            let mut delta = app.delta(Some(at), &spill, now_ms);
+            self.sealing(&image, || ledger.seal(&mut delta, now_ms))?;
+            ledger.record(app.log());
+            *seen = Some(newest);
+        }
+        if copies {
+            self.sealing(&image, || {
+                ledger.seal_copy(app.delta(None, &spill, now_ms), base)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Does something that seals, and says what the new files are.
+    fn sealing(
+        &self,
+        image: &Arc<Image>,
+        seal: impl FnOnce() -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let before = self.handle.chain.lock().txid;
+        let sealed = seal();
+        let chain = self.handle.chain.lock();
+        let files = chain.files.iter().map(|captured| captured.file.txid);
+        let state = &self.settings.state;
+        let mut paths: Vec<PathBuf> = files
+            .filter(|txid| *txid > before)
+            .map(|txid| state.join(format!("ltx/0/{txid}-{txid}.ltx")))
+            .collect();
+        paths.extend(chain.snapshot.as_ref().map(|copy| copy.path.clone()));
+        for path in paths {
+            let bytes = std::fs::read(path).expect("what was sealed is there");
+            self.oracle.sealed(&self.name, &bytes, image);
+        }
+        sealed
+    }
+
+    /// Hears what the targets say.
+    fn listen(&mut self) {
+        for (index, (_, report)) in self.handle.targets.iter().enumerate() {
+            let position = lock(report).position.clone();
+            let Some(position) = position else { continue };
+            let txid: Txid = position.txid.parse().expect("a position has a TXID");
+            let checksum = u64::from_str_radix(&position.checksum, 16).expect("hex digits");
+            if txid < self.told[index] {
+                let (name, told) = (&self.name, self.told[index]);
+                let broken = format!("store {index}: {name} was told of {told}, then of {txid}");
+                self.oracle.broken(broken);
+            }
+            self.told[index] = txid;
+            self.oracle.acked(index, &self.name, txid, checksum);
+        }
+    }
+
+    fn note(&self, what: String) {
+        self.log.note(self.actor, format!("{}: {what}", self.name));
+    }
+}
+
+fn lock(report: &Mutex<TargetReport>) -> std::sync::MutexGuard<'_, TargetReport> {
+    report.lock().unwrap()
+}
+
+/// Ends tasks with the one that waits for them.
+struct AbortOnDrop(Vec<tokio::task::AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
