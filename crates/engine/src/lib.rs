@@ -12,6 +12,7 @@ pub mod generations;
 pub mod hold;
 pub mod lease;
 pub mod local;
+pub mod lockfile;
 pub mod pages;
 pub mod plan;
 pub mod probe;

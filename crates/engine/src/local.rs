@@ -25,6 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{SourceId, identify};
+use crate::lockfile::LockFile;
 use crate::table::PageTable;
 use crate::tap::LogPosition;
 
@@ -32,7 +33,7 @@ use crate::tap::LogPosition;
 #[derive(Debug)]
 pub struct LocalState {
     directory: PathBuf,
-    _lock: File,
+    _lock: LockFile,
 }
 
 /// Where the log stood when a TXID was sealed.
@@ -162,14 +163,8 @@ impl LocalState {
             fs::create_dir_all(&path).map_err(failed("create", &path))?;
         }
         let path = directory.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(failed("open", &path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(LocalState {
+        match LockFile::take(&path) {
+            Ok(lock) => Ok(LocalState {
                 directory: directory.to_owned(),
                 _lock: lock,
             }),

@@ -65,7 +65,6 @@ pub struct DatabaseSettings {
 /// The driver of one database. [`Database::run`] ends after `stop` turns true.
 pub struct Database {
     settings: DatabaseSettings,
-    id: u64,
     capture: Capture,
     handle: DatabaseHandle,
     stop: watch::Receiver<bool>,
@@ -101,10 +100,9 @@ impl RunError {
 }
 
 impl Database {
-    /// A driver for one database. `id` is unique in this process.
+    /// A driver for one database.
     pub fn new(
         settings: DatabaseSettings,
-        id: u64,
         capture: Capture,
         stop: watch::Receiver<bool>,
     ) -> (Database, DatabaseHandle) {
@@ -128,7 +126,6 @@ impl Database {
         };
         let database = Database {
             settings,
-            id,
             capture,
             handle: handle.clone(),
             stop,
@@ -169,6 +166,7 @@ impl Database {
             log,
             cold: None,
             resting: None,
+            next_watch: tokio::time::Instant::now(),
         };
         let targets = self
             .wait_for_file_and_start_targets(&local, &records, &drain_receiver)

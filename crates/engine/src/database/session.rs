@@ -14,7 +14,7 @@ use crate::capture::unix_ms;
 use crate::chain::Chain;
 use crate::probe::{Probe, probe};
 use crate::scan::{
-    Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold,
+    Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold, with_suffix,
 };
 use crate::seal::Delta;
 use crate::tap::LogPosition;
@@ -23,6 +23,9 @@ use crate::tap::LogPosition;
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// After an attempt that went well for so long the first pause is short again.
 const STABLE: Duration = Duration::from_secs(60);
+
+/// Time from an application's opening of a database to its first commit, about.
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// One attachment after another, with what is carried between them.
 pub(super) struct Session {
@@ -34,6 +37,9 @@ pub(super) struct Session {
     pub(super) cold: Option<Fingerprint>,
     /// The state of a database and its log in which we let go of it, everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
+    /// When an idle database may be watched again: after an event that led to nothing, the looks
+    /// of each second have to do, lest somebody who reads the file all the time keeps us busy.
+    pub(super) next_watch: Instant,
 }
 
 impl Session {
@@ -87,7 +93,7 @@ impl Session {
                 if stopping {
                     return Ok(());
                 }
-                database.pause(PROBE_PAUSE).await;
+                self.idle(database).await;
                 continue;
             }
             if let Some((file, _)) = &self.resting
@@ -130,6 +136,39 @@ impl Session {
             (None, None) => false,
             (None, resting) => live_fingerprint(path).is_ok_and(|now| now == resting),
             (cold, _) => cold_fingerprint(path).is_ok_and(|now| now == cold),
+        }
+    }
+
+    /// Waits until a database that is as it was may not be so any more, or a target wants a copy.
+    async fn idle(&mut self, database: &mut Database) {
+        let path = &database.settings.path;
+        // Who has it open writes to its log; who has not opens the file first.
+        let file = match self.cold {
+            Some(_) => path.clone(),
+            None => with_suffix(path, "-wal"),
+        };
+        let watch = match self.next_watch <= Instant::now() {
+            true => database.capture.watch_idle(&file),
+            false => None,
+        };
+        let mut changes = database.handle.chain.subscribe();
+        let Some(watch) = watch else {
+            database.pause(PROBE_PAUSE).await;
+            return;
+        };
+        // What happened before gives no event.
+        if needs_base(&database.handle.chain).is_some() || !self.is_as_it_was(path) {
+            return;
+        }
+        let net = database.capture.idle_pause();
+        tokio::select! {
+            () = watch.changed() => {
+                self.next_watch = Instant::now() + PROBE_PAUSE;
+                drop(watch);
+                database.pause(OPENING_PAUSE).await;
+            }
+            _ = changes.changed() => {}
+            _ = database.pause(net) => {}
         }
     }
 
@@ -220,7 +259,7 @@ impl Session {
         let path = database.settings.path.clone();
         let spill = database.settings.state.clone();
         let resume = self.log.filter(|_| self.has_table());
-        let attached = database.capture.attach(database.id, &path, &spill, resume);
+        let attached = database.capture.attach(&path, &spill, resume);
         let mut follow = Follow {
             attached,
             barrier: 0,

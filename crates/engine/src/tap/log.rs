@@ -219,12 +219,12 @@ impl Tap {
         (0..VIEW_ATTEMPTS).find_map(|_| self.connections[index].wal_view())
     }
 
-    fn frame_bytes(&self) -> usize {
+    pub(super) fn frame_bytes(&self) -> usize {
         FRAME_HEADER_BYTES + self.page_size.as_usize()
     }
 
     /// Offset of the frame behind `frames` frames.
-    fn frame_offset(&self, frames: u32) -> u64 {
+    pub(super) fn frame_offset(&self, frames: u32) -> u64 {
         WAL_HEADER_BYTES as u64 + u64::from(frames) * self.frame_bytes() as u64
     }
 }

@@ -197,6 +197,30 @@ impl Tap {
         self.unfinished && self.position.frames >= CHECKPOINT_FRAMES
     }
 
+    /// About how many bytes of log the next look reads; with `whole`, and a [`Tap::reread`].
+    pub fn bytes_to_read(&self, whole: bool) -> u64 {
+        let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
+            return 0;
+        };
+        let frames = view.header.max_frame;
+        let known = if view.header.salts == self.position.salts() {
+            self.position.frames
+        } else {
+            0
+        };
+        let mut bytes = u64::from(frames.saturating_sub(known)) * self.frame_bytes() as u64;
+        if known == 0 && self.window != Window::Closed {
+            // The old log may go on behind what is captured, as far as the file does.
+            let file = std::fs::metadata(with_suffix(&self.path, "-wal"));
+            let end = file.map_or(0, |meta| meta.len());
+            bytes += end.saturating_sub(self.frame_offset(self.position.frames));
+        }
+        if whole {
+            bytes += self.frame_offset(frames);
+        }
+        bytes
+    }
+
     /// Looks once, captures what is new, and moves the mark.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ fn ready(settings: &DatabaseSettings) -> Result<Ready, StartupError> {
 fn replicate(settings: &DatabaseSettings) {
     let (stop, stopped) = watch::channel(false);
     let capture = Capture::start().unwrap();
-    let (database, handle) = Database::new(settings.clone(), 1, capture, stopped);
+    let (database, handle) = Database::new(settings.clone(), capture, stopped);
     let thread = std::thread::spawn(move || block_on(database.run(PATIENCE)));
     let deadline = Instant::now() + PATIENCE;
     loop {

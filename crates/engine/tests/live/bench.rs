@@ -108,7 +108,7 @@ impl Replication {
             holder: process(),
             ..settings.clone()
         };
-        let (database, handle) = Database::new(settings, 1, capture, stopped);
+        let (database, handle) = Database::new(settings, capture, stopped);
         let thread = std::thread::spawn(move || block_on(database.run(drain)));
         Replication {
             handle,

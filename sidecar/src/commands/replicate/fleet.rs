@@ -28,7 +28,6 @@ pub struct Fleet {
     running: BTreeMap<PathBuf, Running>,
     /// Databases that are configured no more, and store what is left.
     leaving: BTreeMap<PathBuf, JoinHandle<bool>>,
-    next_id: u64,
 }
 
 struct Running {
@@ -48,7 +47,6 @@ impl Fleet {
             capture,
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            next_id: 0,
         }
     }
 
@@ -101,10 +99,8 @@ impl Fleet {
     ) -> Running {
         let (stop, mut stopped) = watch::channel(false);
         let (ready, is_ready) = watch::channel(restore.is_none());
-        self.next_id += 1;
         let capture = self.capture.clone();
-        let (database, handle) =
-            Database::new(settings.clone(), self.next_id, capture, stopped.clone());
+        let (database, handle) = Database::new(settings.clone(), capture, stopped.clone());
         let shown = ShownDatabase::new(handle, &settings.targets);
         let held = shown.clone();
         let task = tokio::task::spawn_local(async move {

@@ -1,0 +1,170 @@
+//! One attached database, and one look at it: all that goes to another thread when it takes long.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::inbox::{Found, Inbox};
+use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
+use crate::tap::{LogPosition, Look, Tap};
+
+/// Bytes of log that are read between two looks at other databases: about 10 ms of work.
+const QUICK_BYTES: u64 = 8 << 20;
+
+/// What somebody waits for.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Wishes {
+    /// That everything published by now is found.
+    pub(super) barrier: Option<u64>,
+    /// The whole present log.
+    pub(super) reread: bool,
+    /// A last look, and the end.
+    pub(super) detach: bool,
+}
+
+impl Wishes {
+    /// Adds what was wished since.
+    pub(super) fn add(&mut self, later: Wishes) {
+        self.barrier = later.barrier.or(self.barrier);
+        self.reread |= later.reread;
+        self.detach |= later.detach;
+    }
+
+    /// Somebody waits for what comes only with further looks.
+    pub(super) fn any(&self) -> bool {
+        self.barrier.is_some() || self.reread || self.detach
+    }
+}
+
+/// How to attach.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) spill: PathBuf,
+    pub(super) resume: Option<LogPosition>,
+    pub(super) inbox: Arc<Inbox>,
+}
+
+/// One attached database.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) tap: Tap,
+    inbox: Arc<Inbox>,
+    pub(super) wishes: Wishes,
+    next_identity_check: Instant,
+}
+
+/// What a look led to.
+#[derive(Debug)]
+pub(super) enum Looked {
+    /// The attachment goes on; true when something was found.
+    On(Box<Attachment>, bool),
+    /// It has ended, and everybody who asks is told so.
+    Ended,
+}
+
+impl Attachment {
+    /// Attaches; what is found, also that it failed, comes into the inbox.
+    pub(super) fn attach(place: Place) -> Looked {
+        let now = Instant::now();
+        let Place {
+            path,
+            spill,
+            resume,
+            inbox,
+        } = place;
+        match Tap::attach(&path, &spill, resume, now, unix_ms()) {
+            Ok((tap, look)) => {
+                let page_size = tap.page_size();
+                inbox.update(|found| found.page_size = Some(page_size));
+                inbox.deliver(look);
+                let attachment = Attachment {
+                    tap,
+                    inbox,
+                    wishes: Wishes::default(),
+                    next_identity_check: now + QUIET_PAUSE,
+                };
+                Looked::On(Box::new(attachment), true)
+            }
+            Err(error) => {
+                inbox.update(|found| {
+                    found.failed = Some(error);
+                    found.gone = true;
+                });
+                Looked::Ended
+            }
+        }
+    }
+
+    /// Whether a look may read so much that others should not wait for it.
+    pub(super) fn takes_long(&self) -> bool {
+        self.tap.bytes_to_read(self.wishes.reread) > QUICK_BYTES
+    }
+
+    /// Looks, and leaves what is found in the inbox.
+    pub(super) fn look(mut self: Box<Self>) -> Looked {
+        let now = Instant::now();
+        if self.wishes.barrier.is_some() || self.wishes.reread {
+            self.tap.end_window(now);
+        }
+        let mut look = self.tap.look(now, unix_ms());
+        if now >= self.next_identity_check || self.wishes.barrier.is_some() {
+            self.next_identity_check = now + QUIET_PAUSE;
+            if self.tap.has_moved() {
+                look = Ok(Look::Moved);
+            }
+        }
+        let found_something = match look {
+            Ok(Look::Moved) => return self.end(|found| found.moved = true),
+            Ok(look) => {
+                let is_quiet = matches!(look, Look::Quiet);
+                self.inbox.deliver(look);
+                !is_quiet
+            }
+            Err(error) => return self.end(|found| found.failed = Some(error)),
+        };
+        self.serve();
+        if self.wishes.detach {
+            return self.end(|_| {});
+        }
+        Looked::On(self, found_something)
+    }
+
+    fn serve(&mut self) {
+        if self.tap.is_current()
+            && let Some(token) = self.wishes.barrier.take()
+        {
+            let at_end = self.tap.is_at_end();
+            self.inbox.update(|found| {
+                found.barrier = token;
+                found.at_end = at_end;
+            });
+        }
+        if self.wishes.reread
+            && let Ok(Some(log)) = self.tap.reread(unix_ms())
+        {
+            self.wishes.reread = false;
+            self.inbox.update(|found| found.log = Some(log));
+        }
+        if self.tap.wants_checkpoint() && !self.inbox.lock().wants_checkpoint {
+            self.inbox.update(|found| found.wants_checkpoint = true);
+        }
+    }
+
+    /// Ends the tap, then says so with `last`: whoever hears of it finds no lock of ours any more.
+    fn end(self, last: impl FnOnce(&mut Found)) -> Looked {
+        self.tap.detach();
+        self.inbox.update(|found| {
+            last(found);
+            found.gone = true;
+        });
+        Looked::Ended
+    }
+
+    /// When to look again, `pause` after `now` or earlier.
+    pub(super) fn next_look(&self, now: Instant, pause: Duration) -> Instant {
+        let due = self.tap.due().map(|due| due.max(now + HOT_PAUSE));
+        let next = now + pause;
+        due.map_or(next, |due| due.min(next))
+    }
+}

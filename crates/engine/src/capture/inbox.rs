@@ -1,0 +1,79 @@
+//! Where the capture thread leaves what it finds in one database.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sqlite_format::PageSize;
+use tokio::sync::Notify;
+
+use crate::tap::{Batch, BreakReason, Look, TapError};
+
+/// What the capture thread has found in one database, until somebody takes it.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Commits, merged in order.
+    pub batch: Option<Batch>,
+    /// Commits before `batch` may have been missed; `batch` holds the whole present log.
+    pub broken: Option<BreakReason>,
+    /// Another file has taken the path; the tap is gone.
+    pub moved: bool,
+    /// The tap failed and is gone.
+    pub failed: Option<TapError>,
+    /// The page size, once attached.
+    pub page_size: Option<PageSize>,
+    /// The log is far longer than applications let it grow.
+    pub wants_checkpoint: bool,
+    /// The last barrier passed: everything published before it was asked for is in here.
+    pub barrier: u64,
+    /// At that barrier the log held nothing behind what is captured, published or not.
+    pub at_end: bool,
+    /// The whole present log, when it was asked for.
+    pub log: Option<Batch>,
+    /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.
+    pub gone: bool,
+}
+
+/// Where the capture thread leaves what it finds in one database.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    found: Mutex<Found>,
+    /// Woken after each change of `found`.
+    pub changed: Notify,
+}
+
+impl Inbox {
+    /// What was found, to be read or taken.
+    pub fn lock(&self) -> MutexGuard<'_, Found> {
+        // The thread that could poison it takes the whole process down.
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut Found)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    pub(super) fn deliver(&self, look: Look) {
+        let mut found = self.lock();
+        match look {
+            Look::Quiet | Look::Moved => return,
+            Look::Captured(batch) => match &mut found.batch {
+                None => found.batch = Some(batch),
+                Some(earlier) => match earlier.append(batch) {
+                    // Whoever will take the batch knows of it: a wake-up would cost more than this.
+                    Ok(()) => return,
+                    Err(error) => {
+                        found.batch = None;
+                        found.failed = Some(TapError::Spill(error));
+                    }
+                },
+            },
+            // Earlier pages may be older than what the database file holds by now: drop them.
+            Look::Broken(reason, batch) => {
+                found.batch = Some(batch);
+                found.broken = Some(reason);
+            }
+        }
+        drop(found);
+        self.changed.notify_one();
+    }
+}

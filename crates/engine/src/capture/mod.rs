@@ -1,0 +1,291 @@
+//! The capture thread: it looks at every attached database often enough and does nothing slow.
+//!
+//! No fsync, no compression, no store: those belong to whoever takes the batches. What takes long
+//! all the same, attaching and a log that grew by megabytes, is done by the runtime's pool, one look
+//! of a database at a time. A database that changed in the last second is looked at every
+//! [`HOT_PAUSE`]; a quiet one when the file system says that its log was written, and each second as
+//! a net. Events come *before* a commit is published, so after an event the looks go on until nothing
+//! moves any more. They come in the middle of the application's commit, and a thread that wakes up
+//! then may take its processor: so there is one for each quiet time, and none while the database is
+//! looked at anyway.
+//!
+//! Here is the handle. `thread` decides who is looked at when, `attachment` is one look, `events` is
+//! what wakes, `inbox` is where what was found waits.
+
+mod attachment;
+mod events;
+mod inbox;
+mod thread;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::Handle;
+
+use crate::tap::LogPosition;
+
+use attachment::{Place, Wishes};
+pub use events::IdleWatch;
+use events::{Events, Wake, Watches};
+pub use inbox::{Found, Inbox};
+use thread::{Command, Thread};
+
+/// Pause between looks at a database that changed lately. An application's blocking checkpoint
+/// waits for our mark at most about this long.
+const HOT_PAUSE: Duration = Duration::from_millis(2);
+/// How long a database counts as changing after the last sign of it.
+const HOT_TIME: Duration = Duration::from_secs(1);
+/// Pause between looks at a quiet database.
+const QUIET_PAUSE: Duration = Duration::from_secs(1);
+/// Pause at a quiet database on whose log a mark is kept.
+const STANDING_PAUSE: Duration = Duration::from_millis(20);
+/// Pause where the file system gives no events.
+const BLIND_PAUSE: Duration = Duration::from_millis(50);
+
+/// Databases that stay attached however long nothing is written: an attachment costs about 75 KiB
+/// and five descriptors, and without one the database may have to be read when it is closed.
+const ATTACHED_AT_REST: usize = 64;
+/// How many idle databases are looked at in a second, beside those that gave an event.
+const IDLE_LOOKS: u32 = 500;
+
+/// A handle of the capture thread. The thread ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<Wake>,
+    watches: Watches,
+    attached: Arc<AtomicUsize>,
+    next_id: Arc<AtomicU64>,
+    room: usize,
+}
+
+/// One attached database. Dropping it detaches.
+#[derive(Debug)]
+pub struct Attached {
+    id: u64,
+    capture: Capture,
+    /// What the thread finds.
+    pub inbox: Arc<Inbox>,
+}
+
+impl Capture {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no descriptor or no thread.
+    pub fn start() -> std::io::Result<Capture> {
+        Capture::with_room(ATTACHED_AT_REST)
+    }
+
+    /// As [`Capture::start`]; more than `room` databases are attached only while they are written.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn with_room(room: usize) -> std::io::Result<Capture> {
+        let wake = Arc::new(Wake::new()?);
+        let events = Events::new(Arc::clone(&wake));
+        let (commands, receiver) = mpsc::channel();
+        let capture = Capture {
+            commands,
+            wake: Arc::clone(&wake),
+            watches: events.watches.clone(),
+            attached: Arc::default(),
+            next_id: Arc::default(),
+            room,
+        };
+        let thread = Thread::new(receiver, wake, events, Arc::clone(&capture.attached));
+        std::thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || thread.run())?;
+        Ok(capture)
+    }
+
+    /// Whether a database that nobody writes should make room for others.
+    pub fn is_crowded(&self) -> bool {
+        self.attached.load(Ordering::Relaxed) > self.room
+    }
+
+    /// Attaches to a database; what is found, also that it failed, comes into the inbox.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, whose pool does what takes long.
+    pub fn attach(&self, path: &Path, spill: &Path, resume: Option<LogPosition>) -> Attached {
+        let inbox = Arc::new(Inbox::default());
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(Command::Attach {
+            id,
+            place: Place {
+                path: path.to_owned(),
+                spill: spill.to_owned(),
+                resume,
+                inbox: Arc::clone(&inbox),
+            },
+            pool: Handle::current(),
+        });
+        Attached {
+            id,
+            capture: self.clone(),
+            inbox,
+        }
+    }
+
+    /// Watches a file whose next change, or whose next opening, ends the rest of an idle database.
+    /// None where the system gives no such events.
+    pub fn watch_idle(&self, path: &Path) -> Option<IdleWatch> {
+        self.watches.idle(path)
+    }
+
+    /// The pause between looks at an idle database that is watched: a net, so the more there are,
+    /// the longer it is.
+    pub fn idle_pause(&self) -> Duration {
+        let watched = u32::try_from(self.watches.len()).unwrap_or(u32::MAX);
+        QUIET_PAUSE.max(QUIET_PAUSE / IDLE_LOOKS * watched)
+    }
+
+    fn send(&self, command: Command) {
+        // The thread lives as long as a sender does, unless the process is going down with it.
+        if self.commands.send(command).is_ok() {
+            self.wake.signal();
+        }
+    }
+}
+
+impl Attached {
+    /// Asks for everything that is published by now, and whether the path still leads to the same
+    /// file; `Found::barrier` reaches `token` once both are known.
+    pub fn barrier(&self, token: u64) {
+        self.wish(Wishes {
+            barrier: Some(token),
+            ..Wishes::default()
+        });
+    }
+
+    /// Asks for the whole present log.
+    pub fn reread(&self) {
+        self.wish(Wishes {
+            reread: true,
+            ..Wishes::default()
+        });
+    }
+
+    /// Asks for a last look and the end; `Found::gone` is set after it.
+    pub fn detach(&self) {
+        self.wish(Wishes {
+            detach: true,
+            ..Wishes::default()
+        });
+    }
+
+    fn wish(&self, wishes: Wishes) {
+        let id = self.id;
+        self.capture.send(Command::Wish { id, wishes });
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+/// Milliseconds since the Unix epoch, by the system's clock.
+pub fn unix_ms() -> i64 {
+    #[cfg(test)]
+    if let Some(now_ms) = crate::database::simulated_ms() {
+        return now_ms;
+    }
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database that an application has open in WAL mode.
+    fn application(path: &Path) -> rusqlite::Connection {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        let sql = "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x)";
+        connection.execute_batch(sql).unwrap();
+        connection
+    }
+
+    async fn until(inbox: &Inbox, ready: impl Fn(&Found) -> bool) {
+        loop {
+            let changed = inbox.changed.notified();
+            let (is_ready, failed) = {
+                let found = inbox.lock();
+                (ready(&found), found.failed.is_some())
+            };
+            assert!(!failed);
+            if is_ready {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    #[test]
+    fn a_long_look_at_one_database_holds_up_no_other_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let spill = directory.path();
+        let (one, other) = (spill.join("one"), spill.join("other"));
+        let (large, small) = (application(&one), application(&other));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let capture = Capture::start().unwrap();
+            let [large_one, small_one] =
+                [&one, &other].map(|path| capture.attach(path, spill, None));
+            for attached in [&large_one, &small_one] {
+                until(&attached.inbox, |found| found.batch.is_some()).await;
+                attached.inbox.lock().batch = None;
+            }
+            // Nobody does what takes long now.
+            let (release, blocked) = std::sync::mpsc::channel::<()>();
+            let occupied = tokio::task::spawn_blocking(move || blocked.recv());
+            large
+                .execute_batch("INSERT INTO t VALUES(zeroblob(20000000))")
+                .unwrap();
+            large_one.barrier(1);
+            small.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+            small_one.barrier(1);
+            until(&small_one.inbox, |found| found.barrier == 1).await;
+            assert!(small_one.inbox.lock().batch.is_some());
+            assert!(large_one.inbox.lock().batch.is_none());
+            // It is not forgotten, nor is what was asked meanwhile.
+            release.send(()).unwrap();
+            occupied.await.unwrap().unwrap();
+            until(&large_one.inbox, |found| found.barrier == 1).await;
+            let found = large_one.inbox.lock().batch.take();
+            assert!(found.unwrap().pages.bytes() > 20_000_000);
+            large_one.detach();
+            until(&large_one.inbox, |found| found.gone).await;
+        });
+    }
+
+    #[test]
+    fn the_more_idle_databases_there_are_the_rarer_are_looks_at_each() {
+        let directory = tempfile::tempdir().unwrap();
+        let capture = Capture::start().unwrap();
+        let watches: Vec<_> = (0..2000)
+            .map(|number| {
+                let path = directory.path().join(number.to_string());
+                std::fs::write(&path, "").unwrap();
+                capture.watch_idle(&path).unwrap()
+            })
+            .collect();
+        assert_eq!(capture.idle_pause(), 4 * QUIET_PAUSE);
+        drop(watches);
+        assert_eq!(capture.idle_pause(), QUIET_PAUSE);
+    }
+}
