@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod config;
+mod descriptors;
 mod failure;
 mod heartbeat;
 mod log;

@@ -47,8 +47,12 @@ const BLIND_PAUSE: Duration = Duration::from_millis(50);
 /// Databases that stay attached however long nothing is written: an attachment costs about 75 KiB
 /// and five descriptors, and without one the database may have to be read when it is closed.
 const ATTACHED_AT_REST: usize = 64;
+/// Databases that are attached before others have to wait for their turn.
+const ATTACHED_AT_ONCE: usize = 256;
+/// Pause between two of those: what is quiet has time to make room.
+const TURN_PAUSE: Duration = Duration::from_millis(50);
 /// How many idle databases are looked at in a second, beside those that gave an event.
-const IDLE_LOOKS: u32 = 500;
+const IDLE_LOOKS: u32 = 200;
 
 /// A handle of the capture thread. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
@@ -57,6 +61,7 @@ pub struct Capture {
     wake: Arc<Wake>,
     watches: Watches,
     attached: Arc<AtomicUsize>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     next_id: Arc<AtomicU64>,
     room: usize,
 }
@@ -94,6 +99,7 @@ impl Capture {
             wake: Arc::clone(&wake),
             watches: events.watches.clone(),
             attached: Arc::default(),
+            turn: Arc::default(),
             next_id: Arc::default(),
             room,
         };
@@ -109,6 +115,20 @@ impl Capture {
         self.attached.load(Ordering::Relaxed) > self.room
     }
 
+    /// Whether so many databases are attached that others have to wait for their turn.
+    pub fn is_full(&self) -> bool {
+        self.attached.load(Ordering::Relaxed) >= ATTACHED_AT_ONCE
+    }
+
+    /// Waits for a database's turn to be attached. Thousands that are open at the start come one
+    /// after another, and most go to rest; none waits for ever, however many are written.
+    pub async fn turn(&self) {
+        let _turn = self.turn.lock().await;
+        if self.is_full() {
+            tokio::time::sleep(TURN_PAUSE).await;
+        }
+    }
+
     /// Attaches to a database; what is found, also that it failed, comes into the inbox.
     ///
     /// # Panics
@@ -117,6 +137,7 @@ impl Capture {
     pub fn attach(&self, path: &Path, spill: &Path, resume: Option<LogPosition>) -> Attached {
         let inbox = Arc::new(Inbox::default());
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.attached.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Attach {
             id,
             place: Place {
@@ -284,8 +305,29 @@ mod tests {
                 capture.watch_idle(&path).unwrap()
             })
             .collect();
-        assert_eq!(capture.idle_pause(), 4 * QUIET_PAUSE);
+        assert_eq!(capture.idle_pause(), 10 * QUIET_PAUSE);
         drop(watches);
         assert_eq!(capture.idle_pause(), QUIET_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_many_attached_databases_others_come_one_by_one_and_none_waits_for_ever() {
+        let capture = Capture::start().unwrap();
+        let waited = async |turns: u32| {
+            let began = tokio::time::Instant::now();
+            let each = (0..turns).map(|_| capture.turn());
+            futures::future::join_all(each).await;
+            began.elapsed()
+        };
+        capture
+            .attached
+            .store(ATTACHED_AT_ONCE - 1, Ordering::Relaxed);
+        assert_eq!(waited(20).await, Duration::ZERO);
+        capture.attached.store(ATTACHED_AT_ONCE, Ordering::Relaxed);
+        let slow = waited(20).await;
+        assert!(
+            slow >= 20 * TURN_PAUSE && slow < 22 * TURN_PAUSE,
+            "{slow:?}"
+        );
     }
 }

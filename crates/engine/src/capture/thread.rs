@@ -44,7 +44,7 @@ pub(super) struct Thread {
     wake: Arc<Wake>,
     events: Events,
     entries: HashMap<u64, Entry>,
-    /// Their number, for everybody.
+    /// How many are attached or about to be, for everybody.
     attached: Arc<AtomicUsize>,
     /// Every database that we have here, by the time of its next look.
     due: BTreeSet<(Instant, u64)>,
@@ -109,7 +109,6 @@ impl Thread {
                 };
                 self.work_aside(id, &entry.pool, move || Attachment::attach(place));
                 self.entries.insert(id, entry);
-                self.count();
             }
             Command::Wish { id, wishes } => {
                 // An attachment that has ended has told so.
@@ -186,14 +185,13 @@ impl Thread {
     }
 
     fn forget(&mut self, id: u64) {
-        if let Some(watch) = self.entries.remove(&id).and_then(|entry| entry.watch) {
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        if let Some(watch) = entry.watch {
             self.events.watches.remove(&watch);
         }
-        self.count();
-    }
-
-    fn count(&self) {
-        self.attached.store(self.entries.len(), Ordering::Relaxed);
+        self.attached.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn wait(&mut self, pause: Option<Duration>) {

@@ -20,6 +20,8 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
 /// How long nothing is written before a database is let go for want of room. File times move in steps
 /// of some milliseconds: it must be much longer than that.
 const REST_AFTER: Duration = Duration::from_secs(5);
+/// The same while others wait for their turn.
+const REST_SOON: Duration = Duration::from_secs(1);
 /// Attempts to read a database that is to be left, while it loses frames.
 const LAST_HEALS: u32 = 5;
 
@@ -155,7 +157,12 @@ impl Follow {
         if pending.is_none() {
             let copy = self.sealed_since_snapshot.then_some(self.next_snapshot);
             let rest = self.log.filter(|log| log.frames > 0);
-            let rest = rest.map(|_| self.quiet_since + REST_AFTER);
+            let after = if database.capture.is_full() {
+                REST_SOON
+            } else {
+                REST_AFTER
+            };
+            let rest = rest.map(|_| self.quiet_since + after);
             if rest.is_some_and(|rest| now >= rest) {
                 if database.capture.is_crowded() {
                     return Ok(Next::Rest);

@@ -166,6 +166,7 @@ impl Database {
             log,
             cold: None,
             resting: None,
+            watch: None,
             next_watch: tokio::time::Instant::now(),
         };
         let targets = self

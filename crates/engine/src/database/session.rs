@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::follow::{Ended, Follow};
 use super::ledger::Ledger;
 use super::{Database, PROBE_PAUSE, RunError};
-use crate::capture::unix_ms;
+use crate::capture::{IdleWatch, unix_ms};
 use crate::chain::Chain;
 use crate::probe::{Probe, probe};
 use crate::scan::{
@@ -37,7 +37,9 @@ pub(super) struct Session {
     pub(super) cold: Option<Fingerprint>,
     /// The state of a database and its log in which we let go of it, everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
-    /// When an idle database may be watched again: after an event that led to nothing, the looks
+    /// The watch on an idle database.
+    pub(super) watch: Option<IdleWatch>,
+    /// When it may be watched again: after an event that led to nothing, the looks
     /// of each second have to do, lest somebody who reads the file all the time keeps us busy.
     pub(super) next_watch: Instant,
 }
@@ -96,6 +98,7 @@ impl Session {
                 self.idle(database).await;
                 continue;
             }
+            self.watch = None;
             if let Some((file, _)) = &self.resting
                 && !fingerprint(&database.settings.path)
                     .ok()
@@ -142,33 +145,36 @@ impl Session {
     /// Waits until a database that is as it was may not be so any more, or a target wants a copy.
     async fn idle(&mut self, database: &mut Database) {
         let path = &database.settings.path;
-        // Who has it open writes to its log; who has not opens the file first.
-        let file = match self.cold {
-            Some(_) => path.clone(),
-            None => with_suffix(path, "-wal"),
-        };
-        let watch = match self.next_watch <= Instant::now() {
-            true => database.capture.watch_idle(&file),
-            false => None,
-        };
         let mut changes = database.handle.chain.subscribe();
-        let Some(watch) = watch else {
+        if self.watch.is_none() && self.next_watch <= Instant::now() {
+            // Who has it open writes to its log; who has not opens the file first.
+            let file = match self.cold {
+                Some(_) => path.clone(),
+                None => with_suffix(path, "-wal"),
+            };
+            self.watch = database.capture.watch_idle(&file);
+            // What happened before gives no event.
+            if !self.is_as_it_was(path) {
+                return;
+            }
+        }
+        if needs_base(&database.handle.chain).is_some() {
+            return;
+        }
+        let Some(watch) = &self.watch else {
             database.pause(PROBE_PAUSE).await;
             return;
         };
-        // What happened before gives no event.
-        if needs_base(&database.handle.chain).is_some() || !self.is_as_it_was(path) {
-            return;
-        }
         let net = database.capture.idle_pause();
-        tokio::select! {
-            () = watch.changed() => {
-                self.next_watch = Instant::now() + PROBE_PAUSE;
-                drop(watch);
-                database.pause(OPENING_PAUSE).await;
-            }
-            _ = changes.changed() => {}
-            _ = database.pause(net) => {}
+        let is_over = tokio::select! {
+            () = watch.changed() => true,
+            _ = changes.changed() => false,
+            _ = database.pause(net) => false,
+        };
+        if is_over {
+            self.watch = None;
+            self.next_watch = Instant::now() + PROBE_PAUSE;
+            database.pause(OPENING_PAUSE).await;
         }
     }
 
@@ -254,6 +260,12 @@ impl Session {
     pub(super) async fn follow(&mut self, database: &mut Database) -> Result<(), RunError> {
         if !self.may_number(database).await {
             return Ok(());
+        }
+        if !*database.stop.borrow() {
+            tokio::select! {
+                () = database.capture.turn() => {}
+                _ = database.stop.changed() => {}
+            }
         }
         (self.cold, self.resting) = (None, None);
         let path = database.settings.path.clone();

@@ -23,6 +23,7 @@ pub use shown::{Shown, ShownDatabase};
 
 use crate::args::ReplicateArguments;
 use crate::config::Settings;
+use crate::descriptors;
 use crate::failure::Failure;
 use crate::heartbeat::Heart;
 use crate::memory;
@@ -85,6 +86,7 @@ pub async fn run(
         refuse_unusable(&loaded.settings, child.is_some())?;
     }
     memory::keep_small();
+    let limit = descriptors::raise();
     let capture = Capture::start().map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
     let shown = Shown::default();
     if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
@@ -99,7 +101,7 @@ pub async fn run(
         None => None,
         // It must not make an empty database in the place of one that is being restored.
         Some(words) => tokio::select! {
-            () = fleet.ready() => Some(exec::start(words, &running)?),
+            () = fleet.ready() => Some(exec::start(words, &running, limit)?),
             _ = stop.changed() => return ended(fleet, &shown).await.map(Into::into),
         },
     };
