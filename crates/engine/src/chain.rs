@@ -1,7 +1,7 @@
 //! What one database has captured and what each target still needs of it: the state that the
 //! database driver and its target drivers share.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -92,7 +92,7 @@ pub struct ChainState {
     /// Bytes of such commits.
     pub unsealed_bytes: u64,
     /// Each target, by its number; also those that were not asked yet.
-    pub targets: BTreeMap<usize, TargetProgress>,
+    pub targets: Vec<TargetProgress>,
 }
 
 impl ChainState {
@@ -104,10 +104,7 @@ impl ChainState {
 
     /// Bytes that a target still needs.
     pub fn backlog_bytes(&self, target: usize) -> u64 {
-        let acked = self
-            .targets
-            .get(&target)
-            .map_or(Txid::ZERO, |target| target.acked);
+        let acked = self.acked(target);
         let sealed: u64 = self
             .waiting(acked)
             .map(|captured| captured.file.bytes)
@@ -117,12 +114,14 @@ impl ChainState {
 
     /// When the oldest commit that a target lacks was seen.
     pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
-        let acked = self
-            .targets
-            .get(&target)
-            .map_or(Txid::ZERO, |target| target.acked);
+        let acked = self.acked(target);
         let sealed = self.waiting(acked).map(|captured| captured.oldest_ms).min();
         sealed.into_iter().chain(self.unsealed_since_ms).min()
+    }
+
+    fn acked(&self, target: usize) -> Txid {
+        let progress = self.targets.get(target);
+        progress.map_or(Txid::ZERO, |progress| progress.acked)
     }
 
     fn waiting(&self, acked: Txid) -> impl Iterator<Item = &Captured> {
@@ -152,10 +151,7 @@ impl ChainState {
     /// target has: it proves to a later run that what is stored is ours. A target that waits for
     /// a full copy needs what follows the copy.
     pub fn removable(&self, table_at: Txid, need: Need) -> usize {
-        let needed = self
-            .targets
-            .values()
-            .map(|target| self.needed(target, need));
+        let needed = self.targets.iter().map(|target| self.needed(target, need));
         let needed = match need {
             // Those that lag most begin again with a full copy; the others must not wait for them.
             Need::Furthest => needed.max(),
@@ -201,7 +197,7 @@ impl ChainState {
 
     /// Bytes that the target that is furthest still needs.
     fn least_waiting_bytes(&self) -> u64 {
-        let targets = self.targets.values();
+        let targets = self.targets.iter();
         let able = targets.filter(|target| target.connected && target.needs_snapshot.is_none());
         let waiting = able.map(|target| -> u64 {
             self.waiting(target.acked)
@@ -218,7 +214,7 @@ impl ChainState {
         };
         let has_it =
             |target: &TargetProgress| target.needs_snapshot.is_none() && target.copied >= txid;
-        if self.targets.values().all(has_it) {
+        if self.targets.iter().all(has_it) {
             self.snapshot = None;
         }
     }
@@ -300,8 +296,7 @@ mod tests {
     #[test]
     fn lag_is_the_age_of_the_oldest_commit_that_is_not_stored() {
         let mut chain = chain(3, 6);
-        chain.targets.insert(0, target(4, 3));
-        chain.targets.insert(1, target(6, 3));
+        chain.targets = vec![target(4, 3), target(6, 3)];
         assert_eq!(
             (chain.oldest_waiting_ms(0), chain.backlog_bytes(0)),
             (Some(500), 20)
@@ -318,29 +313,24 @@ mod tests {
     #[test]
     fn files_stay_while_a_target_the_merge_or_the_table_needs_them() {
         let mut chain = chain(3, 9);
-        chain.targets.insert(0, target(9, 8));
+        chain.targets = vec![target(9, 8)];
         let removable =
             |chain: &ChainState, table| chain.removable(Txid::new(table), Need::Merging);
         assert_eq!(removable(&chain, 9), 5);
         assert_eq!(removable(&chain, 5), 2, "the table is behind");
-        chain.targets.insert(
-            1,
-            TargetProgress {
-                connected: false,
-                ..target(9, 9)
-            },
-        );
+        chain.targets.push(TargetProgress {
+            connected: false,
+            ..target(9, 9)
+        });
         assert_eq!(removable(&chain, 9), 0, "a target was not asked yet");
-        chain.targets.insert(1, target(9, 9));
-        chain.targets.insert(0, target(9, 9));
+        chain.targets = vec![target(9, 9); 2];
         assert_eq!(removable(&chain, 9), 6, "the newest file stays");
     }
 
     #[test]
     fn when_space_is_short_first_merging_and_then_the_slowest_target_gives_way() {
         let mut chain = chain(3, 9);
-        chain.targets.insert(0, target(8, 4));
-        chain.targets.insert(1, target(5, 5));
+        chain.targets = vec![target(8, 4), target(5, 5)];
         let removable = |need| chain.removable(Txid::new(9), need);
         assert_eq!(removable(Need::Merging), 1);
         assert_eq!(removable(Need::Uploading), 2);

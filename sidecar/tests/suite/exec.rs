@@ -162,7 +162,10 @@ fn we_take_all_descriptors_that_we_may_have_and_our_child_keeps_its_limit() {
         .arg(ours.get_program())
         .args(["replicate", place.database_text(), &place.url("backup")])
         .args(["--exec", "sh -c 'echo $$; read line'"])
-        .envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        .envs(
+            ours.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
     let mut parent = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -173,7 +176,9 @@ fn we_take_all_descriptors_that_we_may_have_and_our_child_keeps_its_limit() {
     BufReader::new(output).read_line(&mut line).unwrap();
     let limits = |pid: &str| {
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        let line = limits.lines().find(|line| line.starts_with("Max open files"));
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
         let values: Vec<String> = line.unwrap().split_whitespace().map(String::from).collect();
         (values[3].clone(), values[4].clone())
     };

@@ -32,6 +32,11 @@ impl DatabaseHandle {
         &self.path
     }
 
+    /// What each target is configured to do.
+    pub fn targets(&self) -> impl Iterator<Item = &TargetSettings> {
+        self.targets.iter().map(|(settings, _)| settings)
+    }
+
     /// Counters of each target: name, uploads, bytes, errors.
     pub fn counters(&self) -> Vec<(String, TargetReport)> {
         self.targets
@@ -112,18 +117,18 @@ impl DatabaseHandle {
         let stored = |target: &TargetProgress| {
             target.connected && target.needs_snapshot.is_none() && target.acked == chain.txid
         };
-        chain.targets.values().all(stored)
+        chain.targets.iter().all(stored)
     }
 
     /// True when every target has been asked once and at least one has answered.
     pub(super) fn every_target_answered(&self) -> bool {
-        self.every_target_was_tried() && self.chain.lock().targets.values().any(|it| it.connected)
+        self.every_target_was_tried() && self.chain.lock().targets.iter().any(|it| it.connected)
     }
 
     /// True when every target has been asked once, whatever came of it.
     pub(super) fn every_target_was_tried(&self) -> bool {
         let chain = self.chain.lock();
-        let answered = |index| chain.targets.get(&index).is_some_and(|it| it.connected);
+        let answered = |index: usize| chain.targets.get(index).is_some_and(|it| it.connected);
         let failed = |index: usize| lock(&self.targets[index].1).state != TargetState::Starting;
         (0..self.targets.len()).all(|index| answered(index) || failed(index))
     }
@@ -176,7 +181,7 @@ impl DatabaseHandle {
         let offered = chain.snapshot.as_ref().map_or(Txid::ZERO, |it| it.txid);
         chain
             .targets
-            .values()
+            .iter()
             .any(|target| target.connected && target.copied.max(offered).next() < chain.txid)
     }
 

@@ -48,9 +48,7 @@ impl Ledger {
                     oldest_ms: file.timestamp_ms,
                 })
                 .collect();
-            chain.targets = (0..targets)
-                .map(|index| (index, TargetProgress::default()))
-                .collect();
+            chain.targets = vec![TargetProgress::default(); targets];
             chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
             chain.epoch = loaded
                 .replicas
@@ -209,7 +207,7 @@ impl Ledger {
             chain.txid = txid;
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;
-            for target in chain.targets.values_mut() {
+            for target in &mut chain.targets {
                 target.needs_snapshot.get_or_insert(target.acked);
             }
             chain

@@ -110,7 +110,8 @@ impl Session {
             }
             match probe(&database.settings.path) {
                 Probe::Live => {
-                    self.follow(database).await?;
+                    // In boxes: thousands of idle databases carry no room for it.
+                    Box::pin(self.follow(database)).await?;
                     if *database.stop.borrow() {
                         return Ok(());
                     }
@@ -119,11 +120,13 @@ impl Session {
                 Probe::Cold(fingerprint) if self.cold == Some(fingerprint) && !wanted => {
                     database.report(DatabaseState::Idle, String::new());
                 }
-                Probe::Cold(fingerprint) => match self.capture_cold(database, fingerprint).await {
-                    // The application came meanwhile: it is live now.
-                    Err(RunError::Scan(ScanError::Disturbed)) => continue,
-                    captured => captured?,
-                },
+                Probe::Cold(fingerprint) => {
+                    match Box::pin(self.capture_cold(database, fingerprint)).await {
+                        // The application came meanwhile: it is live now.
+                        Err(RunError::Scan(ScanError::Disturbed)) => continue,
+                        captured => captured?,
+                    }
+                }
                 Probe::Unfit(state, message) => database.report(state, message),
             }
             if stopping {
@@ -338,7 +341,7 @@ pub(super) fn needs_base(chain: &Chain) -> Option<Txid> {
     let chain = chain.lock();
     let wanted = chain
         .targets
-        .values()
+        .iter()
         .filter_map(|target| target.needs_snapshot)
         .max()?;
     let offered = chain.snapshot.as_ref().map(|snapshot| snapshot.txid);

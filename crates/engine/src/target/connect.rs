@@ -79,7 +79,7 @@ impl Target {
                 copied,
                 connected: true,
             };
-            chain.targets.insert(self.index, progress);
+            chain.targets[self.index] = progress;
         });
         if let Some((txid, checksum, ms)) = current {
             self.set_report(|report| report.position = position(txid, checksum, ms));

@@ -234,11 +234,12 @@ impl Target {
         let mut connection = None;
         loop {
             let worked = match &mut connection {
-                None => self.connect().await.map(|connected| {
+                // In boxes: thousands of targets that wait carry no room for what they do then.
+                None => Box::pin(self.connect()).await.map(|connected| {
                     connection = Some(connected);
                     true
                 }),
-                Some(connection) => self.step(connection).await,
+                Some(connection) => Box::pin(self.step(connection)).await,
             };
             let wake = match worked {
                 Ok(true) => {
@@ -311,17 +312,12 @@ impl Target {
     }
 
     fn progress(&self) -> TargetProgress {
-        self.chain
-            .lock()
-            .targets
-            .get(&self.index)
-            .copied()
-            .unwrap_or_default()
+        self.chain.lock().targets[self.index]
     }
 
     fn set_progress(&self, change: impl FnOnce(&mut TargetProgress)) {
         self.chain
-            .update(|chain| change(chain.targets.entry(self.index).or_default()));
+            .update(|chain| change(&mut chain.targets[self.index]));
     }
 
     fn set_report(&self, change: impl FnOnce(&mut TargetReport)) {

@@ -35,8 +35,8 @@ struct Running {
     fingerprint: [u8; 32],
     stop: watch::Sender<bool>,
     task: JoinHandle<bool>,
-    /// Turns true once a missing database was restored, or needed not to be.
-    is_ready: watch::Receiver<bool>,
+    /// Turns true once a missing database was restored; none when that was never asked for.
+    is_ready: Option<watch::Receiver<bool>>,
     shown: ShownDatabase,
 }
 
@@ -98,10 +98,10 @@ impl Fleet {
         predecessor: Option<JoinHandle<bool>>,
     ) -> Running {
         let (stop, mut stopped) = watch::channel(false);
-        let (ready, is_ready) = watch::channel(restore.is_none());
+        let (ready, is_ready) = restore.map(|_| watch::channel(false)).unzip();
         let capture = self.capture.clone();
         let (database, handle) = Database::new(settings.clone(), capture, stopped.clone());
-        let shown = ShownDatabase::new(handle, &settings.targets);
+        let shown = ShownDatabase::new(handle);
         let held = shown.clone();
         let task = tokio::task::spawn_local(async move {
             if let Some(predecessor) = predecessor {
@@ -115,7 +115,9 @@ impl Fleet {
                     _ = stopped.wait_for(|stopped| *stopped) => return true,
                 }
             }
-            ready.send_replace(true);
+            if let Some(ready) = ready {
+                ready.send_replace(true);
+            }
             database.run(drain).await
         });
         Running {
@@ -132,7 +134,7 @@ impl Fleet {
         let ready: Vec<_> = self
             .running
             .values()
-            .map(|it| it.is_ready.clone())
+            .filter_map(|it| it.is_ready.clone())
             .collect();
         async move {
             for mut ready in ready {

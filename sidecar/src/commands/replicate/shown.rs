@@ -31,16 +31,14 @@ struct Inner {
 pub struct ShownDatabase {
     /// The driver's word.
     pub handle: DatabaseHandle,
-    targets: Arc<[TargetSettings]>,
     held: Arc<Mutex<Option<(ExitCode, String)>>>,
 }
 
 impl ShownDatabase {
     /// Shows what the driver says, and what its targets' stores were asked.
-    pub fn new(handle: DatabaseHandle, targets: &[TargetSettings]) -> ShownDatabase {
+    pub fn new(handle: DatabaseHandle) -> ShownDatabase {
         ShownDatabase {
             handle,
-            targets: targets.into(),
             held: Arc::default(),
         }
     }
@@ -48,8 +46,8 @@ impl ShownDatabase {
     /// The requests that were sent for each target, by its name.
     pub fn requests(&self) -> impl Iterator<Item = (&str, Requests)> {
         let sent = |target: &'_ TargetSettings| target.store.requests();
-        self.targets
-            .iter()
+        self.handle
+            .targets()
             .filter_map(move |target| Some((target.name.as_str(), sent(target)?)))
     }
 
