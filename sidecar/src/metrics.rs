@@ -48,6 +48,12 @@ pub fn render(databases: &[ShownDatabase]) -> String {
         "last_snapshot_timestamp_seconds",
         "When the newest full copy was stored",
     );
+    let checkpoints = counters(
+        &mut registry,
+        "blocking_checkpoints",
+        "Times since the start that the application's writers waited for a checkpoint of ours, the \
+         last resort against a log that grows without end",
+    );
     let uploads = counters(&mut registry, "uploads", "Objects stored since the start");
     let bytes = counters(
         &mut registry,
@@ -73,6 +79,8 @@ pub fn render(databases: &[ShownDatabase]) -> String {
             if status.state.is_healthy() { 1.0 } else { 0.0 },
         );
         set(&size, &labels, status.size_bytes as f64);
+        let blocking = database.handle.blocking_checkpoints();
+        checkpoints.get_or_create(&labels).inc_by(blocking);
         for target in &status.targets {
             let labels = with_target(&labels, &target.name);
             let healthy = target.state == protocol::status::TargetState::Ok;

@@ -150,20 +150,32 @@ impl Connection {
 
     /// Copies what it can of the log into the database file, waiting for nobody.
     ///
-    /// Returns (frames in the log, frames copied), or `None` when another checkpoint runs.
-    pub fn checkpoint_passive(&self) -> Result<Option<(u32, u32)>, SqliteError> {
-        let row = self
-            .inner
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                Ok((
-                    row.get::<_, i64>(0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, i64>(2)?,
-                ))
-            });
-        let (busy, frames, copied) = row.map_err(wrap("checkpoint"))?;
-        let counts = u32::try_from(frames).ok().zip(u32::try_from(copied).ok());
-        Ok(counts.filter(|_| busy == 0))
+    /// Returns false when another checkpoint runs.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal.
+    pub fn checkpoint_passive(&self) -> Result<bool, SqliteError> {
+        self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)")
+    }
+
+    /// Copies the rest of the log and makes the next writer begin it anew. Writers wait meanwhile,
+    /// so there should be little left to copy; and for readers of the log for at most `wait`.
+    ///
+    /// Returns false when a reader kept it from being done.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal.
+    pub fn checkpoint_restart(&self, wait: Duration) -> Result<bool, SqliteError> {
+        let failed = wrap("checkpoint");
+        self.inner.busy_timeout(wait).map_err(failed)?;
+        self.checkpoint("PRAGMA wal_checkpoint(RESTART)")
+    }
+
+    fn checkpoint(&self, sql: &str) -> Result<bool, SqliteError> {
+        let busy = self.inner.query_row(sql, [], |row| row.get::<_, i64>(0));
+        Ok(busy.map_err(wrap("checkpoint"))? == 0)
     }
 
     /// True when the path no longer leads to the file that this connection has open.

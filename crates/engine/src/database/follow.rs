@@ -1,6 +1,7 @@
 //! One attachment to a live database: when to seal, heal, copy and checkpoint.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::status::DatabaseState;
@@ -12,11 +13,19 @@ use crate::capture::{Attached, Found};
 use crate::pages::PageSet;
 use crate::scan::{Fingerprint, ScanError, live_fingerprint, scan_live};
 use crate::seal::Delta;
-use crate::sqlite::Connection;
+use crate::sqlite::{Connection, SqliteError};
 use crate::tap::{Batch, LogPosition, TapError};
 
 /// Pause between two PASSIVE checkpoints of ours.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// Frames of a log that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
+const LAST_RESORT_FRAMES: u32 = 32_768;
+/// Frames that may be copied while writers wait: some milliseconds.
+const FEW_FRAMES: u32 = 1_000;
+/// How long writers wait for readers of the log at most.
+const READERS_TIME: Duration = Duration::from_millis(20);
+/// PASSIVE checkpoints in a row: each leaves what was written during the one before.
+const PASSES: u32 = 8;
 /// How long nothing is written before a database is let go for want of room. File times move in steps
 /// of some milliseconds: it must be much longer than that.
 const REST_AFTER: Duration = Duration::from_secs(5);
@@ -413,11 +422,22 @@ impl Follow {
     pub(super) async fn checkpoint(&mut self, database: &Database) {
         self.last_checkpoint = Instant::now();
         let path = database.settings.path.clone();
-        let checkpoint = move || Connection::open(&path)?.checkpoint_passive();
+        let checkpoint = move || shorten(&Connection::open(&path)?);
+        let name = &database.handle.path;
         // It fails when somebody else checkpoints, and then it is not needed.
         match tokio::task::spawn_blocking(checkpoint).await {
-            Ok(Ok(done)) => tracing::debug!(database = %database.handle.path, ?done, "checkpoint"),
-            Ok(Err(error)) => tracing::debug!(database = %database.handle.path, "{error}"),
+            Ok(Ok(false)) => tracing::debug!(database = %name, "checkpoint"),
+            Ok(Ok(true)) => {
+                let counted = &database.handle.blocking_checkpoints;
+                if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(
+                        database = %name,
+                        "the application never lets its log begin anew: we do, and its writers wait \
+                         a moment each time (set PRAGMA wal_autocheckpoint in the application)"
+                    );
+                }
+            }
+            Ok(Err(error)) => tracing::debug!(database = %name, "{error}"),
             Err(error) => tracing::error!("{error}"),
         }
     }
@@ -447,6 +467,28 @@ impl Follow {
         }
         Ok(())
     }
+}
+
+/// Copies the log into the database, waiting for nobody. Where writers never pause, the log goes on
+/// growing all the same: then, as a last resort, makes them begin it anew. True when that was done.
+fn shorten(connection: &Connection) -> Result<bool, SqliteError> {
+    for _ in 0..PASSES {
+        if !connection.checkpoint_passive()? {
+            return Ok(false);
+        }
+        let Some(view) = connection.wal_view() else {
+            return Ok(false);
+        };
+        let frames = view.header.max_frame;
+        let left = frames.saturating_sub(view.backfilled);
+        if frames < LAST_RESORT_FRAMES || left == 0 {
+            return Ok(false);
+        }
+        if left <= FEW_FRAMES {
+            return connection.checkpoint_restart(READERS_TIME);
+        }
+    }
+    Ok(false)
 }
 
 /// The end of an attachment, when it has come.

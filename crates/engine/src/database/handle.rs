@@ -23,6 +23,7 @@ pub struct DatabaseHandle {
     pub(super) state: Arc<Mutex<(DatabaseState, String)>>,
     pub(super) page_size: Arc<Mutex<Option<PageSize>>>,
     pub(super) pages: Arc<std::sync::atomic::AtomicU32>,
+    pub(super) blocking_checkpoints: Arc<std::sync::atomic::AtomicU64>,
     pub(super) targets: Vec<(TargetSettings, Arc<Mutex<TargetReport>>)>,
 }
 
@@ -30,6 +31,12 @@ impl DatabaseHandle {
     /// The path as configured.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Checkpoints of ours, since the start, for which the application's writers had to wait.
+    pub fn blocking_checkpoints(&self) -> u64 {
+        self.blocking_checkpoints
+            .load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// What each target is configured to do.

@@ -122,6 +122,7 @@ impl Database {
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
+            blocking_checkpoints: Arc::default(),
             targets,
         };
         let database = Database {

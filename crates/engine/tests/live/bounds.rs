@@ -86,6 +86,34 @@ fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
 }
 
 #[test]
+fn a_log_that_its_application_never_checkpoints_begins_anew_while_it_writes() {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let habits = Habits {
+        autocheckpoint: 0,
+        page_size: 512,
+        ..Habits::calm(&place.database(), seed())
+    };
+    let mut app = App::start(&habits);
+    let replication = Replication::start(&settings(
+        &place.database(),
+        &place.state(),
+        &[Arc::clone(&store)],
+    ));
+    wait_for("a first position", || replication.status().position);
+    app.go();
+    wait_for("the last resort, twice", || {
+        (replication.handle.blocking_checkpoints() >= 2).then_some(())
+    });
+    app.pause();
+    let (log, written) = (log_bytes(&place.database()), app.written());
+    println!("{:?} us, log {log}, written {written}", app.latencies());
+    assert!(log < written, "{log} of {written} bytes");
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
 fn an_idle_database_with_a_long_log_costs_nothing() {
     if !crate::alone("bounds::an_idle_database_with_a_long_log_costs_nothing") {
         return;

@@ -79,6 +79,7 @@ impl Process {
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
+            blocking_checkpoints: Arc::default(),
             targets: reports
                 .map(|target| (target.clone(), Arc::default()))
                 .collect(),
