@@ -97,6 +97,9 @@ pub struct RestoreArguments {
     /// Where the database goes; default with a configuration file: its own place
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
+    /// Restore every replica below the URL, each to its place below the directory PATH
+    #[arg(long, requires = "output", conflicts_with_all = ["config", "wait", "txid"])]
+    pub all: bool,
     /// Restore the newest state at or before this time
     #[arg(long, value_name = "RFC3339", conflicts_with = "txid")]
     pub timestamp: Option<Timestamp>,

@@ -97,6 +97,65 @@ fn databases_come_and_go_while_we_run_and_all_of_them_come_back() {
 }
 
 #[test]
+fn every_replica_below_a_url_is_restored_below_a_directory() {
+    let place = Place::new();
+    let bucket = Bucket::create("all");
+    let s3 = bucket.url("deep");
+    for url in [&place.url("replicas"), &s3] {
+        let names = ["1.db", "eu/2.db", "eu/without-ending"];
+        let entries = names.map(|name| {
+            let path = slot(&place, name);
+            if !path.exists() {
+                drop(create(&path, 3));
+            }
+            let (base, query) = url.split_once('?').unwrap_or((url, ""));
+            format!(
+                "- {{path: '{}', replica: {{url: '{base}/{name}?{query}'}}}}\n",
+                path.display()
+            )
+        });
+        let entries = entries.concat().replace("?'", "'");
+        let config = place.write("one-by-one.yml", &format!("dbs:\n{entries}"));
+        let mut once = bucket.program();
+        once.args(["replicate", "--config", &config, "--once"]);
+        finish(once).succeeds();
+
+        let output = tempfile::tempdir().unwrap();
+        let restore = |arguments: &[&str]| {
+            let mut restore = bucket.program();
+            restore
+                .args(["restore", url, "--all", "-o"])
+                .arg(output.path())
+                .args(arguments);
+            finish(restore)
+        };
+        std::fs::write(output.path().join("1.db"), "mine").unwrap();
+        restore(&[]).succeeds();
+        assert_eq!(std::fs::read(output.path().join("1.db")).unwrap(), b"mine");
+        restore(&["--force"]).succeeds();
+        for name in names {
+            assert_same(&rows(&output.path().join(name)), &rows(&slot(&place, name)));
+        }
+        // Nothing that would take the replicas over.
+        let is_state = |entry: std::fs::DirEntry| text(&entry.path()).ends_with("-sqlite-backup");
+        let mut beside = std::fs::read_dir(output.path()).unwrap();
+        assert!(!beside.any(|entry| is_state(entry.unwrap())));
+    }
+    let elsewhere = |url: &str, more: &[&str]| {
+        let mut restore = bucket.program();
+        restore
+            .args(["restore", url, "--all", "-o"])
+            .arg(place.path().join("out"))
+            .args(more);
+        finish(restore)
+    };
+    let nothing = place.url("nothing");
+    elsewhere(&nothing, &[]).fails_with(30, &["no replica below", &nothing]);
+    elsewhere(&nothing, &["--if-replica-exists"]).succeeds();
+    elsewhere(&place.url("replicas/1.db"), &[]).fails_with(30, &["leave --all out"]);
+}
+
+#[test]
 fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
     let place = Place::new();
     let config = config(&place, "s3://bucket/app?endpoint=http://127.0.0.1:1");

@@ -1,11 +1,10 @@
 //! `restore`: from a URL, from a configuration, or before an application starts.
 
 mod progress;
+mod wait;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use engine::database::DatabaseSettings;
@@ -14,10 +13,10 @@ use engine::plan::{Plan, PlanError};
 use engine::restore::{
     IntegrityCheck, Point, Resolved, RestoreError, RestoreOptions, Restored, Way, find, restore,
 };
-use engine::startup::{Ready, StartupError, is_present, make_ready, restore_in_place};
-use futures::{StreamExt, TryStreamExt};
+use engine::startup::{is_present, restore_in_place};
+use futures::StreamExt;
 use jiff::Timestamp;
-use protocol::config::{Config, OnMissing, WhenUnreachable};
+use protocol::config::{Config, Database, Replica};
 use protocol::exit::ExitCode;
 use serde_json::json;
 use store::{Opener, SharedStore, Store, Target};
@@ -26,14 +25,10 @@ use crate::args::{Integrity, LogFormat, RestoreArguments, holder, variable};
 use crate::config::{self, Found};
 use crate::failure::Failure;
 use progress::Progress;
+use wait::wait;
 
 /// Databases restored at the same time.
 const DATABASES_AT_ONCE: usize = 8;
-/// Pause after a first failure of a waiting restore; doubles up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause between attempts.
-const MAX_PAUSE: Duration = Duration::from_secs(15);
-
 /// Restores what was asked for; `log` is the form of the log.
 ///
 /// # Errors
@@ -45,6 +40,9 @@ pub async fn run(arguments: RestoreArguments, log: LogFormat) -> Result<ExitCode
         return wait(&arguments, &progress).await;
     }
     match (&arguments.config, &arguments.source) {
+        (_, Some(url)) if url.contains("://") && arguments.all => {
+            all_below(&arguments, url, &progress).await
+        }
         (_, Some(url)) if url.contains("://") => from_url(&arguments, url, &progress).await,
         (Some(file), database) => {
             from_config(&arguments, file, database.as_deref(), &progress).await
@@ -84,6 +82,54 @@ async fn from_url(
         .map(|()| ExitCode::Done)
 }
 
+/// Restores every replica below a URL, to places below a directory.
+async fn all_below(
+    arguments: &RestoreArguments,
+    url: &str,
+    progress: &Progress,
+) -> Result<ExitCode, Failure> {
+    let output = arguments.output.as_ref().expect("--all requires --output");
+    let output = std::path::absolute(output).map_err(local(output))?;
+    // What a configuration with this pattern says.
+    let replica = Replica {
+        url: Some(url.to_owned()),
+        ..Replica::default()
+    };
+    let database = Database {
+        dir: Some(output),
+        recursive: Some(true),
+        pattern: Some("*".to_owned()),
+        replica: Some(replica),
+        ..Database::default()
+    };
+    let config = Config {
+        dbs: vec![database],
+        ..Config::default()
+    };
+    let mut opener = Opener::new();
+    let mut found = Found::new();
+    add_stored(&config, &mut found, &mut opener, &|_| false).await?;
+    if found.values().all(BTreeSet::is_empty) {
+        if arguments.if_replica_exists {
+            tracing::info!("there is no backup below {url}: nothing to restore");
+            return Ok(ExitCode::Done);
+        }
+        let message = format!(
+            "there is no replica below {url}; for one that is {url} itself, leave --all out"
+        );
+        return Err(Failure::message(ExitCode::NothingToRestore, message));
+    }
+    let settings =
+        config::settings(&config, &found, holder(), &mut opener).map_err(Failure::usage)?;
+    let jobs = settings.databases.iter().map(|database| Job {
+        database: &database.settings,
+        output: &database.settings.path,
+        // A copy to look at must not replace the original's backup by mistake.
+        is_home: false,
+    });
+    many(arguments, jobs.collect(), true, progress).await
+}
+
 async fn from_config(
     arguments: &RestoreArguments,
     file: &Path,
@@ -113,13 +159,38 @@ async fn from_config(
         let message = "-o goes with one database: name it behind the configuration file";
         return Err(Failure::message(ExitCode::Usage, message));
     }
-    let at_once = databases.len().clamp(1, DATABASES_AT_ONCE);
+    let jobs = databases.into_iter().map(|database| {
+        let output = arguments.output.as_ref().unwrap_or(&database.path);
+        Job {
+            database,
+            output,
+            is_home: database.path == *output,
+        }
+    });
+    many(arguments, jobs.collect(), only.is_none(), progress).await
+}
+
+/// A database to restore, from the targets that it has.
+struct Job<'a> {
+    database: &'a DatabaseSettings,
+    output: &'a Path,
+    /// Its own place: replication will go on from there.
+    is_home: bool,
+}
+
+/// Restores databases, several at once; with `missing_only`, those that are not there.
+async fn many(
+    arguments: &RestoreArguments,
+    jobs: Vec<Job<'_>>,
+    missing_only: bool,
+    progress: &Progress,
+) -> Result<ExitCode, Failure> {
+    let at_once = jobs.len().clamp(1, DATABASES_AT_ONCE);
     // All of them together fetch as many objects at the same time as was asked for.
     let parallelism = usize::from(arguments.parallelism).div_ceil(at_once);
-    let restores = databases.into_iter().map(|database| async move {
-        let output = arguments.output.as_ref().unwrap_or(&database.path);
-        // Without a name, "every database that is missing" is what was asked for.
-        if only.is_none() && !arguments.force && is_present(output) {
+    let restores = jobs.into_iter().map(|job| async move {
+        let (database, output) = (job.database, job.output);
+        if missing_only && !arguments.force && is_present(output) {
             tracing::info!(database = %output.display(), "exists: left alone");
             return Ok(());
         }
@@ -130,7 +201,7 @@ async fn from_config(
             .collect();
         let place = Place {
             output,
-            home: Some(database).filter(|database| database.path == *output),
+            home: job.is_home.then_some(database),
             progress,
         };
         one(arguments, &stores, &place, parallelism)
@@ -369,138 +440,7 @@ fn show(
     );
 }
 
-/// Before an application starts: ends only when it may start, or when waiting can't help.
-async fn wait(arguments: &RestoreArguments, progress: &Progress) -> Result<ExitCode, Failure> {
-    let file = arguments.config.as_ref().expect("--wait requires --config");
-    let mut pause = MIN_PAUSE;
-    let mut said = String::new();
-    loop {
-        let failure = match attempt(arguments, file, progress).await {
-            Ok(()) => return Ok(ExitCode::Done),
-            Err(failure) => failure,
-        };
-        // A missing configuration, store or credential may still come; bad data will not heal.
-        let may_heal = failure.code.is_environment()
-            || matches!(failure.code, ExitCode::NothingToRestore | ExitCode::Usage);
-        if !may_heal {
-            return Err(failure);
-        }
-        let message = failure.to_string();
-        if message != said {
-            tracing::warn!("the application waits: {message}");
-            explain(&message);
-            said = message;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MAX_PAUSE);
-    }
-}
-
-/// Leaves the reason where `kubectl describe` shows it.
-fn explain(message: &str) {
-    let file = File::options()
-        .write(true)
-        .truncate(true)
-        .open(protocol::names::TERMINATION_MESSAGE_FILE);
-    // Outside a container there is no such file, and nobody to read it.
-    if let Ok(mut file) = file {
-        let _written = file.write_all(message.as_bytes());
-    }
-}
-
-async fn attempt(
-    arguments: &RestoreArguments,
-    file: &Path,
-    progress: &Progress,
-) -> Result<(), Failure> {
-    let config = config::read(file, &variable).map_err(Failure::usage)?;
-    let startup = config.startup.unwrap_or_default();
-    let mut opener = Opener::new();
-    let mut found = config::pattern::local(&config).map_err(Failure::usage)?;
-    let marks: BTreeMap<usize, PathBuf> = config::pattern::patterns(&config)
-        .map_err(Failure::usage)?
-        .into_iter()
-        .map(|(index, pattern)| (index, pattern.restoring()))
-        .collect();
-    if startup.on_missing != OnMissing::StartEmpty {
-        // An application with databases starts though nobody can say whether there are more.
-        let may_start = startup.when_unreachable == WhenUnreachable::StartIfLocalExists;
-        let local = found.clone();
-        let marks = &marks;
-        let has_some = |index| {
-            let is_whole = |mark: &PathBuf| !mark.exists();
-            may_start
-                && local.get(&index).is_some_and(|it| !it.is_empty())
-                && marks.get(&index).is_some_and(is_whole)
-        };
-        add_stored(&config, &mut found, &mut opener, &has_some).await?;
-    }
-    let settings =
-        config::settings(&config, &found, holder(), &mut opener).map_err(Failure::usage)?;
-    let databases = || settings.databases.iter().map(|database| &database.settings);
-    let all_here = databases().all(|database| is_present(&database.path));
-    if all_here && startup.when_unreachable == WhenUnreachable::Wait {
-        for target in databases().flat_map(|database| &database.targets) {
-            target.store.list("lock", None).await?;
-        }
-    }
-    let on_missing = match startup.on_missing {
-        OnMissing::Restore if !arguments.if_db_not_exists => OnMissing::RequireBackup,
-        policy => policy,
-    };
-    let integrity = integrity(arguments.integrity_check);
-    if !databases().all(|database| is_present(&database.path)) {
-        for mark in marks.values() {
-            set_mark(mark)?;
-        }
-    }
-    let restores =
-        databases().map(|database| make_one_ready(database, on_missing, integrity, progress));
-    let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
-    while restores.try_next().await?.is_some() {}
-    for mark in marks.values().filter(|mark| mark.exists()) {
-        std::fs::remove_file(mark).map_err(local(mark))?;
-    }
-    Ok(())
-}
-
-/// Makes a mark, durably: without it, some databases would be taken for all.
-fn set_mark(mark: &Path) -> Result<(), Failure> {
-    let directory = mark.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).map_err(local(directory))?;
-    File::create(mark)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| File::open(directory)?.sync_all())
-        .map_err(local(mark))
-}
-
 fn local(path: &Path) -> impl Fn(std::io::Error) -> Failure {
     let path = path.display().to_string();
     move |error| Failure::message(ExitCode::LocalIo, format!("{path}: {error}"))
-}
-
-async fn make_one_ready(
-    database: &DatabaseSettings,
-    on_missing: OnMissing,
-    integrity: IntegrityCheck,
-    progress: &Progress,
-) -> Result<(), StartupError> {
-    let step = progress.of(&database.path);
-    let show = |done, total| step.show(done, total);
-    let ready = make_ready(database, on_missing, integrity, &show).await?;
-    let database = database.path.display().to_string();
-    match ready {
-        Ready::Present => tracing::info!(%database, "exists: left alone"),
-        Ready::Empty => tracing::info!(%database, "there is no backup: starts empty"),
-        Ready::Restored { target, restored } => {
-            let (txid, bytes) = (restored.txid.to_string(), restored.bytes);
-            match restored.generation {
-                None => tracing::info!(%database, target_name = %target, txid, bytes, "restored"),
-                Some(generation) => tracing::info!(
-                    %database, target_name = %target, %generation, bytes, "restored from Litestream 0.3"
-                ),
-            }
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,164 @@
+//! `restore --wait`: before an application starts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::database::DatabaseSettings;
+use engine::restore::IntegrityCheck;
+use engine::startup::{Ready, StartupError, is_present, make_ready};
+use futures::{StreamExt, TryStreamExt};
+use protocol::config::{OnMissing, WhenUnreachable};
+use protocol::exit::ExitCode;
+use store::{Opener, Store};
+
+use super::progress::Progress;
+use super::{DATABASES_AT_ONCE, add_stored, integrity, local};
+use crate::args::{RestoreArguments, holder, variable};
+use crate::config;
+use crate::failure::Failure;
+
+/// Pause after a first failure; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// Before an application starts: ends only when it may start, or when waiting can't help.
+///
+/// # Errors
+///
+/// Data that will not heal.
+pub(super) async fn wait(
+    arguments: &RestoreArguments,
+    progress: &Progress,
+) -> Result<ExitCode, Failure> {
+    let file = arguments.config.as_ref().expect("--wait requires --config");
+    let mut pause = MIN_PAUSE;
+    let mut said = String::new();
+    loop {
+        let failure = match attempt(arguments, file, progress).await {
+            Ok(()) => return Ok(ExitCode::Done),
+            Err(failure) => failure,
+        };
+        // A missing configuration, store or credential may still come; bad data will not heal.
+        let may_heal = failure.code.is_environment()
+            || matches!(failure.code, ExitCode::NothingToRestore | ExitCode::Usage);
+        if !may_heal {
+            return Err(failure);
+        }
+        let message = failure.to_string();
+        if message != said {
+            tracing::warn!("the application waits: {message}");
+            explain(&message);
+            said = message;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Leaves the reason where `kubectl describe` shows it.
+fn explain(message: &str) {
+    let file = File::options()
+        .write(true)
+        .truncate(true)
+        .open(protocol::names::TERMINATION_MESSAGE_FILE);
+    // Outside a container there is no such file, and nobody to read it.
+    if let Ok(mut file) = file {
+        let _written = file.write_all(message.as_bytes());
+    }
+}
+
+async fn attempt(
+    arguments: &RestoreArguments,
+    file: &Path,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let config = config::read(file, &variable).map_err(Failure::usage)?;
+    let startup = config.startup.unwrap_or_default();
+    let mut opener = Opener::new();
+    let mut found = config::pattern::local(&config).map_err(Failure::usage)?;
+    let marks: BTreeMap<usize, PathBuf> = config::pattern::patterns(&config)
+        .map_err(Failure::usage)?
+        .into_iter()
+        .map(|(index, pattern)| (index, pattern.restoring()))
+        .collect();
+    if startup.on_missing != OnMissing::StartEmpty {
+        // An application with databases starts though nobody can say whether there are more.
+        let may_start = startup.when_unreachable == WhenUnreachable::StartIfLocalExists;
+        let local = found.clone();
+        let marks = &marks;
+        let has_some = |index| {
+            let is_whole = |mark: &PathBuf| !mark.exists();
+            may_start
+                && local.get(&index).is_some_and(|it| !it.is_empty())
+                && marks.get(&index).is_some_and(is_whole)
+        };
+        add_stored(&config, &mut found, &mut opener, &has_some).await?;
+    }
+    let settings =
+        config::settings(&config, &found, holder(), &mut opener).map_err(Failure::usage)?;
+    let databases = || settings.databases.iter().map(|database| &database.settings);
+    let all_here = databases().all(|database| is_present(&database.path));
+    if all_here && startup.when_unreachable == WhenUnreachable::Wait {
+        for target in databases().flat_map(|database| &database.targets) {
+            target.store.list("lock", None).await?;
+        }
+    }
+    let on_missing = match startup.on_missing {
+        OnMissing::Restore if !arguments.if_db_not_exists => OnMissing::RequireBackup,
+        policy => policy,
+    };
+    let integrity = integrity(arguments.integrity_check);
+    if !databases().all(|database| is_present(&database.path)) {
+        for mark in marks.values() {
+            set_mark(mark)?;
+        }
+    }
+    let restores =
+        databases().map(|database| make_one_ready(database, on_missing, integrity, progress));
+    let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
+    while restores.try_next().await?.is_some() {}
+    for mark in marks.values().filter(|mark| mark.exists()) {
+        std::fs::remove_file(mark).map_err(local(mark))?;
+    }
+    Ok(())
+}
+
+/// Makes a mark, durably: without it, some databases would be taken for all.
+fn set_mark(mark: &Path) -> Result<(), Failure> {
+    let directory = mark.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory).map_err(local(directory))?;
+    File::create(mark)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| File::open(directory)?.sync_all())
+        .map_err(local(mark))
+}
+
+async fn make_one_ready(
+    database: &DatabaseSettings,
+    on_missing: OnMissing,
+    integrity: IntegrityCheck,
+    progress: &Progress,
+) -> Result<(), StartupError> {
+    let step = progress.of(&database.path);
+    let show = |done, total| step.show(done, total);
+    let ready = make_ready(database, on_missing, integrity, &show).await?;
+    let database = database.path.display().to_string();
+    match ready {
+        Ready::Present => tracing::info!(%database, "exists: left alone"),
+        Ready::Empty => tracing::info!(%database, "there is no backup: starts empty"),
+        Ready::Restored { target, restored } => {
+            let (txid, bytes) = (restored.txid.to_string(), restored.bytes);
+            match restored.generation {
+                None => tracing::info!(%database, target_name = %target, txid, bytes, "restored"),
+                Some(generation) => tracing::info!(
+                    %database, target_name = %target, %generation, bytes, "restored from Litestream 0.3"
+                ),
+            }
+        }
+    }
+    Ok(())
+}
