@@ -353,7 +353,7 @@ pub struct Replica {
     /// Storage class of every object; default the bucket's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
-    /// Larger objects are stored in parts of this size; default 8 MiB.
+    /// Larger objects are stored in parts of this size; default 5 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part_size: Option<Size>,
     /// Parts in memory and on their way at once; default 3.

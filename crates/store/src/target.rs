@@ -53,7 +53,7 @@ pub struct S3Target {
     pub storage_class: Option<String>,
     /// How objects are encrypted; default: as the bucket is set.
     pub encryption: Option<Encryption>,
-    /// Larger objects are stored in parts of this size, in bytes, 5 MiB to 512 MiB; default 8 MiB.
+    /// Larger objects are stored in parts of this size, in bytes, 5 MiB to 512 MiB; default 5 MiB.
     pub part_bytes: Option<u64>,
     /// How many parts are in memory and on their way at once, 1 to 64; default 3.
     pub parts_in_flight: Option<usize>,
