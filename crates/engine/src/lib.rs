@@ -16,6 +16,7 @@ pub mod lockfile;
 pub mod pages;
 pub mod plan;
 pub mod probe;
+pub mod reach;
 pub mod remote;
 pub mod restore;
 pub mod retention;

@@ -1,10 +1,12 @@
-//! The rule that picks files no promised restore can need. Nothing else deletes.
+//! What stays restorable, the rule that picks files nobody needs for it, and the proof that it
+//! was right. Nothing else deletes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ltx::{Level, Txid};
 
+use crate::reach::Reach;
 use crate::remote::RemoteFile;
 
 /// How long what is kept.
@@ -12,11 +14,12 @@ use crate::remote::RemoteFile;
 pub struct RetentionPolicy {
     /// False: nothing is deleted.
     pub enabled: bool,
-    /// Inside this span every captured TXID stays a position of its own.
+    /// Inside this span every captured TXID stays a position of its own. It ends with the window.
     pub exact: Duration,
     /// Inside this span level 1 steps can be restored.
     pub window: Duration,
-    /// Full copies kept beyond the window: one for each of this many days,
+    /// Full copies kept beyond the window: one for each of this many days, the present one
+    /// included,
     pub daily: u32,
     /// weeks of seven days,
     pub weekly: u32,
@@ -39,231 +42,248 @@ impl Default for RetentionPolicy {
 }
 
 const DAY_MS: i64 = 86_400_000;
+/// Broken points that are repaired one by one. With more of them the rule cannot be trusted.
+const REPAIRS: usize = 16;
 
-/// Returns the files that no promised restore can need, oldest first.
-///
-/// Three things always stay: the newest level 0 file (it is what a Litestream that takes over
-/// looks at), the newest full copy, and the newest full copy from before the window, the *floor*:
-/// every point in the window restores from it or from a newer one plus later files, so it stays
-/// however old it is. With no floor, no base expires. A file goes only when the floor lies above
-/// it, or when a merged file covers it that is itself older than `exact`: as long as one point
-/// inside a merged file is promised, the way there leads over the captured files before it.
-pub fn expired(
-    files: &BTreeSet<RemoteFile>,
-    policy: &RetentionPolicy,
-    now_ms: i64,
-) -> Vec<RemoteFile> {
-    if !policy.enabled {
-        return Vec::new();
-    }
-    let older = |file: &RemoteFile, span: Duration| {
-        now_ms.saturating_sub(file.modified_ms)
-            >= i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
-    };
-    let kept_bases = kept_bases(files, policy, now_ms);
-    let floor = files
-        .iter()
-        .filter(|file| file.is_snapshot() && older(file, policy.window))
-        .map(|file| file.max)
-        .max()
-        .unwrap_or(Txid::ZERO);
-    let newest_capture = files
-        .iter()
-        .filter(|file| file.level == 0)
-        .map(|file| file.max)
-        .max();
-    let merged = |file: &RemoteFile| {
-        files.iter().any(|wide| {
-            wide.level > file.level
-                && wide.level < Level::SNAPSHOT.get()
-                && wide.min <= file.min
-                && wide.max >= file.max
-                && older(wide, policy.exact)
-        })
-    };
-    let mut expired: Vec<RemoteFile> = files
-        .iter()
-        .filter(|file| {
-            if file.is_snapshot() {
-                return file.max < floor && !kept_bases.contains(&file.max);
-            }
-            if file.level == 0 && Some(file.max) == newest_capture {
-                return false;
-            }
-            let below_floor = file.max <= floor && older(file, policy.window);
-            let covered = file.level == 0 && merged(file);
-            below_floor || covered
-        })
-        .copied()
-        .collect();
-    expired.sort_by_key(|file| (file.max, file.level));
-    expired
+/// Why a position has to stay restorable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It is the newest one.
+    Newest,
+    /// It was captured inside `exact`.
+    Exact,
+    /// A merged file or a full copy from inside the window ends there.
+    Window,
+    /// A full copy there is kept for its day, week or month.
+    Period,
+    /// The newest file of level 0 is what a Litestream that takes over looks at.
+    TakeOver,
 }
 
-/// The full copies that the daily, weekly and monthly rules keep, by TXID: of each period, counted
-/// back from now, the newest one.
-fn kept_bases(
-    files: &BTreeSet<RemoteFile>,
+/// A file that the rule picked although a promised position needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spared {
+    /// The file, which stays.
+    pub file: RemoteFile,
+    /// A position that would be lost with it.
+    pub point: Txid,
+    /// Why that has to stay.
+    pub reason: Reason,
+}
+
+/// What to delete.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionPlan {
+    /// Files that no promised position needs, the oldest first. Any part of them may go.
+    pub expired: Vec<RemoteFile>,
+    /// Files that are left alone though the rule picked them: empty, unless the rule or the times
+    /// of the files are wrong.
+    pub spared: Vec<Spared>,
+}
+
+/// Plans what to delete of all files of a replica, at a time that is not ahead of the store's.
+///
+/// A rule picks files, and each promised position is then proven to be restorable without them:
+/// the proof knows nothing of the rule. What a promised position needs stays, and is named.
+pub fn plan_retention(
+    files: Vec<RemoteFile>,
     policy: &RetentionPolicy,
     now_ms: i64,
-) -> BTreeSet<Txid> {
+) -> RetentionPlan {
+    if !policy.enabled {
+        return RetentionPlan::default();
+    }
+    let files = Aged::all(files, now_ms);
+    let periods = periods(&files, policy, now_ms);
+    let picked = pick(&files, policy, &periods);
+    prove(&files, picked, &promises(&files, policy, &periods))
+}
+
+/// A file and how old it is.
+#[derive(Debug, Clone, Copy)]
+struct Aged {
+    file: RemoteFile,
+    /// Milliseconds. Never more than that of a file that ends before it: whatever the times say,
+    /// what ends later was captured later.
+    age_ms: i64,
+}
+
+impl Aged {
+    /// All files, in the order of their ends.
+    fn all(mut files: Vec<RemoteFile>, now_ms: i64) -> Vec<Aged> {
+        files.sort_by_key(|file| (file.max, file.level));
+        let mut youngest_ms = i64::MAX;
+        files
+            .into_iter()
+            .map(|file| {
+                youngest_ms = youngest_ms.min(now_ms.saturating_sub(file.modified_ms));
+                let age_ms = youngest_ms;
+                Aged { file, age_ms }
+            })
+            .collect()
+    }
+
+    fn is_older(&self, span: Duration) -> bool {
+        self.age_ms >= i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The positions that have to stay, in order.
+fn promises(
+    files: &[Aged],
+    policy: &RetentionPolicy,
+    periods: &BTreeSet<Txid>,
+) -> Vec<(Txid, Reason)> {
+    let newest = files.last().map(|newest| newest.file.max);
+    let reason = |aged: &Aged| {
+        let (file, inside) = (aged.file, |span| !aged.is_older(span));
+        match file.level {
+            // `exact` ends with the window: before it, nothing but full copies is promised.
+            0 if inside(policy.exact.min(policy.window)) => Some(Reason::Exact),
+            1.. if inside(policy.window) => Some(Reason::Window),
+            _ if file.is_snapshot() && periods.contains(&file.max) => Some(Reason::Period),
+            _ if Some(file.max) == newest => Some(Reason::Newest),
+            _ => None,
+        }
+    };
+    let promised = files
+        .iter()
+        .filter_map(|aged| Some((aged.file.max, reason(aged)?)));
+    promised.collect()
+}
+
+/// Picks files, by their place among `files`.
+///
+/// Three things always stay: the newest level 0 file, the newest full copy, and the newest full
+/// copy from before the window, the *floor*: every point in the window restores from it or from a
+/// newer one plus later files, so it stays however old it is. With no floor, no base expires. A
+/// file goes only when the floor lies above it, or when a merged file covers it that is itself
+/// older than `exact`: as long as one point inside a merged file is promised, the way there leads
+/// over the captured files before it.
+fn pick(files: &[Aged], policy: &RetentionPolicy, periods: &BTreeSet<Txid>) -> Vec<bool> {
+    let is_floor = |aged: &&Aged| aged.file.is_snapshot() && aged.is_older(policy.window);
+    let floor = files.iter().rfind(is_floor).map(|aged| aged.file.max);
+    let newest_capture = files.iter().rposition(|aged| aged.file.level == 0);
+    let covering = Covering::of(files, policy.exact);
+    let picked = files.iter().enumerate().map(|(index, aged)| {
+        let file = aged.file;
+        if file.is_snapshot() {
+            return Some(file.max) < floor && !periods.contains(&file.max);
+        }
+        let below_floor = Some(file.max) <= floor && aged.is_older(policy.window);
+        let covered = file.level == 0 && covering.covers(&file);
+        (below_floor || covered) && Some(index) != newest_capture
+    });
+    picked.collect()
+}
+
+/// Merged files in which no position is promised to be exact any more.
+struct Covering {
+    /// First TXID of each, ascending, and the furthest end of it and those before.
+    furthest: Vec<(Txid, Txid)>,
+}
+
+impl Covering {
+    fn of(files: &[Aged], exact: Duration) -> Covering {
+        let merged = |aged: &&Aged| (1..Level::SNAPSHOT.get()).contains(&aged.file.level);
+        let old = files
+            .iter()
+            .filter(merged)
+            .filter(|aged| aged.is_older(exact));
+        let mut furthest: Vec<_> = old.map(|aged| (aged.file.min, aged.file.max)).collect();
+        furthest.sort_unstable();
+        let mut end = Txid::ZERO;
+        for (_, max) in &mut furthest {
+            end = end.max(*max);
+            *max = end;
+        }
+        Covering { furthest }
+    }
+
+    fn covers(&self, file: &RemoteFile) -> bool {
+        let begin_before = self.furthest.partition_point(|(min, _)| *min <= file.min);
+        let last = begin_before.checked_sub(1).map(|last| self.furthest[last]);
+        last.is_some_and(|(_, end)| end >= file.max)
+    }
+}
+
+/// The full copies that the daily, weekly and monthly rules keep, by TXID: of each period up to
+/// the present one, the newest.
+///
+/// Periods are those of the calendar in UTC, so that what is the newest of a past period stays
+/// that: with periods that are counted back from now, each copy would become the second of its
+/// period some day. A copy counts by the time that its store says and by that of its neighbours.
+fn periods(files: &[Aged], policy: &RetentionPolicy, now_ms: i64) -> BTreeSet<Txid> {
+    let copies = files.iter().filter(|aged| aged.file.is_snapshot());
     let mut kept = BTreeSet::new();
     for (days, count) in [(1, policy.daily), (7, policy.weekly), (30, policy.monthly)] {
-        for period in 0..i64::from(count) {
-            let newer = now_ms.saturating_sub(period * days * DAY_MS);
-            let older = newer.saturating_sub(days * DAY_MS);
-            let newest = files
-                .iter()
-                .filter(|file| file.is_snapshot())
-                .filter(|file| older < file.modified_ms && file.modified_ms <= newer)
-                .map(|file| file.max)
-                .max();
-            kept.extend(newest);
+        let period = |ms: i64| ms.div_euclid(days * DAY_MS);
+        let oldest = period(now_ms).saturating_sub(i64::from(count));
+        let mut newest = BTreeMap::new();
+        for aged in copies.clone() {
+            let by_neighbours = now_ms.saturating_sub(aged.age_ms);
+            for ms in [aged.file.modified_ms, by_neighbours] {
+                newest.insert(period(ms), aged.file.max);
+            }
         }
+        kept.extend(newest.range(oldest + 1..).map(|(_, txid)| *txid));
     }
     kept
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::plan_restore;
-    use proptest::prelude::*;
-
-    fn file(level: u8, min: u64, max: u64, day: i64) -> RemoteFile {
-        RemoteFile {
-            level,
-            min: Txid::new(min),
-            max: Txid::new(max),
-            size: 1,
-            modified_ms: day * DAY_MS,
+/// Proves for each promised position that was reached that it is without the picked files, and
+/// takes back what that needs.
+fn prove(files: &[Aged], mut picked: Vec<bool>, promised: &[(Txid, Reason)]) -> RetentionPlan {
+    let mut spared = Vec::new();
+    if let Some(newest) = files.iter().rposition(|aged| aged.file.level == 0)
+        && std::mem::take(&mut picked[newest])
+    {
+        let (file, reason) = (files[newest].file, Reason::TakeOver);
+        let point = file.max;
+        spared.push(Spared {
+            file,
+            point,
+            reason,
+        });
+    }
+    let before = Reach::of(files.iter().map(|aged| &aged.file));
+    for repaired in 0.. {
+        let left = files.iter().zip(&picked).filter(|(_, picked)| !**picked);
+        let after = Reach::of(left.map(|(aged, _)| &aged.file));
+        let is_lost =
+            |(point, _): &&(Txid, Reason)| !after.contains(*point) && before.contains(*point);
+        let Some((point, reason)) = promised.iter().find(is_lost).copied() else {
+            break;
+        };
+        if repaired == REPAIRS {
+            picked.fill(false);
+            break;
         }
-    }
-
-    fn policy(exact: u64, window: u64) -> RetentionPolicy {
-        let days = |days: u64| Duration::from_secs(days * 86_400);
-        let none = RetentionPolicy {
-            daily: 0,
-            weekly: 0,
-            monthly: 0,
-            ..Default::default()
-        };
-        RetentionPolicy {
-            exact: days(exact),
-            window: days(window),
-            ..none
-        }
-    }
-
-    #[test]
-    fn an_old_base_stays_while_it_is_the_floor() {
-        let files: BTreeSet<_> = [file(9, 1, 4, 0), file(9, 1, 9, 5)].into();
-        assert!(expired(&files, &policy(1, 3), 6 * DAY_MS).is_empty());
-        assert_eq!(
-            expired(&files, &policy(1, 3), 8 * DAY_MS),
-            [file(9, 1, 4, 0)]
-        );
-    }
-
-    #[test]
-    fn captured_files_go_when_merged_and_old_but_never_the_newest() {
-        let files: BTreeSet<_> = [
-            file(9, 1, 1, 0),
-            file(0, 2, 2, 0),
-            file(0, 3, 3, 0),
-            file(1, 2, 3, 0),
-        ]
-        .into();
-        assert_eq!(
-            expired(&files, &policy(1, 30), 2 * DAY_MS),
-            [file(0, 2, 2, 0)]
-        );
-        assert!(expired(&files, &policy(3, 30), 2 * DAY_MS).is_empty());
-    }
-
-    #[test]
-    fn captured_files_stay_while_a_promised_point_lies_behind_them_in_their_merged_file() {
-        let files: BTreeSet<_> = [
-            file(9, 1, 1, 0),
-            file(0, 2, 2, 0),
-            file(0, 3, 3, 2),
-            file(1, 2, 3, 2),
-            file(0, 4, 4, 2),
-        ]
-        .into();
-        assert!(expired(&files, &policy(1, 30), 2 * DAY_MS).is_empty());
-        assert!(plan_restore(&files, Some(Txid::new(3))).is_ok());
-    }
-
-    #[test]
-    fn daily_weekly_and_monthly_copies_outlive_the_window() {
-        let files: BTreeSet<_> = (0..200)
-            .map(|day| file(9, 1, day as u64 + 2, day))
-            .collect();
-        let gfs = RetentionPolicy {
-            daily: 7,
-            weekly: 4,
-            monthly: 3,
-            ..policy(1, 2)
-        };
-        let gone: BTreeSet<_> = expired(&files, &gfs, 199 * DAY_MS).into_iter().collect();
-        let kept: Vec<i64> = files
-            .difference(&gone)
-            .map(|file| 199 - file.modified_ms / DAY_MS)
-            .collect();
-        assert_eq!(kept, [60, 30, 21, 14, 7, 6, 5, 4, 3, 2, 1, 0]);
-    }
-
-    #[test]
-    fn disabled_means_nothing_is_deleted() {
-        let files: BTreeSet<_> = [file(9, 1, 4, 0), file(9, 1, 9, 5)].into();
-        let off = RetentionPolicy {
-            enabled: false,
-            ..policy(1, 1)
-        };
-        assert!(expired(&files, &off, 100 * DAY_MS).is_empty());
-    }
-
-    proptest! {
-        /// Captures one TXID a quarter day, merges and copies now and then, deletes what expires,
-        /// and asks after each step for every point that is promised.
-        #[test]
-        fn every_promised_point_stays_restorable(
-            steps in prop::collection::vec((0u8..4, 0u8..9), 20..120),
-            exact in 1u64..3,
-            window in 3u64..6,
-        ) {
-            let policy = policy(exact, window);
-            let mut files: BTreeSet<RemoteFile> = [file(9, 1, 1, 0)].into();
-            let (mut txid, mut merged) = (1u64, 1u64);
-            let mut stored: Vec<(u64, i64)> = vec![(1, 0)];
-            let mut steps_ms: Vec<(u64, i64)> = vec![(1, 0)];
-            for (index, (merge, copy)) in steps.iter().enumerate() {
-                let now_ms = (index as i64 + 1) * DAY_MS / 4;
-                txid += 1;
-                let at = |level, min, max| RemoteFile { modified_ms: now_ms, ..file(level, min, max, 0) };
-                files.insert(at(0, txid, txid));
-                stored.push((txid, now_ms));
-                if *merge == 0 {
-                    files.insert(at(1, merged + 1, txid));
-                    merged = txid;
-                    steps_ms.push((txid, now_ms));
-                }
-                if *copy == 0 {
-                    files.insert(at(9, 1, txid));
-                }
-                for gone in expired(&files, &policy, now_ms) {
-                    files.remove(&gone);
-                }
-                let inside = |time: i64, days: u64| now_ms - time < days as i64 * DAY_MS;
-                for (point, _) in stored.iter().filter(|(_, time)| inside(*time, exact)) {
-                    prop_assert!(plan_restore(&files, Some(Txid::new(*point))).is_ok(), "exact {point}");
-                }
-                for (point, _) in steps_ms.iter().filter(|(_, time)| inside(*time, window)) {
-                    prop_assert!(plan_restore(&files, Some(Txid::new(*point))).is_ok(), "window {point}");
-                }
-                prop_assert!(plan_restore(&files, None).is_ok());
+        // What leads there among all files leads there again once it stays.
+        for file in before.way(point) {
+            let at = files
+                .partition_point(|aged| (aged.file.max, aged.file.level) < (file.max, file.level));
+            let same = |aged: &Aged| aged.file == file;
+            let index = at
+                + files[at..]
+                    .iter()
+                    .position(same)
+                    .expect("it is one of them");
+            if std::mem::take(&mut picked[index]) {
+                spared.push(Spared {
+                    file,
+                    point,
+                    reason,
+                });
             }
         }
     }
+    let expired = files.iter().zip(&picked).filter(|(_, picked)| **picked);
+    RetentionPlan {
+        expired: expired.map(|(aged, _)| aged.file).collect(),
+        spared,
+    }
 }
+
+#[cfg(test)]
+mod tests;

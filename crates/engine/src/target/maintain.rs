@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::capture::unix_ms;
 use crate::chain::TargetProgress;
 use crate::remote::{self, RemoteError, RemoteFile};
-use crate::retention::expired;
+use crate::retention::{RetentionPlan, plan_retention};
 
 use super::{Connection, MERGE_BYTES, MERGE_FILES, Target, TargetError, local_error};
 
@@ -94,7 +94,7 @@ impl Target {
 
     /// Deletes what no promised restore can need.
     pub(super) async fn retain(&self, connection: &mut Connection) -> Result<(), TargetError> {
-        let gone = expired(&connection.files, &self.settings.retention, unix_ms());
+        let gone = self.retention_plan(connection).await.expired;
         if gone.is_empty() {
             return Ok(());
         }
@@ -117,6 +117,24 @@ impl Target {
             }
         }
         Ok(())
+    }
+
+    /// Plans on another thread: proving 100,000 files takes some milliseconds.
+    async fn retention_plan(&self, connection: &Connection) -> RetentionPlan {
+        let files: Vec<RemoteFile> = connection.files.iter().copied().collect();
+        let (policy, now_ms) = (self.settings.retention, unix_ms());
+        let planning = tokio::task::spawn_blocking(move || plan_retention(files, &policy, now_ms));
+        let plan = planning.await.expect("planning does not panic");
+        for spared in &plan.spared {
+            let name = &self.settings.name;
+            let (level, file) = (spared.file.level, spared.file.name());
+            let (point, reason) = (spared.point, spared.reason);
+            tracing::error!(
+                target_name = %name, level, %file, %point, ?reason,
+                "retention picked a file that a promised position needs: it stays"
+            );
+        }
+        plan
     }
 }
 
