@@ -60,7 +60,8 @@ pub trait Store: Send + Sync {
     /// `a/x/1` and `a/y`, below `a` that is `x`. The empty directory is the store itself.
     fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
 
-    /// Deletes objects; those that are missing already are fine. Stops at the first error.
+    /// Deletes objects; those that are missing already are fine. Stops at the first error, after
+    /// which any of the others may be gone.
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Returns what this store can do.

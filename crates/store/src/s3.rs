@@ -23,8 +23,8 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::Object;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
 use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
@@ -39,6 +39,8 @@ use session::Session;
 const TIMESTAMP_METADATA: &str = "litestream-timestamp";
 /// The most pages of one list, of 1,000 objects each: a store that never ends is broken.
 const MAX_PAGES: u32 = 100_000;
+/// Objects of one call to delete that are deleted at the same time.
+const DELETES_AT_ONCE: usize = 8;
 
 /// A prefix in a bucket as a store.
 #[derive(Clone)]
@@ -476,11 +478,12 @@ impl Store for S3Store {
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
         let keys = keys.to_owned();
         async move {
-            for key in &keys {
-                key::check(key)?;
-                self.inner.call(|| self.inner.delete(key)).await?;
-            }
-            Ok(())
+            let delete = |key: String| async move {
+                key::check(&key)?;
+                self.inner.call(|| self.inner.delete(&key)).await
+            };
+            let each = stream::iter(keys.into_iter().map(Ok));
+            each.try_for_each_concurrent(DELETES_AT_ONCE, delete).await
         }
         .boxed()
     }

@@ -394,6 +394,35 @@ async fn a_missing_secret_is_not_the_default_chain() {
 }
 
 #[tokio::test]
+async fn a_policy_that_refuses_to_delete_some_objects_is_a_denial_and_the_others_can_go() {
+    let weed = Weed::shared();
+    weed.create_bucket("locked").await;
+    let rights = ["Read", "Write", "List"];
+    weed.add_identity("locked", "locked-key", "secret", &rights)
+        .await;
+    weed.refuse_deletes("locked", "db/old/").await;
+    let credentials = Credentials::fixed("locked-key", "secret");
+    let store = S3Store::new(&weed.target("locked", "db", credentials)).unwrap();
+    let names = ["old/1", "new/1", "old/2", "new/2"].map(str::to_owned);
+    for name in &names {
+        put(&store, name, PutMode::Create).await.unwrap();
+    }
+    let refused = store.delete(&names).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Denied, "{refused}");
+    assert!(refused.to_string().contains("delete s3://locked/db/old/"));
+    for name in &names {
+        let deleted = store.delete(std::slice::from_ref(name)).await;
+        assert_eq!(deleted.is_ok(), name.starts_with("new/"), "{name}");
+    }
+    let left = store.list("", None).await.unwrap();
+    let left: Vec<_> = left.iter().map(|info| info.key.as_str()).collect();
+    assert_eq!(left, ["old/1", "old/2"]);
+    // Nothing is wrong with the keys.
+    let status = store.credentials_status().unwrap();
+    assert_eq!(status.state, CredentialsState::Valid);
+}
+
+#[tokio::test]
 async fn keys_rotate_under_load_without_a_failed_put() {
     let weed = Weed::shared();
     weed.create_bucket("rotation").await;

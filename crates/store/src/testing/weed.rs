@@ -139,6 +139,21 @@ impl Weed {
         .await;
     }
 
+    /// Refuses everybody but the administrator to delete what has this prefix.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn refuse_deletes(&self, bucket: &str, prefix: &str) {
+        let resource = format!("arn:aws:s3:::{bucket}/{prefix}*");
+        let policy = format!(
+            r#"{{"Version": "2012-10-17", "Statement": [{{"Effect": "Deny", "Principal": "*",
+            "Action": "s3:DeleteObject", "Resource": "{resource}"}}]}}"#
+        );
+        let client = self.client(&self.admin());
+        let put = client.put_bucket_policy().bucket(bucket).policy(policy);
+        put.send().await.expect("put the policy of a bucket");
+    }
+
     /// Adds an identity, or gives one another key, and waits until its key works. Actions:
     /// `Read`, `Write`, `List`, `Tagging`, `Admin`, each alone or as `Read:bucket`.
     ///
