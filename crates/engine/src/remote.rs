@@ -6,8 +6,6 @@ use std::sync::Arc;
 use ltx::{FileName, Level, Txid};
 use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
 
-use crate::capture::unix_ms;
-
 /// Size of an LTX file without pages: header, end of the pages, empty index, trailer.
 const EMPTY_FILE_BYTES: u64 = (ltx::HEADER_BYTES + 6 + 9 + ltx::TRAILER_BYTES) as u64;
 
@@ -27,14 +25,14 @@ pub struct RemoteFile {
 }
 
 impl RemoteFile {
-    /// A file that was stored right now.
-    pub fn new(level: u8, name: FileName, size: u64) -> RemoteFile {
+    /// A file that was stored at a time of its store's clock.
+    pub fn new(level: u8, name: FileName, size: u64, modified_ms: i64) -> RemoteFile {
         RemoteFile {
             level,
             min: name.min,
             max: name.max,
             size,
-            modified_ms: unix_ms(),
+            modified_ms,
         }
     }
 
@@ -74,13 +72,8 @@ pub fn parse_key(layout: Layout, object: &ObjectInfo) -> Option<RemoteFile> {
         Layout::Tree => directory.strip_prefix("ltx/")?.parse().ok()?,
     };
     let name = FileName::parse(name)?;
-    (level <= Level::SNAPSHOT.get()).then_some(RemoteFile {
-        level,
-        min: name.min,
-        max: name.max,
-        size: object.size,
-        modified_ms: object.modified_ms,
-    })
+    let file = RemoteFile::new(level, name, object.size, object.modified_ms);
+    (level <= Level::SNAPSHOT.get()).then_some(file)
 }
 
 /// Every LTX file of a replica. One listing: used at start, for restores and for audits only.

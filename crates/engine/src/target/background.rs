@@ -106,7 +106,7 @@ impl Target {
     }
 
     fn begin_copy(&self, connection: &mut Connection, snapshot: Arc<SnapshotFile>) {
-        let store = Arc::clone(&self.settings.store);
+        let (store, clock) = (Arc::clone(&self.settings.store), connection.clock);
         self.spawn(connection, |_| async move {
             let name = FileName {
                 min: Txid::FIRST,
@@ -119,12 +119,13 @@ impl Target {
             };
             let key = remote::key(store.layout(), level, name);
             store_new(&store, &key, body, snapshot.timestamp_ms).await?;
-            Ok(RemoteFile::new(level, name, snapshot.bytes))
+            let now_ms = clock.now_ms();
+            Ok(RemoteFile::new(level, name, snapshot.bytes, now_ms))
         });
     }
 
     fn begin_merge(&self, connection: &mut Connection, run: MergeRun) {
-        let store = Arc::clone(&self.settings.store);
+        let (store, clock) = (Arc::clone(&self.settings.store), connection.clock);
         let (epoch, path) = (connection.epoch, self.merge_path());
         self.spawn(connection, move |ending| async move {
             let level = run.level;
@@ -136,7 +137,7 @@ impl Target {
                 len: merged.bytes,
             };
             store_new(&store, &key, body, merged.header.timestamp_ms).await?;
-            Ok(RemoteFile::new(level, name, merged.bytes))
+            Ok(RemoteFile::new(level, name, merged.bytes, clock.now_ms()))
         });
     }
 

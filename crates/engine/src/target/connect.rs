@@ -14,8 +14,10 @@ use crate::lease::{self, Claim, Lease, LeaseError};
 use crate::local::{Home, ReplicaRecord};
 use crate::remote::{self, RemoteError, RemoteFile};
 
+use super::clock::StoreClock;
 use super::fence::fence;
 use super::levels::LevelClock;
+use super::retain::Refused;
 use super::upload::same_object;
 use super::{Connection, Target, TargetError, local_error, position};
 
@@ -28,6 +30,8 @@ impl Target {
             Held::Continued => remote::list(&store).await?,
             Held::Taken => fence(&store, lease.epoch).await?,
         };
+        let clock = StoreClock::read(&store).await?;
+        let files = clock.temper(files);
         let epoch = lease.epoch;
         let home = self.local.home().ok();
         self.remember(|record| {
@@ -87,12 +91,14 @@ impl Target {
         let now = Instant::now();
         Ok(Connection {
             files,
+            clock,
             epoch,
             source: lease.source,
             next_merge: now + self.settings.merge_interval,
             background: None,
             levels: LevelClock::all(&self.settings.higher_levels, &store.describe(), now),
             next_retention: now + self.settings.merge_interval,
+            refused: Refused::default(),
         })
     }
 

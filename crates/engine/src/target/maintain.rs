@@ -1,14 +1,12 @@
-//! Merging and retention: what happens when nothing is urgent.
+//! Merging captured files: what happens when nothing is urgent.
 
 use bytes::Bytes;
 use ltx::{Decoder, FileName, Header, LtxError, MergeOptions, Txid};
 use store::{Body, StoreErrorKind};
 use tokio::time::Instant;
 
-use crate::capture::unix_ms;
 use crate::chain::TargetProgress;
 use crate::remote::{self, RemoteError, RemoteFile};
-use crate::retention::{RetentionPlan, plan_retention};
 
 use super::{Connection, MERGE_BYTES, MERGE_FILES, Target, TargetError, local_error};
 
@@ -90,51 +88,6 @@ impl Target {
             Ok(()) => Ok(bytes),
             Err(source) => Err(TargetError::Remote(RemoteError::Corrupt { key, source })),
         }
-    }
-
-    /// Deletes what no promised restore can need.
-    pub(super) async fn retain(&self, connection: &mut Connection) -> Result<(), TargetError> {
-        let gone = self.retention_plan(connection).await.expired;
-        if gone.is_empty() {
-            return Ok(());
-        }
-        self.confirm_lease(connection).await?;
-        let layout = self.settings.store.layout();
-        let keys: Vec<String> = gone
-            .iter()
-            .map(|file| remote::key(layout, file.level, file.name()))
-            .collect();
-        match self.settings.store.delete(&keys).await {
-            // Without the right to delete, backups go on; the bucket's own rules may clean up.
-            Err(error) if error.kind() == StoreErrorKind::Denied => {
-                tracing::warn!(target_name = %self.settings.name, "retention: {error}");
-            }
-            result => {
-                result?;
-                for file in &gone {
-                    connection.files.remove(file);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Plans on another thread: proving 100,000 files takes some milliseconds.
-    async fn retention_plan(&self, connection: &Connection) -> RetentionPlan {
-        let files: Vec<RemoteFile> = connection.files.iter().copied().collect();
-        let (policy, now_ms) = (self.settings.retention, unix_ms());
-        let planning = tokio::task::spawn_blocking(move || plan_retention(files, &policy, now_ms));
-        let plan = planning.await.expect("planning does not panic");
-        for spared in &plan.spared {
-            let name = &self.settings.name;
-            let (level, file) = (spared.file.level, spared.file.name());
-            let (point, reason) = (spared.point, spared.reason);
-            tracing::error!(
-                target_name = %name, level, %file, %point, ?reason,
-                "retention picked a file that a promised position needs: it stays"
-            );
-        }
-        plan
     }
 }
 

@@ -4,10 +4,12 @@
 //! never lists: it knows what is stored, because nobody else may write.
 
 mod background;
+mod clock;
 mod connect;
 mod fence;
 mod levels;
 mod maintain;
+mod retain;
 mod upload;
 
 use std::collections::BTreeSet;
@@ -30,8 +32,10 @@ use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
 
 use background::Background;
+use clock::StoreClock;
 pub use fence::fence;
 use levels::LevelClock;
+use retain::Refused;
 
 /// Pause after a first failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(500);
@@ -217,6 +221,7 @@ pub struct Target {
 /// What a connected target knows of its store.
 struct Connection {
     files: BTreeSet<RemoteFile>,
+    clock: StoreClock,
     epoch: u64,
     /// The database file that the lease names.
     source: Option<SourceId>,
@@ -224,6 +229,7 @@ struct Connection {
     levels: Vec<LevelClock>,
     background: Option<Background>,
     next_retention: Instant,
+    refused: Refused,
 }
 
 impl Target {
@@ -411,8 +417,9 @@ impl Target {
         }
         // What is being merged must not expire meanwhile.
         if now >= connection.next_retention && connection.background.is_none() {
-            self.retain(connection).await?;
-            connection.next_retention = now + RETENTION_PAUSE;
+            let more = self.retain(connection).await?;
+            connection.next_retention = if more { now } else { now + RETENTION_PAUSE };
+            return Ok(more);
         }
         Ok(false)
     }

@@ -139,7 +139,8 @@ impl Target {
             }
             stored => stored?,
         }
-        self.stored(connection, RemoteFile::new(level, name, size));
+        let now_ms = connection.clock.now_ms();
+        self.stored(connection, RemoteFile::new(level, name, size, now_ms));
         Ok(())
     }
 
