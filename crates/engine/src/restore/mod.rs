@@ -5,13 +5,14 @@
 //! never ends silently at another one.
 //!
 //! Here is what a restore is asked, what it answers, and the order of its steps: `point` finds the
-//! way, `fetch` brings the files in order, `assembly` builds and proves, `place` exchanges the files at the
+//! way, `search` the position of a time, `fetch` brings the files in order, `assembly` builds and proves, `place` exchanges the files at the
 //! destination.
 
 mod assembly;
 mod fetch;
 mod place;
 mod point;
+mod search;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -207,26 +208,24 @@ pub async fn assemble(
         });
     }
     for _ in 0..REPLANS {
-        let way = find(store, options.point).await?;
-        match build(store, options, &way, progress).await {
-            // Retention took a planned file: what is stored now leads there another way.
+        match build(store, options, progress).await {
+            // Retention took a file that was listed: what is stored now leads there another way.
             Err(RestoreError::Store(error)) if error.kind() == StoreErrorKind::Missing => {}
             result => return result,
         }
     }
-    let way = find(store, options.point).await?;
-    build(store, options, &way, progress).await
+    build(store, options, progress).await
 }
 
 async fn build(
     store: &SharedStore,
     options: &RestoreOptions,
-    way: &Way,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<(Assembly, Restored), RestoreError> {
+    let way = find(store, options.point).await?;
     let mut assembly = Assembly::create(&options.output)?;
     let parallelism = options.parallelism;
-    match way {
+    match &way {
         Way::Files(Resolved { plan, .. }) => {
             assembly.fetch(store, plan, parallelism, progress).await?;
         }

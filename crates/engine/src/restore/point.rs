@@ -8,6 +8,7 @@ use ltx::Txid;
 use store::SharedStore;
 
 use super::RestoreError;
+use super::search::TimeSearch;
 use crate::generations::{self, Generation, GenerationError, GenerationPlan};
 use crate::plan::{Plan, PlanError, plan_restore};
 use crate::remote::{self, RemoteFile, read_header};
@@ -151,45 +152,144 @@ async fn resolve(
     Ok(Resolved { files, plan })
 }
 
-/// The newest position at or before a time: a binary search over the headers of stored files,
-/// whose times never go back with their TXIDs.
+/// The newest position at or before a time.
 async fn position_at(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,
     time: Timestamp,
 ) -> Result<Txid, RestoreError> {
-    let mut ends: Vec<RemoteFile> = Vec::new();
-    for file in sorted_by_end(files) {
-        if ends.last().is_none_or(|last| last.max != file.max) {
-            ends.push(file);
-        }
+    let ends = ends(files);
+    if ends.is_empty() {
+        return Err(PlanError::Empty.into());
     }
-    let wanted_ms = time.as_millisecond();
-    let (mut low, mut high) = (0, ends.len());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if read_header(store, &ends[middle]).await?.timestamp_ms <= wanted_ms {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+    let stored_ms = ends.iter().map(|(_, stored_ms)| *stored_ms);
+    let mut search = TimeSearch::new(stored_ms.collect(), time.as_millisecond());
+    let mut oldest_ms = i64::MAX;
+    while let Some(index) = search.poll_probe() {
+        let header = read_header(store, &ends[index].0).await?;
+        oldest_ms = oldest_ms.min(header.timestamp_ms);
+        search.handle_time(index, header.timestamp_ms);
     }
-    match (low.checked_sub(1), ends.first()) {
-        (Some(index), _) => Ok(ends[index].max),
-        (None, None) => Err(PlanError::Empty.into()),
-        (None, Some(first)) => {
-            let oldest_ms = read_header(store, first).await?.timestamp_ms;
-            let oldest = Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MAX);
-            Err(RestoreError::TooEarly {
-                wanted: time,
-                oldest,
-            })
-        }
+    match search.found().checked_sub(1) {
+        Some(index) => Ok(ends[index].0.max),
+        // Nothing is found before the oldest file unless that was looked at.
+        None => Err(RestoreError::TooEarly {
+            wanted: time,
+            oldest: Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MAX),
+        }),
     }
 }
 
-fn sorted_by_end(files: &BTreeSet<RemoteFile>) -> Vec<RemoteFile> {
+/// The files of each position, in order: the one of the lowest level, and when the store got the
+/// first of them.
+fn ends(files: &BTreeSet<RemoteFile>) -> Vec<(RemoteFile, i64)> {
     let mut sorted: Vec<RemoteFile> = files.iter().copied().collect();
     sorted.sort_by_key(|file| (file.max, file.level));
-    sorted
+    let same = sorted.chunk_by(|one, other| one.max == other.max);
+    let first = |files: &[RemoteFile]| {
+        let stored_ms = files.iter().map(|file| file.modified_ms).min()?;
+        Some((files[0], stored_ms))
+    };
+    same.filter_map(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ltx::{Encoder, Header};
+    use sqlite_format::{PageSize, Salts};
+    use store::{Body, FaultPlan, Faulty, Memory, PutMeta, PutMode, Store};
+
+    use super::*;
+
+    /// The newest position.
+    const NEWEST: u64 = 300;
+
+    /// When a position was captured: of three, two in one millisecond.
+    fn captured_ms(txid: u64) -> i64 {
+        1_000_000 + (txid as i64 - 1) / 3 * 1000 + (txid as i64 - 1) % 3 / 2
+    }
+
+    /// Three captures each second, the older ones only as parts of merged files, in a store
+    /// that says `stored_ms` of the file that ends at a position.
+    async fn replica(stored_ms: impl Fn(u64) -> i64 + Send + Sync) -> Arc<Faulty<Memory>> {
+        let store = Arc::new(Faulty::new(Memory::new(), FaultPlan::none()));
+        let merged = (2..=NEWEST).filter(|txid| txid % 30 == 0);
+        let merged = merged.map(|txid| (1, if txid == 30 { 2 } else { txid - 29 }, txid));
+        let captured = (NEWEST / 2..=NEWEST).map(|txid| (0, txid, txid));
+        for (level, min, max) in [(9, 1, 1)].into_iter().chain(merged).chain(captured) {
+            let (min_txid, max_txid) = (Txid::new(min), Txid::new(max));
+            let header = Header {
+                flags: Header::NO_CHECKSUM,
+                page_size: PageSize::MIN,
+                commit: 1,
+                min_txid,
+                max_txid,
+                timestamp_ms: captured_ms(max),
+                pre_apply: 0,
+                wal_offset: 32,
+                wal_size: 0,
+                wal_salts: Salts { salt1: 1, salt2: 1 },
+                node_id: 1,
+                reserved: [0; 20],
+            };
+            let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+            encoder.encode_page(1, &[0; 512]).unwrap();
+            let (bytes, _) = encoder.finish().unwrap();
+            let name = header.file_name();
+            let key = remote::key(store.layout(), level, name);
+            let meta = PutMeta {
+                timestamp_ms: Some(stored_ms(max)),
+            };
+            let put = store.put(&key, Body::from(bytes), PutMode::Create, &meta);
+            put.await.unwrap();
+        }
+        store
+    }
+
+    /// The position that a time means, and how many headers were read for it.
+    async fn found(store: &Arc<Faulty<Memory>>, ms: i64) -> (Result<Txid, RestoreError>, usize) {
+        let shared = Arc::clone(store) as SharedStore;
+        let point = Point::Timestamp(Timestamp::from_millisecond(ms).unwrap());
+        let before = store.calls().len();
+        let way = find(&shared, point).await;
+        let calls = store.calls().split_off(before);
+        let headers = calls.iter().filter(|call| call.operation == "get");
+        let txid = way.map(|way| match way {
+            Way::Files(resolved) => resolved.plan.txid,
+            Way::Generation(_) => panic!("there is none"),
+        });
+        (txid, headers.count())
+    }
+
+    async fn every_time_is_found(stored_ms: fn(u64) -> i64, most: usize) {
+        let store = replica(stored_ms).await;
+        let ends: Vec<u64> = (1..=NEWEST)
+            .filter(|txid| *txid == 1 || *txid >= NEWEST / 2 || txid % 30 == 0)
+            .collect();
+        for txid in &ends {
+            for ms in [captured_ms(*txid), captured_ms(*txid) + 1] {
+                let expected = ends.iter().rfind(|end| captured_ms(**end) <= ms).unwrap();
+                let (found, headers) = found(&store, ms).await;
+                assert_eq!(found.unwrap(), Txid::new(*expected), "{ms}");
+                assert!(headers <= most, "{ms}: {headers} headers");
+            }
+        }
+        let (none, _) = found(&store, captured_ms(1) - 1).await;
+        let oldest = Timestamp::from_millisecond(captured_ms(1)).unwrap();
+        match none {
+            Err(RestoreError::TooEarly { oldest: said, .. }) => assert_eq!(said, oldest),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_time_means_the_newest_capture_at_or_before_it_whatever_the_store_says() {
+        every_time_is_found(captured_ms, 2).await;
+        every_time_is_found(|txid| captured_ms(txid) + 700, 5).await;
+        every_time_is_found(|txid| captured_ms(txid) - 3_600_000, 4).await;
+        every_time_is_found(|_| 5_000_000, 14).await;
+        every_time_is_found(|txid| -(txid as i64), 14).await;
+    }
 }

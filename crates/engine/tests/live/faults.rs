@@ -396,3 +396,42 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
     assert!(replication.stop());
     assert_every_point(&store);
 }
+
+#[test]
+fn a_restore_by_time_begins_anew_when_a_file_that_it_looks_at_has_gone() {
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none(),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    let replication = Replication::start(&settings);
+    for _ in 0..5 {
+        app.sql("INSERT INTO item VALUES(NULL, 'x')");
+        assert_stored(&replication, &mut app, &store);
+    }
+    assert!(replication.stop());
+    let ends = files(&store);
+    let middle = ends
+        .iter()
+        .find(|file| file.level == 0 && file.max.get() == 4)
+        .unwrap();
+    let header = block_on(engine::remote::read_header(&store, middle)).unwrap();
+    let time = jiff::Timestamp::from_millisecond(header.timestamp_ms).unwrap();
+    let point = Point::Timestamp(time);
+    let (whole, _) = restored(&store, point).unwrap();
+    let mut looked_at = 0;
+    for call in 0.. {
+        let at = faulty.operations() + call;
+        faulty.set_plan(FaultPlan::none().at(at, Fault::Fail(StoreErrorKind::Missing)));
+        let (again, _) = restored(&store, point).unwrap();
+        assert_eq!(again.txid, whole.txid, "call {call}");
+        if faulty.operations() <= at {
+            break;
+        }
+        looked_at += 1;
+    }
+    assert!(looked_at > 4, "{looked_at}");
+}
