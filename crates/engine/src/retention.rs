@@ -86,7 +86,7 @@ pub struct RetentionPlan {
 /// A rule picks files, and each promised position is then proven to be restorable without them:
 /// the proof knows nothing of the rule. What a promised position needs stays, and is named.
 pub fn plan_retention(
-    files: Vec<RemoteFile>,
+    files: &BTreeSet<RemoteFile>,
     policy: &RetentionPolicy,
     now_ms: i64,
 ) -> RetentionPlan {
@@ -110,7 +110,8 @@ struct Aged {
 
 impl Aged {
     /// All files, in the order of their ends.
-    fn all(mut files: Vec<RemoteFile>, now_ms: i64) -> Vec<Aged> {
+    fn all(files: &BTreeSet<RemoteFile>, now_ms: i64) -> Vec<Aged> {
+        let mut files: Vec<RemoteFile> = files.iter().copied().collect();
         files.sort_by_key(|file| (file.max, file.level));
         let mut youngest_ms = i64::MAX;
         files

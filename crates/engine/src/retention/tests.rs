@@ -31,7 +31,7 @@ fn policy(exact: u64, window: u64) -> RetentionPolicy {
 
 /// What goes, when the rule is right.
 fn expired(files: &BTreeSet<RemoteFile>, policy: &RetentionPolicy, now_ms: i64) -> Vec<RemoteFile> {
-    let plan = plan_retention(files.iter().copied().collect(), policy, now_ms);
+    let plan = plan_retention(files, policy, now_ms);
     assert_eq!(plan.spared, []);
     plan.expired
 }
@@ -117,8 +117,8 @@ fn disabled_means_nothing_is_deleted() {
 }
 
 /// A replica with every kind of promise, at day 10 with `policy(1, 5)`.
-fn replica() -> Vec<RemoteFile> {
-    vec![
+fn replica() -> BTreeSet<RemoteFile> {
+    [
         file(9, 1, 1, 0),
         file(1, 2, 5, 1),
         file(9, 1, 5, 3),
@@ -126,12 +126,13 @@ fn replica() -> Vec<RemoteFile> {
         file(0, 9, 9, 10),
         file(0, 10, 10, 10),
     ]
+    .into()
 }
 
 /// What is left of the wrong deletions, and what is said of it.
-fn proven(files: Vec<RemoteFile>, wrong: &[RemoteFile]) -> RetentionPlan {
+fn proven(files: BTreeSet<RemoteFile>, wrong: &[RemoteFile]) -> RetentionPlan {
     let policy = policy(1, 5);
-    let files = Aged::all(files, 10 * DAY_MS);
+    let files = Aged::all(&files, 10 * DAY_MS);
     let promised = promises(&files, &policy, &BTreeSet::new());
     let picked = files.iter().map(|aged| wrong.contains(&aged.file));
     prove(&files, picked.collect(), &promised)
@@ -171,7 +172,7 @@ fn a_rule_that_picks_wrong_files_is_caught_and_the_rest_of_its_files_goes() {
 #[test]
 fn a_rule_that_is_wrong_all_over_deletes_nothing() {
     let captured = (2..100).map(|txid| file(0, txid, txid, 10));
-    let files: Vec<_> = [file(9, 1, 1, 0)].into_iter().chain(captured).collect();
+    let files: BTreeSet<_> = [file(9, 1, 1, 0)].into_iter().chain(captured).collect();
     let odd: Vec<_> = files
         .iter()
         .copied()
@@ -186,14 +187,14 @@ fn a_rule_that_is_wrong_all_over_deletes_nothing() {
 fn a_hundred_thousand_files_are_planned_and_proven() {
     let (files, count) = (busy_day(100_000), 100_000);
     let mut planned = files.clone();
-    planned.push(file(9, 1, count + 1, 1));
+    planned.insert(file(9, 1, count + 1, 1));
     let began = std::time::Instant::now();
-    let plan = plan_retention(planned, &policy(1, 1), 2 * DAY_MS);
+    let plan = plan_retention(&planned, &policy(1, 1), 2 * DAY_MS);
     println!("{} files: {:?}", files.len(), began.elapsed());
     assert_eq!(plan.spared, []);
     assert!(plan.expired.len() > 50_000, "{}", plan.expired.len());
     // A wrong rule costs some more passes.
-    let aged = Aged::all(files, DAY_MS);
+    let aged = Aged::all(&files, DAY_MS);
     let promised = promises(&aged, &policy(1, 1), &BTreeSet::new());
     assert!(promised.len() > 90_000);
     let began = std::time::Instant::now();
@@ -203,12 +204,12 @@ fn a_hundred_thousand_files_are_planned_and_proven() {
 }
 
 /// A capture each second up to the end of day 1, merged each half minute, five minutes and hour.
-fn busy_day(count: u64) -> Vec<RemoteFile> {
-    let mut files = vec![file(9, 1, 1, 0)];
+fn busy_day(count: u64) -> BTreeSet<RemoteFile> {
+    let mut files: BTreeSet<_> = [file(9, 1, 1, 0)].into();
     let at = |txid: u64| DAY_MS - (count - txid) as i64 * 864;
     let mut push = |level, min, max| {
         let modified_ms = at(max);
-        files.push(RemoteFile {
+        files.insert(RemoteFile {
             modified_ms,
             ..file(level, min, max, 0)
         });
@@ -225,7 +226,7 @@ fn busy_day(count: u64) -> Vec<RemoteFile> {
 }
 
 /// Files with any times, on any levels.
-fn any_files() -> impl Strategy<Value = Vec<RemoteFile>> {
+fn any_files() -> impl Strategy<Value = BTreeSet<RemoteFile>> {
     let one = (0u8..4, 1u64..25, 0u64..8, -1i64..13);
     prop::collection::vec(one, 1..50).prop_map(|files| {
         let files = files.iter().map(|(level, min, span, day)| {
@@ -244,20 +245,19 @@ proptest! {
     /// was reached is reached without what goes, and without any part of that.
     #[test]
     fn no_choice_of_files_breaks_a_promise(
-        files in any_files(),
+        all in any_files(),
         picks in prop::collection::vec(any::<bool>(), 50),
         parts in prop::collection::vec(any::<bool>(), 50),
         daily in 0u32..3,
     ) {
         let policy = RetentionPolicy { daily, ..policy(1, 5) };
         let now_ms = 10 * DAY_MS;
-        let all: BTreeSet<RemoteFile> = files.iter().copied().collect();
-        let aged = Aged::all(files.clone(), now_ms);
+        let aged = Aged::all(&all, now_ms);
         let periods = periods(&aged, &policy, now_ms);
         let promised = promises(&aged, &policy, &periods);
         let newest = all.iter().filter(|file| file.level == 0).map(|file| file.max).max();
         let wrong = prove(&aged, picks[..aged.len()].to_vec(), &promised);
-        let ruled = plan_retention(files, &policy, now_ms);
+        let ruled = plan_retention(&all, &policy, now_ms);
         for plan in [wrong, ruled] {
             for part in [None, Some(&parts)] {
                 let goes = plan.expired.iter().zip(&parts);
@@ -410,7 +410,7 @@ impl Life {
         };
         let mut points = std::mem::take(&mut self.points);
         points.retain(|(point, exact, ms)| inside(*exact, *ms) && is_known(*point, *exact));
-        let plan = plan_retention(self.files.iter().copied().collect(), &policy, now_ms);
+        let plan = plan_retention(&self.files, &policy, now_ms);
         if !self.files.iter().any(wrong) {
             prop_assert_eq!(plan.spared, []);
         }

@@ -49,12 +49,17 @@ impl Target {
         Ok(more && deleted > 0)
     }
 
-    /// Plans on another thread: proving 100,000 files takes some milliseconds.
-    async fn retention_plan(&self, connection: &Connection) -> RetentionPlan {
-        let files: Vec<RemoteFile> = connection.files.iter().copied().collect();
+    /// Plans on another thread: proving 100,000 files takes some milliseconds. The set goes there
+    /// and comes back packed, because one that grew file by file takes twice the memory.
+    async fn retention_plan(&self, connection: &mut Connection) -> RetentionPlan {
+        let files = std::mem::take(&mut connection.files);
         let (policy, now_ms) = (self.settings.retention, connection.clock.cautious_ms());
-        let planning = tokio::task::spawn_blocking(move || plan_retention(files, &policy, now_ms));
-        let plan = planning.await.expect("planning does not panic");
+        let planning = tokio::task::spawn_blocking(move || {
+            let plan = plan_retention(&files, &policy, now_ms);
+            (plan, files.into_iter().collect())
+        });
+        let (plan, files) = planning.await.expect("planning does not panic");
+        connection.files = files;
         for spared in &plan.spared {
             let name = &self.settings.name;
             let (level, file) = (spared.file.level, spared.file.name());
