@@ -239,12 +239,11 @@ fn prove(files: &[Aged], mut picked: Vec<bool>, promised: &[(Txid, Reason)]) -> 
     if let Some(newest) = files.iter().rposition(|aged| aged.file.level == 0)
         && std::mem::take(&mut picked[newest])
     {
-        let (file, reason) = (files[newest].file, Reason::TakeOver);
-        let point = file.max;
+        let file = files[newest].file;
         spared.push(Spared {
             file,
-            point,
-            reason,
+            point: file.max,
+            reason: Reason::TakeOver,
         });
     }
     let before = Reach::of(files.iter().map(|aged| &aged.file));
@@ -261,16 +260,11 @@ fn prove(files: &[Aged], mut picked: Vec<bool>, promised: &[(Txid, Reason)]) -> 
             break;
         }
         // What leads there among all files leads there again once it stays.
-        for file in before.way(point) {
-            let at = files
-                .partition_point(|aged| (aged.file.max, aged.file.level) < (file.max, file.level));
-            let same = |aged: &Aged| aged.file == file;
-            let index = at
-                + files[at..]
-                    .iter()
-                    .position(same)
-                    .expect("it is one of them");
-            if std::mem::take(&mut picked[index]) {
+        let way: BTreeSet<RemoteFile> = before.way(point).into_iter().collect();
+        for (aged, picked) in files.iter().zip(&mut picked) {
+            let file = aged.file;
+            if *picked && way.contains(&file) {
+                *picked = false;
                 spared.push(Spared {
                     file,
                     point,
