@@ -423,6 +423,24 @@ async fn a_policy_that_refuses_to_delete_some_objects_is_a_denial_and_the_others
 }
 
 #[tokio::test]
+async fn in_a_bucket_with_object_lock_a_deletion_hides_an_object_and_its_name_is_free() {
+    let weed = Weed::shared();
+    weed.create_locked_bucket("worm").await;
+    let store =
+        S3Store::new(&weed.target("worm", "db", Credentials::Static(weed.admin()))).unwrap();
+    put(&store, "a", PutMode::Create).await.unwrap();
+    put(&store, "b", PutMode::Create).await.unwrap();
+    let names = ["a", "b"].map(str::to_owned);
+    store.delete(&names[..1]).await.unwrap();
+    let left = store.list("", None).await.unwrap();
+    let left: Vec<_> = left.iter().map(|info| info.key.as_str()).collect();
+    assert_eq!(left, ["b"]);
+    let gone = store.head("a").await.unwrap_err();
+    assert_eq!(gone.kind(), StoreErrorKind::Missing);
+    put(&store, "a", PutMode::Create).await.unwrap();
+}
+
+#[tokio::test]
 async fn keys_rotate_under_load_without_a_failed_put() {
     let weed = Weed::shared();
     weed.create_bucket("rotation").await;

@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials as Signer, Region};
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::types::{
+    DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule,
+};
 use tempfile::TempDir;
 
 use crate::body::blocking;
@@ -127,16 +131,7 @@ impl Weed {
             .send()
             .await
             .expect("create bucket");
-        self.poll("the bucket stores objects", async || {
-            let put = client
-                .put_object()
-                .bucket(name)
-                .key("probe")
-                .body(Vec::new().into());
-            let gone = client.delete_object().bucket(name).key("probe");
-            put.send().await.is_ok() && gone.send().await.is_ok()
-        })
-        .await;
+        self.wait_for_bucket(&client, name).await;
     }
 
     /// Refuses everybody but the administrator to delete what has this prefix.
@@ -152,6 +147,28 @@ impl Weed {
         let client = self.client(&self.admin());
         let put = client.put_bucket_policy().bucket(bucket).policy(policy);
         put.send().await.expect("put the policy of a bucket");
+    }
+
+    /// Makes a bucket that keeps every version of an object, and locks each for a day.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn create_locked_bucket(&self, name: &str) {
+        let client = self.client(&self.admin());
+        let create = client.create_bucket().bucket(name);
+        let create = create.object_lock_enabled_for_bucket(true);
+        create.send().await.expect("create bucket");
+        self.wait_for_bucket(&client, name).await;
+        let day = DefaultRetention::builder()
+            .mode(ObjectLockRetentionMode::Compliance)
+            .days(1);
+        let rule = ObjectLockRule::builder().default_retention(day.build());
+        let lock = ObjectLockConfiguration::builder()
+            .object_lock_enabled(ObjectLockEnabled::Enabled)
+            .rule(rule.build());
+        let put = client.put_object_lock_configuration().bucket(name);
+        let put = put.object_lock_configuration(lock.build());
+        put.send().await.expect("lock what a bucket gets");
     }
 
     /// Adds an identity, or gives one another key, and waits until its key works. Actions:
@@ -180,6 +197,19 @@ impl Weed {
             .await;
         self.poll("the identity is gone", async || {
             !self.knows(access, "any").await
+        })
+        .await;
+    }
+
+    async fn wait_for_bucket(&self, client: &Client, name: &str) {
+        self.poll("the bucket stores objects", async || {
+            let put = client
+                .put_object()
+                .bucket(name)
+                .key("probe")
+                .body(Vec::new().into());
+            let gone = client.delete_object().bucket(name).key("probe");
+            put.send().await.is_ok() && gone.send().await.is_ok()
         })
         .await;
     }
