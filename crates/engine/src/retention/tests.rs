@@ -295,7 +295,7 @@ proptest! {
     /// while the time of one file that ends there, or before it and inside the same span, is right.
     #[test]
     fn wrong_times_of_stored_files_lose_no_promised_point(
-        steps in prop::collection::vec((0u8..4, 0u8..9, stamp()), 20..120),
+        steps in prop::collection::vec((0u8..4, 0u8..9, stamp()), 20..80),
         exact in 1u64..3,
         window in 3u64..6,
     ) {
