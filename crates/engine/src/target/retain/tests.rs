@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::capture::unix_ms;
-use crate::chain::Chain;
+use crate::chain::{Chain, TargetProgress};
 use crate::local::LocalState;
 use crate::retention::RetentionPolicy;
 use crate::target::TargetSettings;
@@ -43,6 +43,8 @@ impl Bench {
             },
         };
         let (drain, drained) = watch::channel(false);
+        let chain = Chain::default();
+        chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
         let target = Target {
             index: 0,
             settings,
@@ -51,7 +53,7 @@ impl Bench {
             on_divergence: OnDivergence::Block,
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
-            chain: Arc::new(Chain::default()),
+            chain: Arc::new(chain),
             report: Arc::default(),
             drain: drained,
         };
