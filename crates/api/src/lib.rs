@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod crd;
 pub mod names;
+pub mod proof;
 pub mod restore;
 pub mod restore_test;
 pub mod schema;
@@ -15,10 +16,9 @@ pub mod status;
 pub mod target;
 pub mod validate;
 
-pub use backup::{
-    DatabaseSpec, DeletionPolicy, RestoreTestPolicy, SqliteBackup, SqliteBackupSpec, UpdatePolicy,
-};
+pub use backup::{DatabaseSpec, DeletionPolicy, SqliteBackup, SqliteBackupSpec, UpdatePolicy};
 pub use crd::crds;
+pub use proof::RestoreTestPolicy;
 pub use restore::{SqliteRestore, SqliteRestoreSpec};
 pub use restore_test::{RestoreTest, RestoreTestPhase, RestoreTestSpec, RestoreTestStatus};
 pub use selector::PodSelector;

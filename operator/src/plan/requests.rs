@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::backup::TestLevel;
+use api::proof::TestLevel;
 use api::{RestoreTest, SqliteBackup};
 use protocol::status::SidecarStatus;
 use protocol::verify::{
@@ -86,7 +86,7 @@ fn acknowledged(status: &SidecarStatus) -> Vec<DatabaseExpectation> {
 }
 
 fn checks(backup: &SqliteBackup) -> Vec<Check> {
-    let check = |c: &api::backup::CheckSpec| Check {
+    let check = |c: &api::proof::CheckSpec| Check {
         name: c.name.clone(),
         database: c.database.clone(),
         query: c.query.clone(),

@@ -143,18 +143,14 @@ impl Events {
 
     /// Waits for an event, a signal, or the pause to pass.
     pub(super) fn wait(&mut self, pause: Option<Duration>) -> Woken {
-        let mut descriptors = vec![PollFd::new(&self.wake.descriptor, PollFlags::IN)];
-        if let Some(inotify) = &self.inotify {
-            descriptors.push(PollFd::from_borrowed_fd(inotify.as_fd(), PollFlags::IN));
-        }
+        let wake = self.wake.descriptor.as_fd();
+        // Without inotify, the same one twice.
+        let events = self.inotify.as_ref().map_or(wake, |it| it.as_fd());
+        let mut descriptors = [wake, events].map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
         // A pause too long for the system is for ever; a signal only makes us look early.
         let timeout = pause.and_then(|pause| pause.try_into().ok());
         let _woken = poll(&mut descriptors, timeout.as_ref());
-        let [wake, events] = [0, 1].map(|index| {
-            descriptors
-                .get(index)
-                .is_some_and(|it| !it.revents().is_empty())
-        });
+        let [wake, events] = descriptors.map(|it| !it.revents().is_empty());
         if wake {
             self.wake.clear();
         }
