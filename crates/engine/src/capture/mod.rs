@@ -47,10 +47,10 @@ const BLIND_PAUSE: Duration = Duration::from_millis(50);
 /// Databases that stay attached however long nothing is written: an attachment costs about 75 KiB
 /// and five descriptors, and without one the database may have to be read when it is closed.
 const ATTACHED_AT_REST: usize = 64;
-/// Databases that are attached before others have to wait for their turn.
+/// Databases that are attached before those that come for the first time have to wait for their turn.
 const ATTACHED_AT_ONCE: usize = 256;
 /// Pause between two of those: what is quiet has time to make room.
-const TURN_PAUSE: Duration = Duration::from_millis(50);
+const TURN_PAUSE: Duration = Duration::from_millis(10);
 /// How many idle databases are looked at in a second, beside those that gave an event.
 const IDLE_LOOKS: u32 = 200;
 
@@ -62,6 +62,7 @@ pub struct Capture {
     watches: Watches,
     attached: Arc<AtomicUsize>,
     turn: Arc<tokio::sync::Mutex<()>>,
+    waiting: Arc<AtomicUsize>,
     next_id: Arc<AtomicU64>,
     room: usize,
 }
@@ -100,6 +101,7 @@ impl Capture {
             watches: events.watches.clone(),
             attached: Arc::default(),
             turn: Arc::default(),
+            waiting: Arc::default(),
             next_id: Arc::default(),
             room,
         };
@@ -115,16 +117,18 @@ impl Capture {
         self.attached.load(Ordering::Relaxed) > self.room
     }
 
-    /// Whether so many databases are attached that others have to wait for their turn.
-    pub fn is_full(&self) -> bool {
-        self.attached.load(Ordering::Relaxed) >= ATTACHED_AT_ONCE
+    /// Whether others wait for their turn.
+    pub fn others_wait(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits for a database's turn to be attached. Thousands that are open at the start come one
-    /// after another, and most go to rest; none waits for ever, however many are written.
+    /// Waits for the turn of a database that is attached for the first time. Thousands that are open
+    /// at the start come one after another, and most go to rest; none waits for ever, however many
+    /// are written.
     pub async fn turn(&self) {
+        let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.lock().await;
-        if self.is_full() {
+        if self.attached.load(Ordering::Relaxed) >= ATTACHED_AT_ONCE {
             tokio::time::sleep(TURN_PAUSE).await;
         }
     }
@@ -173,6 +177,22 @@ impl Capture {
         if self.commands.send(command).is_ok() {
             self.wake.signal();
         }
+    }
+}
+
+/// One more that waits, while this lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn new(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -317,6 +337,7 @@ mod tests {
             let began = tokio::time::Instant::now();
             let each = (0..turns).map(|_| capture.turn());
             futures::future::join_all(each).await;
+            assert!(!capture.others_wait());
             began.elapsed()
         };
         capture
@@ -326,8 +347,15 @@ mod tests {
         capture.attached.store(ATTACHED_AT_ONCE, Ordering::Relaxed);
         let slow = waited(20).await;
         assert!(
-            slow >= 20 * TURN_PAUSE && slow < 22 * TURN_PAUSE,
+            slow >= 20 * TURN_PAUSE && slow < 40 * TURN_PAUSE,
             "{slow:?}"
         );
+        // One that gives up waits no more.
+        tokio::select! {
+            biased;
+            () = capture.turn() => panic!("not so soon"),
+            () = async { assert!(capture.others_wait()) } => {}
+        }
+        assert!(!capture.others_wait());
     }
 }

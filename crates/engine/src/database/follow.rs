@@ -166,7 +166,7 @@ impl Follow {
         if pending.is_none() {
             let copy = self.sealed_since_snapshot.then_some(self.next_snapshot);
             let rest = self.log.filter(|log| log.frames > 0);
-            let after = if database.capture.is_full() {
+            let after = if database.capture.others_wait() {
                 REST_SOON
             } else {
                 REST_AFTER

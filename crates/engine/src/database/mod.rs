@@ -167,6 +167,7 @@ impl Database {
             log,
             cold: None,
             resting: None,
+            had_turn: false,
             watch: None,
             next_watch: tokio::time::Instant::now(),
         };

@@ -37,6 +37,8 @@ pub(super) struct Session {
     pub(super) cold: Option<Fingerprint>,
     /// The state of a database and its log in which we let go of it, everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
+    /// It has been attached before.
+    pub(super) had_turn: bool,
     /// The watch on an idle database.
     pub(super) watch: Option<IdleWatch>,
     /// When it may be watched again: after an event that led to nothing, the looks
@@ -264,7 +266,9 @@ impl Session {
         if !self.may_number(database).await {
             return Ok(());
         }
-        if !*database.stop.borrow() {
+        // One that was here before comes because it was written.
+        let is_first = !std::mem::replace(&mut self.had_turn, true);
+        if is_first && !*database.stop.borrow() {
             tokio::select! {
                 () = database.capture.turn() => {}
                 _ = database.stop.changed() => {}
