@@ -121,7 +121,10 @@ pub fn seal_delta(
             commit: delta.commit,
         });
     }
-    let log = LogField::new(delta.log, table.page_size());
+    // Litestream looks for the last frame of the range among the pages, and reads on behind the
+    // range even where it finds that it needs a full copy: without pages there is no range.
+    let known = delta.log.filter(|_| !delta.pages.is_empty());
+    let log = LogField::new(known, table.page_size());
     let header = Header {
         min_txid: txid,
         max_txid: txid,

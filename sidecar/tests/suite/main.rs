@@ -9,6 +9,7 @@
     reason = "a fixture that cannot be built fails its test"
 )]
 
+mod chains;
 mod cli;
 mod compat;
 mod endpoints;
