@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use xtask::process::output;
 
-use super::child::Running;
+use crate::commands::child::Running;
 
 const SCRIPT: &str = include_str!("application.py");
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

@@ -5,7 +5,6 @@
 //! What does fail is a restore that differs from its source.
 
 mod application;
-mod child;
 mod counts;
 mod figures;
 mod http;
@@ -13,7 +12,6 @@ mod place;
 mod proxy;
 mod report;
 mod rows;
-mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +28,9 @@ use place::{BOTH, Program};
 use proxy::Proxy;
 use report::{Conditions, Page};
 use rows::ROWS;
-use server::Server;
+
+use super::scratch::Scratch;
+use super::server::Server;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -137,9 +137,9 @@ impl Bench {
             None => build(&args.profile)?,
         };
         let peer = tools.litestream(LITESTREAM_VERSIONS[0])?;
-        let scratch = Scratch::make()?;
+        let scratch = Scratch::make("bench")?;
         announce("starting the S3 server");
-        let server = Server::start(&tools, &scratch.0)?;
+        let server = Server::start(&tools, scratch.path())?;
         let delay = Duration::from_millis(args.delay);
         let proxy = || Proxy::start(server.address(), delay);
         Ok(Bench {
@@ -147,7 +147,7 @@ impl Bench {
             seed,
             programs: [ours, peer],
             proxies: [proxy()?, proxy()?],
-            application: Application::install(&scratch.0, seed)?,
+            application: Application::install(scratch.path(), seed)?,
             _server: server,
             scratch,
         })
@@ -162,7 +162,7 @@ impl Bench {
     }
 
     fn folder(&self) -> &Path {
-        &self.scratch.0
+        self.scratch.path()
     }
 
     fn application(&self) -> &Application {
@@ -217,54 +217,16 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
     page.verdict()
 }
 
-fn build(profile: &str) -> Result<PathBuf> {
+pub(super) fn build(profile: &str) -> Result<PathBuf> {
     announce("building sqlite-backup");
     let arguments = ["build", "--locked", "--package", "sidecar", "--profile"];
     run(cargo().args(arguments).arg(profile))?;
     Ok(workspace::target().join(profile).join("sqlite-backup"))
 }
 
-fn new_seed() -> u64 {
+pub(super) fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(1, |time| u64::from(time.subsec_nanos()))
-}
-
-/// A folder for everything of one run, removed at its end.
-struct Scratch(PathBuf);
-
-const SCRATCH_PREFIX: &str = "sqlite-backup-bench-";
-
-impl Scratch {
-    fn make() -> Result<Scratch> {
-        let parent = std::env::temp_dir();
-        remove_stale(&parent)?;
-        let folder = parent.join(format!("{SCRATCH_PREFIX}{}", std::process::id()));
-        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Scratch(folder))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("remove {}: {error}", self.0.display());
-        }
-    }
-}
-
-/// Removes what runs have left that were killed.
-fn remove_stale(parent: &Path) -> Result<()> {
-    for entry in fs::read_dir(parent)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_prefix(SCRATCH_PREFIX) else {
-            continue;
-        };
-        if !Path::new("/proc").join(pid).exists() {
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// One row of the table: what it is called, and how it is measured.

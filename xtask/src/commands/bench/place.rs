@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::Bench;
-use super::child::Running;
 use super::counts::Counts;
 use super::proxy::Proxy;
-use super::server::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use crate::commands::child::Running;
+use crate::commands::server::{BUCKET, sign};
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,19 +176,4 @@ impl Drop for Place<'_> {
         // The scratch folder is removed as a whole at the end; this only keeps it small.
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// Gives a program the keys, and nothing else that this machine may know of clouds.
-fn sign(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        let known = ["AWS_", "LITESTREAM_", "SQLITE_BACKUP_"];
-        if known.iter().any(|prefix| text.starts_with(prefix)) {
-            command.env_remove(&name);
-        }
-    }
-    command
-        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        .env("AWS_EC2_METADATA_DISABLED", "true");
 }

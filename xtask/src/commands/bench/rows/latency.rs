@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::child::Running;
 use super::figures::{Figure, Goal, Unit, percentile};
 use super::place::{BOTH, Place, Program, STOP_LIMIT};
 use super::{Bench, Outcome, Row};
+use crate::commands::child::Running;
 
 pub(super) const ROW: Row = Row {
     name: "latency",

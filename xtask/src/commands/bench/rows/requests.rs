@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::child::Running;
 use super::counts::{Counts, Kind};
 use super::figures::{Figure, Goal, Unit};
 use super::place::{Place, Program, STOP_LIMIT};
 use super::{Bench, MIB, Outcome, Row};
+use crate::commands::child::Running;
 
 pub(super) const ROW: Row = Row {
     name: "requests",

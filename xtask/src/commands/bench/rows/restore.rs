@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::child::Finished;
 use super::counts::Counts;
 use super::figures::{Figure, Goal, Unit, percentile};
 use super::place::{Place, Program, STOP_LIMIT};
 use super::{Bench, MIB, Outcome, Row, in_turn, mib};
+use crate::commands::child::Finished;
 
 pub(super) const ROW: Row = Row {
     name: "restore",

@@ -1,4 +1,4 @@
-//! SeaweedFS, the S3 server of all measurements.
+//! SeaweedFS, the S3 server of the benchmarks and of the soak.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,11 +14,11 @@ use xtask::tools::Tools;
 
 use super::child::Running;
 
-/// The bucket of all measurements; each has a prefix of its own.
+/// The only bucket; whoever uses it has prefixes of its own.
 pub(super) const BUCKET: &str = "bench";
 /// Keys that may do everything.
-pub(super) const ACCESS_KEY: &str = "bench-access-key";
-pub(super) const SECRET_KEY: &str = "bench-secret-key";
+const ACCESS_KEY: &str = "bench-access-key";
+const SECRET_KEY: &str = "bench-secret-key";
 
 /// How long the server may take until it stores objects.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -79,6 +79,21 @@ impl Server {
     pub(super) fn address(&self) -> SocketAddr {
         self.s3
     }
+}
+
+/// Gives a program the keys, and nothing else that this machine may know of clouds.
+pub(super) fn sign(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let known = ["AWS_", "LITESTREAM_", "SQLITE_BACKUP_"];
+        if known.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        .env("AWS_EC2_METADATA_DISABLED", "true");
 }
 
 fn wait(running: &mut Running, ready: impl Fn() -> bool) -> Result<()> {
