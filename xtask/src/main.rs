@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, cluster, codegen, demo, e2e, images, sim, test, tidy, tools};
+use commands::{bench, cluster, codegen, demo, e2e, images, sim, soak, test, tidy, tools};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Test(test::Args),
     /// Run the engine's writers in a virtual world, from seeds.
     Sim(sim::Args),
+    /// Replicate under an application that does everything, while everything dies.
+    Soak(soak::Args),
     /// Check the boundaries and habits that a compiler does not see.
     Tidy,
     /// Write what is generated: crds/ and the chart's copies.
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::measure(&args),
         Command::Test(args) => test::run_all(&args),
         Command::Sim(args) => sim::simulate(&args),
+        Command::Soak(args) => soak::soak(&args),
         Command::Tidy => tidy::run(),
         Command::Codegen => codegen::write(),
         Command::E2e(args) => e2e::run(&args),

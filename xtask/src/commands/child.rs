@@ -82,11 +82,7 @@ impl Running {
     /// Asks it to end, as Kubernetes does, and waits up to `limit`; returns how long it took.
     pub(super) fn stop(&mut self, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status()?;
-        if !status.success() {
-            bail!("{} can't be asked to end", self.name);
-        }
+        self.signal("TERM")?;
         while self.ended()?.is_none() {
             if start.elapsed() > limit {
                 bail!(
@@ -98,6 +94,25 @@ impl Running {
             thread::sleep(LOOK_PAUSE);
         }
         Ok(start.elapsed())
+    }
+
+    /// Asks it to end and waits up to `limit` for its end, which must be a success.
+    pub(super) fn end(self, limit: Duration) -> Result<()> {
+        self.signal("TERM")?;
+        self.finish(limit).map(drop)
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(&pid)
+            .status()?;
+        if !status.success() {
+            bail!("{} can't be sent {name}", self.name);
+        }
+        Ok(())
     }
 
     /// Waits up to `limit` for its end, which must be a success.

@@ -10,6 +10,7 @@ pub(crate) mod images;
 mod scratch;
 mod server;
 pub(crate) mod sim;
+pub(crate) mod soak;
 pub(crate) mod test;
 pub(crate) mod tidy;
 pub(crate) mod tools;

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The folder; removed when it is dropped.
-pub(super) struct Scratch(PathBuf);
+/// The folder; removed when it is dropped, unless it is kept.
+pub(super) struct Scratch {
+    path: PathBuf,
+    kept: bool,
+}
 
 impl Scratch {
     /// Makes an empty one for a command, and removes those of its runs that were killed.
@@ -15,19 +18,30 @@ impl Scratch {
         remove_stale(&parent, &prefix)?;
         let folder = parent.join(format!("{prefix}{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Scratch(folder))
+        Ok(Scratch {
+            path: folder,
+            kept: false,
+        })
     }
 
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// Leaves it, until the next run of the same command.
+    pub(super) fn keep(&mut self) {
+        self.kept = true;
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("remove {}: {error}", self.0.display());
+        if self.kept {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            eprintln!("remove {}: {error}", self.path.display());
         }
     }
 }

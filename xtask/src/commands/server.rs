@@ -27,7 +27,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A server on free ports of 127.0.0.1, with its data below a folder.
 pub(super) struct Server {
     s3: SocketAddr,
-    _running: Running,
+    running: Running,
 }
 
 impl Server {
@@ -69,10 +69,12 @@ impl Server {
             let answer = request(filer, "PUT", &format!("/buckets/{BUCKET}/probe"));
             answer.is_some_and(|text| text.starts_with("HTTP/1.1 201"))
         })?;
-        Ok(Server {
-            s3,
-            _running: running,
-        })
+        Ok(Server { s3, running })
+    }
+
+    /// Sends it a signal: one that is stopped answers nobody.
+    pub(super) fn signal(&self, name: &str) -> Result<()> {
+        self.running.signal(name)
     }
 
     /// Where it serves S3.
