@@ -14,6 +14,7 @@ mod bounds;
 mod chaos;
 mod faults;
 mod gated;
+mod habits;
 mod writers;
 
 /// Not a test: the application process, when one was asked for.
