@@ -234,6 +234,48 @@ fn prove_each(url: &str, place: &Path, files: &BTreeMap<String, (u64, u64)>) {
     );
 }
 
+/// Kills the program, lets the application write and checkpoint in each mode, and starts it again.
+fn survive_checkpoints(application_dies: bool) {
+    let place = tempfile::tempdir().unwrap();
+    let (database, store) = (place.path().join("app.db"), place.path().join("store"));
+    let output = place.path().join("restored.db");
+    let url = format!("file://{}", store.display());
+    let habits = Habits {
+        autocheckpoint: 0,
+        ..Habits::calm(&database, seed())
+    };
+    let mut app = App::start(&habits);
+    for mode in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
+        println!("{mode}");
+        let running = Running::start(&database, &url);
+        app.work(60);
+        drop(running);
+        app.work(30);
+        app.sql(&format!("PRAGMA wal_checkpoint({mode})"));
+        app.work(30);
+        if application_dies {
+            app.kill();
+            app = App::start(&habits);
+        }
+        let running = Running::start(&database, &url);
+        app.work(10);
+        running.end();
+        restore(&url, &output, None);
+        assert!(std::fs::read(&output).unwrap() == app.dump(), "{mode}");
+    }
+    prove_each(&url, place.path(), &stored(&store));
+}
+
+#[test]
+fn checkpoints_of_each_mode_after_we_are_killed_lose_nothing() {
+    survive_checkpoints(false);
+}
+
+#[test]
+fn checkpoints_of_each_mode_after_both_are_killed_lose_nothing() {
+    survive_checkpoints(true);
+}
+
 #[test]
 fn nothing_is_lost_whoever_is_killed() {
     survive(9, false);

@@ -2,13 +2,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::support::bucket::{Bucket, url};
-use crate::support::database::{create, files};
+use crate::support::database::{create, files, insert, rows};
 use crate::support::process::{Finished, clean, finish, program, run};
 
 /// Nobody's user and group.
@@ -47,6 +47,25 @@ fn a_file_that_is_not_sqlite_is_named() {
     let path = place.path().join("notes.txt");
     std::fs::write(&path, "not a database at all").unwrap();
     replicate(&path).fails_with(17, &[text(&path), "not a SQLite database", "give the path"]);
+}
+
+#[test]
+fn an_encrypted_database_is_named() {
+    // What SQLCipher leaves: whole pages in which nothing can be told from noise.
+    let place = place();
+    let path = place.path().join("app.db");
+    let noise = rusqlite::Connection::open_in_memory().unwrap();
+    let noise: Vec<u8> = noise
+        .query_row("SELECT randomblob(8 * 4096)", [], |row| row.get(0))
+        .unwrap();
+    std::fs::write(&path, &noise).unwrap();
+    replicate(&path).fails_with(
+        17,
+        &[text(&path), "not a SQLite database, or an encrypted one"],
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), noise);
+    let backup = place.path().join("app.db-backup");
+    assert!(!backup.exists() || files(&backup, &|name| name.ends_with(".ltx")).is_empty());
 }
 
 #[test]
@@ -110,6 +129,79 @@ fn a_target_that_may_not_be_written_is_named() {
     let target = format!("file://{}/backup", locked.display());
     let done = as_nobody(place.path(), &["replicate", text(&path), &target, "--once"]);
     done.fails_with(20, &[text(&path), text(&locked), "permission denied"]);
+}
+
+/// A configuration with our state at `state` and the backup below `directory`.
+fn configured(directory: &Path, database: &Path, state: &Path) -> PathBuf {
+    let file = directory.join("config.yml");
+    let content = format!(
+        "dbs:\n- path: {}\n  meta-path: {}\n  replica: {{url: 'file://{}/backup'}}\n",
+        database.display(),
+        state.display(),
+        directory.display(),
+    );
+    std::fs::write(&file, content).unwrap();
+    file
+}
+
+#[test]
+fn a_place_that_our_state_may_not_be_written_to_is_named() {
+    let place = place();
+    let directory = place.path().join("data");
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("app.db");
+    drop(create(&path, 3));
+    for path in [&directory, &path] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap();
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o555)).unwrap();
+    let target = format!("file://{}/backup", place.path().display());
+    let done = as_nobody(place.path(), &["replicate", text(&path), &target, "--once"]);
+    let words = [text(&path), "Permission denied", "local state is in"];
+    done.fails_with(24, &words);
+    // Somewhere else it may be, and the database is only read.
+    let config = configured(place.path(), &path, &place.path().join("state"));
+    let once = ["replicate", "--config", text(&config), "--once"];
+    as_nobody(place.path(), &once).succeeds();
+    assert_eq!(files(&directory, &|_| true), [path]);
+}
+
+#[test]
+fn a_database_on_a_read_only_volume_is_backed_up_when_our_state_is_elsewhere() {
+    let place = place();
+    let directory = place.path().join("data");
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("app.db");
+    // The application writes to the same directory through another mount, and stays.
+    let connection = create(&path, 3);
+    let state = place.path().join("state");
+    let config = configured(place.path(), &path, &state);
+    let read_only = |arguments: &str| {
+        let mut command = clean(Command::new("unshare"));
+        let script = format!("mount --bind -o ro \"$1\" \"$1\" && \"$2\" {arguments}");
+        command
+            .args(["--mount", "sh", "-ec", &script, "sh"])
+            .arg(&directory)
+            .arg(env!("CARGO_BIN_EXE_sqlite-backup"));
+        finish(command)
+    };
+    let target = format!("file://{}/backup", place.path().display());
+    let beside = format!("replicate {} {target} --once", path.display());
+    let words = [text(&path), "Read-only file system", "local state is in"];
+    read_only(&beside).fails_with(24, &words);
+    for _ in 0..2 {
+        insert(&connection, 2);
+        read_only(&format!("replicate --config {} --once", config.display())).succeeds();
+        let output = place.path().join("out.db");
+        run(["restore", &target, "-o", text(&output), "--force"]).succeeds();
+        assert_eq!(rows(&output), rows(&path));
+    }
+    // Nothing can be restored to it, and nothing is lost by the attempt.
+    let restore = format!("restore {target} -o {} --force", path.display());
+    drop(connection);
+    read_only(&restore).fails_with(24, &[text(&directory), "Read-only file system"]);
+    assert_eq!(rows(&path).len(), 7);
 }
 
 #[test]

@@ -353,6 +353,41 @@ fn we_restore_what_each_release_wrote_to_a_bucket() {
     }
 }
 
+/// A release that knows frames only writes, the newest one goes on with blocks, and we restore.
+fn we_restore_after_their_upgrade(place: &Place, replica: &Replica) {
+    let connection = create(&place.database(), 5);
+    for version in [FRAME_RELEASE, NEWEST] {
+        let before = rows(&place.database()).len();
+        written_by(version, &place.database(), replica, || {
+            insert(&connection, 20);
+            until("litestream has stored something", || {
+                let output = place.fresh("look.db");
+                let done = replica.restore_with(NEWEST, &output, &[]);
+                (done.code == Some(0) && rows(&output).len() > before).then_some(())
+            });
+            insert(&connection, 20);
+        });
+    }
+    let source = rows(&place.database());
+    assert_same(&replica.restored_by_us(place, &[]), &source);
+    let mut command = replica.sign(program());
+    command.args(["verify", &replica.url]);
+    finish(command).succeeds();
+}
+
+#[test]
+fn we_restore_a_directory_whose_writer_was_upgraded() {
+    let place = Place::new();
+    we_restore_after_their_upgrade(&place, &Replica::directory(&place));
+}
+
+#[test]
+fn we_restore_a_bucket_whose_writer_was_upgraded() {
+    let place = Place::new();
+    let bucket = Bucket::create("compat-upgrade");
+    we_restore_after_their_upgrade(&place, &Replica::bucket(&bucket, "app"));
+}
+
 #[test]
 fn they_take_a_directory_over_from_us() {
     let place = Place::new();

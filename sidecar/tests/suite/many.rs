@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use protocol::names::VERIFY_REQUEST_ENV;
+use protocol::status::{DatabaseState, DatabaseStatus};
 use protocol::verify::{DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyRequest};
 
 use crate::support::bucket::Bucket;
 use crate::support::database::{Rows, assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
-use crate::support::process::{finish, program};
+use crate::support::process::{finish, program, run};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 
@@ -153,6 +154,107 @@ fn every_replica_below_a_url_is_restored_below_a_directory() {
     elsewhere(&nothing, &[]).fails_with(30, &["no replica below", &nothing]);
     elsewhere(&nothing, &["--if-replica-exists"]).succeeds();
     elsewhere(&place.url("replicas/1.db"), &[]).fails_with(30, &["leave --all out"]);
+}
+
+#[test]
+fn databases_created_at_once_in_new_directories_are_all_found() {
+    let place = Place::new();
+    let config = config(&place, &place.url("backup"));
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    let paths: Vec<PathBuf> = (0..24)
+        .map(|n| slot(&place, &format!("{}/{}/{n}.db", n % 2, n % 6)))
+        .collect();
+    let connections: Vec<_> = std::thread::scope(|scope| {
+        let created = paths.chunks(6).map(|paths| {
+            scope.spawn(|| paths.iter().map(|path| create(path, 2)).collect::<Vec<_>>())
+        });
+        let created: Vec<_> = created.collect();
+        let each = created.into_iter().map(|thread| thread.join().unwrap());
+        each.flatten().collect()
+    });
+    let all: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+    wait_for(&sidecar, &all);
+    for connection in &connections {
+        insert(connection, 1);
+    }
+    assert_eq!(sidecar.terminate().0, Some(0));
+    let expected: Vec<Rows> = paths.iter().map(|path| rows(path)).collect();
+    drop(connections);
+    std::fs::remove_dir_all(place.path().join("slots")).unwrap();
+    run(["restore", "--config", &config]).succeeds();
+    for (path, expected) in paths.iter().zip(expected) {
+        assert_same(&rows(path), &expected);
+    }
+}
+
+#[test]
+fn renamed_databases_and_directories_go_on_under_their_new_names() {
+    let place = Place::new();
+    let config = config(&place, &place.url("backup"));
+    let (old, new) = (slot(&place, "a/1.db"), slot(&place, "a/2.db"));
+    drop(create(&old, 3));
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    wait_for(&sidecar, &[&old]);
+    std::fs::rename(&old, &new).unwrap();
+    wait_for(&sidecar, &[&new]);
+    let moved = place.path().join("slots/b/2.db");
+    std::fs::rename(place.path().join("slots/a"), place.path().join("slots/b")).unwrap();
+    wait_for(&sidecar, &[&moved]);
+    let connection = create(&moved, 2);
+    assert_eq!(sidecar.terminate().0, Some(0));
+    drop(connection);
+    // Each name has what was there under it.
+    for (name, count) in [("a/1.db", 3), ("a/2.db", 3), ("b/2.db", 5)] {
+        let (url, output) = (place.url(&format!("backup/{name}")), place.fresh("out.db"));
+        run(["restore", &url, "-o", text(&output)]).succeeds();
+        assert_eq!(rows(&output).len(), count, "{name}");
+    }
+}
+
+#[test]
+fn files_that_are_no_databases_hold_nothing_back_and_those_that_match_are_named() {
+    let place = Place::new();
+    let config = config(&place, &place.url("backup"));
+    let database = slot(&place, "1.db");
+    let connection = create(&database, 3);
+    std::fs::write(slot(&place, "noise.db"), [7; 9000]).unwrap();
+    std::fs::write(slot(&place, "words.db"), "not a database").unwrap();
+    std::os::unix::fs::symlink(&database, slot(&place, "link.db")).unwrap();
+    // Nobody means these.
+    std::fs::write(slot(&place, "empty.db"), "").unwrap();
+    std::fs::write(slot(&place, "README"), "words").unwrap();
+    std::fs::create_dir(slot(&place, "directory.db")).unwrap();
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    insert(&connection, 1);
+    let expected = rows(&database);
+    let states: BTreeMap<String, bool> = until("what each file is", || {
+        let databases = sidecar.status().databases;
+        let stored = |database: &DatabaseStatus| {
+            let target = &database.targets[0];
+            target.position.is_some() && target.position == database.position
+        };
+        let known = |it: &DatabaseStatus| it.state == DatabaseState::NotSqlite || stored(it);
+        let states = databases
+            .iter()
+            .map(|it| (it.path.clone(), it.state == DatabaseState::NotSqlite));
+        let all = databases.len() == 4 && databases.iter().all(known);
+        all.then(|| states.collect())
+    });
+    let named = [
+        ("1.db", false),
+        ("link.db", true),
+        ("noise.db", true),
+        ("words.db", true),
+    ]
+    .map(|(name, is_none)| (text(&slot(&place, name)).to_owned(), is_none))
+    .into();
+    assert_eq!(states, named);
+    // Whoever meant them hears of it at the end, too.
+    assert_eq!(sidecar.terminate().0, Some(23));
+    let output = place.fresh("out.db");
+    let url = place.url("backup/1.db");
+    run(["restore", &url, "-o", text(&output)]).succeeds();
+    assert_same(&rows(&output), &expected);
 }
 
 #[test]

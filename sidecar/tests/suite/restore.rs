@@ -5,7 +5,9 @@ use std::process::Command;
 use jiff::{Timestamp, ToSpan};
 use protocol::status::Position;
 use serde_json::Value;
+use store::testing::{Cut, Proxy};
 
+use crate::support::bucket::{Bucket, block_on};
 use crate::support::database::{create, files, insert, rows};
 use crate::support::place::{Place, text};
 use crate::support::process::{Finished, clean, finish, run};
@@ -284,6 +286,33 @@ fn a_restore_that_fails_leaves_what_was_known_as_it_was() {
     drop(connection);
     run(force).succeeds();
     assert!(records() != before, "the restored database is known");
+}
+
+#[test]
+fn a_restore_goes_on_after_connections_that_break_off() {
+    let place = Place::new();
+    let bucket = Bucket::create("restore-breaks");
+    let connection = create(&place.database(), 5);
+    let large = "INSERT INTO log(body) VALUES(randomblob(6000000))";
+    connection.execute(large, []).unwrap();
+    let url = bucket.url("app");
+    let mut once = bucket.program();
+    once.args(["replicate", place.database_text(), &url, "--once"]);
+    finish(once).succeeds();
+    // Whatever is asked for first breaks off, after a little of the answer and then after more.
+    for (bytes, times) in [(2_000, 3), (700_000, 4)] {
+        let output = place.fresh("out.db");
+        block_on(async {
+            let proxy = Proxy::start(bucket.weed.address(), Cut::After(bytes), times).await;
+            let through = url.replace(&bucket.weed.endpoint(), &proxy.endpoint());
+            let mut restore = bucket.program();
+            restore.args(["restore", &through, "-o", text(&output)]);
+            let done = tokio::task::spawn_blocking(|| finish(restore)).await;
+            done.unwrap().succeeds();
+            assert!(proxy.connections() > times, "nothing broke off");
+        });
+        assert_eq!(rows(&output), rows(&place.database()));
+    }
 }
 
 #[test]
