@@ -388,6 +388,49 @@ fn we_restore_a_bucket_whose_writer_was_upgraded() {
     we_restore_after_their_upgrade(&place, &Replica::bucket(&bucket, "app"));
 }
 
+fn same_bytes(one: &Path, other: &Path) {
+    let mut compare = Command::new("cmp");
+    compare.args([one, other]);
+    finish(compare).succeeds();
+}
+
+#[test]
+fn a_database_beyond_the_lock_page_goes_both_ways() {
+    let place = Place::new();
+    crate::large::make_large(&place.database());
+    let source = place.fresh("source.db");
+    std::fs::copy(place.database(), &source).unwrap();
+    let replica = Replica::directory(&place);
+    let mut once = program();
+    once.args(["replicate", place.database_text(), &replica.url, "--once"]);
+    finish(once).succeeds();
+    let restored = place.fresh("theirs.db");
+    replica.restore_with(NEWEST, &restored, &[]).succeeds();
+    same_bytes(&restored, &source);
+
+    let replica = Replica {
+        url: place.url("theirs"),
+        bucket: None,
+    };
+    let objects = place.path().join("theirs/ltx/9");
+    written_by(NEWEST, &restored, &replica, || {
+        until("litestream has stored it", || {
+            let stored =
+                objects.exists() && !files(&objects, &|name| name.ends_with(".ltx")).is_empty();
+            stored.then_some(())
+        });
+    });
+    let ours = place.fresh("ours.db");
+    let mut restore = program();
+    restore.args(["restore", &replica.url, "-o", text(&ours)]);
+    finish(restore).succeeds();
+    let connection = rusqlite::Connection::open(&restored).unwrap();
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    connection.query_row(checkpoint, [], |_| Ok(())).unwrap();
+    drop(connection);
+    same_bytes(&ours, &restored);
+}
+
 #[test]
 fn they_take_a_directory_over_from_us() {
     let place = Place::new();

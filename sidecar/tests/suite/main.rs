@@ -17,6 +17,8 @@ mod exec;
 mod from_litestream;
 mod generations;
 mod heartbeat;
+#[path = "../../../crates/engine/tests/live/large.rs"]
+mod large;
 mod many;
 mod reload;
 mod replicate;

@@ -1,6 +1,6 @@
 //! What replication costs: the length of the log, latency, CPU, locks; and databases of odd sizes.
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::bench::{
     restored, settings, wait_for,
 };
 use crate::gated::{Gate, Gated};
+use crate::large::make_large;
 
 fn log_bytes(path: &Path) -> u64 {
     let log = engine::scan::with_suffix(path, "-wal");
@@ -386,39 +387,6 @@ fn tiny_and_empty_databases_are_restored() {
     app.sql("DELETE FROM item; DROP TABLE item; VACUUM");
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
-}
-
-/// A database of 64 KiB pages that reaches beyond the lock page at 1 GiB: nearly all of it is one
-/// freelist, so the file is sparse.
-fn make_large(path: &Path) {
-    const PAGE: u64 = 65536;
-    const PAGES: u32 = 16_400;
-    const LOCK: u32 = (1 << 30) / PAGE as u32 + 1;
-    let connection = rusqlite::Connection::open(path).unwrap();
-    connection
-        .execute_batch("PRAGMA page_size=65536; CREATE TABLE large(x); PRAGMA journal_mode=WAL")
-        .unwrap();
-    connection.close().unwrap();
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    file.set_len(u64::from(PAGES) * PAGE).unwrap();
-    // Pages 3 and 4 are trunks of the freelist, all behind them are leaves.
-    let leaves: Vec<u32> = (5..=PAGES).filter(|pgno| *pgno != LOCK).collect();
-    let (first, second) = leaves.split_at(leaves.len() / 2);
-    for (trunk, next, leaves) in [(3u64, 4u32, first), (4, 0, second)] {
-        let words = [next, leaves.len() as u32]
-            .into_iter()
-            .chain(leaves.iter().copied());
-        let bytes: Vec<u8> = words.flat_map(u32::to_be_bytes).collect();
-        file.write_all_at(&bytes, (trunk - 1) * PAGE).unwrap();
-    }
-    file.write_all_at(&PAGES.to_be_bytes(), 28).unwrap();
-    file.write_all_at(&3u32.to_be_bytes(), 32).unwrap();
-    file.write_all_at(&(leaves.len() as u32 + 2).to_be_bytes(), 36)
-        .unwrap();
 }
 
 #[test]

@@ -61,6 +61,8 @@ fn checkpoints_of_each_mode_while_we_run_lose_nothing() {
             app.pause();
             assert_stored(replication, app, store);
         }
+        let copies = files(store).iter().filter(|file| file.level == 9).count();
+        assert_eq!(copies, 1, "no checkpoint makes a full copy");
     });
 }
 

@@ -15,6 +15,7 @@ mod chaos;
 mod faults;
 mod gated;
 mod habits;
+mod large;
 mod writers;
 
 /// Not a test: the application process, when one was asked for.
