@@ -17,7 +17,9 @@ use crate::support::until;
 const BLOCK_RELEASES: [&str; 2] = ["0.5.16", "0.5.17"];
 /// The last release that knows LZ4 frames only.
 const FRAME_RELEASE: &str = "0.5.14";
-/// The release that takes over.
+/// All of them.
+const RELEASES: [&str; 3] = [FRAME_RELEASE, "0.5.16", "0.5.17"];
+/// The release that a replica is given back to.
 const NEWEST: &str = "0.5.17";
 
 /// Where the program of one release is.
@@ -284,16 +286,16 @@ fn we_restore_theirs(place: &Place, replica: &Replica, version: &str) {
 }
 
 /// Litestream goes on where we stopped, on a database that it restored itself.
-fn they_take_over(place: &Place, replica: &Replica) {
+fn they_take_over(place: &Place, replica: &Replica, version: &str) {
     written_by_us(place, replica);
     let moved = place.fresh("moved.db");
-    replica.restore_with(NEWEST, &moved, &[]).succeeds();
+    replica.restore_with(version, &moved, &[]).succeeds();
     let connection = create(&moved, 0);
-    written_by(NEWEST, &moved, replica, || {
+    written_by(version, &moved, replica, || {
         insert(&connection, 10);
         until("litestream goes on", || {
             let output = place.fresh("look.db");
-            let done = replica.restore_with(NEWEST, &output, &[]);
+            let done = replica.restore_with(version, &output, &[]);
             (done.code == Some(0) && rows(&output).len() == rows(&moved).len()).then_some(())
         });
         insert(&connection, 10);
@@ -338,7 +340,7 @@ fn they_restore_what_we_wrote_to_a_bucket() {
 
 #[test]
 fn we_restore_what_each_release_wrote_to_a_directory() {
-    for version in [FRAME_RELEASE, "0.5.16", "0.5.17"] {
+    for version in RELEASES {
         let place = Place::new();
         we_restore_theirs(&place, &Replica::directory(&place), version);
     }
@@ -347,7 +349,7 @@ fn we_restore_what_each_release_wrote_to_a_directory() {
 #[test]
 fn we_restore_what_each_release_wrote_to_a_bucket() {
     let bucket = Bucket::create("compat-theirs");
-    for version in [FRAME_RELEASE, "0.5.16", "0.5.17"] {
+    for version in RELEASES {
         let place = Place::new();
         we_restore_theirs(&place, &Replica::bucket(&bucket, version), version);
     }
@@ -433,26 +435,34 @@ fn a_database_beyond_the_lock_page_goes_both_ways() {
 
 #[test]
 fn they_take_a_directory_over_from_us() {
-    let place = Place::new();
-    they_take_over(&place, &Replica::directory(&place));
+    for version in BLOCK_RELEASES {
+        let place = Place::new();
+        they_take_over(&place, &Replica::directory(&place), version);
+    }
 }
 
 #[test]
 fn they_take_a_bucket_over_from_us() {
-    let place = Place::new();
     let bucket = Bucket::create("compat-to-them");
-    they_take_over(&place, &Replica::bucket(&bucket, "app"));
+    for version in BLOCK_RELEASES {
+        let place = Place::new();
+        they_take_over(&place, &Replica::bucket(&bucket, version), version);
+    }
 }
 
 #[test]
-fn we_take_a_directory_over_from_them_and_give_it_back() {
-    let place = Place::new();
-    we_take_over(&place, &Replica::directory(&place), NEWEST);
+fn we_take_a_directory_over_from_each_release_and_give_it_back() {
+    for version in RELEASES {
+        let place = Place::new();
+        we_take_over(&place, &Replica::directory(&place), version);
+    }
 }
 
 #[test]
-fn we_take_a_bucket_over_from_them_and_give_it_back() {
-    let place = Place::new();
+fn we_take_a_bucket_over_from_each_release_and_give_it_back() {
     let bucket = Bucket::create("compat-to-us");
-    we_take_over(&place, &Replica::bucket(&bucket, "app"), NEWEST);
+    for version in RELEASES {
+        let place = Place::new();
+        we_take_over(&place, &Replica::bucket(&bucket, version), version);
+    }
 }
