@@ -1,6 +1,6 @@
 //! `cargo xtask tidy`: the boundaries and habits of STYLE.md that a compiler does not see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -47,6 +47,9 @@ const BANNED: &[&str] = &["aws-lc-sys", "openssl-sys"];
 /// Words that do not belong into the project, split so that this file does not have them.
 const FOREIGN: &[&str] = &[concat!("/wo", "rk/"), concat!("/ro", "ot/")];
 
+/// The page whose tables name the tests that prove each row.
+const ACCEPTANCE: &str = "docs/acceptance.md";
+
 /// Longest source file, in lines.
 const LONGEST_FILE: usize = 1000;
 
@@ -55,13 +58,19 @@ pub(crate) fn run() -> Result<()> {
     let mut complaints = Vec::new();
     check_edges(&mut complaints)?;
     check_dependencies(&mut complaints)?;
+    let mut tests = BTreeSet::new();
     for file in tracked_files()? {
         let path = workspace::root().join(&file);
         let Ok(text) = fs::read_to_string(&path) else {
             continue;
         };
         check_file(&file, &text, &mut complaints);
+        if file.ends_with(".rs") {
+            tests.extend(tests_in(&text));
+        }
     }
+    let page = fs::read_to_string(workspace::root().join(ACCEPTANCE))?;
+    check_acceptance(&page, &tests, &mut complaints);
     for complaint in &complaints {
         eprintln!("tidy: {complaint}");
     }
@@ -111,6 +120,44 @@ fn tracked_files() -> Result<Vec<String>> {
             .current_dir(workspace::root()),
     )?;
     Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The names of all tests of a source file.
+fn tests_in(text: &str) -> Vec<String> {
+    let (mut tests, mut is_test) = (Vec::new(), false);
+    for line in text.lines().map(str::trim_start) {
+        is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let Some((_, rest)) = line.split_once("fn ") else {
+            continue;
+        };
+        if is_test && let Some((name, _)) = rest.split_once('(') {
+            tests.push(name.to_owned());
+        }
+        is_test = false;
+    }
+    tests
+}
+
+/// Every row names a test, and each test that a row names exists.
+fn check_acceptance(page: &str, tests: &BTreeSet<String>, complaints: &mut Vec<String>) {
+    for (index, line) in page.lines().enumerate() {
+        let mut complain =
+            |what: &str| complaints.push(format!("{ACCEPTANCE}:{}: {what}", index + 1));
+        let cells: Vec<&str> = line.split('|').collect();
+        let [_, _, proofs, _] = cells[..] else {
+            continue;
+        };
+        if proofs.contains("---") || proofs.trim() == "proven by" {
+            continue;
+        }
+        let names: Vec<&str> = proofs.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() {
+            complain("no test proves it");
+        }
+        for name in names.iter().filter(|name| !tests.contains(**name)) {
+            complain(&format!("there is no test {name}"));
+        }
+    }
 }
 
 fn check_file(file: &str, text: &str, complaints: &mut Vec<String>) {
@@ -177,6 +224,21 @@ mod tests {
         let mut complaints = Vec::new();
         check_file(file, text, &mut complaints);
         complaints.len()
+    }
+
+    #[test]
+    fn a_row_of_the_acceptance_page_names_tests_that_exist() {
+        let source = "#[test]\nfn one() {}\nfn three() {}\n  #[tokio::test]\n  async fn two() {\n";
+        let tests = tests_in(source).into_iter().collect();
+        let complaints = |page: &str| {
+            let mut complaints = Vec::new();
+            check_acceptance(page, &tests, &mut complaints);
+            complaints.len()
+        };
+        let head = "words `three`\n| a | proven by |\n| --- | --- |\n";
+        assert_eq!(complaints(&format!("{head}| a | `one`, `two` |\n")), 0);
+        assert_eq!(complaints(&format!("{head}| a | `one`, `three` |\n")), 1);
+        assert_eq!(complaints(&format!("{head}| a | |\n| b | none |\n")), 2);
     }
 
     #[test]
