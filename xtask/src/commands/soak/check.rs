@@ -1,7 +1,7 @@
 //! What is restored, held against what the application committed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +17,7 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(180);
 const STORED_LIMIT: Duration = Duration::from_secs(120);
 
 /// What has been restored so far.
+#[derive(Default)]
 pub(super) struct Checks {
     /// The newest commit that each database was restored to.
     newest: [u64; DATABASES],
@@ -25,13 +26,6 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    pub(super) fn new(_world: &World) -> Checks {
-        Checks {
-            newest: [0; DATABASES],
-            backed_up: None,
-        }
-    }
-
     /// Restores every database, odd rounds with our program and even ones with Litestream, and one
     /// of them at a time that has passed.
     pub(super) fn round(&mut self, world: &mut World, round: u64, past: f64) -> Result<String> {
@@ -105,7 +99,7 @@ fn past_state(world: &World, number: usize, time: SystemTime) -> Result<u64> {
     judge(world, number, &restored)
 }
 
-fn restore(world: &World, ours: bool, number: usize, point: &[&str]) -> Result<std::path::PathBuf> {
+fn restore(world: &World, ours: bool, number: usize, point: &[&str]) -> Result<PathBuf> {
     let restored = world.restored(&number.to_string());
     for suffix in ["", "-wal", "-shm"] {
         // None of them may be there.
@@ -124,9 +118,66 @@ fn restore(world: &World, ours: bool, number: usize, point: &[&str]) -> Result<s
 fn judge(world: &World, number: usize, restored: &Path) -> Result<u64> {
     let mut command = world.script_command("check");
     let text = output(command.arg(restored).arg(world.journal(number)))?;
-    let verdict: Value = serde_json::from_str(&text)?;
+    verdict(&text).with_context(|| format!("restored database {number}"))
+}
+
+fn verdict(text: &str) -> Result<u64> {
+    let verdict: Value = serde_json::from_str(text)?;
     if let Some(problem) = verdict["problem"].as_str() {
-        bail!("restored database {number}: {problem}");
+        bail!("{problem}");
     }
     verdict["n"].as_u64().context("no commit")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::child::Running;
+    use crate::commands::scratch::Scratch;
+
+    #[test]
+    fn a_state_that_was_never_committed_is_found_out() {
+        let scratch = Scratch::make("soak-test").unwrap();
+        let (script, log) = (scratch.path().join("a.py"), scratch.path().join("log"));
+        let (database, journal) = (
+            scratch.path().join("0.db"),
+            scratch.path().join("0.journal"),
+        );
+        fs::write(&script, super::super::world::SCRIPT).unwrap();
+        let command = |what: &str| {
+            let mut command = Command::new("python3");
+            command.arg(&script).arg(what);
+            command
+        };
+        let mut run = command("run");
+        let mut running = Running::start(run.arg(scratch.path()).args(["1", "7"]), &log).unwrap();
+        let start = Instant::now();
+        while fs::read_to_string(&journal)
+            .unwrap_or_default()
+            .lines()
+            .count()
+            < 20
+        {
+            running.must_run().unwrap();
+            assert!(start.elapsed() < STORED_LIMIT);
+            std::thread::sleep(Duration::from_millis(20)); // bounded: a look, up to a deadline
+        }
+        running.end(STORED_LIMIT).unwrap();
+        let judged = || {
+            let mut check = command("check");
+            verdict(&output(check.arg(&database).arg(&journal)).unwrap())
+        };
+        let told = fs::read_to_string(&journal).unwrap();
+        assert_eq!(judged().unwrap(), told.lines().count() as u64);
+        // A state that nobody committed, and rows that are not those of their commit.
+        fs::write(&journal, told.replace(' ', "  ")).unwrap();
+        let never = judged().unwrap_err().to_string();
+        assert!(never.contains("was never made"), "{never}");
+        fs::write(&journal, &told).unwrap();
+        let change = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
+                      c.execute('DELETE FROM item WHERE id = (SELECT max(id) FROM item)'); c.commit()";
+        output(Command::new("python3").args(["-c", change]).arg(&database)).unwrap();
+        let other = judged().unwrap_err().to_string();
+        assert!(other.contains("items that add up"), "{other}");
+    }
 }

@@ -14,7 +14,7 @@ use crate::commands::child::Running;
 use crate::commands::scratch::Scratch;
 use crate::commands::server::{BUCKET, Server, sign};
 
-const SCRIPT: &str = include_str!("application.py");
+pub(super) const SCRIPT: &str = include_str!("application.py");
 /// One of them is flooded; they differ in page size and auto-vacuum.
 pub(super) const DATABASES: usize = 3;
 /// How long a graceful end may take.
