@@ -95,6 +95,7 @@ impl Target {
             epoch,
             source: lease.source,
             next_merge: now + self.settings.merge_interval,
+            step_to_merge: false,
             background: None,
             levels: LevelClock::all(&self.settings.higher_levels, &store.describe(), now),
             next_retention: now + self.settings.merge_interval,

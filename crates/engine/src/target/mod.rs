@@ -226,6 +226,9 @@ struct Connection {
     /// The database file that the lease names.
     source: Option<SourceId>,
     next_merge: Instant,
+    /// Level 0 has no file for the step to the newest full copy. A Litestream that takes over merges from
+    /// where level 1 ends, so level 1 has to end behind that step, soon.
+    step_to_merge: bool,
     levels: Vec<LevelClock>,
     background: Option<Background>,
     next_retention: Instant,
@@ -402,6 +405,11 @@ impl Target {
         }
         if progress.acked < newest {
             self.ask_for_snapshot(connection, progress.acked).await?;
+            return Ok(true);
+        }
+        if connection.step_to_merge && progress.acked > progress.merged {
+            self.merge(connection, progress).await?;
+            connection.step_to_merge = false;
             return Ok(true);
         }
         if *self.drain.borrow() {

@@ -88,6 +88,7 @@ impl Target {
             progress.merged = snapshot.txid;
             progress.needs_snapshot = None;
         });
+        connection.step_to_merge = true;
         self.chain.update(ChainState::release_snapshot);
         Ok(())
     }

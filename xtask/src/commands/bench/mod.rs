@@ -97,7 +97,7 @@ const USUAL: Sizes = Sizes {
     restore_commits: 20_000,
     many: 50,
     many_bytes: MIB,
-    idle: 200,
+    idle: 1_000,
     store_limit: Duration::from_secs(180),
     work_limit: Duration::from_secs(300),
 };
