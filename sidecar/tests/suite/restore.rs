@@ -156,10 +156,8 @@ fn force_keeps_the_old_database_until_the_new_one_is_proven() {
     history(&place);
     let expected = rows(&place.database());
     let objects = files(&place.path().join("backup"), &|name| name.ends_with(".ltx"));
-    let newest = objects
-        .iter()
-        .find(|path| text(path).contains("/0/"))
-        .unwrap();
+    let copies = objects.iter().filter(|path| text(path).contains("/9/"));
+    let newest = copies.max().unwrap();
     let mut bytes = std::fs::read(newest).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -163,8 +163,7 @@ fn every_target_is_proven_and_the_bad_one_named() {
     let (_, report) = ask(&place, &request_of(expected[..1].to_vec()));
     assert!(!report.freshness_evaluated, "nobody spoke for the second");
 
-    std::fs::remove_dir_all(place.path().join("far/ltx/0")).unwrap();
-    std::fs::remove_dir_all(place.path().join("far/ltx/9")).unwrap();
+    std::fs::remove_dir_all(place.path().join("far/ltx")).unwrap();
     let (finished, report) = ask(&place, &request_of(expected));
     assert_eq!(finished.code, Some(30));
     assert_eq!((report.passed, report.failed), (1, 1));
