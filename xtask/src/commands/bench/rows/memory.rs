@@ -14,14 +14,15 @@ use super::{Bench, Outcome, Row, in_turn, mib};
 pub(super) const ROW: Row = Row {
     name: "memory",
     about: "Resident memory with one database and with many idle ones, in one process",
-    remark: "Tiny databases, 10 s after all are stored; VmRSS, so the program's own file counts. An application \
-             may keep its databases open (one process that holds them all, each written once), or \
-             have none open: then ours holds no descriptor of them, while Litestream opens all.",
+    remark: "Tiny databases, 45 s after all are stored, when the first merges are done; VmRSS, so the \
+             program's own file counts. An application may keep its databases open (one process that \
+             holds them all, each written once), or have none open: then ours holds no descriptor of \
+             them, while Litestream opens all.",
     run,
 };
 
 const BYTES: u64 = 16 << 10;
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(45);
 
 /// Whether an application has the databases open.
 #[derive(Clone, Copy, PartialEq, Eq)]
