@@ -25,7 +25,7 @@ use xtask::workspace;
 use application::Application;
 use figures::{Figure, table};
 use place::{BOTH, Program};
-use proxy::Proxy;
+use proxy::{Proxy, Weather};
 use report::{Conditions, Page};
 use rows::ROWS;
 
@@ -123,6 +123,7 @@ pub(super) struct Bench {
     sizes: Sizes,
     seed: u64,
     programs: [PathBuf; 2],
+    weather: Weather,
     proxies: [Proxy; 2],
     application: Application,
     _server: Server,
@@ -140,17 +141,23 @@ impl Bench {
         let scratch = Scratch::make("bench")?;
         announce("starting the S3 server");
         let server = Server::start(&tools, scratch.path())?;
-        let delay = Duration::from_millis(args.delay);
-        let proxy = || Proxy::start(server.address(), delay);
+        let weather = Weather::Delayed(Duration::from_millis(args.delay));
+        let proxy = || Proxy::start(server.address(), weather);
         Ok(Bench {
             sizes,
             seed,
             programs: [ours, peer],
+            weather,
             proxies: [proxy()?, proxy()?],
             application: Application::install(scratch.path(), seed)?,
             _server: server,
             scratch,
         })
+    }
+
+    /// How the store is where a row does not say otherwise.
+    fn weather(&self) -> Weather {
+        self.weather
     }
 
     fn sizes(&self) -> &Sizes {

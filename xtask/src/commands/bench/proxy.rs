@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,18 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Bytes that are forwarded at once.
 const BUFFER_BYTES: usize = 128 << 10;
 
+/// A delay in milliseconds that means: nothing is forwarded.
+const DEAD: u64 = u64::MAX;
+
+/// How the server seems to be from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weather {
+    /// Each request goes on after this time.
+    Delayed(Duration),
+    /// It cannot be reached.
+    Dead,
+}
+
 /// The proxy, on a free port of 127.0.0.1, until it is dropped.
 pub(super) struct Proxy {
     address: SocketAddr,
@@ -29,7 +41,7 @@ pub(super) struct Proxy {
 
 struct Shared {
     server: SocketAddr,
-    delay: Duration,
+    delay_ms: AtomicU64,
     stop: AtomicBool,
     seen: Mutex<Seen>,
 }
@@ -42,13 +54,13 @@ struct Seen {
 }
 
 impl Proxy {
-    /// Starts forwarding to `server`, each request after `delay`.
-    pub(super) fn start(server: SocketAddr, delay: Duration) -> Result<Proxy> {
+    /// Starts forwarding to `server`.
+    pub(super) fn start(server: SocketAddr, weather: Weather) -> Result<Proxy> {
         let listener = TcpListener::bind("127.0.0.1:0").context("bind the proxy")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             server,
-            delay,
+            delay_ms: AtomicU64::default(),
             stop: AtomicBool::new(false),
             seen: Mutex::new(Seen {
                 counts: Counts::default(),
@@ -58,7 +70,18 @@ impl Proxy {
         });
         let own = Arc::clone(&shared);
         thread::spawn(move || accept(&listener, &own));
-        Ok(Proxy { address, shared })
+        let proxy = Proxy { address, shared };
+        proxy.set(weather);
+        Ok(proxy)
+    }
+
+    /// Changes how the server seems to be, for connections that there are, too.
+    pub(super) fn set(&self, weather: Weather) {
+        let delay_ms = match weather {
+            Weather::Delayed(delay) => u64::try_from(delay.as_millis()).unwrap_or(DEAD - 1),
+            Weather::Dead => DEAD,
+        };
+        self.shared.delay_ms.store(delay_ms, Ordering::Relaxed);
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -109,6 +132,10 @@ impl Shared {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
+
+    fn is_dead(&self) -> bool {
+        self.delay_ms.load(Ordering::Relaxed) == DEAD
+    }
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
@@ -117,6 +144,9 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             return;
         }
         let Ok(client) = client else { continue };
+        if shared.is_dead() {
+            continue;
+        }
         if let Err(error) = serve(client, shared) {
             eprintln!("proxy: {error}");
         }
@@ -145,8 +175,9 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
         let mut stream = Stream::default();
         pump(&from, &to, &shared, |bytes| {
             stream.feed(bytes, &mut requests);
-            if std::mem::take(&mut requests.delayed) && !shared.delay.is_zero() {
-                thread::sleep(shared.delay);
+            let delay_ms = shared.delay_ms.load(Ordering::Relaxed);
+            if std::mem::take(&mut requests.delayed) && !matches!(delay_ms, 0 | DEAD) {
+                thread::sleep(Duration::from_millis(delay_ms));
             }
         });
         // The server may still have something to say.
@@ -168,7 +199,7 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
 fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, mut saw: impl FnMut(&[u8])) {
     let (mut from, mut to) = (from, to);
     let mut buffer = vec![0; BUFFER_BYTES];
-    while !shared.stopped() {
+    while !shared.stopped() && !shared.is_dead() {
         match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(count) => {
@@ -305,7 +336,7 @@ mod tests {
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n";
         let refused = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone";
         let answers: &[&str] = Box::leak(Box::new([stored, head, refused]));
-        let proxy = Proxy::start(server(answers), Duration::ZERO).unwrap();
+        let proxy = Proxy::start(server(answers), Weather::Delayed(Duration::ZERO)).unwrap();
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         let put = "PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
         assert_eq!(ask(&mut client, put), stored);
@@ -321,5 +352,21 @@ mod tests {
         proxy
             .wait_stored(&Counts::default(), Duration::ZERO, limit)
             .unwrap();
+    }
+
+    #[test]
+    fn a_dead_server_answers_nobody_and_lives_again() {
+        let stored = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let answers: &[&str] = Box::leak(Box::new([stored]));
+        let proxy = Proxy::start(server(answers), Weather::Dead).unwrap();
+        let get = "GET /b/k HTTP/1.1\r\n\r\n";
+        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let _sent = client.write_all(get.as_bytes());
+        assert!(matches!(client.read(&mut [0; 16]), Ok(0) | Err(_)));
+        assert_eq!(proxy.counts(), Counts::default());
+        proxy.set(Weather::Delayed(Duration::from_millis(20)));
+        let (mut client, began) = (TcpStream::connect(proxy.address()).unwrap(), Instant::now());
+        assert_eq!(ask(&mut client, get), stored);
+        assert!(began.elapsed() >= Duration::from_millis(20));
     }
 }

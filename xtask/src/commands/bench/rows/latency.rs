@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::figures::{Figure, Goal, Unit, percentile};
 use super::place::{BOTH, Place, Program, STOP_LIMIT};
+use super::proxy::Weather;
 use super::{Bench, Outcome, Row};
 use crate::commands::child::Running;
 
@@ -14,12 +15,16 @@ pub(super) const ROW: Row = Row {
     about: "Latency of the application's commits without a sidecar, with ours, with Litestream",
     remark: "Same load for all three, a pause of 2 ms between transactions, in rounds one after the \
              other so that a slow moment of the machine meets all; the application times COMMIT alone, \
-             checkpoints that SQLite runs within it included. Percentiles are of all rounds together.",
+             checkpoints that SQLite runs within it included. Percentiles are of all rounds together. \
+             In one more round for both programs the store takes half a second more for each request \
+             once the first sync is done (slow), in another it cannot be reached (dead).",
     run,
 };
 
 const BASE_BYTES: u64 = 5 << 20;
 const PAUSE: Duration = Duration::from_millis(2);
+/// What each request to a slow store waits.
+const SLOW_STORE: Duration = Duration::from_millis(500);
 /// A commit that takes longer has waited for something.
 const SLOW_MS: f64 = 1.0;
 
@@ -28,7 +33,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     let mut cpu = [0.0; 3];
     for round in 0..bench.sizes().latency_rounds {
         for (n, program) in [None, Some(BOTH[0]), Some(BOTH[1])].into_iter().enumerate() {
-            let taken = measure(bench, round, program)?;
+            let taken = measure(bench, &format!("{round}"), program, None)?;
             commits[n].extend(taken.commits_ms);
             cpu[n] += taken.cpu_seconds;
         }
@@ -59,6 +64,28 @@ fn run(bench: &Bench) -> Result<Outcome> {
             "{what}: {without:.2} ms without, {ours:.2} ours, {peer:.2} Litestream"
         ));
     }
+    let without = percentile(&commits[0], 0.99);
+    for (name, weather) in [
+        ("slow store", Weather::Delayed(SLOW_STORE)),
+        ("dead store", Weather::Dead),
+    ] {
+        let [ours, peer] = BOTH.map(|program| -> Result<f64> {
+            let name = name.replace(' ', "-");
+            let taken = measure(bench, &name, Some(program), Some(weather))?;
+            Ok(percentile(&taken.commits_ms, 0.99))
+        });
+        outcome.figures.push(Figure {
+            row: ROW.name,
+            what: format!("commit, p99, {name}"),
+            unit: Unit::Milliseconds,
+            ours: ours?,
+            peer: peer?,
+            goal: Goal::OfBaseline {
+                times: 1.1,
+                baseline: without,
+            },
+        });
+    }
     let each = commits[0].len();
     let [without, ours, peer] = commits.each_ref().map(|all| slow(all));
     outcome.notes.push(format!(
@@ -86,7 +113,13 @@ struct Taken {
     cpu_seconds: f64,
 }
 
-fn measure(bench: &Bench, round: u64, program: Option<Program>) -> Result<Taken> {
+/// `weather`: how the store is during the load, and only then.
+fn measure(
+    bench: &Bench,
+    round: &str,
+    program: Option<Program>,
+    weather: Option<Weather>,
+) -> Result<Taken> {
     let name = match program {
         Some(_) => format!("latency-{round}"),
         None => format!("latency-{round}-without"),
@@ -97,8 +130,14 @@ fn measure(bench: &Bench, round: u64, program: Option<Program>) -> Result<Taken>
     application.fill(&database, BASE_BYTES)?;
     let mut running = program.map(|_| place.replicate_all(1)).transpose()?;
     let before = cpu_seconds(running.as_ref())?;
+    if let Some(weather) = weather {
+        place.proxy().set(weather);
+    }
     let (writer, load) =
         application.load(&database, sizes.latency_commits, PAUSE, sizes.work_limit)?;
+    if weather.is_some() {
+        place.proxy().set(bench.weather());
+    }
     let cpu_seconds = cpu_seconds(running.as_ref())? - before;
     drop(writer);
     if let Some(running) = &mut running {

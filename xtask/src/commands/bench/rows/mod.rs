@@ -8,7 +8,7 @@ mod memory;
 mod requests;
 mod restore;
 
-use super::{Bench, Outcome, Row, application, counts, figures, in_turn, place};
+use super::{Bench, Outcome, Row, application, counts, figures, in_turn, place, proxy};
 
 /// All rows, in the order in which they are measured.
 pub(super) const ROWS: &[Row] = &[
