@@ -55,8 +55,8 @@ pub(crate) struct Args {
     /// Hold every request to the store back so long, as a distant one would.
     #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
     delay: u64,
-    /// Cargo's profile for `sqlite-backup`: `dist` is what images hold, and slow to build.
-    #[arg(long, default_value = "release")]
+    /// Cargo's profile for `sqlite-backup`; `release` is built sooner, and is not what images hold.
+    #[arg(long, default_value = PROFILE)]
     profile: String,
     /// Measure this `sqlite-backup` instead of building one.
     #[arg(long, value_name = "FILE", conflicts_with = "profile")]
@@ -84,6 +84,8 @@ pub(super) struct Sizes {
     work_limit: Duration,
 }
 
+/// What images hold.
+const PROFILE: &str = "dist";
 const MIB: u64 = 1 << 20;
 
 const USUAL: Sizes = Sizes {

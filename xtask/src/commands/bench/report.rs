@@ -11,7 +11,7 @@ use xtask::workspace;
 
 use super::application::Application;
 use super::figures::{Figure, table};
-use super::{Args, Bench, Outcome, Program, Row};
+use super::{Args, Bench, Outcome, PROFILE, Program, Row};
 
 /// Machine, versions and settings of a run.
 pub(super) struct Conditions {
@@ -46,7 +46,7 @@ impl Conditions {
         if args.full {
             command.push_str(" --full");
         }
-        if args.profile != "release" {
+        if args.profile != PROFILE {
             write!(command, " --profile {}", args.profile)?;
         }
         if args.delay > 0 {
