@@ -203,3 +203,48 @@ impl DatabaseHandle {
             .store(pages, std::sync::atomic::Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::SnapshotFile;
+
+    #[test]
+    fn a_full_copy_that_waits_for_a_target_puts_off_the_next_one() {
+        let handle = DatabaseHandle {
+            path: String::new(),
+            chain: Arc::default(),
+            state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
+            page_size: Arc::default(),
+            pages: Arc::default(),
+            targets: Vec::new(),
+        };
+        handle.chain.update(|chain| {
+            chain.txid = Txid::new(9);
+            let progress = TargetProgress {
+                copied: Txid::new(3),
+                connected: true,
+                ..TargetProgress::default()
+            };
+            chain.targets.insert(0, progress);
+        });
+        assert!(handle.changed_since_copy());
+        handle.chain.update(|chain| {
+            let snapshot = SnapshotFile {
+                txid: Txid::new(8),
+                checksum: 0,
+                path: std::path::PathBuf::from("nowhere"),
+                bytes: 0,
+                timestamp_ms: unix_ms() - 1_800_000,
+            };
+            chain.snapshot = Some(Arc::new(snapshot));
+        });
+        assert!(!handle.changed_since_copy(), "but for the file after it");
+        let hour = Duration::from_secs(3600);
+        let until = handle.until_next_copy(hour);
+        assert!(until > hour / 4 && until < hour * 3 / 4, "{until:?}");
+        handle.chain.update(|chain| chain.txid = Txid::new(10));
+        assert!(handle.changed_since_copy());
+        assert!(!handle.copy_is_due(hour));
+    }
+}

@@ -196,8 +196,9 @@ impl Ledger {
         };
         let begins = txid > newest;
         if begins {
-            self.table = Some(table);
-            self.store_table(txid)?;
+            // On the disk first: if that fails, nothing of it is sealed, and it must not seem known.
+            self.local.write_table(txid, &table)?;
+            (self.table, self.table_at) = (Some(table), txid);
         }
         let stale = self.chain.update(|chain| {
             chain.snapshot = Some(Arc::new(snapshot));
@@ -275,5 +276,72 @@ impl Ledger {
         {
             tracing::warn!("{error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sqlite_format::PageSize;
+
+    use super::*;
+
+    fn ledger(directory: &Path) -> Ledger {
+        let local = Arc::new(LocalState::open(&directory.join("state")).unwrap());
+        let loaded = local.load().unwrap();
+        Ledger::resume(local, Arc::default(), loaded, 1)
+    }
+
+    /// Pages 1 and 2 of a database, all of one byte.
+    fn pages(ledger: &Ledger, byte: u8) -> Delta {
+        let mut pages = PageSet::new(PageSize::MIN, ledger.local.directory());
+        for pgno in 1..=2 {
+            pages.insert(pgno, &[byte; 512]).unwrap();
+        }
+        Delta {
+            pages,
+            commit: 2,
+            log: None,
+            timestamp_ms: 1,
+        }
+    }
+
+    #[test]
+    fn a_full_copy_that_waits_for_a_target_is_not_made_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        let first = pages(&ledger, 1);
+        ledger.seal_scan(first, 1, None).unwrap();
+        // The first copy, and a file after it.
+        assert_eq!(ledger_offer(&ledger).0, Txid::new(1));
+        let copy = pages(&ledger, 1);
+        ledger.seal_copy(copy, None).unwrap();
+        let (txid, path) = ledger_offer(&ledger);
+        assert_eq!(txid, Txid::new(2));
+        let copy = pages(&ledger, 1);
+        ledger.seal_copy(copy, None).unwrap();
+        assert!(path.exists(), "the one that is offered is there");
+    }
+
+    fn ledger_offer(ledger: &Ledger) -> (Txid, std::path::PathBuf) {
+        let chain = ledger.chain.lock();
+        let offered = chain.snapshot.as_ref().expect("a copy is offered");
+        (offered.txid, offered.path.clone())
+    }
+
+    #[test]
+    fn what_began_with_a_copy_that_was_not_kept_is_not_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        let obstacle = ledger.local.directory().join("pages.tmp");
+        std::fs::create_dir(&obstacle).unwrap();
+        let scan = pages(&ledger, 1);
+        assert!(ledger.seal_scan(scan, 1, None).is_err());
+        std::fs::remove_dir(&obstacle).unwrap();
+        let scan = pages(&ledger, 1);
+        ledger.seal_scan(scan, 1, None).unwrap();
+        assert_eq!(ledger_offer(&ledger).0, Txid::new(1));
+        assert_eq!(ledger.chain.lock().txid, Txid::new(2));
     }
 }
