@@ -250,7 +250,7 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetEr
     };
     let taken = lease::take(store, &claim, 0, Timestamp::now(), |_| true).await?;
     let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
-    let files = fence(store, lease.epoch).await?;
+    let files = fence(store, &lease).await?;
     Ok(Stored::Ours(Hold {
         epoch: lease.epoch,
         copy_expected: lease.announced > remote::newest_copy(&files),

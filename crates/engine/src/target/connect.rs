@@ -26,9 +26,19 @@ impl Target {
     pub(super) async fn connect(&mut self) -> Result<Connection, TargetError> {
         let store = Arc::clone(&self.settings.store);
         let (held, lease) = self.hold_lease(&store).await?;
+        let continued = matches!(held, Held::Continued);
         let files = match held {
             Held::Continued => remote::list(&store).await?,
-            Held::Taken => fence(&store, lease.epoch).await?,
+            Held::Taken => fence(&store, &lease).await?,
+            Held::Vacant { holder, epoch } => {
+                // Who had it counts nothing as stored before it has looked at the lease once more:
+                // what it counted is in this list, and then the backup is its.
+                let files = remote::list(&store).await?;
+                if !files.is_empty() {
+                    return Err(TargetError::Diverged { holder, epoch });
+                }
+                files
+            }
         };
         let clock = StoreClock::read(&store).await?;
         let files = clock.temper(files);
@@ -43,7 +53,7 @@ impl Target {
             record.adopt = false;
         })?;
         let stored = remote::newest(&files);
-        let ours = matches!(held, Held::Continued) && self.has_stored(&store, stored).await?;
+        let ours = continued && self.has_stored(&store, stored).await?;
         let copied = remote::newest_copy(&files);
         // A full copy that was announced and is not there may still come: what we store next has
         // to be a full copy that is newer.
@@ -130,7 +140,7 @@ impl Target {
     /// Takes the lease, or finds that this very process has it.
     async fn hold_lease(&self, store: &SharedStore) -> Result<(Held, Lease), TargetError> {
         let record = self.record();
-        let claim = Claim {
+        let mut claim = Claim {
             holder: self.holder.clone(),
             source: lease::identify(&self.database).ok(),
         };
@@ -151,7 +161,13 @@ impl Target {
                 return Err(TargetError::Superseded { by, epoch, ours });
             }
             Right::Diverged { holder, epoch } if self.on_divergence == OnDivergence::Block => {
-                return Err(TargetError::Diverged { holder, epoch });
+                if !remote::list(store).await?.is_empty() {
+                    return Err(TargetError::Diverged { holder, epoch });
+                }
+                // Until it is certain that nothing is stored, the lease must not say that this
+                // database is what is backed up here.
+                claim.source = None;
+                Held::Vacant { holder, epoch }
             }
             Right::Diverged { .. } => Held::Taken,
         };
@@ -164,7 +180,7 @@ impl Target {
             }
             match held {
                 Held::Continued => record.resumed.push(epoch),
-                Held::Taken => record.resumed.clear(),
+                Held::Taken | Held::Vacant { .. } => record.resumed.clear(),
             }
         })?;
         let permit = |now: Option<&Lease>| {
@@ -211,6 +227,8 @@ enum Held {
     Continued,
     /// From somebody who may still write: fence before anything else.
     Taken,
+    /// From somebody who backs up another database, with nothing stored yet.
+    Vacant { holder: String, epoch: u64 },
 }
 
 /// What a process may do with a replica.
@@ -257,6 +275,10 @@ fn right(
         };
     };
     let binding = record.epoch == lease.epoch || record.resumed.contains(&lease.epoch);
+    // Nobody with this state ever wrote here, and this process has not tried yet: the state says no
+    // more about this replica than none.
+    let blank =
+        record.epoch == 0 && record.home.is_none() && !record.holders.contains(&claim.holder);
     let known = record.holders.contains(&lease.holder);
     let same_state = match (&record.home, home) {
         (Some(then), Some(now)) => then.state.is_same_file(&now.state),
@@ -273,8 +295,9 @@ fn right(
         // The machine started anew, the volume moved or was cloned, or the lease was taken and not
         // made binding. A restore takes it before there is a file to name.
         Right::TakeOver
-    } else if same_database && same_state {
-        // The volume was rolled back, or is a clone of one: whoever starts last goes on.
+    } else if same_database && (same_state || blank) {
+        // The volume was rolled back, or is a clone of one: whoever starts last goes on. Rolled back
+        // to before a first start came to store anything, it is as if the state was lost.
         Right::TakeOver
     } else if known {
         diverged()
@@ -455,6 +478,32 @@ mod tests {
                 Right::TakeOver,
             ),
             ("state lost", lease("other", 1), None, Right::TakeOver),
+            (
+                "rolled back to before the first start had stored anything",
+                lease("other", 1),
+                record(0, &["x"], None),
+                Right::TakeOver,
+            ),
+            (
+                "the same, and another database",
+                lease("other", 7),
+                record(0, &["x"], None),
+                Right::Superseded {
+                    by: "other".into(),
+                    epoch: 5,
+                    ours: 0,
+                },
+            ),
+            (
+                "taken from us before we had stored anything",
+                lease("other", 1),
+                record(0, &["us"], None),
+                Right::Superseded {
+                    by: "other".into(),
+                    epoch: 5,
+                    ours: 0,
+                },
+            ),
             (
                 "another database",
                 lease("other", 7),

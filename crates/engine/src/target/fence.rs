@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use ltx::{Encoder, FileName, Header};
+use ltx::{Encoder, FileName, Header, Txid};
 use sqlite_format::Salts;
 use store::{Body, PutMeta, PutMode, SharedStore, StoreErrorKind};
 
 use crate::capture::unix_ms;
-use crate::lease::LeaseError;
+use crate::lease::{self, Lease, LeaseError};
 use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::{FENCE_ATTEMPTS, TargetError, local_error};
@@ -17,15 +17,20 @@ use super::{FENCE_ATTEMPTS, TargetError, local_error};
 const HEADERS_TRIED: usize = 16;
 
 /// Claims the name after the newest file with a file that changes nothing, and returns what is
-/// stored then. An empty replica has nothing to fence: its first file decides.
+/// stored then. `lease` is the one that was taken. An empty replica has nothing to fence: its first
+/// file decides. Nor has one whose holder stores nothing before a full copy that it announced.
 ///
 /// # Errors
 ///
-/// The store's, or a replica of which none of the newest files can be read.
-pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFile>, TargetError> {
+/// The store's, a replica of which none of the newest files can be read, or
+/// [`LeaseError::Contended`] when the lease was taken by somebody else meanwhile.
+pub async fn fence(
+    store: &SharedStore,
+    lease: &Lease,
+) -> Result<BTreeSet<RemoteFile>, TargetError> {
     for _ in 0..FENCE_ATTEMPTS {
         let mut files = remote::list(store).await?;
-        if files.is_empty() {
+        if files.is_empty() || is_copy_coming(&files, lease.announced) {
             return Ok(files);
         }
         let txid = remote::newest(&files).next();
@@ -41,7 +46,7 @@ pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFil
             wal_offset: sqlite_format::WAL_HEADER_BYTES as i64,
             wal_size: 0,
             wal_salts: Salts { salt1: 1, salt2: 1 },
-            node_id: epoch,
+            node_id: lease.epoch,
             reserved: [0; 20],
         };
         let bytes = empty_file(header)?;
@@ -58,8 +63,14 @@ pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFil
             .put(&key, Body::Bytes(bytes), PutMode::Create, &meta)
             .await
         {
-            // The old writer was faster once more: its file belongs to the history.
-            Err(error) if error.kind() == StoreErrorKind::Exists => {}
+            // The old writer was faster once more: its file belongs to the history. Or a new one,
+            // who must not meet a fence of ours.
+            Err(error) if error.kind() == StoreErrorKind::Exists => {
+                let now = lease::read(store).await?.map(|stored| stored.lease.epoch);
+                if now != Some(lease.epoch) {
+                    return Err(TargetError::Lease(LeaseError::Contended));
+                }
+            }
             result => {
                 result?;
                 let (min, max, modified_ms) = (txid, txid, unix_ms());
@@ -75,6 +86,16 @@ pub async fn fence(store: &SharedStore, epoch: u64) -> Result<BTreeSet<RemoteFil
         }
     }
     Err(TargetError::Lease(LeaseError::Contended))
+}
+
+/// Whether a full copy was announced that is not there, and may still come. Then there is nothing to
+/// fence, and no fence may stand behind its TXID.
+///
+/// Whoever announced it stores nothing else before, and looks at the lease after it; so does whoever
+/// took over from there. And a fence has the size of the database that was stored before it: if the
+/// copy came after all, the way to the newest point would lead from the copy over that fence.
+fn is_copy_coming(files: &BTreeSet<RemoteFile>, announced: Txid) -> bool {
+    announced > remote::newest_copy(files) && announced >= remote::newest(files)
 }
 
 /// The header of the newest file that has one: a damaged file must not keep everybody out.

@@ -169,8 +169,12 @@ fn state_lost_and_far_ahead(place: &Place, settings: &mut DatabaseSettings) {
     let replication = Replication::start(&ahead);
     replication.settled();
     assert!(replication.stop());
-    for epoch in 2..40 {
-        block_on(engine::target::fence(&other, epoch)).unwrap();
+    let lease = block_on(engine::lease::read(&other))
+        .unwrap()
+        .unwrap()
+        .lease;
+    for _ in 2..40 {
+        block_on(engine::target::fence(&other, &lease)).unwrap();
     }
     state_lost(place, settings);
     settings.targets.push(TargetSettings {

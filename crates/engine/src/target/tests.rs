@@ -1,0 +1,211 @@
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use ltx::FileName;
+use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode, Store};
+
+use super::*;
+use crate::lease::{self, Claim, Lease};
+use crate::remote;
+
+/// A target of a database in a directory of its own.
+struct Bench {
+    target: Target,
+    _drain: watch::Sender<bool>,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(store: SharedStore) -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("db"), "database").unwrap();
+        let (drain, drained) = watch::channel(false);
+        let target = Target {
+            index: 0,
+            settings: TargetSettings {
+                name: "here".into(),
+                store,
+                merge_interval: Duration::from_secs(30),
+                higher_levels: Vec::new(),
+                retention: RetentionPolicy::default(),
+            },
+            database: directory.path().join("db"),
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+            local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
+            records: Arc::default(),
+            chain: Arc::new(Chain::default()),
+            report: Arc::default(),
+            drain: drained,
+        };
+        Bench {
+            target,
+            _drain: drain,
+            _directory: directory,
+        }
+    }
+}
+
+/// A store whose lease is somebody else's, who has stored the files of these levels and TXIDs.
+async fn held_by_another(store: &SharedStore, announced: u64, files: &[(u8, u64)]) -> Lease {
+    let claim = Claim {
+        holder: "another".into(),
+        source: None,
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let taken = lease::take(store, &claim, 0, now, |_| true).await.unwrap();
+    let announce = |lease: &mut Lease| lease.announced = Txid::new(announced);
+    lease::amend(store, "another", announce).await.unwrap();
+    for (level, max) in files {
+        put(&**store, *level, *max).await;
+    }
+    let lease = taken.unwrap();
+    Lease {
+        announced: Txid::new(announced),
+        ..lease
+    }
+}
+
+/// Stores a file with one page.
+async fn put(store: &dyn Store, level: u8, max: u64) {
+    let max = Txid::new(max);
+    let min = if level == 0 { max } else { Txid::FIRST };
+    let name = FileName { min, max };
+    let header = ltx::Header {
+        flags: ltx::Header::NO_CHECKSUM,
+        page_size: sqlite_format::PageSize::MIN,
+        commit: 1,
+        min_txid: min,
+        max_txid: max,
+        timestamp_ms: 1,
+        pre_apply: 0,
+        wal_offset: 32,
+        wal_size: 0,
+        wal_salts: sqlite_format::Salts { salt1: 1, salt2: 1 },
+        node_id: 1,
+        reserved: [0; 20],
+    };
+    let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
+    encoder.encode_page(1, &[0; 512]).unwrap();
+    let bytes = Bytes::from(encoder.finish().unwrap().0);
+    let key = remote::key(store.layout(), level, name);
+    let put = store.put(
+        &key,
+        Body::Bytes(bytes),
+        PutMode::Create,
+        &PutMeta::default(),
+    );
+    put.await.unwrap();
+}
+
+#[tokio::test]
+async fn no_fence_stands_behind_a_full_copy_that_may_still_come() {
+    for (what, announced, fence_at) in [
+        ("none announced", 0, Some(4)),
+        ("it is there", 2, Some(4)),
+        ("it has gone, and what came after it is there", 2, Some(4)),
+        ("it would be the newest", 3, None),
+        ("it would be the newest by far", 9, None),
+    ] {
+        let copies: &[(u8, u64)] = match what {
+            "it is there" => &[(9, 1), (9, 2), (0, 3)],
+            _ => &[(9, 1), (0, 2), (0, 3)],
+        };
+        let store: SharedStore = Arc::new(Memory::new());
+        let lease = held_by_another(&store, announced, copies).await;
+        let before = remote::list(&store).await.unwrap().len();
+        let files = fence(&store, &lease).await.unwrap();
+        let newest = remote::newest(&files);
+        assert_eq!(newest, Txid::new(fence_at.unwrap_or(3)), "{what}");
+        let listed = remote::list(&store).await.unwrap().len();
+        assert_eq!(listed, before + usize::from(fence_at.is_some()), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_meanwhile_is_fenced_behind_only_by_who_holds_the_lease() {
+    // List, header, put.
+    let plan = FaultPlan::none().at(2, Fault::Fail(StoreErrorKind::Exists));
+    for (superseded, stored) in [(false, 4), (true, 3)] {
+        let memory: SharedStore = Arc::new(Memory::new());
+        let lease = held_by_another(&memory, 0, &[(9, 1), (0, 2), (0, 3)]).await;
+        if superseded {
+            let claim = Claim {
+                holder: "a third".into(),
+                source: None,
+            };
+            let now = Timestamp::UNIX_EPOCH;
+            let taken = lease::take(&memory, &claim, 0, now, |_| true).await;
+            assert!(taken.unwrap().is_some());
+        }
+        let faulty: SharedStore = Arc::new(Faulty::new(Arc::clone(&memory), plan.clone()));
+        let fenced = fence(&faulty, &lease).await;
+        assert_eq!(fenced.is_err(), superseded);
+        let files = remote::list(&memory).await.unwrap();
+        assert_eq!(remote::newest(&files), Txid::new(stored));
+    }
+}
+
+#[tokio::test]
+async fn a_replica_in_which_nothing_is_stored_is_free_and_any_other_is_not() {
+    for (announced, files) in [(0, vec![]), (7, vec![]), (1, vec![(9, 1)])] {
+        let store: SharedStore = Arc::new(Memory::new());
+        held_by_another(&store, announced, &files).await;
+        let mut bench = Bench::new(Arc::clone(&store));
+        let connected = bench.target.connect().await;
+        let lease = lease::read(&store).await.unwrap().unwrap().lease;
+        if !files.is_empty() {
+            assert!(matches!(connected, Err(TargetError::Diverged { .. })));
+            assert_eq!(lease.holder, "another");
+            continue;
+        }
+        assert!(connected.is_ok());
+        assert_eq!(lease.holder, "us");
+        let above = bench.target.progress().needs_snapshot;
+        assert_eq!(above, Some(Txid::new(announced)), "a late one is older");
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_while_the_lease_is_taken_is_not_taken() {
+    // The clock of a memory ticks with each put: just before the lease, something lands.
+    let (itself, armed) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
+    let (memory, due) = (Arc::clone(&itself), Arc::clone(&armed));
+    let clock = move || {
+        if due.swap(false, Ordering::Relaxed) {
+            let memory: &Arc<Memory> = memory.get().unwrap();
+            put(&**memory, 9, 1).now_or_never().unwrap();
+        }
+        0
+    };
+    let memory = Arc::new(Memory::with_clock(clock));
+    assert!(itself.set(Arc::clone(&memory)).is_ok());
+    let store: SharedStore = memory;
+    held_by_another(&store, 1, &[]).await;
+    let mut bench = Bench::new(Arc::clone(&store));
+    armed.store(true, Ordering::Relaxed);
+    for _start in 0..2 {
+        let connected = bench.target.connect().await;
+        assert!(matches!(connected, Err(TargetError::Diverged { .. })));
+        // It never becomes ours by trying again.
+        bench.target.holder.push_str(" again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_waits_for_a_full_copy_does_not_wake_for_a_merge() {
+    let mut bench = Bench::new(Arc::new(Memory::new()));
+    let connection = bench.target.connect().await.unwrap();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    bench.target.set_progress(|progress| {
+        progress.acked = Txid::new(5);
+        progress.merged = Txid::new(3);
+    });
+    assert_eq!(bench.target.next_wake(&connection), None);
+    let progress = |progress: &mut TargetProgress| progress.needs_snapshot = None;
+    bench.target.set_progress(progress);
+    let due = Some(connection.next_merge);
+    assert_eq!(bench.target.next_wake(&connection), due);
+}
