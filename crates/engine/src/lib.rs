@@ -8,6 +8,7 @@ pub mod capture;
 pub mod chain;
 pub mod compaction;
 pub mod database;
+mod disk;
 pub mod generations;
 pub mod hold;
 pub mod lease;

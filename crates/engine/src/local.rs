@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,8 @@ use ltx::{Decoder, FileName, Txid, page_checksum};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
+pub(crate) use crate::disk::sync_directory;
 use crate::lease::{SourceId, identify};
 use crate::lockfile::LockFile;
 use crate::table::PageTable;
@@ -271,7 +273,7 @@ impl LocalState {
                 let path = entry.map_err(failed("list", &directory))?.path();
                 let temporary = path.extension().is_some_and(|extension| extension == "tmp");
                 if temporary || (level == "ltx/9" && path.is_file()) {
-                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                    disk::remove(&path).map_err(failed("remove", &path))?;
                 }
             }
         }
@@ -388,32 +390,19 @@ impl LocalState {
         let path = self.directory.join(name);
         let temporary = self.directory.join(format!("{name}.tmp"));
         let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(bytes)?;
+            let file = disk::create(&temporary)?;
+            disk::write(&file, &temporary, bytes)?;
             if durable {
-                file.sync_all()?;
+                disk::sync(&file, &temporary)?;
             }
-            fs::rename(&temporary, &path)?;
+            disk::rename(&temporary, &path)?;
             if durable {
-                sync_directory(&self.directory)
+                disk::sync_directory(&self.directory)
             } else {
                 Ok(())
             }
         };
         write().map_err(failed("write", &path))
-    }
-}
-
-/// Makes the names in a directory durable.
-///
-/// # Errors
-///
-/// The disk failed.
-pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    // Some file systems refuse fsync of a directory; names are durable with the journal there.
-    match File::open(directory)?.sync_all() {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        result => result,
     }
 }
 
@@ -431,7 +420,7 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Loc
 
 /// Removes a file, which may be gone already.
 fn remove(path: &Path) -> Result<(), LocalError> {
-    match fs::remove_file(path) {
+    match disk::remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
     }

@@ -1,13 +1,14 @@
 //! Turning captured pages into an LTX file that is proven before it has a name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
 use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
 use sqlite_format::{FRAME_HEADER_BYTES, PageSize, Salts, WAL_HEADER_BYTES};
 
-use crate::local::{LocalError, LocalFile, LocalState, sync_directory};
+use crate::disk;
+use crate::local::{LocalError, LocalFile, LocalState};
 use crate::pages::PageSet;
 use crate::table::PageTable;
 use crate::tap::LogPosition;
@@ -176,7 +177,7 @@ pub fn seal_snapshot(
     match expected {
         Some(expected) if expected != table.checksum() => {
             // A failed removal leaves a file that the next start removes.
-            let _removed = fs::remove_file(&path);
+            let _removed = disk::remove(&path);
             Err(SealError::ChecksumMismatch {
                 found: table.checksum(),
                 expected,
@@ -216,14 +217,14 @@ fn write_file(
     let temporary = path.with_extension("tmp");
     let written = write_temporary(&temporary, header, pages).and_then(|written| {
         // The bytes before the name, and the name before anybody uploads it.
-        fs::rename(&temporary, path).map_err(failed)?;
-        sync_directory(path.parent().expect("a captured file lies in a directory"))
+        disk::rename(&temporary, path).map_err(failed)?;
+        disk::sync_directory(path.parent().expect("a captured file lies in a directory"))
             .map_err(failed)?;
         Ok(written)
     });
     if written.is_err() {
         // A disk that is full stays full otherwise; a failure leaves it to the next start.
-        let _removed = fs::remove_file(&temporary);
+        let _removed = disk::remove(&temporary);
     }
     written
 }
@@ -238,7 +239,7 @@ fn write_temporary(
         source,
     };
     let commit = header.commit;
-    let file = File::create(temporary).map_err(failed)?;
+    let file = disk::create(temporary).map_err(failed)?;
     let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header)?;
     let mut hashes = Vec::with_capacity(pages.len());
     let mut image = Vec::new();
@@ -254,7 +255,7 @@ fn write_temporary(
     let file = writer
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)?;
+    disk::sync(&file, temporary).map_err(failed)?;
     Ok((summary.bytes, hashes))
 }
 

@@ -32,7 +32,9 @@ use handle::lock;
 use ledger::Ledger;
 use session::Session;
 #[cfg(test)]
-pub(crate) use sim::simulated_ms;
+pub(crate) use sim::{
+    on_this_machine, simulated_call, simulated_ms, simulated_thread, simulated_wait,
+};
 
 /// Pause between looks for a database that is not there, not ready, or failed.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);

@@ -153,11 +153,14 @@ impl Target {
         let ending = Arc::new(AtomicBool::new(false));
         let work = work(Arc::clone(&ending));
         let chain = Arc::clone(&self.chain);
-        let task = tokio::spawn(async move {
+        let work = async move {
             // Dropped when the task is over, but for its answer.
             let _wake = Wake(chain);
             work.await
-        });
+        };
+        #[cfg(test)]
+        let work = crate::database::on_this_machine(work);
+        let task = tokio::spawn(work);
         connection.background = Some(Background { task, ending });
     }
 }

@@ -113,7 +113,13 @@ pub(super) async fn merge_stored(
     });
     let inputs: Vec<Stored> = inputs.collect();
     let keys: Vec<String> = inputs.iter().map(|input| input.key.clone()).collect();
-    let merging = tokio::task::spawn_blocking(move || merge_files(inputs, epoch, &path));
+    let merge = move || merge_files(inputs, epoch, &path);
+    #[cfg(test)]
+    let merge = match crate::database::simulated_thread(merge) {
+        Ok(merged) => return merged.map_err(|error| explain(error, &keys)),
+        Err(merge) => merge,
+    };
+    let merging = tokio::task::spawn_blocking(merge);
     let merged = merging.await.expect("merging does not panic");
     merged.map_err(|error| explain(error, &keys))
 }
@@ -174,6 +180,17 @@ struct Stored {
     ending: Arc<AtomicBool>,
 }
 
+impl Stored {
+    fn wait_for<T>(&self, read: impl Future<Output = T>) -> T {
+        #[cfg(test)]
+        let read = match crate::database::simulated_wait(read) {
+            Ok(read) => return read,
+            Err(read) => read,
+        };
+        self.runtime.block_on(read)
+    }
+}
+
 impl Read for Stored {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.part.is_empty() && self.next < self.size {
@@ -182,7 +199,7 @@ impl Read for Stored {
             }
             let range = self.next..self.size.min(self.next + PART_BYTES);
             let read = self.store.get(&self.key, Some(range.clone()));
-            self.part = self.runtime.block_on(read).map_err(io::Error::other)?;
+            self.part = self.wait_for(read).map_err(io::Error::other)?;
             self.next = range.end;
         }
         let count = out.len().min(self.part.len());

@@ -1,15 +1,23 @@
 //! What has to be true of a store, from what the writers sealed and what they were told.
+//!
+//! What is known is here; what has to be, by the promise that says so, in [`p1`], [`p2`], [`p3`] and
+//! [`retention`].
+
+mod p1;
+mod p2;
+mod p3;
+mod retention;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::hash::Hasher;
 use std::sync::{Arc, Mutex};
 
 use ltx::{Decoder, Txid};
 use store::{Layout, Store};
 
-use crate::lease;
-use crate::plan::plan_restore;
+use crate::lease::{self, LEASE_KEY, Lease};
 use crate::remote::{self, RemoteFile};
 
 use super::chance::Chance;
@@ -18,6 +26,16 @@ use super::wire::Server;
 
 /// Points of one store that one check restores, at most.
 const POINTS: usize = 12;
+
+/// What is broken, as DESIGN.md and docs/guarantees.md number it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    P1,
+    P2,
+    P3,
+    P5,
+    Retention,
+}
 
 /// What was sealed: an LTX file, by the digest of its bytes.
 #[derive(Clone)]
@@ -35,25 +53,52 @@ struct Acked {
     own: bool,
 }
 
+/// A file of level 0 or 9 that came under its name.
+#[derive(Clone, Copy)]
+struct Landed {
+    digest: u64,
+    /// With which its writer held the lease. That in the file may be older: it is captured before it
+    /// is known who may store it.
+    epoch: u64,
+    at_ms: u64,
+}
+
 #[derive(Default)]
 struct Stored {
-    /// Digest of the file of each TXID that ever came under its name.
-    captured: BTreeMap<Txid, u64>,
-    copies: BTreeMap<Txid, u64>,
+    /// The file of each TXID that ever came under its name.
+    captured: BTreeMap<Txid, Landed>,
+    copies: BTreeMap<Txid, Landed>,
+    /// When the last TXID of a file of level 1 first was one.
+    merged: BTreeMap<Txid, u64>,
     acked: BTreeMap<Txid, Acked>,
+    /// Who holds the lease.
+    holder: String,
+    /// With which epoch each process held it.
+    epochs: BTreeMap<String, u64>,
+    /// When each process last saw that it holds the lease.
+    sure_ms: BTreeMap<String, u64>,
 }
 
 #[derive(Default)]
 struct State {
     sealed: HashMap<u64, Sealed>,
     stores: BTreeMap<usize, Stored>,
-    broken: Vec<String>,
+    broken: Vec<(Promise, String)>,
     /// Restored points that were compared.
     compared: u64,
 }
 
 #[derive(Default)]
 pub(super) struct Oracle(Mutex<State>);
+
+/// A store as it is now, and what is known of it.
+struct Look<'a> {
+    files: &'a BTreeSet<RemoteFile>,
+    objects: &'a Objects,
+    sealed: &'a HashMap<u64, Sealed>,
+    stored: &'a Stored,
+    now_ms: u64,
+}
 
 impl Oracle {
     /// A writer sealed a file; restored, it gives `image`.
@@ -64,70 +109,118 @@ impl Oracle {
         state.sealed.entry(digest(bytes)).or_insert(sealed);
     }
 
+    /// A process reads the lease.
+    pub(super) fn looks(&self, store: usize, name: &str, now_ms: u64) {
+        self.store(store, |_, stored| {
+            if stored.holder == name {
+                stored.sure_ms.insert(name.to_owned(), now_ms);
+            }
+            None
+        });
+    }
+
+    /// A process sends what changes a store.
+    pub(super) fn sends(&self, store: usize, name: &str, what: &str, key: &str, now_ms: u64) {
+        self.store(store, |_, stored| {
+            let unsure = p3::is_unsure(stored, name, key, now_ms).err();
+            unsure.map(|why| (Promise::P3, format!("{name} sent {what} {key}: {why}")))
+        });
+    }
+
     /// An object got its bytes.
-    pub(super) fn landed(&self, store: usize, actor: u64, key: &str, bytes: &[u8]) {
+    pub(super) fn landed(&self, store: usize, name: &str, key: &str, bytes: &[u8], now_ms: u64) {
+        if key == LEASE_KEY {
+            let lease: Lease = serde_json::from_slice(bytes).expect("we wrote it");
+            self.store(store, |_, stored| {
+                stored.sure_ms.insert(lease.holder.clone(), now_ms);
+                stored.epochs.insert(lease.holder.clone(), lease.epoch);
+                stored.holder = lease.holder;
+                None
+            });
+            return;
+        }
         let Some(file) = parse(key, bytes.len()) else {
             return;
         };
-        let digest = digest(bytes);
-        let state = &mut *self.0.lock().unwrap();
-        let known = state.sealed.contains_key(&digest);
-        let stored = state.stores.entry(store).or_default();
-        let before = match file.level {
-            0 => stored.captured.insert(file.max, digest),
-            9 => stored.copies.insert(file.max, digest),
-            _ => return,
-        };
-        if before.is_some_and(|before| before != digest) {
-            let broken = format!("store {store}: {key} was stored with other bytes by {actor}");
-            state.broken.push(broken);
-        }
-        if !known && file.has_pages() {
-            let broken = format!("store {store}: {key} by {actor} was never sealed");
-            state.broken.push(broken);
-        }
+        self.store(store, |sealed, stored| {
+            let landed = Landed {
+                digest: digest(bytes),
+                epoch: stored.epochs.get(name).copied().unwrap_or(0),
+                at_ms: now_ms,
+            };
+            if file.level == 1 {
+                stored.merged.entry(file.max).or_insert(now_ms);
+            }
+            if !matches!(file.level, 0 | 9) {
+                return None;
+            }
+            let broken = p3::overwrites(stored, file, landed).err();
+            let broken = broken.map(|why| (Promise::P3, format!("{key} by {name}: {why}")));
+            let landed_before = match file.level {
+                0 => &mut stored.captured,
+                _ => &mut stored.copies,
+            };
+            // One that comes twice is as old as it was when it came first.
+            landed_before.entry(file.max).or_insert(landed);
+            let known = sealed.contains_key(&landed.digest) || !file.has_pages();
+            let unknown = || (Promise::P1, format!("{key} by {name} was never sealed"));
+            broken.or_else(|| (!known).then(unknown))
+        });
     }
 
     /// A writer was told that a position is stored.
     pub(super) fn acked(&self, store: usize, writer: &str, txid: Txid, checksum: u64) {
-        let state = &mut *self.0.lock().unwrap();
-        let stored = state.stores.entry(store).or_default();
-        let digests = [stored.captured.get(&txid), stored.copies.get(&txid)];
-        let mut digests = digests.into_iter().flatten();
-        let own = digests.any(|digest| {
-            let sealed = state.sealed.get(digest);
-            sealed.is_some_and(|sealed| sealed.writer == writer)
-        });
-        let writer = writer.to_owned();
-        match stored.acked.get(&txid) {
-            Some(acked) if acked.checksum != checksum => state.broken.push(format!(
-                "store {store}: {} and {writer} were told of different databases at {txid}",
-                acked.writer
-            )),
-            Some(acked) if acked.own => {}
-            _ => {
-                stored.acked.insert(
-                    txid,
-                    Acked {
+        self.store(store, |sealed, stored| {
+            let files = [stored.captured.get(&txid), stored.copies.get(&txid)];
+            let own = files.into_iter().flatten().any(|file| {
+                let sealed = sealed.get(&file.digest);
+                sealed.is_some_and(|sealed| sealed.writer == writer)
+            });
+            let writer = writer.to_owned();
+            match stored.acked.get(&txid) {
+                Some(acked) if acked.checksum != checksum => {
+                    let told = format!("{} and {writer} were told of different", acked.writer);
+                    return Some((Promise::P1, format!("{told} databases at {txid}")));
+                }
+                Some(acked) if acked.own => {}
+                _ => {
+                    let acked = Acked {
                         writer,
                         checksum,
                         own,
-                    },
-                );
+                    };
+                    stored.acked.insert(txid, acked);
+                }
             }
-        }
+            None
+        });
     }
 
     /// Something that must not be was seen.
-    pub(super) fn broken(&self, what: String) {
-        self.0.lock().unwrap().broken.push(what);
+    pub(super) fn broken(&self, promise: Promise, what: String) {
+        self.0.lock().unwrap().broken.push((promise, what));
     }
 
-    pub(super) fn verdict(&self) -> Result<u64, String> {
+    pub(super) fn verdict(&self) -> Result<u64, Broken> {
         let state = self.0.lock().unwrap();
-        match state.broken.first() {
-            Some(first) => Err(first.clone()),
-            None => Ok(state.compared),
+        match state.broken.is_empty() {
+            true => Ok(state.compared),
+            false => Err(Broken(state.broken.clone())),
+        }
+    }
+
+    /// Changes what is known of a store; what is broken then is noted.
+    fn store(
+        &self,
+        index: usize,
+        change: impl FnOnce(&HashMap<u64, Sealed>, &mut Stored) -> Option<(Promise, String)>,
+    ) {
+        let state = &mut *self.0.lock().unwrap();
+        let stored = state.stores.entry(index).or_default();
+        if let Some((promise, what)) = change(&state.sealed, stored) {
+            state
+                .broken
+                .push((promise, format!("store {index}: {what}")));
         }
     }
 
@@ -138,83 +231,69 @@ impl Oracle {
             return;
         }
         let objects = objects(server, &files).await;
-        let lease = lease::read(&server.direct()).await.unwrap();
-        let holder = lease.map(|lease| lease.lease.holder).unwrap_or_default();
-        let mut points: Vec<Txid> = {
-            let points: BTreeSet<Txid> = files.iter().map(|file| file.max).collect();
-            points.into_iter().collect()
-        };
-        let newest = *points.last().expect("there is a file");
+        let points: BTreeSet<Txid> = files.iter().map(|file| file.max).collect();
+        let mut points: Vec<Txid> = points.into_iter().collect();
         while points.len() > POINTS {
             points.remove(chance.below(points.len() as u64 - 1) as usize);
         }
         let state = &mut *self.0.lock().unwrap();
-        let index = server.index;
+        let stored = state.stores.entry(server.index).or_default();
+        let look = Look {
+            files: &files,
+            objects: &objects,
+            sealed: &state.sealed,
+            stored,
+            now_ms: server.log.now_ms(),
+        };
         let mut broken = Vec::new();
-        let stored = state.stores.entry(index).or_default();
         for point in points {
-            let Ok(plan) = plan_restore(&files, Some(point)) else {
-                // Not every TXID is a position of its own; whatever was acknowledged last is.
-                continue;
-            };
-            let restored = match apply(&plan.files, &objects) {
-                Ok(restored) => restored,
-                Err(error) => {
-                    broken.push(format!("{point}: {error}"));
-                    continue;
-                }
-            };
-            state.compared += 1;
-            match expected(stored, &state.sealed, &plan.files, &objects) {
-                Ok(expected) if *expected == restored => {}
-                Ok(_) => broken.push(format!(
-                    "{point} is not what its writer had: {:?}",
-                    plan.files
-                )),
-                Err(error) => broken.push(format!("{point}: {error}")),
-            }
-            if let Some(acked) = stored.acked.get(&point)
-                && acked.checksum != checksum(&restored)
-            {
-                broken.push(format!("{point} is not what {} was told of", acked.writer));
+            match p1::is_what_its_writer_had(&look, point) {
+                Ok(compared) => state.compared += u64::from(compared),
+                Err(why) => broken.push((Promise::P1, why)),
             }
         }
-        if let Some((told, acked)) = stored.acked.last_key_value() {
-            if newest < *told {
-                broken.push(format!("{told}, acknowledged to {}, is gone", acked.writer));
-            }
-            if let Err(error) = plan_restore(&files, None) {
-                broken.push(format!(
-                    "the newest point, after {told} was told of: {error}"
-                ));
-            }
-        }
-        let told = |acked: &Acked| acked.own && acked.writer == holder;
-        if stored.acked.values().any(told) {
-            let owner = owner(stored, &state.sealed, &files);
-            if owner.as_deref() != Some(&holder) {
-                broken.push(format!("{newest} is of {owner:?}, and {holder} writes"));
-            }
-        }
+        broken.extend(p2::is_kept(&look).err().map(|why| (Promise::P2, why)));
+        broken.extend(
+            p3::is_the_holders(&look)
+                .err()
+                .map(|why| (Promise::P3, why)),
+        );
+        let lost = retention::is_kept(&look).err();
+        broken.extend(lost.map(|why| (Promise::Retention, why)));
+        let index = server.index;
         let said = broken
             .into_iter()
-            .map(|what| format!("store {index}: {what}"));
+            .map(|(promise, what)| (promise, format!("store {index}: {what}")));
         state.broken.extend(said);
     }
 
-    /// The restored newest point has to be this very database.
-    pub(super) async fn check_newest(&self, server: &Server, image: &Image) {
+    /// The restored newest point has to be this very database, if the process still writes there.
+    pub(super) async fn check_newest(&self, server: &Server, writer: &str, image: &Image) {
+        let lease = lease::read(&server.direct()).await.unwrap();
+        if lease.is_none_or(|lease| lease.lease.holder != writer) {
+            return;
+        }
         let files = remote::list(&server.direct()).await.unwrap();
         let objects = objects(server, &files).await;
-        let restored = plan_restore(&files, None)
-            .map_err(|error| error.to_string())
-            .and_then(|plan| apply(&plan.files, &objects));
-        let index = server.index;
-        match restored {
-            Ok(restored) if restored == *image => {}
-            Ok(_) => self.broken(format!("store {index}: the newest point lacks commits")),
-            Err(error) => self.broken(format!("store {index}: the newest point: {error}")),
+        if let Err(why) = p2::is_this(&files, &objects, image) {
+            let index = server.index;
+            let broken = format!("store {index}: {writer} said that all is stored: {why}");
+            self.broken(Promise::P2, broken);
         }
+    }
+}
+
+/// All that was broken.
+#[derive(Debug)]
+pub(super) struct Broken(Vec<(Promise, String)>);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.0.iter();
+        let lines: Vec<String> = lines
+            .map(|(promise, what)| format!("{promise:?} {what}"))
+            .collect();
+        f.write_str(&lines.join("; "))
     }
 }
 
@@ -270,50 +349,4 @@ fn apply(files: &[RemoteFile], objects: &Objects) -> Result<Image, String> {
         }
     }
     Ok(image)
-}
-
-/// What the last file of a plan has to lead to.
-fn expected(
-    stored: &Stored,
-    sealed: &HashMap<u64, Sealed>,
-    plan: &[RemoteFile],
-    objects: &Objects,
-) -> Result<Arc<Image>, String> {
-    let Some((last, before)) = plan.split_last() else {
-        return Err("nothing leads here".to_owned());
-    };
-    if last.is_snapshot() {
-        let sealed = sealed.get(&digest(&objects[last]));
-        return match sealed {
-            Some(sealed) => Ok(Arc::clone(&sealed.image)),
-            None => Err(format!("nobody sealed {}", last.name())),
-        };
-    }
-    // A file that changes nothing leads to what was there before it.
-    for (_, digest) in stored.captured.range(last.min..=last.max).rev() {
-        if let Some(sealed) = sealed.get(digest) {
-            return Ok(Arc::clone(&sealed.image));
-        }
-    }
-    expected(stored, sealed, before, objects)
-}
-
-/// Whose the newest position is.
-fn owner(
-    stored: &Stored,
-    sealed: &HashMap<u64, Sealed>,
-    files: &BTreeSet<RemoteFile>,
-) -> Option<String> {
-    let mut txid = remote::newest(files);
-    loop {
-        let copy = files
-            .iter()
-            .any(|file| file.is_snapshot() && file.max == txid);
-        let copy = stored.copies.get(&txid).filter(|_| copy);
-        let digest = copy.or_else(|| stored.captured.get(&txid));
-        if let Some(sealed) = digest.and_then(|digest| sealed.get(digest)) {
-            return Some(sealed.writer.clone());
-        }
-        txid = Txid::new(txid.get().checked_sub(1)?);
-    }
 }

