@@ -217,6 +217,7 @@ mod tests {
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
+            blocking_checkpoints: Arc::default(),
             targets: Vec::new(),
         };
         handle.chain.update(|chain| {

@@ -22,6 +22,8 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("db"), "database").unwrap();
         let (drain, drained) = watch::channel(false);
+        let chain = Chain::default();
+        chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
         let target = Target {
             index: 0,
             settings: TargetSettings {
@@ -36,7 +38,7 @@ impl Bench {
             on_divergence: OnDivergence::Block,
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
-            chain: Arc::new(Chain::default()),
+            chain: Arc::new(chain),
             report: Arc::default(),
             drain: drained,
         };

@@ -34,8 +34,8 @@
 //! of an earlier run before they are uploaded, P1 fails. One of the two is enough, and so it is with
 //! other fsyncs: checksums find what was lost, and a full copy follows.
 //!
-//! Left out: SQLite, capture, and the driver's own waiting (`Follow`), which `tests/live` runs;
-//! retention where clocks jump ([`world`]). Threads that merge do their work in no time.
+//! Left out: SQLite, capture, and the driver's own waiting (`Follow`), which `tests/live` runs.
+//! Threads that merge do their work in no time.
 
 mod chance;
 mod faults;

@@ -29,9 +29,6 @@ const MOST_PROCESSES: u64 = 30;
 const MOST_ALIVE: usize = 3;
 /// Virtual time that the last writer has to store everything.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// Whether retention runs where clocks jump. With it seeds 3 and 24 fail: ages of files are told by
-/// the wall clock of whoever deletes.
-const RETENTION_BEARS_JUMPS: bool = false;
 
 /// A volume as it was.
 struct Backup {
@@ -488,10 +485,7 @@ impl World {
     pub(super) fn start(&mut self, place: &Arc<Place>, state: usize) {
         let serial = self.next_serial();
         let name = format!("writer{serial}");
-        let mut settings = settings(serial, self.seed, name.clone(), place, state, &self.servers);
-        for target in &mut settings.targets {
-            target.retention.enabled = RETENTION_BEARS_JUMPS || !self.clocks_jump;
-        }
+        let settings = settings(serial, self.seed, name.clone(), place, state, &self.servers);
         let chance = Chance::new(self.seed, 100 + serial);
         let line = format!("start {name} on place {} state {state}", place.number);
         self.log.note(WORLD, line);
