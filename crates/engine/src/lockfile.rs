@@ -2,13 +2,18 @@
 //!
 //! A lock of flock(2) belongs to the open file, not to its descriptors: Linux gives it up with the
 //! last reference (`locks_remove_file` in `__fput`), and a mapping is one. So the file is mapped, and
-//! its descriptor closed. A process that ends, however it ends, has no mappings any more. Where
-//! files cannot be mapped, the descriptor stays.
+//! its descriptor closed. A process that ends, however it ends, has no mappings any more.
+//!
+//! Not so on overlayfs, whose mappings are of another open file, that of the layer below. So the
+//! descriptor is closed on file systems only that are known to map what is locked; elsewhere it stays.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use memmap2::{MmapOptions, MmapRaw};
+
+/// Magic numbers (statfs(2)) of ext2 to ext4, XFS, Btrfs and tmpfs.
+const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
 /// An exclusive lock, held while this lives.
 #[derive(Debug)]
@@ -38,12 +43,20 @@ impl LockFile {
             .map_err(TryLockError::Error)?;
         file.try_lock()?;
         // Nobody ever looks at the page; a file of any size has one.
-        let held = match MmapOptions::new().len(1).map_raw_read_only(&file) {
-            Ok(mapping) => Held::Mapped(mapping),
-            Err(_) => Held::Open(file),
+        let mapping = maps_what_is_locked(&file)
+            .then(|| MmapOptions::new().len(1).map_raw_read_only(&file).ok())
+            .flatten();
+        let held = match mapping {
+            Some(mapping) => Held::Mapped(mapping),
+            None => Held::Open(file),
         };
         Ok(LockFile { _held: held })
     }
+}
+
+fn maps_what_is_locked(file: &File) -> bool {
+    let found = rustix::fs::fstatfs(file).map(|system| system.f_type);
+    found.is_ok_and(|found| u64::try_from(found).is_ok_and(|found| KNOWN.contains(&found)))
 }
 
 #[cfg(test)]

@@ -116,7 +116,15 @@ impl Pattern {
             !component.as_os_str().to_string_lossy().contains(WILDCARDS)
         };
         let path = Path::new(&text);
-        let base: PathBuf = path.components().take_while(literal).collect();
+        let base: PathBuf = match &database.dir {
+            // As it is: its own name may hold what is a wildcard elsewhere.
+            Some(dir) => {
+                let own = dir.components().count();
+                let below = path.components().skip(own).take_while(literal);
+                dir.components().chain(below).collect()
+            }
+            None => path.components().take_while(literal).collect(),
+        };
         let below = path.components().count() - base.components().count();
         Ok(Some(Pattern {
             wanted,

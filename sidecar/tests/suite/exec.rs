@@ -161,7 +161,7 @@ fn we_take_all_descriptors_that_we_may_have_and_our_child_keeps_its_limit() {
         .args(["-c", "ulimit -Sn 300; exec \"$@\"", "sh"])
         .arg(ours.get_program())
         .args(["replicate", place.database_text(), &place.url("backup")])
-        .args(["--exec", "sh -c 'echo $$; read line'"])
+        .args(["--exec", "sh -c 'echo $(ulimit -Sn); read line'"])
         .envs(
             ours.get_envs()
                 .filter_map(|(name, value)| Some((name, value?))),
@@ -174,18 +174,14 @@ fn we_take_all_descriptors_that_we_may_have_and_our_child_keeps_its_limit() {
     let mut line = String::new();
     let output = parent.stdout.as_mut().unwrap();
     BufReader::new(output).read_line(&mut line).unwrap();
-    let limits = |pid: &str| {
-        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        let line = limits
-            .lines()
-            .find(|line| line.starts_with("Max open files"));
-        let values: Vec<String> = line.unwrap().split_whitespace().map(String::from).collect();
-        (values[3].clone(), values[4].clone())
-    };
-    let (soft, hard) = limits(&parent.id().to_string());
-    assert_eq!(soft, hard);
-    until("the child has its own limit", || {
-        (limits(line.trim()).0 == "300").then_some(())
+    assert_eq!(line.trim(), "300");
+    let limits = format!("/proc/{}/limits", parent.id());
+    until("we have our own", || {
+        let limits = std::fs::read_to_string(&limits).unwrap();
+        let mut lines = limits.lines();
+        let line = lines.find(|line| line.starts_with("Max open files"))?;
+        let mut values = line.split_whitespace().skip(3);
+        (values.next() == values.next()).then_some(())
     });
     drop(parent.stdin.take());
     wait_for_end(&mut parent);

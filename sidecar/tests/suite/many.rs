@@ -150,6 +150,12 @@ fn every_replica_below_a_url_is_restored_below_a_directory() {
             .args(more);
         finish(restore)
     };
+    // A directory whose name is a pattern elsewhere.
+    let odd = place.path().join("out[1]?");
+    let mut restore = bucket.program();
+    restore.args(["restore", &place.url("replicas"), "--all", "-o", text(&odd)]);
+    finish(restore).succeeds();
+    assert_same(&rows(&odd.join("eu/2.db")), &rows(&slot(&place, "eu/2.db")));
     let nothing = place.url("nothing");
     elsewhere(&nothing, &[]).fails_with(30, &["no replica below", &nothing]);
     elsewhere(&nothing, &["--if-replica-exists"]).succeeds();

@@ -115,7 +115,7 @@ impl Drop for IdleWatch {
 pub(super) struct Woken {
     /// Attachments whose watch has ended.
     pub(super) attached: Vec<u64>,
-    /// Events were lost: every watch has ended.
+    /// Events were lost: no watch is known any more.
     pub(super) all: bool,
 }
 

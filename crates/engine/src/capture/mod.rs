@@ -54,7 +54,7 @@ const TURN_PAUSE: Duration = Duration::from_millis(10);
 /// How many idle databases are looked at in a second, beside those that gave an event.
 const IDLE_LOOKS: u32 = 200;
 
-/// A handle of the capture thread. The thread ends when the last handle is dropped.
+/// A handle of the capture thread. The thread ends at its next look after the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Capture {
     commands: mpsc::Sender<Command>,

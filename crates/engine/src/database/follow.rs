@@ -24,6 +24,12 @@ const LAST_RESORT_FRAMES: u32 = 32_768;
 const FEW_FRAMES: u32 = 1_000;
 /// How long writers wait for readers of the log at most.
 const READERS_TIME: Duration = Duration::from_millis(20);
+/// Longest PASSIVE checkpoint of the frames before: the disk is quick enough to copy, and to sync, the
+/// rest while writers wait.
+const QUICK: Duration = Duration::from_millis(20);
+/// Shortest and longest pause after a last resort that did not help; it doubles.
+pub(super) const RESORT_PAUSES: (Duration, Duration) =
+    (Duration::from_secs(10), Duration::from_secs(600));
 /// PASSIVE checkpoints in a row: each leaves what was written during the one before.
 const PASSES: u32 = 8;
 /// How long nothing is written before a database is let go for want of room. File times move in steps
@@ -40,6 +46,9 @@ pub(super) struct Follow {
     pub(super) barrier: u64,
     pub(super) last_seal: Option<Instant>,
     pub(super) last_checkpoint: Instant,
+    /// When the last resort may be tried again, and the pause after it when it does not help.
+    pub(super) next_resort: Instant,
+    pub(super) resort_pause: Duration,
     pub(super) next_snapshot: Instant,
     pub(super) sealed_since_snapshot: bool,
     /// Where the log stands after all that is sealed, where that is known.
@@ -422,18 +431,26 @@ impl Follow {
     pub(super) async fn checkpoint(&mut self, database: &Database) {
         self.last_checkpoint = Instant::now();
         let path = database.settings.path.clone();
-        let checkpoint = move || shorten(&Connection::open(&path)?);
+        let may_resort = self.last_checkpoint >= self.next_resort;
+        let checkpoint = move || shorten(&Connection::open(&path)?, may_resort);
         let name = &database.handle.path;
         // It fails when somebody else checkpoints, and then it is not needed.
         match tokio::task::spawn_blocking(checkpoint).await {
-            Ok(Ok(false)) => tracing::debug!(database = %name, "checkpoint"),
-            Ok(Ok(true)) => {
+            Ok(Ok(None)) => tracing::debug!(database = %name, "checkpoint"),
+            Ok(Ok(Some(helped))) => {
+                if helped {
+                    self.resort_pause = RESORT_PAUSES.0;
+                } else {
+                    self.next_resort = Instant::now() + self.resort_pause;
+                    self.resort_pause = (self.resort_pause * 2).min(RESORT_PAUSES.1);
+                }
                 let counted = &database.handle.blocking_checkpoints;
                 if counted.fetch_add(1, Ordering::Relaxed) == 0 {
                     tracing::warn!(
                         database = %name,
-                        "the application never lets its log begin anew: we do, and its writers wait \
-                         a moment each time (set PRAGMA wal_autocheckpoint in the application)"
+                        helped,
+                        "the application never lets its log begin anew: we try to, and its writers \
+                         wait a moment each time (set PRAGMA wal_autocheckpoint in the application)"
                     );
                 }
             }
@@ -470,25 +487,28 @@ impl Follow {
 }
 
 /// Copies the log into the database, waiting for nobody. Where writers never pause, the log goes on
-/// growing all the same: then, as a last resort, makes them begin it anew. True when that was done.
-fn shorten(connection: &Connection) -> Result<bool, SqliteError> {
+/// growing all the same: then, as a last resort, makes them begin it anew. None when that was not
+/// tried, else whether it helped.
+fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, SqliteError> {
     for _ in 0..PASSES {
+        let began = std::time::Instant::now();
         if !connection.checkpoint_passive()? {
-            return Ok(false);
+            return Ok(None);
         }
+        let took = began.elapsed();
         let Some(view) = connection.wal_view() else {
-            return Ok(false);
+            return Ok(None);
         };
         let frames = view.header.max_frame;
         let left = frames.saturating_sub(view.backfilled);
-        if frames < LAST_RESORT_FRAMES || left == 0 {
-            return Ok(false);
+        if !may_resort || frames < LAST_RESORT_FRAMES || left == 0 {
+            return Ok(None);
         }
-        if left <= FEW_FRAMES {
-            return connection.checkpoint_restart(READERS_TIME);
+        if left <= FEW_FRAMES && took <= QUICK {
+            return connection.checkpoint_restart(READERS_TIME).map(Some);
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// The end of an attachment, when it has come.

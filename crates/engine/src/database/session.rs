@@ -7,7 +7,7 @@ use ltx::Txid;
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
 
-use super::follow::{Ended, Follow};
+use super::follow::{Ended, Follow, RESORT_PAUSES};
 use super::ledger::Ledger;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{IdleWatch, unix_ms};
@@ -27,6 +27,9 @@ const STABLE: Duration = Duration::from_secs(60);
 /// Time from an application's opening of a database to its first commit, about.
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a database that was opened, and not changed, is looked at each second.
+const OPENED_TIME: Duration = Duration::from_secs(600);
+
 /// One attachment after another, with what is carried between them.
 pub(super) struct Session {
     /// None only while a blocking task has it.
@@ -41,8 +44,9 @@ pub(super) struct Session {
     pub(super) had_turn: bool,
     /// The watch on an idle database.
     pub(super) watch: Option<IdleWatch>,
-    /// When it may be watched again: after an event that led to nothing, the looks
-    /// of each second have to do, lest somebody who reads the file all the time keeps us busy.
+    /// When it may be watched again. After an event that led to nothing there are looks each second
+    /// for a while: who has opened the file commits without another event, when it pleases, and
+    /// somebody may read the file all the time.
     pub(super) next_watch: Instant,
 }
 
@@ -101,15 +105,6 @@ impl Session {
                 continue;
             }
             self.watch = None;
-            if let Some((file, _)) = &self.resting
-                && !fingerprint(&database.settings.path)
-                    .ok()
-                    .flatten()
-                    .is_some_and(|now| now.is_same_file(file))
-            {
-                // Another file under the log that we know: its pages have to be compared.
-                self.log = None;
-            }
             match probe(&database.settings.path) {
                 Probe::Live => {
                     // In boxes: thousands of idle databases carry no room for it.
@@ -178,7 +173,7 @@ impl Session {
         };
         if is_over {
             self.watch = None;
-            self.next_watch = Instant::now() + PROBE_PAUSE;
+            self.next_watch = Instant::now() + OPENED_TIME;
             database.pause(OPENING_PAUSE).await;
         }
     }
@@ -267,14 +262,24 @@ impl Session {
             return Ok(());
         }
         // One that was here before comes because it was written.
-        let is_first = !std::mem::replace(&mut self.had_turn, true);
-        if is_first && !*database.stop.borrow() {
-            tokio::select! {
-                () = database.capture.turn() => {}
-                _ = database.stop.changed() => {}
-            }
+        if !std::mem::replace(&mut self.had_turn, true) {
+            database.capture.turn().await;
         }
-        (self.cold, self.resting) = (None, None);
+        // Both may have taken long. Of a database that was closed meanwhile we would make a log, which
+        // stays, and which may have another owner than the next to open it.
+        if !matches!(probe(&database.settings.path), Probe::Live) {
+            return Ok(());
+        }
+        if let Some((file, _)) = &self.resting
+            && !fingerprint(&database.settings.path)
+                .ok()
+                .flatten()
+                .is_some_and(|now| now.is_same_file(file))
+        {
+            // Another file under the log that we know: its pages have to be compared.
+            self.log = None;
+        }
+        (self.cold, self.resting, self.next_watch) = (None, None, Instant::now());
         let path = database.settings.path.clone();
         let spill = database.settings.state.clone();
         let resume = self.log.filter(|_| self.has_table());
@@ -284,6 +289,8 @@ impl Session {
             barrier: 0,
             last_seal: None,
             last_checkpoint: Instant::now(),
+            next_resort: Instant::now(),
+            resort_pause: RESORT_PAUSES.0,
             next_snapshot: Instant::now()
                 + database
                     .handle

@@ -22,7 +22,7 @@ const RECENT_MS: i64 = 7 * 86_400_000;
 /// Nothing is told of a replica that is younger, in milliseconds.
 const YOUNG_MS: i64 = 600_000;
 /// Objects larger than this were stored in parts of this size, unless somebody chose another.
-const PART_BYTES: u64 = 8 << 20;
+const PART_BYTES: u64 = 5 << 20;
 /// A restore reads larger objects in ranges of this size.
 const RANGE_BYTES: u64 = 2 << 20;
 /// Objects on one page of a list.

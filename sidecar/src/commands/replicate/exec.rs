@@ -4,10 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use protocol::exit::ExitCode;
-use rustix::process::{Pid, Rlimit, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::descriptors::give_back;
 use crate::failure::Failure;
 
 /// Splits a command the way a shell does, quotes included. Nothing is expanded.
@@ -48,16 +47,12 @@ pub struct Application {
     running: Running,
 }
 
-/// Starts one, which is `running` then, with its own limit of descriptors.
+/// Starts one, which is `running` then.
 ///
 /// # Errors
 ///
 /// There is no such program, or it cannot be run.
-pub fn start(
-    words: Vec<String>,
-    running: &Running,
-    descriptors: Rlimit,
-) -> Result<Application, Failure> {
+pub fn start(words: Vec<String>, running: &Running) -> Result<Application, Failure> {
     let (program, arguments) = words.split_first().expect("a parsed command has a word");
     let started = Command::new(program)
         .args(arguments)
@@ -66,9 +61,6 @@ pub fn start(
     let child = started
         .map_err(|error| Failure::message(ExitCode::Usage, format!("exec {program}: {error}")))?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    if let Some(pid) = pid {
-        give_back(pid, descriptors);
-    }
     running.0.set(pid);
     Ok(Application {
         child,

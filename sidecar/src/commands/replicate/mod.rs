@@ -86,7 +86,9 @@ pub async fn run(
         refuse_unusable(&loaded.settings, child.is_some())?;
     }
     memory::keep_small();
-    let limit = descriptors::raise();
+    if child.is_none() {
+        descriptors::raise();
+    }
     let capture = Capture::start().map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
     let shown = Shown::default();
     if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
@@ -101,10 +103,12 @@ pub async fn run(
         None => None,
         // It must not make an empty database in the place of one that is being restored.
         Some(words) => tokio::select! {
-            () = fleet.ready() => Some(exec::start(words, &running, limit)?),
+            () = fleet.ready() => Some(exec::start(words, &running)?),
             _ = stop.changed() => return ended(fleet, &shown).await.map(Into::into),
         },
     };
+    // A child has been started with our earlier limit.
+    descriptors::raise();
     let mut since = loaded.since();
     let mut heart = Heart::default();
     heart.follow(loaded.settings.heartbeat.as_ref(), &shown);

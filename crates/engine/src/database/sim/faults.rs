@@ -13,7 +13,7 @@ impl World {
     pub(super) fn jump(&mut self) {
         let most = [600_000, 40 * DAY_MS][self.chance.below(2) as usize];
         let jump = self.chance.below(most as u64) as i64 - most / 2;
-        if self.chance.one_in(3) {
+        if self.stores_jump {
             let server = self.chance.pick(&self.servers).expect("there is a store");
             server.off_ms.fetch_add(jump, Ordering::Relaxed);
             let line = format!("store {}: clock {jump:+} ms", server.index);

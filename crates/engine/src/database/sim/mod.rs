@@ -8,7 +8,7 @@
 //! away; processes that are killed, at a moment between two calls of their disk, too; a power failure
 //! that takes back what was not made durable ([`machine`]); disks that are full or fail; volumes that
 //! are copied or rolled back; state without a database, databases without state; clocks of machines
-//! and stores that jump by minutes and days; a take-over while a full copy is on its way.
+//! or of stores that jump by minutes and days; a take-over while a full copy is on its way.
 //!
 //! The same seed gives the same run, line by line. Not determined, and of no influence: times in
 //! `lock.json` and in reports, which are for people, and directory names.

@@ -52,8 +52,10 @@ pub(super) struct World {
     backups: Vec<Backup>,
     /// The disks below the state directories, by place and number.
     disks: BTreeMap<(usize, usize), Arc<Disk>>,
-    /// Clocks differ by minutes and jump, of machines and of stores.
+    /// Clocks jump.
     clocks_jump: bool,
+    /// Those of stores, not of machines. Retention keeps its promises while one of both is right.
+    pub(super) stores_jump: bool,
     /// Places and numbers of state directories that were used, by the name of the last process.
     pub(super) homes: BTreeMap<String, (Arc<Place>, usize)>,
     serial: u64,
@@ -85,6 +87,7 @@ impl World {
             .collect();
         World {
             clocks_jump: chance.one_in(2),
+            stores_jump: chance.one_in(3),
             seed,
             chance,
             directory: tempfile::tempdir().unwrap(),
