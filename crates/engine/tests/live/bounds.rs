@@ -297,6 +297,50 @@ fn no_mark_stands_in_the_way_of_a_checkpoint_while_nothing_is_written() {
 }
 
 #[test]
+fn a_database_that_was_closed_while_we_waited_is_not_opened() {
+    let place = Place::new();
+    let faulty = Arc::new(Faulty::new(
+        Memory::with_clock(engine::capture::unix_ms),
+        FaultPlan::none().from(1, Fault::Fail(StoreErrorKind::Unreachable)),
+    ));
+    let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    let replication = Replication::start(&settings);
+    wait_for("it waits for its target", || {
+        let message = replication.status().message;
+        message.contains("until a target says").then_some(())
+    });
+    app.close();
+    assert_eq!(probe_is_cold(&place.database()), Some(true));
+    faulty.set_plan(FaultPlan::none());
+    wait_for("all is stored", || {
+        let status = replication.status();
+        (status.position.is_some() && status.targets[0].position == status.position).then_some(())
+    });
+    assert_eq!(
+        probe_is_cold(&place.database()),
+        Some(true),
+        "no log of ours"
+    );
+    assert!(replication.stop());
+    assert_eq!(
+        probe_is_cold(&place.database()),
+        Some(true),
+        "nor left behind"
+    );
+}
+
+/// Whether nobody has a database open; none when that is not known.
+fn probe_is_cold(path: &Path) -> Option<bool> {
+    match probe(path) {
+        Probe::Cold(_) => Some(true),
+        Probe::Live => Some(false),
+        Probe::Unfit(..) => None,
+    }
+}
+
+#[test]
 fn a_file_that_is_exchanged_while_its_database_rests_is_compared() {
     let place = Place::new();
     let store: SharedStore = memory();
