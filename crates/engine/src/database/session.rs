@@ -108,8 +108,8 @@ impl Session {
             match probe(&database.settings.path) {
                 Probe::Live => {
                     // In boxes: thousands of idle databases carry no room for it.
-                    Box::pin(self.follow(database)).await?;
-                    if *database.stop.borrow() {
+                    let to_the_end = Box::pin(self.follow(database)).await?;
+                    if to_the_end && *database.stop.borrow() {
                         return Ok(());
                     }
                     continue;
@@ -256,10 +256,11 @@ impl Session {
         }
     }
 
-    /// Captures a database that the application has open, until it goes away or we stop.
-    pub(super) async fn follow(&mut self, database: &mut Database) -> Result<(), RunError> {
+    /// Captures a database that the application has open, until it goes away or we stop. False when
+    /// there may be more to capture: it was closed before we came, or has gone to rest.
+    pub(super) async fn follow(&mut self, database: &mut Database) -> Result<bool, RunError> {
         if !self.may_number(database).await {
-            return Ok(());
+            return Ok(true);
         }
         // One that was here before comes because it was written.
         if !std::mem::replace(&mut self.had_turn, true) {
@@ -268,7 +269,7 @@ impl Session {
         // Both may have taken long. Of a database that was closed meanwhile we would make a log, which
         // stays, and which may have another owner than the next to open it.
         if !matches!(probe(&database.settings.path), Probe::Live) {
-            return Ok(());
+            return Ok(false);
         }
         if let Some((file, _)) = &self.resting
             && !fingerprint(&database.settings.path)
@@ -303,10 +304,13 @@ impl Session {
         // Whoever looks at the file next finds no lock of ours.
         follow.release().await;
         (self.log, self.resting) = (None, None);
-        if let Ended::Resting(files) = result? {
-            (self.log, self.resting) = (follow.log, Some(files));
+        match result? {
+            Ended::Stopped => Ok(true),
+            Ended::Resting(files) => {
+                (self.log, self.resting) = (follow.log, Some(files));
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     pub(super) fn has_table(&self) -> bool {
@@ -357,4 +361,79 @@ pub(super) fn needs_base(chain: &Chain) -> Option<Txid> {
         .max()?;
     let offered = chain.snapshot.as_ref().map(|snapshot| snapshot.txid);
     (offered <= Some(wanted)).then_some(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use protocol::config::OnDivergence;
+    use sqlite_format::PageSize;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::capture::Capture;
+    use crate::database::DatabaseSettings;
+    use crate::local::LocalState;
+    use crate::table::PageTable;
+
+    /// A session that knows an earlier state of the database, and its driver, which is to stop.
+    fn stopping(directory: &Path) -> (Session, Database) {
+        let state = directory.join("state");
+        let local = Arc::new(LocalState::open(&state).unwrap());
+        let table = PageTable::new(PageSize::MIN);
+        local.write_table(Txid::new(1), &table).unwrap();
+        let loaded = local.load().unwrap();
+        let settings = DatabaseSettings {
+            path: directory.join("db"),
+            state,
+            targets: Vec::new(),
+            sync_interval: Duration::from_secs(1),
+            snapshot_interval: Duration::from_secs(3600),
+            backlog_bytes: 1 << 20,
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+        };
+        let capture = Capture::start().unwrap();
+        let (database, handle) = Database::new(settings, capture, watch::channel(true).1);
+        let session = Session {
+            ledger: Some(Ledger::resume(local, handle.chain, loaded, 0)),
+            log: None,
+            cold: None,
+            resting: None,
+            had_turn: false,
+            watch: None,
+            next_watch: Instant::now(),
+        };
+        (session, database)
+    }
+
+    fn application(path: &Path) -> rusqlite::Connection {
+        let application = rusqlite::Connection::open(path).unwrap();
+        let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; CREATE TABLE t(x)";
+        application.execute_batch(sql).unwrap();
+        application
+    }
+
+    #[tokio::test]
+    async fn a_database_that_was_closed_before_we_came_is_captured_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        let path = database.settings.path.clone();
+        drop(application(&path));
+        // As it was when we came, and it was open.
+        assert!(!session.follow(&mut database).await.unwrap());
+        assert!(!with_suffix(&path, "-wal").exists());
+        session.run(&mut database).await.unwrap();
+        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_open_is_followed_to_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        let _application = application(&database.settings.path);
+        assert!(session.follow(&mut database).await.unwrap());
+        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+    }
 }
