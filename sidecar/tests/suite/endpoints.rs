@@ -111,6 +111,16 @@ fn metrics_count_what_each_store_is_asked() {
         let count = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
         count.unwrap_or_else(|| panic!("{wanted} is not in\n{body}"))
     };
+    // A full copy, a captured file, and the merged one that ends behind the copy.
+    until("the first files are merged", || {
+        let body = sidecar.get("/metrics").1;
+        let mut lines = body.lines();
+        let is_far = |line: &&str| {
+            line.starts_with("sqlite_backup_uploads_total") && line.contains("target=\"far\"")
+        };
+        let count: f64 = lines.find(is_far)?.rsplit(' ').next()?.parse().ok()?;
+        (count >= 3.0).then_some(())
+    });
     let before = ["put", "get", "head", "list", "delete"].map(sent);
     // The lease, a full copy and at least one captured file; the list with which it began.
     assert!(before[0] >= 3 && before[3] >= 1, "{before:?}");
