@@ -143,7 +143,7 @@ mod tests {
         ]
         .into();
         let bill = month(&files, 24 * HOUR_MS).unwrap();
-        assert_eq!(bill.puts, 30 * 5 + 30 * 24);
+        assert_eq!(bill.puts, 30 * 6 + 30 * 24);
     }
 
     #[test]
