@@ -228,7 +228,9 @@ impl DatabaseSpec {
     ),
 ]))]
 pub struct Replication {
-    /// Under load, send once each interval; the first commit after a quiet time goes at once.
+    /// Under load, send once each interval on average. The first commit after a quiet time goes at once,
+    /// a burst after it more than twice each interval, out of what the quiet time saved; no commit waits
+    /// longer than the interval.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("100ms", "1h")]))]
     pub sync_interval: Span,

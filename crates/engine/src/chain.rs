@@ -192,7 +192,12 @@ impl ChainState {
     /// True when the local disk holds all that it may, and no target has everything: commits wait
     /// until one has, and what changed meanwhile becomes one delta.
     pub fn is_full(&self, limit_bytes: u64) -> bool {
-        self.local_bytes() >= limit_bytes && self.least_waiting_bytes() > 0
+        self.local_bytes() >= limit_bytes && !self.keeps_up()
+    }
+
+    /// True when a target has every captured file.
+    pub fn keeps_up(&self) -> bool {
+        self.least_waiting_bytes() == 0
     }
 
     /// Bytes that the target that is furthest still needs.

@@ -331,7 +331,7 @@ pub struct Replica {
     /// PEM file with the authority that signed the endpoint's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// Under load, one object each interval; default 1 s.
+    /// Under load, one object each interval on average, and no commit waits longer; default 1 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<Span>,
     /// Kept for `litestream.yml`: files are stored one after the other, not in batches.

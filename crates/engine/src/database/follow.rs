@@ -44,7 +44,6 @@ const LAST_HEALS: u32 = 5;
 pub(super) struct Follow {
     pub(super) attached: Attached,
     pub(super) barrier: u64,
-    pub(super) last_seal: Option<Instant>,
     pub(super) last_checkpoint: Instant,
     /// When the last resort may be tried again, and the pause after it when it does not help.
     pub(super) next_resort: Instant,
@@ -199,10 +198,8 @@ impl Follow {
                 return Ok(Next::Wait(Some(now + PROBE_PAUSE)));
             }
         }
-        match self
-            .last_seal
-            .map(|last| last + database.settings.sync_interval)
-        {
+        let keeps_up = chain.lock().keeps_up();
+        match session.pace.due(keeps_up) {
             Some(at) if at > now => Ok(Next::Wait(Some(at))),
             _ => Ok(Next::Seal),
         }
@@ -315,7 +312,7 @@ impl Follow {
             })
             .await?;
         self.log = Some(log);
-        self.after_seal(database);
+        self.after_seal(session, database);
         self.sealed_since_snapshot = base.is_none() && self.sealed_since_snapshot;
         Ok(())
     }
@@ -353,12 +350,12 @@ impl Follow {
             })
             .await?;
         self.log = Some(log);
-        self.after_seal(database);
+        self.after_seal(session, database);
         Ok(())
     }
 
-    pub(super) fn after_seal(&mut self, database: &Database) {
-        self.last_seal = Some(Instant::now());
+    fn after_seal(&mut self, session: &mut Session, database: &Database) {
+        session.pace.made(Instant::now());
         self.quiet_since = Instant::now();
         self.sealed_since_snapshot = true;
         database.report(DatabaseState::Replicating, String::new());

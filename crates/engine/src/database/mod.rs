@@ -3,6 +3,7 @@
 mod follow;
 mod handle;
 mod ledger;
+mod pace;
 mod session;
 #[cfg(test)]
 mod sim;
@@ -30,6 +31,7 @@ use crate::target::{Target, TargetReport, TargetSettings, describe};
 pub use handle::DatabaseHandle;
 use handle::lock;
 use ledger::Ledger;
+use pace::Pace;
 use session::Session;
 #[cfg(test)]
 pub(crate) use sim::{
@@ -51,7 +53,7 @@ pub struct DatabaseSettings {
     pub state: PathBuf,
     /// Where backups go, in order of preference for restores.
     pub targets: Vec<TargetSettings>,
-    /// Under load, one object each interval; the first commit after a quiet time goes at once.
+    /// Under load, one object each interval on average, sooner after quiet times; no commit waits longer.
     pub sync_interval: Duration,
     /// Time between full copies while the database changes.
     pub snapshot_interval: Duration,
@@ -169,6 +171,7 @@ impl Database {
             log,
             cold: None,
             resting: None,
+            pace: Pace::new(self.settings.sync_interval),
             had_turn: false,
             watch: None,
             next_watch: tokio::time::Instant::now(),

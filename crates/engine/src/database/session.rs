@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::follow::{Ended, Follow, RESORT_PAUSES};
 use super::ledger::Ledger;
+use super::pace::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{IdleWatch, unix_ms};
 use crate::chain::Chain;
@@ -40,6 +41,8 @@ pub(super) struct Session {
     pub(super) cold: Option<Fingerprint>,
     /// The state of a database and its log in which we let go of it, everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
+    /// When captured commits are sealed.
+    pub(super) pace: Pace,
     /// It has been attached before.
     pub(super) had_turn: bool,
     /// The watch on an idle database.
@@ -288,7 +291,6 @@ impl Session {
         let mut follow = Follow {
             attached,
             barrier: 0,
-            last_seal: None,
             last_checkpoint: Instant::now(),
             next_resort: Instant::now(),
             resort_pause: RESORT_PAUSES.0,
@@ -401,6 +403,7 @@ mod tests {
             log: None,
             cold: None,
             resting: None,
+            pace: Pace::new(Duration::from_secs(1)),
             had_turn: false,
             watch: None,
             next_watch: Instant::now(),

@@ -16,7 +16,8 @@ pub(super) const ROW: Row = Row {
     about: "Span of commits lost after kill -9 of writer and sidecar at a random time",
     remark: "A commit each 5 ms or so; both processes are killed 2 to 5 s after the first one, then the replica \
              is restored elsewhere. Lost is the time between the newest restored row and the last \
-             commit that the application told. Both programs meet the same times.",
+             commit that the application told. Both programs meet the same times. A load that goes on without a \
+             pause for more than 40 intervals is sent once each interval by both, and loses as much.",
     run,
 };
 
@@ -39,7 +40,10 @@ fn run(bench: &Bench) -> Result<Outcome> {
         lost[1].push(peer);
     }
     let mut outcome = Outcome::default();
-    for (share, what) in [(0.5, "p50"), (1.0, "longest")] {
+    for (share, what, goal) in [
+        (0.5, "p50", Goal::None),
+        (1.0, "longest", Goal::OfPeer(0.5)),
+    ] {
         let [ours, peer] = lost.each_ref().map(|all| percentile(all, share));
         outcome.figures.push(Figure {
             row: ROW.name,
@@ -47,7 +51,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
             unit: Unit::Milliseconds,
             ours,
             peer,
-            goal: Goal::OfPeer(0.5),
+            goal,
         });
     }
     for (name, all) in ["ours", "Litestream"].iter().zip(&lost) {
