@@ -12,7 +12,7 @@ use crate::remote::RemoteFile;
 /// Files merged into one of level 2 or above. Each is read in parts of
 /// [`PART_BYTES`](crate::target), so this bounds memory.
 pub const MAX_INPUTS: usize = 24;
-/// Bytes merged into one of level 2 or above. While they are merged nothing is uploaded.
+/// Bytes merged into one of level 2 or above: the merged file lies on our disk until it is stored.
 pub const MAX_BYTES: u64 = 64 << 20;
 
 /// Returns the files of the level below to merge into the next file of `level`, two or more that

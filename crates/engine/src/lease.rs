@@ -10,8 +10,14 @@ use ltx::Txid;
 use serde::{Deserialize, Serialize};
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
+use crate::remote::LAST_TXID;
+
 /// Key of the lease under the replica's prefix. Litestream ignores it.
 pub const LEASE_KEY: &str = "lock.json";
+/// Largest lease that is read; ours have some hundred bytes.
+const MAX_BYTES: u64 = 65_536;
+/// Epochs from here on are not ours: each start of a process takes one.
+const LAST_EPOCH: u64 = u64::MAX / 2;
 /// Attempts to take a lease that others take at the same time.
 const ATTEMPTS: u32 = 10;
 
@@ -104,7 +110,7 @@ pub enum LeaseError {
     Store(#[from] StoreError),
     /// `lock.json` is not one of ours. It is left alone.
     #[error("{LEASE_KEY} cannot be understood: {0}")]
-    Foreign(#[source] serde_json::Error),
+    Foreign(String),
     /// Others kept taking it.
     #[error("the lease changes hands all the time")]
     Contended,
@@ -126,8 +132,17 @@ pub async fn read(store: &SharedStore) -> Result<Option<StoredLease>, LeaseError
         Err(error) if error.kind() == StoreErrorKind::Missing => return Ok(None),
         info => info?,
     };
+    if info.size > MAX_BYTES {
+        let message = format!("it has {} bytes", info.size);
+        return Err(LeaseError::Foreign(message));
+    }
     let bytes = store.get(LEASE_KEY, None).await?;
-    let lease = serde_json::from_slice(&bytes).map_err(LeaseError::Foreign)?;
+    let lease: Lease =
+        serde_json::from_slice(&bytes).map_err(|error| LeaseError::Foreign(error.to_string()))?;
+    if lease.epoch >= LAST_EPOCH || lease.announced >= LAST_TXID {
+        let message = "no number is left after its epoch or TXID".to_owned();
+        return Err(LeaseError::Foreign(message));
+    }
     Ok(Some(StoredLease {
         lease,
         version: info.version,
@@ -351,6 +366,33 @@ mod tests {
         let taken = take(&store, &claim, 0, Timestamp::UNIX_EPOCH, |_| true);
         assert!(matches!(block_on(taken), Err(LeaseError::Foreign(_))));
         assert_eq!(block_on(store.get(LEASE_KEY, None)).unwrap(), "not ours");
+    }
+
+    #[test]
+    fn a_lease_that_leaves_no_number_or_is_no_lease_by_its_size_is_foreign() {
+        let lease = |epoch: u64, announced: u64| {
+            format!(
+                r#"{{"epoch":{epoch},"holder":"a","acquired":"1970-01-01T00:00:00Z","announced":"{announced:016x}"}}"#
+            )
+        };
+        for (content, is_ours) in [
+            (lease(7, 7), true),
+            (lease(u64::MAX, 7), false),
+            (lease(7, u64::MAX), false),
+            (lease(7, 7) + &" ".repeat(1 << 16), false),
+        ] {
+            let store: SharedStore = Arc::new(Memory::new());
+            let put = store.put(
+                LEASE_KEY,
+                Body::Bytes(content.into()),
+                PutMode::Create,
+                &PutMeta::default(),
+            );
+            block_on(put).unwrap();
+            let read = block_on(read(&store));
+            assert_eq!(read.is_ok(), is_ours);
+            assert!(is_ours || matches!(read, Err(LeaseError::Foreign(_))));
+        }
     }
 
     #[test]

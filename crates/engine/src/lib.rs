@@ -14,6 +14,7 @@ pub mod hold;
 pub mod lease;
 pub mod local;
 pub mod lockfile;
+mod page_numbers;
 pub mod pages;
 pub mod plan;
 pub mod probe;

@@ -9,6 +9,9 @@ use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
 /// Size of an LTX file without pages: header, end of the pages, empty index, trailer.
 const EMPTY_FILE_BYTES: u64 = (ltx::HEADER_BYTES + 6 + 9 + ltx::TRAILER_BYTES) as u64;
 
+/// From here on there is no room for more. A file each millisecond leads there in 292 million years.
+pub const LAST_TXID: Txid = Txid::new(u64::MAX / 2);
+
 /// One LTX file in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RemoteFile {
@@ -105,6 +108,21 @@ pub fn newest(files: &BTreeSet<RemoteFile>) -> Txid {
         .unwrap_or(Txid::ZERO)
 }
 
+/// As [`newest`], when there are numbers after it.
+///
+/// # Errors
+///
+/// [`RemoteError::LastNumber`] when there are none: no writer comes to them, so somebody made it up.
+pub fn newest_with_room(layout: Layout, files: &BTreeSet<RemoteFile>) -> Result<Txid, RemoteError> {
+    let last = files.iter().find(|file| file.max >= LAST_TXID);
+    match last {
+        Some(file) => Err(RemoteError::LastNumber {
+            key: key(layout, file.level, file.name()),
+        }),
+        None => Ok(newest(files)),
+    }
+}
+
 /// TXID of the newest full copy; zero when there is none.
 pub fn newest_copy(files: &BTreeSet<RemoteFile>) -> Txid {
     let copies = files.iter().filter(|file| file.is_snapshot());
@@ -176,6 +194,12 @@ pub enum RemoteError {
         key: String,
         /// What its header says.
         found: FileName,
+    },
+    /// No number is left after it.
+    #[error("{key} has a TXID after which nothing can be stored: remove it")]
+    LastNumber {
+        /// The object.
+        key: String,
     },
 }
 

@@ -1,7 +1,6 @@
 //! Turning captured pages into an LTX file that is proven before it has a name.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
 use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
@@ -257,22 +256,6 @@ fn write_temporary(
         .map_err(|error| failed(error.into_error()))?;
     disk::sync(&file, temporary).map_err(failed)?;
     Ok((summary.bytes, hashes))
-}
-
-/// Opens a local LTX file for reading.
-///
-/// # Errors
-///
-/// The file is missing, cannot be read, or is not LTX.
-pub fn open_file(path: &Path) -> Result<ltx::Decoder<BufReader<File>>, SealError> {
-    let file = File::open(path).map_err(|source| SealError::Write {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(ltx::Decoder::new(BufReader::with_capacity(
-        256 << 10,
-        file,
-    ))?)
 }
 
 impl SealError {

@@ -32,13 +32,18 @@ const WAL_INDEX_REGION_BYTES: c_int = 32_768;
 pub struct SqliteError {
     /// What we asked for.
     pub action: &'static str,
-    /// SQLite's primary result code, such as 5 for `SQLITE_BUSY`.
+    /// SQLite's result code, such as 5 for `SQLITE_BUSY`.
     pub code: i32,
     /// SQLite's own words.
     pub message: String,
 }
 
 impl SqliteError {
+    /// True when a file ends before what was to be read.
+    pub fn is_short_read(&self) -> bool {
+        self.code == ffi::SQLITE_IOERR_SHORT_READ
+    }
+
     /// True when another connection holds a lock that we need; the next look may succeed.
     pub fn is_busy(&self) -> bool {
         matches!(
@@ -244,7 +249,7 @@ impl Connection {
             buffer,
             offset,
         ) {
-            Err(error) if error.code == ffi::SQLITE_IOERR_SHORT_READ => Ok(()),
+            Err(error) if error.is_short_read() => Ok(()),
             result => result,
         }
     }

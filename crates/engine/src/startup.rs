@@ -6,7 +6,7 @@
 //! | missing | exists | take the lease, fence, restore, prove, publish |
 //! | missing | of Litestream 0.3 | restore, prove, publish; nobody can be kept from writing it |
 //! | missing | every target says that there is none | start empty, if the policy allows |
-//! | missing | a target could not be asked | an error: never start empty |
+//! | missing | one could not be asked, and no other has a backup | an error: never start empty |
 
 use std::path::Path;
 

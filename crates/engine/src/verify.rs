@@ -16,7 +16,6 @@ use store::{SharedStore, StoreErrorKind};
 
 use crate::generations::{GenerationError, rebuild};
 use crate::plan::{PlanError, plan_restore};
-use crate::remote;
 use crate::restore::{
     Assembly, IntegrityCheck, Point, Resolved, RestoreError, Restored, Way, find,
 };
@@ -153,7 +152,7 @@ async fn prove(
         verified.rpo = Some(Duration::from_millis(expected.lag_ms));
         judge_lag(expected, options.max_lag)?;
     }
-    judge_age(&restored, options)?;
+    judge_age(restored.timestamp_ms, options.max_age, Timestamp::now())?;
     if options.level >= VerifyLevel::Full {
         let inspected = inspect(assembly.path(), options, restored.timestamp_ms);
         verified.report.checks = inspected?;
@@ -259,13 +258,15 @@ fn judge_lag(expected: &DatabaseExpectation, limit: Option<Span>) -> Result<(), 
     }
 }
 
-fn judge_age(restored: &Restored, options: &VerifyOptions<'_>) -> Result<(), Failure> {
-    let Some(limit) = options.max_age else {
+/// Whether the newest commit, of `ms`, is older than it may be at `now`.
+fn judge_age(ms: i64, limit: Option<Span>, now: Timestamp) -> Result<(), Failure> {
+    let Some(limit) = limit else {
         return Ok(());
     };
-    let time = time_of(restored.timestamp_ms);
-    let age = Timestamp::now().duration_since(time).unsigned_abs();
-    if age <= limit.0 {
+    let time = time_of(ms);
+    let age = now.duration_since(time);
+    // A time in the future is of another machine's clock, and new.
+    if age.is_negative() || age.unsigned_abs() <= limit.0 {
         return Ok(());
     }
     let message = format!("the newest stored commit is of {time}, older than {limit}");
@@ -420,15 +421,6 @@ fn parse_time(text: &str) -> Option<Timestamp> {
     })
 }
 
-/// The newest stored TXID of a replica, zero when the store says that there is nothing.
-///
-/// # Errors
-///
-/// The store's.
-pub async fn newest_stored(store: &SharedStore) -> Result<Txid, store::StoreError> {
-    Ok(remote::newest(&remote::list(store).await?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,6 +496,17 @@ mod tests {
             };
             assert_eq!(outcome(check, &found(1, time)), holds, "{time}");
         }
+    }
+
+    #[test]
+    fn a_commit_from_the_future_is_of_another_clock_and_not_old() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let limit = Some("15m".parse().unwrap());
+        for (age, holds) in [(0, true), (900, true), (901, false), (-901, true)] {
+            let judged = judge_age((1_000_000 - age) * 1000, limit, now);
+            assert_eq!(judged.is_ok(), holds, "{age} s");
+        }
+        assert!(judge_age(0, None, now).is_ok());
     }
 
     #[test]

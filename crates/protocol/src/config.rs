@@ -271,7 +271,7 @@ pub struct Database {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor_interval: Option<Span>,
     /// Kept for `litestream.yml`, as the next three: the application's own checkpoints go on, and
-    /// ours are never blocking ones.
+    /// ours wait for nobody, but for the last resort of `docs/decisions/0002-capture.md`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_interval: Option<Span>,
     /// See `checkpoint_interval`.

@@ -7,18 +7,23 @@ use std::time::Duration;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// The longest: what is added to a time stays one.
+const MAX_SPAN: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 /// A length of time in configuration, read from and written as text such as `1h30m`.
 ///
 /// Units: `ns`, `us`, `ms`, `s`, `m`, `h`, `d`, `w` and the words `day`, `days`, `week`, `weeks`;
 /// decimal fractions are allowed, signs are not. A bare `0` is zero; any other bare number is an
-/// error, because its unit would be a guess. The grammar covers Go's `time.ParseDuration` and
+/// error, because its unit would be a guess. The longest is 100 years. The grammar covers Go's `time.ParseDuration` and
 /// what the Kubernetes API server accepts for `format: duration`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span(pub Duration);
 
 /// Why text is not a duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{text:?} is not a duration; write a number with a unit, such as 30s, 1h30m or 7d")]
+#[error(
+    "{text:?} is not a duration of at most 100 years; write a number with a unit, such as 30s, 1h30m or 7d"
+)]
 pub struct SpanError {
     /// The text as given.
     pub text: String,
@@ -64,6 +69,9 @@ impl FromStr for Span {
             rest = rest[letters..].trim_start();
             let part = Duration::try_from_secs_f64(number * unit).map_err(|_| error())?;
             total = total.checked_add(part).ok_or_else(error)?;
+        }
+        if total > MAX_SPAN {
+            return Err(error());
         }
         Ok(Span(total))
     }

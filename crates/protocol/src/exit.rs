@@ -39,7 +39,8 @@ pub enum ExitCode {
     Timeout = 23,
     /// Local files could not be read or written, for another reason than space.
     LocalIo = 24,
-    /// The store says, asked with valid credentials, that there is nothing to restore.
+    /// The store says, asked with valid credentials, that there is nothing to restore, or not the point
+    /// that was asked for.
     NothingToRestore = 30,
 }
 

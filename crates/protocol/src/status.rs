@@ -131,7 +131,7 @@ pub enum TargetState {
     CredentialsMissing,
     /// The store cannot be reached, throttles us, or answers nonsense.
     DestinationUnavailable,
-    /// The bucket or directory does not exist.
+    /// The bucket does not exist. A directory is made instead.
     NoBucket,
     /// What is stored is not what we stored.
     Corrupt,

@@ -35,6 +35,11 @@ pub(crate) fn check(key: &str) -> Result<(), StoreError> {
     }
 }
 
+/// True for what a directory in a key may be called.
+pub(crate) fn is_directory_name(name: &str) -> bool {
+    !name.contains('/') && check(name).is_ok()
+}
+
 /// Checks the directories that a prefix names in full; what follows them may be any text.
 pub(crate) fn check_prefix(prefix: &str) -> Result<(), StoreError> {
     prefix

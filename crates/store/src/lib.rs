@@ -38,5 +38,5 @@ pub use object::{
     Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Requests, SharedStore, Store,
 };
 pub use opener::{Opener, open};
-pub use s3::S3Store;
+pub use s3::{PART_BYTES, S3Store};
 pub use target::{S3Target, Target, UrlError};

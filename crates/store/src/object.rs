@@ -57,7 +57,8 @@ pub trait Store: Send + Sync {
     ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>>;
 
     /// Returns the names directly below `directory` that have objects below them, sorted: for keys
-    /// `a/x/1` and `a/y`, below `a` that is `x`. The empty directory is the store itself.
+    /// `a/x/1` and `a/y`, below `a` that is `x`. The empty directory is the store itself. Names that
+    /// no key can hold are somebody else's, and left out.
     fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
 
     /// Deletes objects; those that are missing already are fine. Stops at the first error, after

@@ -34,6 +34,7 @@ pub(crate) use client::{Bucket, build, system_http_client};
 use kept::{Kept, with_customer_key};
 use sent::{Counts, Kind, Sent};
 use session::Session;
+pub use upload::PART_BYTES;
 
 /// User metadata that holds [`PutMeta::timestamp_ms`], under the name Litestream gives it.
 const TIMESTAMP_METADATA: &str = "litestream-timestamp";
@@ -234,7 +235,9 @@ impl Inner {
         self.every_page(full, asked, |page| {
             let prefixes = page.common_prefixes().iter();
             let names = prefixes.filter_map(|prefix| prefix.prefix()?.strip_prefix(full));
-            found.extend(names.map(|name| name.trim_end_matches('/').to_owned()));
+            let names = names.filter_map(|name| name.strip_suffix('/'));
+            let names = names.filter(|name| key::is_directory_name(name));
+            found.extend(names.map(str::to_owned));
             Ok(())
         })
         .await?;

@@ -138,7 +138,7 @@ impl Target {
     /// [`UrlError`]; a key that we do not honour is one.
     pub fn from_url(text: &str) -> Result<Self, UrlError> {
         let url = Url::parse(text).map_err(|error| UrlError::Invalid {
-            url: text.to_owned(),
+            url: without_user(text),
             reason: error.to_string(),
         })?;
         match url.scheme() {
@@ -294,7 +294,7 @@ fn key_suggestion(key: &str) -> Option<&'static str> {
 fn endpoint(value: &str) -> Result<String, UrlError> {
     let invalid = || UrlError::Value {
         key: "endpoint".to_owned(),
-        value: value.to_owned(),
+        value: without_user(value),
         expected: "scheme, host and port, as https://s3.example.com:9000",
     };
     let text = if value.contains("://") {
@@ -312,6 +312,18 @@ fn endpoint(value: &str) -> Result<String, UrlError> {
         return Err(invalid());
     }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// A text without what stands before an @, which may be a password.
+fn without_user(text: &str) -> String {
+    let Some((before, after)) = text.rsplit_once('@') else {
+        return text.to_owned();
+    };
+    let scheme = before.split_once("://").map(|(scheme, _)| scheme);
+    scheme.map_or_else(
+        || format!("…@{after}"),
+        |scheme| format!("{scheme}://…@{after}"),
+    )
 }
 
 fn is_local(host: &str) -> bool {
@@ -555,6 +567,20 @@ mod tests {
             assert!(
                 matches!(Target::from_url(url), Err(UrlError::FilePath { .. })),
                 "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_show_no_password() {
+        for url in [
+            "s3://key:pass word@[bucket/app",
+            "s3://b/p?endpoint=http://key:pass@host:1",
+        ] {
+            let message = Target::from_url(url).unwrap_err().to_string();
+            assert!(
+                !message.contains("pass") && !message.contains("key:"),
+                "{message}"
             );
         }
     }

@@ -137,3 +137,18 @@ async fn keys_that_name_the_lock_are_refused() {
     let refused = put(&store, ".store-lock", PutMode::Overwrite).await;
     assert_eq!(refused, Err(StoreErrorKind::InvalidKey));
 }
+
+#[tokio::test]
+async fn directories_that_cannot_be_looked_at_are_an_error_and_foreign_names_are_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::new(directory.path());
+    for name in ["a", "b.tmp", "c\\d"] {
+        std::fs::create_dir(directory.path().join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("nothing", directory.path().join("dangling")).unwrap();
+    assert_eq!(store.directories("").await.unwrap(), ["a"]);
+    // A link to itself: the system says that it cannot look.
+    std::os::unix::fs::symlink("circle", directory.path().join("circle")).unwrap();
+    let message = store.directories("").await.unwrap_err().to_string();
+    assert!(message.contains("circle"), "{message}");
+}

@@ -57,8 +57,8 @@ pub struct DatabaseSettings {
     pub sync_interval: Duration,
     /// Time between full copies while the database changes.
     pub snapshot_interval: Duration,
-    /// Local bytes that may wait for a store. Beyond that commits are no longer kept one by one;
-    /// what changed is found by page hashes when the store is back.
+    /// Local bytes that may wait for a store. Beyond that commits are no longer kept one by one: the
+    /// newest image of each page waits in one batch.
     pub backlog_bytes: u64,
     /// Who writes, for the lease.
     pub holder: String,
@@ -147,7 +147,10 @@ impl Database {
         };
         let local = Arc::new(local);
         let loaded = loop {
-            match local.load() {
+            // It reads a hash for each page, and captured files.
+            let loading = Arc::clone(&local);
+            let loaded = tokio::task::spawn_blocking(move || loading.load());
+            match loaded.await.expect("loading does not panic") {
                 Ok(loaded) => break loaded,
                 Err(error) => {
                     self.report(DatabaseState::Failed, error.to_string());

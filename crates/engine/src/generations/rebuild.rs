@@ -15,6 +15,7 @@ use super::content::Content;
 use super::log::{Images, Log};
 use super::plan::time_of;
 use super::{Damage, GenerationError, GenerationPlan, Segment};
+use crate::page_numbers::PageNumbers;
 use crate::restore::{Assembly, Objects, RestoreError, Whole, failed, pipe};
 
 /// Bytes decoded at once.
@@ -255,37 +256,5 @@ impl Build<'_> {
 
     fn offset_of(&self, pgno: u32) -> u64 {
         u64::from(pgno - 1) * u64::from(self.page_size.get())
-    }
-}
-
-/// A set of page numbers, one bit for each.
-#[derive(Default)]
-struct PageNumbers(Vec<u64>);
-
-impl PageNumbers {
-    fn up_to(commit: u32) -> PageNumbers {
-        let mut all = PageNumbers(vec![u64::MAX; commit as usize / 64 + 1]);
-        all.truncate(commit);
-        all
-    }
-
-    fn insert(&mut self, pgno: u32) {
-        let word = pgno as usize / 64;
-        if word >= self.0.len() {
-            self.0.resize(word + 1, 0);
-        }
-        self.0[word] |= 1 << (pgno % 64);
-    }
-
-    fn contains(&self, pgno: u32) -> bool {
-        let word = self.0.get(pgno as usize / 64).copied().unwrap_or(0);
-        word >> (pgno % 64) & 1 == 1
-    }
-
-    fn truncate(&mut self, commit: u32) {
-        self.0.truncate(commit as usize / 64 + 1);
-        if let Some(last) = self.0.get_mut(commit as usize / 64) {
-            *last &= u64::MAX >> (63 - commit % 64);
-        }
     }
 }

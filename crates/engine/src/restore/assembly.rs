@@ -17,6 +17,7 @@ use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_as
 use super::{IntegrityCheck, RestoreError, Restored, failed};
 use crate::generations::GenerationId;
 use crate::local::sync_directory;
+use crate::page_numbers::PageNumbers;
 use crate::plan::{Plan, PlanError, plan_from};
 use crate::remote::{self, RemoteError, RemoteFile};
 use crate::sqlite::Inspection;
@@ -55,8 +56,8 @@ struct State {
     commit: u32,
     txid: Txid,
     timestamp_ms: i64,
-    /// One bit a page: written.
-    written: Vec<u64>,
+    /// The pages that are written.
+    written: PageNumbers,
 }
 
 impl Assembly {
@@ -93,7 +94,7 @@ impl Assembly {
             commit: 0,
             txid: Txid::ZERO,
             timestamp_ms: 0,
-            written: Vec::new(),
+            written: PageNumbers::default(),
         };
         Ok(Assembly {
             temporary,
@@ -170,7 +171,7 @@ impl Assembly {
                 state.page_size = Some(whole.page_size);
                 state.commit = whole.commit;
                 state.timestamp_ms = whole.timestamp_ms;
-                state.written = vec![u64::MAX; whole.commit as usize / 64 + 1];
+                state.written = PageNumbers::up_to(whole.commit);
             }
             (state, whole)
         });
@@ -336,16 +337,13 @@ impl State {
         let mut image = Vec::new();
         while let Some(pgno) = decoder.next_page(&mut image).map_err(corrupt)? {
             run.add(pgno, &image).map_err(failed(path))?;
-            let word = pgno as usize / 64;
-            if self.written.len() <= word {
-                self.written.resize(word + 1, 0);
-            }
-            self.written[word] |= 1 << (pgno % 64);
+            self.written.insert(pgno);
         }
         run.write().map_err(failed(path))?;
         decoder.finish().map_err(corrupt)?;
-        // Only now is the size more than a claim, for which nothing is allocated.
-        self.resize(header.commit);
+        // Pages behind a shrunken end are no longer there when the database grows again.
+        self.written.truncate(header.commit);
+        self.commit = header.commit;
         let size = u64::from(page_size.get());
         self.file
             .set_len(u64::from(header.commit) * size)
@@ -355,21 +353,12 @@ impl State {
         Ok(())
     }
 
-    /// Pages behind a shrunken end are no longer there when the database grows again.
-    fn resize(&mut self, commit: u32) {
-        self.written.resize(commit as usize / 64 + 1, 0);
-        let last = self.written.len() - 1;
-        self.written[last] &= u64::MAX >> (63 - commit % 64);
-        self.commit = commit;
-    }
-
     fn prove(&self, path: &Path, integrity: IntegrityCheck) -> Result<PageTable, RestoreError> {
         let Some(page_size) = self.page_size else {
             return Err(PlanError::Empty.into());
         };
         let commit = self.commit;
-        let is_written = |pgno: u32| self.written[pgno as usize / 64] >> (pgno % 64) & 1 == 1;
-        let missing = |pgno: &u32| !is_written(*pgno) && *pgno != page_size.lock_pgno();
+        let missing = |pgno: &u32| !self.written.contains(*pgno) && *pgno != page_size.lock_pgno();
         if let Some(pgno) = (1..=commit).find(missing) {
             return Err(RestoreError::MissingPage { pgno, commit });
         }

@@ -12,7 +12,7 @@ use store::{SharedStore, Store, StoreError};
 use tokio::sync::mpsc;
 
 /// Bytes of one read. An object that is not larger is read whole.
-const RANGE_BYTES: u64 = 2 << 20;
+pub const RANGE_BYTES: u64 = 2 << 20;
 
 /// Reads objects one after the other: each ends where the next one begins.
 pub(crate) struct Objects {

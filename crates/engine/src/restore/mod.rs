@@ -29,6 +29,7 @@ use crate::table::PageTable;
 
 pub use assembly::Assembly;
 pub(crate) use assembly::Whole;
+pub use fetch::RANGE_BYTES;
 pub(crate) use fetch::{Objects, pipe};
 use place::{exists, refuse_link};
 pub use point::{Point, Resolved, Way, find};

@@ -64,10 +64,7 @@ pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
         Ok(old) => (old.mode() & 0o777, (old.uid(), old.gid())),
         Err(_) => {
             let directory = fs::metadata(directory_of(output))?;
-            let mask = rustix::process::umask(rustix::fs::Mode::empty());
-            rustix::process::umask(mask);
-            let mode = 0o644 & !mask.bits();
-            (mode, (directory.uid(), directory.gid()))
+            (0o644 & !umask()?, (directory.uid(), directory.gid()))
         }
     };
     file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -75,6 +72,15 @@ pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
         std::os::unix::fs::fchown(file, Some(owner.0), Some(owner.1))?;
     }
     Ok(())
+}
+
+/// The process's mask for new files. The system call that tells it changes it for a moment, for all
+/// threads.
+fn umask() -> io::Result<u32> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .ok_or_else(|| io::Error::other("/proc/self/status names no umask"))
 }
 
 /// Moves the logs beside the destination to names of their own, and gives the database there a
@@ -117,15 +123,56 @@ fn second_name(from: &Path, to: &Path) -> io::Result<()> {
 /// Undoes [`set_aside`] as far as the disk allows; what stays has its name of before.
 pub(super) fn put_back(moved: &[(PathBuf, PathBuf)]) {
     for (from, to) in moved {
-        if let Err(error) = fs::rename(to, from) {
+        // Two names of one file are not made one by a renaming.
+        let is_second_name = same_file(from, to);
+        let undone = if is_second_name {
+            fs::remove_file(to)
+        } else {
+            fs::rename(to, from)
+        };
+        if let Err(error) = undone {
             tracing::error!("{} stays at {}: {error}", from.display(), to.display());
         }
     }
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 pub(super) fn directory_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_aside_comes_back_and_leaves_no_second_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("app.db");
+        for suffix in ["", "-wal"] {
+            fs::write(with_suffix(&output, suffix), suffix).unwrap();
+        }
+        let moved = set_aside(&output).unwrap();
+        assert!(output.exists(), "there is always a database");
+        put_back(&moved);
+        let names = fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> = names.map(|name| name.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["app.db", "app.db-wal"]);
+    }
+
+    #[test]
+    fn the_umask_is_the_one_that_new_files_get() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join("new")).unwrap();
+        let mode = file.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o666 & !umask().unwrap());
     }
 }

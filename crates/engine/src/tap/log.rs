@@ -179,7 +179,7 @@ impl Tap {
             }
             let offset = self.frame_offset(next);
             match self.connections[index].read_log(&mut self.buffer[..needed], offset) {
-                Err(error) if error.message == "short read" => return Err(broken()),
+                Err(error) if error.is_short_read() => return Err(broken()),
                 read => read.map_err(TapError::from)?,
             }
             for frame in self.buffer[..needed].chunks_exact(frame_bytes) {

@@ -52,7 +52,7 @@ impl Target {
             record.home = home;
             record.adopt = false;
         })?;
-        let stored = remote::newest(&files);
+        let stored = remote::newest_with_room(store.layout(), &files)?;
         let ours = continued && self.has_stored(&store, stored).await?;
         let copied = remote::newest_copy(&files);
         // A full copy that was announced and is not there may still come: what we store next has

@@ -33,7 +33,7 @@ pub async fn fence(
         if files.is_empty() || is_copy_coming(&files, lease.announced) {
             return Ok(files);
         }
-        let txid = remote::newest(&files).next();
+        let txid = remote::newest_with_room(store.layout(), &files)?.next();
         let before = newest_header(store, &files).await?;
         let header = Header {
             flags: Header::NO_CHECKSUM,

@@ -1,5 +1,7 @@
 //! Merging captured files: what happens when nothing is urgent.
 
+use std::io::Read;
+
 use bytes::Bytes;
 use ltx::{Decoder, FileName, Header, LtxError, MergeOptions, Txid};
 use store::{Body, StoreErrorKind};
@@ -72,7 +74,7 @@ impl Target {
     /// store.
     async fn merge_input(&self, txid: Txid) -> Result<Bytes, TargetError> {
         match tokio::fs::read(self.local.captured_path(txid)).await {
-            Ok(bytes) if check(&bytes).is_ok() => return Ok(bytes.into()),
+            Ok(bytes) if check(bytes.as_slice()).is_ok() => return Ok(bytes.into()),
             Ok(_) => tracing::warn!(%txid, "a captured file on our disk is damaged"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(local_error(error)),
@@ -84,7 +86,7 @@ impl Target {
         let store = &self.settings.store;
         let key = remote::key(store.layout(), 0, name);
         let bytes = store.get(&key, None).await?;
-        match check(&bytes) {
+        match check(bytes.as_ref()) {
             Ok(()) => Ok(bytes),
             Err(source) => Err(TargetError::Remote(RemoteError::Corrupt { key, source })),
         }
@@ -128,9 +130,9 @@ pub(super) fn is_lost(error: &TargetError) -> bool {
     }
 }
 
-/// Reads a whole file, with its checksums.
-pub(super) fn check(bytes: &[u8]) -> Result<(), LtxError> {
-    let mut decoder = Decoder::new(bytes)?;
+/// Reads a whole file, with its checksums, one page at a time.
+pub(super) fn check(file: impl Read) -> Result<(), LtxError> {
+    let mut decoder = Decoder::new(file)?;
     let mut image = Vec::new();
     while decoder.next_page(&mut image)?.is_some() {}
     decoder.finish().map(|_| ())

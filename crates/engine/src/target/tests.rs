@@ -151,6 +151,24 @@ async fn a_name_that_is_taken_meanwhile_is_fenced_behind_only_by_who_holds_the_l
 }
 
 #[tokio::test]
+async fn a_replica_after_whose_last_file_nothing_can_be_stored_is_an_error() {
+    for holder in ["another", "us"] {
+        let store: SharedStore = Arc::new(Memory::new());
+        let lease = held_by_another(&store, 0, &[(9, 1), (0, u64::MAX)]).await;
+        let names_it = |result: Result<(), TargetError>| {
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains("ffffffffffffffff"), "{message}");
+        };
+        names_it(fence(&store, &lease).await.map(drop));
+        let mut bench = Bench::new(Arc::clone(&store));
+        bench.target.holder = holder.to_owned();
+        bench.target.on_divergence = OnDivergence::NewLineage;
+        names_it(bench.target.connect().await.map(drop));
+        assert_eq!(bench.target.progress(), TargetProgress::default());
+    }
+}
+
+#[tokio::test]
 async fn a_replica_in_which_nothing_is_stored_is_free_and_any_other_is_not() {
     for (announced, files) in [(0, vec![]), (7, vec![]), (1, vec![(9, 1)])] {
         let store: SharedStore = Arc::new(Memory::new());

@@ -1,6 +1,7 @@
 //! Storing captured files and full copies under names that nobody has.
 
-use std::io::SeekFrom;
+use std::fs::File;
+use std::io::{BufReader, SeekFrom};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -40,8 +41,10 @@ impl Target {
         let path = self.local.captured_path(file.txid);
         // Proven when it was sealed, and again when it has lain since an earlier run.
         if captured.checksum.is_none() {
-            let bytes = tokio::fs::read(&path).await.map_err(local_error)?;
-            if let Err(error) = check(&bytes) {
+            // It may hold all that was written in an outage: neither in memory nor on this thread.
+            let opened = File::open(&path).map_err(local_error)?;
+            let checked = tokio::task::spawn_blocking(move || check(BufReader::new(opened)));
+            if let Err(error) = checked.await.expect("checking does not panic") {
                 tracing::error!("{}: {error}: a new full copy is stored", path.display());
                 let above = Txid::new(file.txid.get() - 1);
                 return self.ask_for_snapshot(connection, above).await;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{LOCK_NAME, info};
 use crate::StoreError;
-use crate::key::TEMPORARY_SUFFIX;
+use crate::key::{TEMPORARY_SUFFIX, is_directory_name};
 use crate::object::ObjectInfo;
 
 /// The deepest nesting of directories that is followed; a loop of links ends here.
@@ -33,7 +33,7 @@ pub(super) fn list(
 }
 
 /// Returns the names of the directories directly in `path`, sorted. An empty one may have become so
-/// by a deletion, and counts as well: nobody else makes them.
+/// by a deletion, and counts as well: nobody else makes them. What cannot be looked at is an error.
 pub(super) fn directories(path: &Path) -> Result<Vec<String>, StoreError> {
     let at = |error| StoreError::from_io("list", path, error);
     let entries = match fs::read_dir(path) {
@@ -51,15 +51,24 @@ pub(super) fn directories(path: &Path) -> Result<Vec<String>, StoreError> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(at)?;
-        let is_directory = fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
-        if let Ok(name) = entry.file_name().into_string()
-            && is_directory
-        {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if is_directory_name(&name) && is_directory(&entry.path())? {
             names.push(name);
         }
     }
     names.sort_unstable();
     Ok(names)
+}
+
+fn is_directory(path: &Path) -> Result<bool, StoreError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        // It went while we looked, or is a link to nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::from_io("stat", path, error)),
+    }
 }
 
 struct Walk<'a> {

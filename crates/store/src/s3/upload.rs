@@ -14,7 +14,7 @@ use crate::{StoreError, key};
 
 /// Objects larger than this go in parts of this size, unless they have too many or the target
 /// says otherwise.
-pub(super) const PART_BYTES: u64 = 5 << 20;
+pub const PART_BYTES: u64 = 5 << 20;
 /// The most parts that S3 puts together.
 const MAX_PARTS: u64 = 10_000;
 /// How many parts are in memory and on their way at once, unless the target says otherwise.
