@@ -126,7 +126,10 @@ pub struct RestoreArguments {
     pub parallelism: u8,
     /// Before an application starts: wait while the store cannot be asked, obey `startup` of the
     /// configuration, and take the replica over from whoever wrote it
-    #[arg(long, requires = "config")]
+    #[arg(long, requires = "config", conflicts_with_all = [
+        "source", "output", "timestamp", "txid", "if_replica_exists", "force", "dry_run",
+        "parallelism", "json",
+    ])]
     pub wait: bool,
     /// Report as JSON on standard output
     #[arg(long)]

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use engine::generations::GenerationError;
+use engine::lease::LeaseError;
 use engine::plan::PlanError;
 use engine::restore::RestoreError;
 use engine::startup::StartupError;
@@ -80,6 +81,27 @@ pub fn store_code(error: &StoreError) -> ExitCode {
     }
 }
 
+/// The exit code for an error of a target.
+fn target_code(error: &TargetError) -> ExitCode {
+    match error {
+        TargetError::Store(error) => store_code(error),
+        TargetError::Lease(error) => lease_code(error),
+        TargetError::Remote(_) => ExitCode::Corrupt,
+        TargetError::Superseded { .. } | TargetError::Diverged { .. } => ExitCode::Superseded,
+        _ => ExitCode::LocalIo,
+    }
+}
+
+/// The exit code for an error of a lease.
+pub fn lease_code(error: &LeaseError) -> ExitCode {
+    match error {
+        LeaseError::Store(error) => store_code(error),
+        LeaseError::Foreign(_) => ExitCode::Corrupt,
+        // Others are at it, or the store can be exchanged.
+        _ => ExitCode::Unreachable,
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         Failure::new(store_code(&error), error)
@@ -126,11 +148,7 @@ impl From<StartupError> for Failure {
             }
             StartupError::NoBackup { .. } => Failure::new(ExitCode::NothingToRestore, error),
             StartupError::CouldNotLook { ref source, .. } => {
-                let code = match source.as_ref() {
-                    TargetError::Store(source) => store_code(source),
-                    _ => ExitCode::Unreachable,
-                };
-                Failure::new(code, error)
+                Failure::new(target_code(source), error)
             }
             StartupError::Local(ref source) if source.is_disk_full() => {
                 Failure::new(ExitCode::DiskFull, error)

@@ -36,12 +36,12 @@ fn main() -> ExitCode {
             .into();
         }
     };
+    let log = log::init(&arguments.log, configured_log(&arguments.command));
     if let Command::Replicate(replicate) = &arguments.command
         && replicate.supervise
     {
         return supervise::run();
     }
-    let log = log::init(&arguments.log, configured_log(&arguments.command));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

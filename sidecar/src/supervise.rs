@@ -38,7 +38,7 @@ async fn supervise() -> ExitCode {
         {
             Ok(child) => child,
             Err(error) => {
-                eprintln!("start the worker: {error}");
+                tracing::error!("start the worker: {error}");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     _ = terminate.recv() => return ExitCode::SUCCESS,
@@ -58,7 +58,7 @@ async fn supervise() -> ExitCode {
         if started.elapsed() >= STABLE {
             pause = MIN_PAUSE;
         }
-        eprintln!(
+        tracing::error!(
             "the worker ended ({}); it starts again in {pause:?}",
             show(&status)
         );

@@ -29,7 +29,7 @@ pub async fn run(arguments: Arguments, log: LogFormat) -> Result<std::process::E
     tokio::select! {
         result = one_shot(command, log) => result.map(Into::into),
         () = signals.recv() => {
-            let message = "ended by a signal before it was done; nothing was changed";
+            let message = "ended by a signal before it was done; what was not restored yet is as it was";
             Err(Failure::message(ExitCode::Timeout, message))
         }
     }

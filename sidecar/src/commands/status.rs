@@ -1,7 +1,7 @@
 //! `status`: asks the running process.
 
 use protocol::exit::ExitCode;
-use protocol::status::SidecarStatus;
+use protocol::status::{SidecarStatus, TargetState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// Shows how each database is. Ends with 12 when one lags or is not replicated.
+/// Shows how each database is. Ends with 12 when one is not replicated, or a target does not take it.
 ///
 /// # Errors
 ///
@@ -48,10 +48,10 @@ pub async fn run(arguments: StatusArguments) -> Result<ExitCode, Failure> {
             }
         }
     }
-    let healthy = status
-        .databases
-        .iter()
-        .all(|database| database.state.is_healthy());
+    let healthy = status.databases.iter().all(|database| {
+        let targets = &database.targets;
+        database.state.is_healthy() && targets.iter().all(|it| it.state == TargetState::Ok)
+    });
     Ok(if healthy {
         ExitCode::Done
     } else {

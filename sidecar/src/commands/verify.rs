@@ -16,6 +16,7 @@ use protocol::verify::{
     VerifyResult,
 };
 use store::Opener;
+use tempfile::TempDir;
 
 use super::restore::add_stored;
 use crate::args::{VerifyArguments, holder, variable};
@@ -32,12 +33,12 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     let request = request(&arguments)?;
     let point = point(&request.point)?;
     let max_age = arguments.max_lag.filter(|_| arguments.request.is_none());
-    let scratch = Scratch::new(arguments.scratch.as_deref())?;
+    let scratch = scratch(arguments.scratch.as_deref())?;
     let mut opener = Opener::new();
     let mut all = Vec::new();
     for member in &request.members {
         for database in databases(&arguments, member, &mut opener).await? {
-            let scratch = &scratch.path;
+            let scratch = scratch.path();
             all.extend(each_target(&request, member, &database, point, max_age, scratch).await);
         }
     }
@@ -261,27 +262,19 @@ fn publish(arguments: &VerifyArguments, report: &VerifyReport) -> Result<(), Fai
     Ok(())
 }
 
-/// A directory for restored databases: they are production data, so it is emptied at the end.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(directory: Option<&Path>) -> Result<Scratch, Failure> {
-        let parent = directory.map_or_else(std::env::temp_dir, Path::to_owned);
-        let path = parent.join(format!("sqlite-backup-verify-{}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(|error| {
-            Failure::message(ExitCode::LocalIo, format!("{}: {error}", path.display()))
-        })?;
-        Ok(Scratch { path })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed was made by us a moment ago; there is nothing more to do.
-        let _removed = std::fs::remove_dir_all(&self.path);
-    }
+/// A directory for restored databases, which only we may read and which is emptied at the end: they are
+/// production data.
+fn scratch(directory: Option<&Path>) -> Result<TempDir, Failure> {
+    let parent = directory.map_or_else(std::env::temp_dir, Path::to_owned);
+    std::fs::create_dir_all(&parent)
+        .and_then(|()| {
+            tempfile::Builder::new()
+                .prefix("sqlite-backup-verify-")
+                .tempdir_in(&parent)
+        })
+        .map_err(|error| {
+            Failure::message(ExitCode::LocalIo, format!("{}: {error}", parent.display()))
+        })
 }
 
 #[cfg(test)]

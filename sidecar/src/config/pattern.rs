@@ -25,6 +25,8 @@ const SIDE_FILES: [&str; 5] = [
     ".restore.tmp",
     ".before-restore",
 ];
+/// What a file system keeps for itself, and only root may read.
+const LOST_AND_FOUND: &str = "lost+found";
 /// A star is not a slash, and only a dot begins a hidden name.
 const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
@@ -187,13 +189,20 @@ impl Pattern {
         };
         for entry in entries {
             let path = entry?.path();
-            let Ok(metadata) = std::fs::metadata(&path) else {
-                continue;
+            let metadata = match std::fs::metadata(&path) {
+                // It went while we looked, or is a link that leads nowhere.
+                Err(error) if leads_nowhere(&error) => continue,
+                Err(error) => {
+                    let message = format!("{}: {error}", path.display());
+                    return Err(io::Error::new(error.kind(), message));
+                }
+                Ok(metadata) => metadata,
             };
             // Our state, and what a file system keeps for itself.
             let is_ours = || {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (name.starts_with('.') && name.ends_with("-sqlite-backup")) || name == "lost+found"
+                (name.starts_with('.') && name.ends_with("-sqlite-backup"))
+                    || name == LOST_AND_FOUND
             };
             if metadata.is_dir() {
                 if depth > 1 && !is_ours() {
@@ -232,7 +241,8 @@ impl Pattern {
                     }
                 }
                 // A database, or a directory of some, may have the name of a level.
-                level.extend(below.iter().map(|name| match directory.as_str() {
+                let below = below.iter().filter(|name| *name != LOST_AND_FOUND);
+                level.extend(below.map(|name| match directory.as_str() {
                     "" => name.clone(),
                     directory => format!("{directory}/{name}"),
                 }));
@@ -243,6 +253,10 @@ impl Pattern {
         }
         Ok(found)
     }
+}
+
+fn leads_nowhere(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ELOOP)
 }
 
 /// A directory of what is stored of a database, in one of Litestream's layouts: of 0.5 in

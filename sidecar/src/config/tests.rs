@@ -44,6 +44,12 @@ fn a_litestream_file_is_understood() {
 fn variables_are_expanded_in_values_and_cannot_add_yaml() {
     let config = parse_text("dbs: [{path: '/data/${MEMBER}/$MEMBER$$'}]").unwrap();
     assert_eq!(config.dbs[0].path, Path::new("/data/orders-0/orders-0$"));
+    let error = parse_text("dbs: [{path: '/data/secret${MEMBER'}]").unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("dbs[0].path") && !message.contains("secret"),
+        "{message}"
+    );
     let error = parse_text("dbs: [{path: '/data/${NOPE}'}]").unwrap_err();
     assert_eq!(
         error,

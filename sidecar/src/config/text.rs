@@ -132,10 +132,10 @@ fn expand_text(
         rest = &rest[at + 1..];
         let (name, after) = if let Some(braced) = rest.strip_prefix('{') {
             let Some((name, after)) = braced.split_once('}') else {
-                let message = format!("{text:?} has ${{ without }}");
+                // Not the text: it may hold a secret.
                 return Err(ConfigError::Value {
                     key: key.to_owned(),
-                    message,
+                    message: "it has ${ without }".to_owned(),
                 });
             };
             (name, after)

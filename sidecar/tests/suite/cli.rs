@@ -504,6 +504,18 @@ fn a_wrong_command_line_is_told_with_code_2() {
             "yesterday",
         ],
         vec!["restore", "file:///b", "-o", "/a", "--parallelism", "0"],
+        vec!["restore", "--config", "/c", "file:///b", "-o", "/a"],
+        vec!["restore", "--wait", "--config", "/c", "--dry-run"],
+        vec!["restore", "--wait", "--config", "/c", "/a.db"],
+        vec![
+            "restore",
+            "--wait",
+            "--config",
+            "/c",
+            "--txid",
+            "0000000000000001",
+        ],
+        vec!["restore", "--wait", "--config", "/c", "--parallelism", "2"],
         vec!["verify", "file:///b", "--max-lag", "soon"],
         vec!["verify", "file:///b", "--request", "{"],
     ] {

@@ -44,6 +44,31 @@ fn status_of_a_database_that_is_not_replicated_is_not_good() {
 }
 
 #[test]
+fn status_with_a_target_that_takes_nothing_is_not_good() {
+    let place = Place::new();
+    let _connection = create(&place.database(), 3);
+    let text = format!(
+        "dbs:\n- path: {}\n  replicas:\n  - url: file://{}/backup\n  - url: s3://bucket/p?endpoint=http://127.0.0.1:1\n    access-key-id: id\n    secret-access-key: secret\n",
+        place.database_text(),
+        place.path().display()
+    );
+    let config = place.write("config.yml", &text);
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    until(
+        "one target has everything, the other cannot be reached",
+        || {
+            let targets = sidecar.status().databases.remove(0).targets;
+            let states = targets.iter().map(|target| target.state);
+            states
+                .eq([TargetState::Ok, TargetState::DestinationUnavailable])
+                .then_some(())
+        },
+    );
+    let done = run(["status", "--addr", sidecar.address()]);
+    assert_eq!(done.code, Some(12), "{done:?}");
+}
+
+#[test]
 fn metrics_are_openmetrics() {
     let place = Place::new();
     let _connection = create(&place.database(), 3);

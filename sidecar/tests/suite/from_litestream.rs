@@ -132,15 +132,20 @@ impl Machine {
         shell.stdout(Stdio::null()).stderr(Stdio::null());
         self.running = Some(shell.spawn().unwrap());
         for _ in 0..3 {
-            insert(&self.connection, 3);
-            until(&format!("{command}: everything is stored"), || {
-                let output = self.place.fresh("look.db");
-                let source = format!("file://{}/backup/app", self.place.path().display());
-                let restore = format!("litestream restore -o {} {source}", text(&output));
-                let done = finish(self.shell(&restore));
-                (done.code == Some(0) && rows(&output) == self.rows()).then_some(())
-            });
+            self.store(3);
         }
+    }
+
+    /// Adds rows, and waits until they are stored.
+    fn store(&self, count: i64) {
+        insert(&self.connection, count);
+        until("everything is stored", || {
+            let output = self.place.fresh("look.db");
+            let source = format!("file://{}/backup/app", self.place.path().display());
+            let restore = format!("litestream restore -o {} {source}", text(&output));
+            let done = finish(self.shell(&restore));
+            (done.code == Some(0) && rows(&output) == self.rows()).then_some(())
+        });
     }
 
     fn stop(&mut self) {
@@ -212,7 +217,7 @@ fn every_command_of_the_page_works_in_its_order() {
                     let newest = machine.run("sqlite-backup inspect file:///srv/backup/app --json");
                     let newest: serde_json::Value = serde_json::from_str(&newest.out).unwrap();
                     machine.txid = newest["latest"]["txid"].as_str().unwrap().to_owned();
-                    insert(&machine.connection, 1);
+                    machine.store(1);
                 } else {
                     if command.starts_with("rm ") {
                         machine.stop();

@@ -160,6 +160,26 @@ fn forward(from: std::net::SocketAddr, to: String) -> std::thread::JoinHandle<()
 }
 
 #[test]
+fn a_backup_that_will_not_heal_is_not_waited_for() {
+    let place = Place::new();
+    let backup = place.path().join("backup");
+    let url = format!("file://{}", backup.display());
+    drop(create(&place.database(), 5));
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    for file in crate::support::database::files(place.path(), &|name| name.contains("app.db")) {
+        std::fs::remove_file(file).unwrap();
+    }
+    std::fs::write(backup.join("lock.json"), "not ours").unwrap();
+    let text = format!(
+        "dbs:\n- path: {}\n  replica: {{url: '{url}'}}\n",
+        place.database_text()
+    );
+    let file = place.write("config.yml", &text);
+    run(["restore", "--wait", "--config", &file]).fails_with(10, &["lock.json"]);
+    assert!(!place.database().exists());
+}
+
+#[test]
 fn without_a_backup_the_policy_decides() {
     let place = Place::new();
     let bucket = Bucket::create("startup-policy");
@@ -170,9 +190,8 @@ fn without_a_backup_the_policy_decides() {
         &admin.secret_access_key,
     );
     let nothing = bucket.url("nothing");
-    // Restore, with the word of the injected container that empty is fine.
     let file = config(&place, &nothing, "");
-    run(["restore", "--wait", "--config", &file, "--if-db-not-exists"]).succeeds();
+    run(["restore", "--wait", "--config", &file]).succeeds();
     assert!(!place.database().exists());
     let file = config(&place, &nothing, "on-missing: require-backup");
     let waiting = Waiting::start(&place, &file, program(), &["--if-db-not-exists"]);

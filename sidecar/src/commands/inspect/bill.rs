@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 
 use engine::plan::Plan;
 use engine::remote::RemoteFile;
+use engine::restore::RANGE_BYTES;
+use store::PART_BYTES;
 
 /// Dollars for 1,000 requests that store or list: Amazon S3's standard class in us-east-1.
 pub const PUTS_DOLLARS: f64 = 0.005;
@@ -21,10 +23,6 @@ const MONTH_MS: f64 = 30.0 * 86_400_000.0;
 const RECENT_MS: i64 = 7 * 86_400_000;
 /// Nothing is told of a replica that is younger, in milliseconds.
 const YOUNG_MS: i64 = 600_000;
-/// Objects larger than this were stored in parts of this size, unless somebody chose another.
-const PART_BYTES: u64 = 5 << 20;
-/// A restore reads larger objects in ranges of this size.
-const RANGE_BYTES: u64 = 2 << 20;
 /// Objects on one page of a list.
 const PAGE_OBJECTS: u64 = 1000;
 

@@ -1,7 +1,7 @@
 //! `replicate --dry-run`: what would be replicated where, changing nothing.
 
 use engine::database::DatabaseSettings;
-use engine::lease::{self, LeaseError};
+use engine::lease;
 use engine::remote;
 use engine::target::TargetSettings;
 use futures::StreamExt;
@@ -10,7 +10,7 @@ use store::Store;
 
 use super::unusable;
 use crate::config::Settings;
-use crate::failure::{Failure, store_code};
+use crate::failure::{Failure, lease_code};
 
 /// Databases looked at at the same time.
 const DATABASES_AT_ONCE: usize = 8;
@@ -66,10 +66,7 @@ async fn look(database: &DatabaseSettings, restore_first: bool) -> (Vec<String>,
 async fn found(target: &TargetSettings) -> Result<String, Failure> {
     let lease = lease::read(&target.store)
         .await
-        .map_err(|error| match error {
-            LeaseError::Store(error) => Failure::new(store_code(&error), error),
-            error => Failure::new(ExitCode::Corrupt, error),
-        })?;
+        .map_err(|error| Failure::new(lease_code(&error), error))?;
     let files = remote::list(&target.store).await?;
     if files.is_empty() {
         return Ok("no backup yet".to_owned());

@@ -12,6 +12,7 @@ use futures::future::join_all;
 use protocol::config::OnMissing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::shown::{Shown, ShownDatabase};
 use super::source::Loaded;
@@ -104,9 +105,17 @@ impl Fleet {
         let shown = ShownDatabase::new(handle);
         let held = shown.clone();
         let task = tokio::task::spawn_local(async move {
-            if let Some(predecessor) = predecessor {
+            let mut drain = drain;
+            if let Some(mut predecessor) = predecessor {
                 // Two drivers of one database would write the same local files.
-                let _stored = predecessor.await;
+                tokio::select! {
+                    _stored = &mut predecessor => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => {
+                        let asked = Instant::now();
+                        let _stored = predecessor.await;
+                        drain = drain.saturating_sub(asked.elapsed());
+                    }
+                }
             }
             if let Some(on_missing) = restore {
                 tokio::select! {

@@ -48,6 +48,7 @@ pub async fn run(
     arguments: ReplicateArguments,
     signals: EndSignals,
 ) -> Result<std::process::ExitCode, Failure> {
+    abort_on_panic();
     let running = exec::Running::default();
     let mut stop = signals.watch({
         let running = running.clone();
@@ -131,6 +132,16 @@ pub async fn run(
             }
         }
     }
+}
+
+/// From here on a panic anywhere ends the process, which is then started again: the runtime would only
+/// end the task, and backup that stops silently is the worst failure.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        std::process::abort();
+    }));
 }
 
 /// Reads the configuration. Where nobody reads our exit code, it is waited for: in a Pod it may
@@ -251,5 +262,43 @@ async fn once(
             fleet.end().await;
             Err(failure)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// In a process of its own, this test panics in a task that nobody waits for.
+    const PANICS: &str = "SQLITE_BACKUP_TEST_PANICS";
+
+    #[test]
+    fn a_panic_in_a_task_ends_the_process() {
+        if std::env::var_os(PANICS).is_some() {
+            abort_on_panic();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                tokio::spawn(async { panic!("a task fails") });
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            });
+        }
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--nocapture",
+                "--exact",
+                "commands::replicate::tests::a_panic_in_a_task_ends_the_process",
+            ])
+            .env(PANICS, "1")
+            .output()
+            .unwrap();
+        assert_eq!(ended.status.signal(), Some(libc::SIGABRT));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("a task fails"), "{said}");
     }
 }

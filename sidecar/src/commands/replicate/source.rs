@@ -106,6 +106,16 @@ impl Source {
         })
     }
 
+    /// The databases of its patterns, found on a thread that may wait for a disk.
+    async fn found(&self) -> Result<Found, ConfigError> {
+        let config = match self {
+            Source::Fixed(config) => config.as_ref().clone(),
+            Source::File(file) => config::read(file, &variable)?,
+        };
+        let look = tokio::task::spawn_blocking(move || config::pattern::local(&config));
+        look.await.expect("looking for files does not panic")
+    }
+
     /// Waits until the file has a content other than that of `since` that is usable, or until its
     /// patterns find other databases, and returns it. Looks now and then, and at each of `hangups`.
     pub async fn changed(
@@ -133,8 +143,14 @@ impl Source {
             if is_same && !since.has_patterns {
                 continue;
             }
-            match self.read(opener) {
-                Ok(loaded) if !is_same || loaded.found != since.found => return loaded,
+            // Most looks find the same: only others are worth settings for each database.
+            let read = match self.found().await {
+                Ok(found) if is_same && found == since.found => Ok(None),
+                Ok(_) => self.read(opener).map(Some),
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(Some(loaded)) if !is_same || loaded.found != since.found => return loaded,
                 Ok(_) => said.clear(),
                 Err(error) => {
                     let what = if is_same {

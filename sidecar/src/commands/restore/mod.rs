@@ -40,10 +40,14 @@ pub async fn run(arguments: RestoreArguments, log: LogFormat) -> Result<ExitCode
         return wait(&arguments, &progress).await;
     }
     match (&arguments.config, &arguments.source) {
-        (_, Some(url)) if url.contains("://") && arguments.all => {
+        (Some(_), Some(url)) if url.contains("://") => {
+            let message = "give --config FILE, or the URL of a replica, not both";
+            Err(Failure::message(ExitCode::Usage, message))
+        }
+        (None, Some(url)) if url.contains("://") && arguments.all => {
             all_below(&arguments, url, &progress).await
         }
-        (_, Some(url)) if url.contains("://") => from_url(&arguments, url, &progress).await,
+        (None, Some(url)) if url.contains("://") => from_url(&arguments, url, &progress).await,
         (Some(file), database) => {
             from_config(&arguments, file, database.as_deref(), &progress).await
         }

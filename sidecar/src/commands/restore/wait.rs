@@ -107,18 +107,14 @@ async fn attempt(
             target.store.list("lock", None).await?;
         }
     }
-    let on_missing = match startup.on_missing {
-        OnMissing::Restore if !arguments.if_db_not_exists => OnMissing::RequireBackup,
-        policy => policy,
-    };
     let integrity = integrity(arguments.integrity_check);
     if !databases().all(|database| is_present(&database.path)) {
         for mark in marks.values() {
             set_mark(mark)?;
         }
     }
-    let restores =
-        databases().map(|database| make_one_ready(database, on_missing, integrity, progress));
+    let restores = databases()
+        .map(|database| make_one_ready(database, startup.on_missing, integrity, progress));
     let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
     while restores.try_next().await?.is_some() {}
     for mark in marks.values().filter(|mark| mark.exists()) {
