@@ -11,7 +11,10 @@ use super::RestoreError;
 use super::search::TimeSearch;
 use crate::generations::{self, Generation, GenerationError, GenerationPlan};
 use crate::plan::{Plan, PlanError, plan_restore};
-use crate::remote::{self, RemoteFile, read_header};
+use crate::remote::{self, RemoteError, RemoteFile, read_header};
+
+/// Damaged headers that a search for a time does without.
+const MAX_DAMAGED: usize = 16;
 
 /// The point to restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,31 +155,73 @@ async fn resolve(
     Ok(Resolved { files, plan })
 }
 
-/// The newest position at or before a time.
+/// The newest position at or before a time. A file whose header is damaged has no time: without it the
+/// position is known all the same, unless it may be that file's own.
 async fn position_at(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,
     time: Timestamp,
 ) -> Result<Txid, RestoreError> {
+    let mut readable = files.clone();
+    let mut damaged: Vec<(Txid, RemoteError)> = Vec::new();
+    loop {
+        match position_among(store, &readable, time).await {
+            Err(Unknown::Damaged(file, error)) if damaged.len() < MAX_DAMAGED => {
+                tracing::warn!("{error}: the time is looked for without it");
+                readable.remove(&file);
+                damaged.push((file.max, error));
+            }
+            Err(Unknown::Damaged(_, error)) => return Err(error.into()),
+            Err(Unknown::Other(error)) => return Err(error),
+            Ok(position) => {
+                let ends = readable.iter().map(|file| file.max);
+                let next = ends.filter(|end| *end > position).min();
+                let may_be_meant = |(end, _): &(Txid, RemoteError)| {
+                    *end > position && next.is_none_or(|next| *end < next)
+                };
+                let doubt = damaged.into_iter().find(may_be_meant);
+                return doubt.map_or(Ok(position), |(_, error)| Err(error.into()));
+            }
+        }
+    }
+}
+
+/// Why the position of a time is not known.
+enum Unknown {
+    /// This file's header cannot be understood.
+    Damaged(RemoteFile, RemoteError),
+    Other(RestoreError),
+}
+
+async fn position_among(
+    store: &SharedStore,
+    files: &BTreeSet<RemoteFile>,
+    time: Timestamp,
+) -> Result<Txid, Unknown> {
     let ends = ends(files);
     if ends.is_empty() {
-        return Err(PlanError::Empty.into());
+        return Err(Unknown::Other(PlanError::Empty.into()));
     }
     let stored_ms = ends.iter().map(|(_, stored_ms)| *stored_ms);
     let mut search = TimeSearch::new(stored_ms.collect(), time.as_millisecond());
     let mut oldest_ms = i64::MAX;
     while let Some(index) = search.poll_probe() {
-        let header = read_header(store, &ends[index].0).await?;
+        let file = ends[index].0;
+        let header = match read_header(store, &file).await {
+            Err(error @ RemoteError::Store(_)) => return Err(Unknown::Other(error.into())),
+            Err(error) => return Err(Unknown::Damaged(file, error)),
+            Ok(header) => header,
+        };
         oldest_ms = oldest_ms.min(header.timestamp_ms);
         search.handle_time(index, header.timestamp_ms);
     }
     match search.found().checked_sub(1) {
         Some(index) => Ok(ends[index].0.max),
         // Nothing is found before the oldest file unless that was looked at.
-        None => Err(RestoreError::TooEarly {
+        None => Err(Unknown::Other(RestoreError::TooEarly {
             wanted: time,
             oldest: Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MAX),
-        }),
+        })),
     }
 }
 
@@ -291,5 +336,50 @@ mod tests {
         every_time_is_found(|txid| captured_ms(txid) - 3_600_000, 4).await;
         every_time_is_found(|_| 5_000_000, 14).await;
         every_time_is_found(|txid| -(txid as i64), 14).await;
+    }
+
+    #[tokio::test]
+    async fn a_damaged_header_ends_only_the_search_for_its_own_time() {
+        let store = replica(captured_ms).await;
+        let name = |txid| ltx::FileName {
+            min: Txid::new(txid),
+            max: Txid::new(txid),
+        };
+        let damage = async |txid| {
+            let key = remote::key(store.layout(), 0, name(txid));
+            let put = store.put(
+                &key,
+                Body::from(vec![7; 200]),
+                PutMode::Overwrite,
+                &PutMeta::default(),
+            );
+            put.await.unwrap();
+        };
+        let at = |txid: u64| captured_ms(txid);
+        // Merged files end at 180 and 270, too: their times are those of the positions.
+        for txid in [180, 200, 270, 271] {
+            damage(txid).await;
+        }
+        let (before, _) = found(&store, at(197)).await;
+        assert_eq!(before.unwrap(), Txid::new(197));
+        let (merged, _) = found(&store, at(270)).await;
+        assert!(
+            matches!(merged, Err(RestoreError::Remote(_))),
+            "271 may be of then"
+        );
+        let (its_own, _) = found(&store, at(180)).await;
+        assert_eq!(its_own.unwrap(), Txid::new(180));
+        let (doubtful, _) = found(&store, at(199)).await;
+        assert!(
+            matches!(doubtful, Err(RestoreError::Remote(_))),
+            "200 is of then"
+        );
+        let (after, _) = found(&store, at(202)).await;
+        assert_eq!(after.unwrap(), Txid::new(203), "of two in one millisecond");
+        for txid in 205..260 {
+            damage(txid).await;
+        }
+        let (hopeless, _) = found(&store, at(230)).await;
+        assert!(matches!(hopeless, Err(RestoreError::Remote(_))));
     }
 }
