@@ -169,3 +169,35 @@ fn without_a_file_a_hangup_ends_us_as_a_closed_terminal_does() {
     let (code, _) = wait_for_end(&mut child);
     assert_eq!(code, None);
 }
+
+#[test]
+fn a_stop_right_after_a_change_takes_no_longer_than_any_other() {
+    let place = Place::new();
+    let _connection = create(&place.database(), 5);
+    let config = |interval: &str| {
+        let text = format!(
+            "shutdown-sync-timeout: 10s\ndbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}', sync-interval: {interval}}}\n  \
+             - {{name: far, url: 's3://bucket/far?endpoint=http://127.0.0.1:1', access-key-id: a, secret-access-key: b}}\n",
+            place.database_text(),
+            place.url("near"),
+        );
+        place.write("config.yml", &text)
+    };
+    let file = config("1s");
+    let sidecar = Sidecar::start(place.path(), &["--config", &file]);
+    sidecar.wait_until("the near target has everything", |status| {
+        status.position.is_some() && status.targets[0].position == status.position
+    });
+    config("2s");
+    signal(sidecar.id(), "HUP");
+    until("the database is to begin again", || {
+        sidecar
+            .log()
+            .contains("the databases changed")
+            .then_some(())
+    });
+    // Its predecessor tries to store what the far target lacks, and has begun.
+    let (code, took) = sidecar.terminate();
+    assert_eq!(code, Some(23));
+    assert!(took < Duration::from_secs(16), "{took:?}");
+}
