@@ -306,20 +306,24 @@ async fn time_over(mut stop: watch::Receiver<bool>, drain: Duration) {
     tokio::time::sleep(drain).await;
 }
 
-/// Lets the target drivers finish while there is time. True when all did.
+/// Lets the target drivers finish while there is time. True when all did; none is left in any case, so
+/// that the local state is free for who comes next.
 async fn drain_targets(
-    mut targets: Vec<JoinHandle<()>>,
+    targets: Vec<JoinHandle<()>>,
     sender: watch::Sender<bool>,
     time_over: impl Future<Output = ()>,
 ) -> bool {
     sender.send_replace(true);
+    let aborts: Vec<_> = targets.iter().map(JoinHandle::abort_handle).collect();
+    let mut ended = std::pin::pin!(join_all(targets));
     tokio::select! {
-        _ended = join_all(&mut targets) => return true,
+        _ended = &mut ended => return true,
         () = time_over => {}
     }
-    for target in targets {
+    for target in aborts {
         target.abort();
     }
+    let _ended = ended.await;
     false
 }
 

@@ -28,6 +28,10 @@ const STABLE: Duration = Duration::from_secs(60);
 /// Time from an application's opening of a database to its first commit, about.
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a target that says nothing is waited for. It may have higher numbers, and then begins with a
+/// full copy above them.
+const FIRST_ANSWER_TIME: Duration = Duration::from_secs(5);
+
 /// How long a database that was opened, and not changed, is looked at each second.
 const OPENED_TIME: Duration = Duration::from_secs(600);
 
@@ -231,17 +235,19 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until we may give numbers: with local state at once; without it, only after the
-    /// targets said what numbers they have. False when none of them will.
+    /// Waits until we may give numbers: with local state at once; without it, only after a target said
+    /// what numbers it has, and the others did, or said nothing for a while. False when none will.
     pub(super) async fn may_number(&self, database: &mut Database) -> bool {
         let known = self
             .ledger
             .as_ref()
             .is_some_and(|ledger| ledger.table.is_some());
         let mut changes = database.handle.chain.subscribe();
+        let began = Instant::now();
         loop {
-            let asked = database.handle.every_target_answered();
-            if known || asked {
+            let handle = &database.handle;
+            let asked = handle.every_target_was_tried() || began.elapsed() >= FIRST_ANSWER_TIME;
+            if known || (asked && handle.a_target_answered()) {
                 return true;
             }
             if database.handle.verdict().is_some() {

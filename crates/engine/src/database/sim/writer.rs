@@ -278,7 +278,8 @@ impl Driver {
                 return false;
             }
             let stopping = *self.stop.borrow();
-            let numbered = ledger.table.is_some() || self.handle.every_target_answered();
+            let numbered = ledger.table.is_some()
+                || (self.handle.every_target_was_tried() && self.handle.a_target_answered());
             if !numbered {
                 if stopping && self.handle.every_target_was_tried() {
                     return false;
