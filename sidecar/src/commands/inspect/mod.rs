@@ -2,7 +2,7 @@
 
 mod bill;
 mod generations;
-mod reach;
+mod spans;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,14 +84,14 @@ fn spans(files: &BTreeSet<RemoteFile>) -> Value {
         let ms = stored.get(&txid).copied().unwrap_or_default();
         position(txid, Timestamp::from_millisecond(ms).ok())
     };
-    let spans = reach::reach(files).spans.into_iter();
+    let spans = spans::spans(files).spans.into_iter();
     spans
         .map(|(from, to)| json!({"from": end(from), "to": end(to)}))
         .collect()
 }
 
 fn holes(files: &BTreeSet<RemoteFile>) -> Value {
-    let holes = reach::reach(files).holes.into_iter();
+    let holes = spans::spans(files).holes.into_iter();
     holes
         .map(|(after, next)| json!({"after": after.to_string(), "next": next.to_string()}))
         .collect()

@@ -1,4 +1,4 @@
-//! Which positions restores reach, and where they stop.
+//! Which ranges of positions restores reach, for people: where they begin, where they stop.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use ltx::Txid;
 
 /// What a replica's files lead to.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Reach {
+pub struct Spans {
     /// Ranges of positions, ascending: the first is that of a full copy, the last is as far as the
     /// files after it lead. Inside a merged file only its end can be restored.
     pub spans: Vec<(Txid, Txid)>,
@@ -17,7 +17,7 @@ pub struct Reach {
 }
 
 /// Follows the files from each full copy on.
-pub fn reach(files: &BTreeSet<RemoteFile>) -> Reach {
+pub fn spans(files: &BTreeSet<RemoteFile>) -> Spans {
     let (copies, mut others): (Vec<&RemoteFile>, Vec<&RemoteFile>) =
         files.iter().partition(|file| file.is_snapshot());
     others.sort_by_key(|file| file.min);
@@ -55,7 +55,7 @@ pub fn reach(files: &BTreeSet<RemoteFile>) -> Reach {
             holes.entry(end).or_insert(file.min);
         }
     }
-    Reach { spans, holes }
+    Spans { spans, holes }
 }
 
 #[cfg(test)]
@@ -72,11 +72,11 @@ mod tests {
             size: 1,
             modified_ms: 0,
         };
-        let reach = reach(&files.iter().map(file).collect());
+        let found = spans(&files.iter().map(file).collect());
         let numbers = |(a, b): (Txid, Txid)| (a.get(), b.get());
         (
-            reach.spans.into_iter().map(numbers).collect(),
-            reach.holes.into_iter().map(numbers).collect(),
+            found.spans.into_iter().map(numbers).collect(),
+            found.holes.into_iter().map(numbers).collect(),
         )
     }
 
