@@ -203,6 +203,19 @@ pub enum RemoteError {
     },
 }
 
+impl RemoteError {
+    /// The object whose bytes are not what they should be; none when the store failed.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            RemoteError::Store(_) => None,
+            RemoteError::Corrupt { key, .. }
+            | RemoteError::TooShort { key, .. }
+            | RemoteError::NameMismatch { key, .. }
+            | RemoteError::LastNumber { key } => Some(key),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

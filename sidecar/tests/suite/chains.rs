@@ -365,6 +365,42 @@ fn an_object_cut_short_anywhere_in_a_chain_is_named() {
 }
 
 #[test]
+fn a_damaged_object_is_gone_around_where_others_lead_to_the_same_txid() {
+    // Two full copies, captures, and what they were merged to.
+    let all: Vec<Object> = [&COPY_AND_CAPTURES[..], &[(9, 1, 4), (1, 2, 3), (1, 5, 6)]].concat();
+    for damaged in [(9, 1, 4), (1, 2, 3), (1, 5, 6), (0, 2, 2), (0, 5, 5)] {
+        let history = History::stored(&all);
+        let mut bytes = std::fs::read(history.path(damaged)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        history.store_bytes(damaged, &bytes);
+        let name = format!("{:016x}-{:016x}.ltx", damaged.1, damaged.2);
+        let (done, restored) = history.ours(&["--json"]);
+        assert!(
+            restored.as_deref() == Some(history.state(NEWEST)),
+            "{damaged:?}: {done:?}"
+        );
+        let result: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+        let gone_around = result["damaged"].as_array().unwrap();
+        assert_eq!(
+            gone_around.is_empty(),
+            !done.err.contains(&name),
+            "{done:?}"
+        );
+        let url = history.place.url("backup");
+        // A restore test does not go around what it meets.
+        let verified = run(["verify", &url]);
+        let expected = if gone_around.is_empty() { 0 } else { 10 };
+        assert_eq!(verified.code, Some(expected), "{damaged:?}: {verified:?}");
+    }
+    // Nothing else leads to the newest one.
+    let history = History::stored(&COPY_AND_CAPTURES);
+    history.store_bytes((0, 6, 6), b"nothing of this");
+    let (done, restored) = history.ours(&[]);
+    assert_eq!((done.code, restored), (Some(10), None), "{done:?}");
+}
+
+#[test]
 fn a_page_that_no_object_holds_is_named() {
     let history = History::stored(&COPY_AND_CAPTURES);
     let object = (0, 2, 2);

@@ -227,6 +227,7 @@ impl Assembly {
             table,
             bytes: self.bytes,
             files: self.files,
+            damaged: Vec::new(),
         })
     }
 

@@ -2,11 +2,12 @@
 //!
 //! The new database grows in a temporary file beside its place and takes its name only when it is
 //! whole, proven and durable. A restore that cannot reach the point asked for is an error; it
-//! never ends silently at another one.
+//! never ends silently at another one. Around a damaged file it takes another way to that very point, if
+//! there is one, and says so.
 //!
 //! Here is what a restore is asked, what it answers, and the order of its steps: `point` finds the
-//! way, `search` the position of a time, `fetch` brings the files in order, `assembly` builds and proves, `place` exchanges the files at the
-//! destination.
+//! way, `search` the position of a time, `fetch` brings the files in order, `assembly` builds and proves,
+//! `place` exchanges the files at the destination.
 
 mod assembly;
 mod fetch;
@@ -22,8 +23,8 @@ use ltx::Txid;
 use store::{SharedStore, StoreError, StoreErrorKind};
 
 use crate::generations::{self, GenerationError, GenerationId};
-use crate::plan::PlanError;
-use crate::remote::RemoteError;
+use crate::plan::{PlanError, plan_restore};
+use crate::remote::{self, RemoteError, RemoteFile};
 use crate::sqlite::SqliteError;
 use crate::table::PageTable;
 
@@ -63,6 +64,8 @@ pub struct Restored {
     pub bytes: u64,
     /// Files read.
     pub files: usize,
+    /// Keys of damaged files that the way went around, over others that lead to the same position.
+    pub damaged: Vec<String>,
 }
 
 impl Restored {
@@ -226,16 +229,52 @@ async fn build(
     let way = find(store, options.point).await?;
     let mut assembly = Assembly::create(&options.output)?;
     let parallelism = options.parallelism;
-    match &way {
-        Way::Files(Resolved { plan, .. }) => {
-            assembly.fetch(store, plan, parallelism, progress).await?;
+    let mut damaged = Vec::new();
+    match way {
+        Way::Files(mut resolved) => {
+            while let Err(error) = assembly
+                .fetch(store, &resolved.plan, parallelism, progress)
+                .await
+            {
+                let Some((key, around)) = around(store, resolved, &error) else {
+                    return Err(error);
+                };
+                tracing::warn!("{error}: other files lead to the same position");
+                damaged.push(key);
+                resolved = around;
+                // The place of the one before is given up first.
+                drop(assembly);
+                assembly = Assembly::create(&options.output)?;
+            }
         }
         Way::Generation(plan) => {
-            generations::rebuild(&mut assembly, store, plan, parallelism, progress).await?;
+            generations::rebuild(&mut assembly, store, &plan, parallelism, progress).await?;
         }
     }
     let restored = assembly.prove(options.integrity).await?;
+    let restored = Restored {
+        damaged,
+        ..restored
+    };
     Ok((assembly, restored))
+}
+
+/// Another way to the same position without the file that an error says is damaged, and its key. It ends,
+/// because each way has fewer files to choose from.
+fn around(
+    store: &SharedStore,
+    mut resolved: Resolved,
+    error: &RestoreError,
+) -> Option<(String, Resolved)> {
+    let RestoreError::Remote(damage) = error else {
+        return None;
+    };
+    let key = damage.key()?;
+    let layout = store.layout();
+    let is_damaged = |file: &RemoteFile| remote::key(layout, file.level, file.name()) == key;
+    resolved.files.retain(|file| !is_damaged(file));
+    let plan = plan_restore(&resolved.files, Some(resolved.plan.txid)).ok()?;
+    Some((key.to_owned(), Resolved { plan, ..resolved }))
 }
 
 pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> RestoreError {

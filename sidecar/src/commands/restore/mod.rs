@@ -420,7 +420,7 @@ fn show(
         let mut result = json!({
             "database": output, "source": store.describe(), "time": time.to_string(),
             "checksum": format!("{:016x}", restored.table.checksum()),
-            "bytes": restored.bytes, "files": restored.files,
+            "bytes": restored.bytes, "files": restored.files, "damaged": restored.damaged,
             "milliseconds": took.as_millis() as u64,
         });
         match restored.generation {
