@@ -217,6 +217,36 @@ fn the_operators_pods_are_restricted_and_never_injected() {
 }
 
 #[test]
+fn labels_of_pods_and_monitors_win_over_common_ones_and_no_key_stands_twice() {
+    let objects = rendered(&[
+        "commonLabels.team=data",
+        "commonLabels.tier=back",
+        "operator.podLabels.team=ops",
+        "operator.podLabels.sidecar\\.istio\\.io/inject=no",
+        "metrics.podMonitor.enabled=true",
+        "metrics.podMonitor.labels.team=watch",
+        "metrics.prometheusRule.enabled=true",
+        "metrics.prometheusRule.labels.team=alerts",
+    ]);
+    let deployment = one(&objects, "Deployment");
+    let pod = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(pod["team"], "ops");
+    assert_eq!(pod["tier"], "back");
+    assert_eq!(pod["sidecar.istio.io/inject"], "no");
+    assert_eq!(pod[api::names::INJECT_LABEL], "false");
+    for (key, value) in deployment["spec"]["selector"]["matchLabels"]
+        .as_object()
+        .unwrap()
+    {
+        assert_eq!(&pod[key], value);
+    }
+    assert_eq!(deployment["metadata"]["labels"]["team"], "data");
+    for (kind, team) in [("PodMonitor", "watch"), ("PrometheusRule", "alerts")] {
+        assert_eq!(one(&objects, kind)["metadata"]["labels"]["team"], team);
+    }
+}
+
+#[test]
 fn the_operator_understands_its_arguments() {
     use clap::Parser;
 
@@ -366,6 +396,30 @@ fn wrong_values_are_refused_by_the_schema() {
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.prometheusRule.disabled={NoSuchThing}", "disabled"),
         ("networkPolicy.egress.apiServerPorts={}", "apiServerPorts"),
+        (
+            r"operator.podLabels.sqlite-backup\.dev/inject=x",
+            "podLabels",
+        ),
+        (
+            r"operator.podLabels.app\.kubernetes\.io/name=x",
+            "podLabels",
+        ),
+        (
+            r"operator.podAnnotations.kubectl\.kubernetes\.io/default-container=x",
+            "podAnnotations",
+        ),
+        (
+            r"commonLabels.app\.kubernetes\.io/instance=x",
+            "commonLabels",
+        ),
+        (
+            r"commonAnnotations.helm\.sh/resource-policy=keep",
+            "commonAnnotations",
+        ),
+        (
+            r"metrics.podMonitor.labels.helm\.sh/chart=x",
+            "podMonitor/labels",
+        ),
     ] {
         let result = render(&[values]);
         let error = result.expect_err(values);
