@@ -166,9 +166,7 @@ impl Applier {
                 self.observer.note_webhooks(answer);
             }
             Change::CreateTest(test) => {
-                if let Some(test) = self.create(*test).await? {
-                    self.observer.note_test(test);
-                }
+                self.create::<RestoreTest>(*test).await?;
             }
             Change::CreateJob(job) => {
                 self.create::<Job>(*job).await?;
@@ -201,7 +199,7 @@ impl Applier {
     }
 
     /// Creates an object whose name follows from what it is for: one that exists already is it.
-    async fn create<K>(&self, object: K) -> Result<Option<K>, ApplyError>
+    async fn create<K>(&self, object: K) -> Result<(), ApplyError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -216,8 +214,8 @@ impl Applier {
             ..PostParams::default()
         };
         match api.create(&params, &object).await {
-            Ok(created) => Ok(Some(created)),
-            Err(Error::Api(status)) if status.code == 409 => Ok(None),
+            Ok(_) => Ok(()),
+            Err(Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -18,8 +18,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = PullPolicy::IfNotPresent, value_name = "POLICY")]
     pub sidecar_image_pull_policy: PullPolicy,
 
-    /// Size limit of the volume that holds a sidecar's own state.
-    #[arg(long, value_name = "QUANTITY")]
+    /// Size limit of the volume that holds a sidecar's own state, such as 5Gi; at least 512Mi.
+    #[arg(long, value_parser = size_limit, value_name = "QUANTITY")]
     pub state_size_limit: Option<String>,
 
     /// Namespace in which this operator runs.
@@ -131,6 +131,48 @@ pub enum LogFormat {
     Text,
 }
 
+/// Least size limit in bytes: a sidecar keeps up to 256 MiB of sealed files for each database and one
+/// waiting batch beside them, and a Pod that exceeds its limit is evicted.
+const STATE_LEAST: f64 = (512_u64 << 20) as f64;
+
+/// Most that the API server can count, in bytes.
+const STATE_MOST: f64 = i64::MAX as f64;
+
+/// Units of quantities of bytes, as Kubernetes spells them.
+const UNITS: [(&str, f64); 13] = [
+    ("", 1.0),
+    ("k", 1e3),
+    ("M", 1e6),
+    ("G", 1e9),
+    ("T", 1e12),
+    ("P", 1e15),
+    ("E", 1e18),
+    ("Ki", (1_u64 << 10) as f64),
+    ("Mi", (1_u64 << 20) as f64),
+    ("Gi", (1_u64 << 30) as f64),
+    ("Ti", (1_u64 << 40) as f64),
+    ("Pi", (1_u64 << 50) as f64),
+    ("Ei", (1_u64 << 60) as f64),
+];
+
+/// Takes a Kubernetes quantity of bytes as it is. One that is not would go into every Pod that we
+/// inject, and the API server would refuse them all.
+fn size_limit(text: &str) -> Result<String, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, f)| f);
+    let Some((number, factor)) = number.parse::<f64>().ok().zip(factor) else {
+        return Err("not a quantity of bytes; write a number with a unit, such as 5Gi".to_owned());
+    };
+    match number * factor {
+        bytes if bytes < STATE_LEAST => Err("less than 512Mi: Pods would be evicted".to_owned()),
+        bytes if bytes > STATE_MOST => Err("more than the API server can count".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -153,5 +195,47 @@ mod tests {
         assert!(parse(&["--tls-directory=/tls"]).is_ok());
         assert!(parse(&[]).is_err());
         assert!(parse(&["--tls-secret=s", "--tls-directory=/tls"]).is_err());
+    }
+
+    #[test]
+    fn a_size_limit_is_a_quantity_that_the_api_server_takes() {
+        let limit = |text: &str| {
+            let args = parse(&["--tls-secret=s", &format!("--state-size-limit={text}")]);
+            args.map(|args| args.state_size_limit)
+                .map_err(|error| error.to_string())
+        };
+        for good in [
+            "5Gi",
+            "512Mi",
+            "1.5Gi",
+            "600M",
+            "5000000000",
+            "600000k",
+            "1Ei",
+        ] {
+            assert_eq!(limit(good), Ok(Some(good.to_owned())));
+        }
+        for (wrong, because) in [
+            ("", "not a quantity"),
+            ("lots", "not a quantity"),
+            ("5GB", "not a quantity"),
+            ("5GiB", "not a quantity"),
+            ("5gi", "not a quantity"),
+            ("5K", "not a quantity"),
+            ("5ki", "not a quantity"),
+            ("5i", "not a quantity"),
+            ("5 Gi", "not a quantity"),
+            ("-5Gi", "not a quantity"),
+            ("1..5Gi", "not a quantity"),
+            ("5000m", "not a quantity"),
+            ("5e9", "not a quantity"),
+            ("5", "less than 512Mi"),
+            ("511Mi", "less than 512Mi"),
+            ("9Ei", "more than"),
+        ] {
+            let error = limit(wrong).expect_err(wrong);
+            assert!(error.contains("--state-size-limit"), "{error}");
+            assert!(error.contains(because), "{wrong}: {error}");
+        }
     }
 }

@@ -87,25 +87,37 @@ impl<V: Entry> Cache<V> {
         }
     }
 
-    /// Keeps a value, unless a newer one is there: the answer to our own write arrives before the
-    /// watch does, and the watch may still tell what was there before it.
-    pub fn put(&self, value: V) {
+    /// Takes over the answer to a write of ours, ahead of the watch. Where nothing is held, the watch
+    /// has not shown the object yet or has seen it go: an answer that comes late must not revive it.
+    pub fn refresh(&self, value: V) {
+        let mut entries = self.write();
+        if let Some(held) = entries.get_mut(&value.key())
+            && is_news(held, &value)
+        {
+            *held = Arc::new(value);
+            drop(entries);
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Keeps what the watch shows, unless our own write is known to have replaced it.
+    fn put(&self, value: V) {
         let key = value.key();
         let mut entries = self.write();
-        let held = entries.get(&key);
-        if held.is_some_and(|held| is_newer(held.as_ref(), &value) || **held == value) {
-            return;
+        if entries.get(&key).is_none_or(|held| is_news(held, &value)) {
+            entries.insert(key, Arc::new(value));
+            drop(entries);
+            self.changed.send_replace(());
         }
-        entries.insert(key, Arc::new(value));
-        drop(entries);
-        self.changed.send_replace(());
     }
 }
 
-/// Whether `held` is newer than `offered`. Resource versions of one kind are ordered numbers.
-fn is_newer<V: Entry>(held: &V, offered: &V) -> bool {
+/// Whether `offered` differs and is not older. Resource versions of one kind are ordered numbers.
+fn is_news<V: Entry>(held: &Arc<V>, offered: &V) -> bool {
     let version = |v: &V| v.resource_version()?.parse::<u128>().ok();
-    matches!((version(held), version(offered)), (Some(held), Some(offered)) if held > offered)
+    let older =
+        matches!((version(held), version(offered)), (Some(held), Some(offered)) if held > offered);
+    !older && **held != *offered
 }
 
 #[cfg(test)]
@@ -146,7 +158,7 @@ mod tests {
     #[test]
     fn a_restarted_watch_forgets_what_is_gone() {
         let (cache, mut buffer) = (cache(), BTreeMap::new());
-        cache.put(Thing("gone", "1"));
+        cache.take(Event::Apply(Thing("gone", "1")), &mut buffer);
         for event in [
             Event::Init,
             Event::InitApply(Thing("a", "5")),
@@ -160,9 +172,23 @@ mod tests {
     #[test]
     fn a_late_event_does_not_undo_a_newer_answer() {
         let (cache, mut buffer) = (cache(), BTreeMap::new());
-        cache.put(Thing("a", "10"));
+        cache.take(Event::Apply(Thing("a", "8")), &mut buffer);
+        cache.refresh(Thing("a", "10"));
         cache.take(Event::Apply(Thing("a", "9")), &mut buffer);
         assert_eq!(versions(&cache), ["10"]);
+        cache.take(Event::Apply(Thing("a", "11")), &mut buffer);
+        assert_eq!(versions(&cache), ["11"]);
+        cache.refresh(Thing("a", "10"));
+        assert_eq!(versions(&cache), ["11"]);
+    }
+
+    #[test]
+    fn a_late_answer_does_not_revive_what_was_deleted() {
+        let (cache, mut buffer) = (cache(), BTreeMap::new());
+        cache.take(Event::Apply(Thing("a", "8")), &mut buffer);
+        cache.take(Event::Delete(Thing("a", "10")), &mut buffer);
+        cache.refresh(Thing("a", "9"));
+        assert_eq!(versions(&cache), [""; 0]);
         cache.take(Event::Apply(Thing("a", "11")), &mut buffer);
         assert_eq!(versions(&cache), ["11"]);
     }

@@ -5,6 +5,7 @@
 //! by the replica that [`lease`] makes the leader. Every replica serves the [`webhook`], which lets
 //! [`inject`] change Pods, with certificates from [`certs`].
 
+pub mod answer;
 pub mod apply;
 pub mod args;
 pub mod cache;

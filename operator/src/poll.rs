@@ -1,7 +1,8 @@
 //! Asks sidecars how they are: `GET /status` at each Pod's own address.
 //!
 //! Sidecars need no rights and know nothing of us. Looks are spread over the interval by a hash of
-//! the Pod, and bounded in number, time and size.
+//! the Pod, and bounded in number, time and size. What answers comes from a Pod of a user, and may be
+//! anything: no answer may take the memory that the others need.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use futures::StreamExt;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
@@ -17,10 +18,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
 use protocol::names::{STATUS_PORT, STATUS_VERSION};
-use protocol::status::{SidecarStatus, TargetState};
-use tokio::sync::watch;
+use protocol::status::TargetState;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
+use crate::answer::{self, Answer, Received, clipped};
 use crate::observe::Observer;
 use crate::world::{PodFacts, Report};
 
@@ -38,6 +40,13 @@ pub const AT_ONCE: usize = 64;
 
 /// Longest answer, in bytes: ten thousand databases with two targets each.
 pub const ANSWER_BYTES: usize = 16 << 20;
+
+/// Longest answer that is read beside any others, in bytes: some hundred databases.
+pub const SMALL_BYTES: usize = 64 << 10;
+
+/// Room for longer answers while they are read, of all together, in bytes. Who finds none waits, for
+/// as long as a look may take.
+pub const LARGE_BYTES: usize = ANSWER_BYTES;
 
 /// Versions of the answer around ours that are understood: fields are only ever added.
 const VERSION_SKEW: u32 = 2;
@@ -61,9 +70,12 @@ pub enum PollError {
     /// Another answer than 200.
     #[error("answers {0}")]
     Status(StatusCode),
-    /// The answer broke off or is too long.
+    /// The answer broke off.
     #[error("the answer broke off: {0}")]
     Body(String),
+    /// The answer is too long.
+    #[error("the answer is longer than {} MiB: are there too many databases?", ANSWER_BYTES >> 20)]
+    TooLong,
     /// The answer is not understood.
     #[error("the answer is not understood: {0}")]
     Json(#[from] serde_json::Error),
@@ -83,9 +95,14 @@ pub async fn run(
 ) {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(TIMEOUT));
-    let client = Client::builder(TokioExecutor::new())
-        .pool_max_idle_per_host(0)
-        .build(connector);
+    let sidecars = Sidecars {
+        client: Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            // What comes while an answer waits for room stays in the other's socket.
+            .http1_max_buf_size(SMALL_BYTES)
+            .build(connector),
+        large: Semaphore::new(LARGE_BYTES),
+    };
     let mut due: BTreeMap<String, Instant> = BTreeMap::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,16 +115,12 @@ pub async fn run(
             due.clear();
             continue;
         }
-        look(&observer, &client, &mut due).await;
+        look(&observer, &sidecars, &mut due).await;
     }
 }
 
 /// Looks at every sidecar that is due, and takes note of all answers at once.
-async fn look(
-    observer: &Observer,
-    client: &Client<HttpConnector, Body>,
-    due: &mut BTreeMap<String, Instant>,
-) {
+async fn look(observer: &Observer, sidecars: &Sidecars, due: &mut BTreeMap<String, Instant>) {
     let now = Instant::now();
     let pods: BTreeMap<String, Arc<PodFacts>> = observer
         .pods()
@@ -129,8 +142,8 @@ async fn look(
     }
     let answers = futures::stream::iter(asked)
         .map(|pod| async move {
-            let answer = ask(client, &pod).await;
-            (pod, answer)
+            let answer = sidecars.ask(&pod).await;
+            (pod, answer.map_err(said))
         })
         .buffer_unordered(AT_ONCE)
         .collect::<Vec<_>>()
@@ -160,18 +173,23 @@ fn spread(uid: &str, wait: Duration) -> Duration {
     wait - wait * share / 1000
 }
 
+/// What is kept of an error, which may quote what it does not understand.
+fn said(error: PollError) -> String {
+    clipped(&error.to_string())
+}
+
 /// Adds one answer to what was known before.
-fn report(old: Option<&Report>, answer: Result<SidecarStatus, PollError>, at: Timestamp) -> Report {
-    match answer {
-        Ok(status) => Report {
+fn report(old: Option<&Report>, answer: Result<Answer, String>, at: Timestamp) -> Report {
+    match answer.map(Arc::new) {
+        Ok(answer) => Report {
             at,
-            last_answer: Some(status.clone()),
-            answer: Ok(status),
+            last_answer: Some(Arc::clone(&answer)),
+            answer: Ok(answer),
             failures: 0,
         },
         Err(error) => Report {
             at,
-            answer: Err(error.to_string()),
+            answer: Err(error),
             failures: old.map_or(0, |r| r.failures).saturating_add(1),
             last_answer: old.and_then(|r| r.last_answer.clone()),
         },
@@ -179,50 +197,71 @@ fn report(old: Option<&Report>, answer: Result<SidecarStatus, PollError>, at: Ti
 }
 
 fn is_well(report: &Report) -> bool {
-    report.answer.as_ref().is_ok_and(|status| {
-        status
-            .databases
-            .iter()
-            .all(|d| d.state.is_healthy() && d.targets.iter().all(|t| t.state == TargetState::Ok))
+    report.answer.as_ref().is_ok_and(|answer| {
+        answer.databases.iter().all(|d| d.state.is_healthy())
+            && answer.targets.iter().all(|t| t.state == TargetState::Ok)
     })
 }
 
-async fn ask(
-    client: &Client<HttpConnector, Body>,
-    pod: &PodFacts,
-) -> Result<SidecarStatus, PollError> {
-    let text = pod.ip.as_deref().unwrap_or_default();
-    let address: IpAddr = text
-        .parse()
-        .map_err(|_| PollError::Address(text.to_owned()))?;
-    let host = match address {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("[{v6}]"),
-    };
-    let uri: Uri = format!("http://{host}:{STATUS_PORT}/status")
-        .parse()
-        .map_err(|_| PollError::Address(text.to_owned()))?;
-    let body = timeout(TIMEOUT, fetch(client, uri))
-        .await
-        .map_err(|_| PollError::Timeout)??;
-    let status: SidecarStatus = serde_json::from_slice(&body)?;
-    check(status, pod)
+/// What looks have in common.
+struct Sidecars {
+    client: Client<HttpConnector, Body>,
+    large: Semaphore,
 }
 
-async fn fetch(client: &Client<HttpConnector, Body>, uri: Uri) -> Result<Vec<u8>, PollError> {
-    let request = Request::get(uri)
-        .body(Body::empty())
-        .expect("a request for a valid URI");
-    let answer = client
-        .request(request)
-        .await
-        .map_err(|e| PollError::Connect(root_cause(&e)))?;
-    if answer.status() != StatusCode::OK {
-        return Err(PollError::Status(answer.status()));
+impl Sidecars {
+    async fn ask(&self, pod: &PodFacts) -> Result<Answer, PollError> {
+        let text = pod.ip.as_deref().unwrap_or_default();
+        let wrong = || PollError::Address(text.to_owned());
+        let address: IpAddr = text.parse().map_err(|_| wrong())?;
+        let host = match address {
+            IpAddr::V4(v4) => v4.to_string(),
+            IpAddr::V6(v6) => format!("[{v6}]"),
+        };
+        let uri = format!("http://{host}:{STATUS_PORT}/status");
+        let uri: Uri = uri.parse().map_err(|_| wrong())?;
+        let look = timeout(TIMEOUT, self.fetch(uri));
+        check(look.await.map_err(|_| PollError::Timeout)??, pod)
     }
-    let body = axum::body::to_bytes(Body::new(answer.into_body()), ANSWER_BYTES).await;
-    body.map(|bytes| bytes.to_vec())
-        .map_err(|e| PollError::Body(e.to_string()))
+
+    /// Reads one answer. A long one takes its length out of the common room until it is summed up; one
+    /// that does not tell its length takes the most.
+    async fn fetch(&self, uri: Uri) -> Result<Received, PollError> {
+        let request = Request::get(uri)
+            .body(Body::empty())
+            .expect("a request for a valid URI");
+        let answer = self.client.request(request).await;
+        let answer = answer.map_err(|e| PollError::Connect(root_cause(&e)))?;
+        if answer.status() != StatusCode::OK {
+            return Err(PollError::Status(answer.status()));
+        }
+        let told = answer.body().size_hint().exact();
+        let limit = told.map_or(ANSWER_BYTES, |bytes| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        });
+        if limit > ANSWER_BYTES {
+            return Err(PollError::TooLong);
+        }
+        let _room = match limit > SMALL_BYTES {
+            true => {
+                let bytes = u32::try_from(limit).expect("at most the longest answer");
+                let room = self.large.acquire_many(bytes).await;
+                Some(room.expect("it is never closed"))
+            }
+            false => None,
+        };
+        // Memory that nothing is written to costs nothing, and none is copied to grow.
+        let mut json = Vec::with_capacity(limit);
+        let mut parts = Body::new(answer.into_body()).into_data_stream();
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|e| PollError::Body(root_cause(&e)))?;
+            if json.len() + part.len() > limit {
+                return Err(PollError::TooLong);
+            }
+            json.extend_from_slice(&part);
+        }
+        Ok(answer::read(&json)?)
+    }
 }
 
 /// The innermost cause: what the operating system said.
@@ -235,17 +274,21 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Addresses are used again: an answer counts only when it is about this Pod's SqliteBackup.
-fn check(status: SidecarStatus, pod: &PodFacts) -> Result<SidecarStatus, PollError> {
-    if status.version.abs_diff(STATUS_VERSION) > VERSION_SKEW {
-        return Err(PollError::Version(status.version));
+fn check(received: Received, pod: &PodFacts) -> Result<Answer, PollError> {
+    if received.version.abs_diff(STATUS_VERSION) > VERSION_SKEW {
+        return Err(PollError::Version(received.version));
     }
     let expected = format!(
         "{}/{}",
         pod.namespace,
         pod.backup.as_deref().unwrap_or_default()
     );
-    match status.backup == expected {
-        true => Ok(status),
-        false => Err(PollError::Other(status.backup)),
+    match received.backup == expected {
+        true => Ok(received.answer),
+        false => Err(PollError::Other(received.backup)),
     }
 }
+
+#[cfg(test)]
+#[path = "poll_tests.rs"]
+mod tests;

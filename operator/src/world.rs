@@ -6,8 +6,8 @@ use std::sync::Arc;
 use api::{RestoreTest, SqliteBackup, SqliteRestore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
-use protocol::status::SidecarStatus;
 
+use crate::answer::Answer;
 use crate::cache::Key;
 
 /// One consistent look at the cluster.
@@ -128,9 +128,9 @@ pub struct Report {
     /// When we looked.
     pub at: Timestamp,
     /// What it answered, or why it did not.
-    pub answer: Result<SidecarStatus, String>,
+    pub answer: Result<Arc<Answer>, String>,
     /// Looks in a row that failed.
     pub failures: u32,
     /// What it answered last, also when it has fallen silent since.
-    pub last_answer: Option<SidecarStatus>,
+    pub last_answer: Option<Arc<Answer>>,
 }

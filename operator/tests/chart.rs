@@ -217,6 +217,76 @@ fn the_operators_pods_are_restricted_and_never_injected() {
 }
 
 #[test]
+fn labels_of_pods_and_monitors_win_over_common_ones_and_no_key_stands_twice() {
+    let objects = rendered(&[
+        "commonLabels.team=data",
+        "commonLabels.tier=back",
+        "operator.podLabels.team=ops",
+        "operator.podLabels.sidecar\\.istio\\.io/inject=no",
+        "metrics.podMonitor.enabled=true",
+        "metrics.podMonitor.labels.team=watch",
+        "metrics.prometheusRule.enabled=true",
+        "metrics.prometheusRule.labels.team=alerts",
+    ]);
+    let deployment = one(&objects, "Deployment");
+    let pod = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(pod["team"], "ops");
+    assert_eq!(pod["tier"], "back");
+    assert_eq!(pod["sidecar.istio.io/inject"], "no");
+    assert_eq!(pod[api::names::INJECT_LABEL], "false");
+    for (key, value) in deployment["spec"]["selector"]["matchLabels"]
+        .as_object()
+        .unwrap()
+    {
+        assert_eq!(&pod[key], value);
+    }
+    assert_eq!(deployment["metadata"]["labels"]["team"], "data");
+    for (kind, team) in [("PodMonitor", "watch"), ("PrometheusRule", "alerts")] {
+        assert_eq!(one(&objects, kind)["metadata"]["labels"]["team"], team);
+    }
+}
+
+/// The `helm install` command of a page, in words.
+fn installation(page: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let text = text.replace("\\\n", " ");
+    let command = text.lines().find(|line| line.starts_with("helm install"));
+    let words = command.expect("the page has one").split_whitespace();
+    words.map(str::to_owned).collect()
+}
+
+#[test]
+fn both_readmes_install_the_same_with_images_in_the_namespace_of_the_program() {
+    use clap::CommandFactory;
+
+    let command = installation(&root().join("README.md"));
+    assert_eq!(installation(&chart().join("README.md")), command);
+    let values: Vec<&str> = command
+        .windows(2)
+        .filter(|words| words[0] == "--set")
+        .map(|words| words[1].as_str())
+        .collect();
+    // A name of an image is in lower case.
+    let values: Vec<String> = values
+        .iter()
+        .map(|v| v.replace("REGISTRY", "example.com"))
+        .collect();
+    let objects = rendered(&values.iter().map(String::as_str).collect::<Vec<_>>());
+    let container = &one(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let version = env!("CARGO_PKG_VERSION");
+    let operator = format!("example.com/sqlite-backup-operator:{version}");
+    assert_eq!(container["image"], operator);
+    let sidecar = format!("--sidecar-image=example.com/sqlite-backup:{version}");
+    assert!(items(&container["args"]).contains(&Value::from(sidecar)));
+
+    let namespace = command.iter().position(|word| word == "--namespace");
+    let namespace = &command[namespace.unwrap() + 1];
+    let program = operator::args::Args::command();
+    let argument = program.get_arguments().find(|a| a.get_id() == "namespace");
+    assert_eq!(argument.unwrap().get_default_values(), [namespace.as_str()]);
+}
+
+#[test]
 fn the_operator_understands_its_arguments() {
     use clap::Parser;
 
@@ -366,6 +436,30 @@ fn wrong_values_are_refused_by_the_schema() {
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.prometheusRule.disabled={NoSuchThing}", "disabled"),
         ("networkPolicy.egress.apiServerPorts={}", "apiServerPorts"),
+        (
+            r"operator.podLabels.sqlite-backup\.dev/inject=x",
+            "podLabels",
+        ),
+        (
+            r"operator.podLabels.app\.kubernetes\.io/name=x",
+            "podLabels",
+        ),
+        (
+            r"operator.podAnnotations.kubectl\.kubernetes\.io/default-container=x",
+            "podAnnotations",
+        ),
+        (
+            r"commonLabels.app\.kubernetes\.io/instance=x",
+            "commonLabels",
+        ),
+        (
+            r"commonAnnotations.helm\.sh/resource-policy=keep",
+            "commonAnnotations",
+        ),
+        (
+            r"metrics.podMonitor.labels.helm\.sh/chart=x",
+            "podMonitor/labels",
+        ),
     ] {
         let result = render(&[values]);
         let error = result.expect_err(values);

@@ -26,13 +26,24 @@ app.kubernetes.io/name: sqlite-backup-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "sbo.labels" -}}
+{{/* The chart's own labels. The schema keeps their keys out of every map of labels, so that no key
+stands twice. */}}
+{{- define "sbo.ownLabels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "sbo.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: sqlite-backup
-{{- with .Values.commonLabels }}
+{{- end -}}
+
+{{- define "sbo.labels" -}}
+{{ include "sbo.labelsAnd" (dict "root" . "more" (dict)) }}
+{{- end -}}
+
+{{/* Labels with some more, which win over the common ones; call with (dict "root" $ "more" …). */}}
+{{- define "sbo.labelsAnd" -}}
+{{ include "sbo.ownLabels" .root }}
+{{- with merge (dict) .more .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}

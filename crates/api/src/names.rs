@@ -180,6 +180,8 @@ pub mod reason {
     pub const NEVER_RUN: &str = "NeverRun";
     /// Restore tests should have finished and have not.
     pub const OVERDUE: &str = "Overdue";
+    /// The members of a SqliteBackup do not fit into one restore test.
+    pub const TOO_MANY_MEMBERS: &str = "TooManyMembers";
     /// The deadline of a restore test passed.
     pub const TIMED_OUT: &str = "TimedOut";
     /// The verdict went away with its Pod; the test runs again.

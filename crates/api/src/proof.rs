@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::schema::{between, rule};
 use crate::target::Credentials;
 
+/// Most characters that all checks of a SqliteBackup may have together, of those texts that may be
+/// long. A restore test carries them in one string of 128 KiB, in which a character takes up to six
+/// bytes.
+pub const CHECKS_CHARACTERS: usize = 16_384;
+
 /// Restores that prove the backup: into scratch space, away from the application.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -36,11 +41,19 @@ pub struct RestoreTestPolicy {
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("10s", "168h")]))]
     pub deadline: Span,
-    /// Queries that must hold in the restored database. At most 32.
+    /// Queries that must hold in the restored database. At most 32, with 16384 characters of
+    /// query, equals and database together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 32),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+        extend(
+            "x-kubernetes-list-type" = "map",
+            "x-kubernetes-list-map-keys" = ["name"],
+            "x-kubernetes-validations" = [rule(
+                "self.map(c, size(c.query) + (has(c.equals) ? size(c.equals) : 0) + (has(c.database) ? size(c.database) : 0)).sum() <= 16384",
+                "query, equals and database of all checks together may have 16384 characters",
+            )],
+        )
     )]
     pub checks: Vec<CheckSpec>,
     /// A query that lists the databases that must be in the backup. Not served yet.
@@ -135,6 +148,18 @@ pub struct CheckSpec {
     #[schemars(schema_with = "crate::schema::optional_span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1s", "8784h")]))]
     pub max_age: Option<Span>,
+}
+
+impl CheckSpec {
+    /// How much of [`CHECKS_CHARACTERS`] it takes.
+    pub fn characters(&self) -> usize {
+        let long = [
+            Some(&self.query),
+            self.equals.as_ref(),
+            self.database.as_ref(),
+        ];
+        long.iter().flatten().map(|text| text.chars().count()).sum()
+    }
 }
 
 /// A query that lists the databases that must be in the backup.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::SqliteBackup;
 use crate::backup::{DatabaseSpec, DeletionPolicy, SqliteBackupSpec, UpdatePolicy};
+use crate::proof::{CHECKS_CHARACTERS, CheckSpec};
 use crate::selector::PodSelector;
 
 /// Why a spec is not put in force.
@@ -36,6 +37,7 @@ pub fn validate(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
     selector(&spec.selector)?;
     databases(spec)?;
     targets(spec)?;
+    checks(spec)?;
     not_served(spec)
 }
 
@@ -126,6 +128,17 @@ fn targets(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
                 problem: "must contain {database}, because there are several databases",
             });
         }
+    }
+    Ok(())
+}
+
+fn checks(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
+    let checks = &spec.restore_test.checks;
+    if checks.iter().map(CheckSpec::characters).sum::<usize>() > CHECKS_CHARACTERS {
+        return Err(Refusal::Invalid {
+            field: "spec.restoreTest.checks".into(),
+            problem: "has more than 16384 characters of query, equals and database",
+        });
     }
     Ok(())
 }

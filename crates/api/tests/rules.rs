@@ -333,6 +333,28 @@ fn a_check_expects_one_thing_of_a_known_database() {
 }
 
 #[test]
+fn all_checks_together_fit_into_the_request_of_a_restore_test() {
+    let checks = |last: usize| -> Value {
+        let check = |index: usize, query: usize| {
+            json!({"name": format!("c{index}"), "query": "q".repeat(query), "equals": "e".repeat(90),
+                   "database": "*"})
+        };
+        let mut all: Vec<Value> = (0..3).map(|index| check(index, 4096)).collect();
+        all.push(check(3, last));
+        with(backup(), "/spec/restoreTest/checks", json!(all))
+    };
+    // Four times 91 characters of equals and database.
+    let most = 4096 - 4 * 91;
+    let spec = |object: &Value| -> SqliteBackup { serde_json::from_value(object.clone()).unwrap() };
+    let (good, bad) = (checks(most), checks(most + 1));
+    accepts::<SqliteBackup>(&good);
+    assert_eq!(api::validate::validate(&spec(&good).spec), Ok(()));
+    refuses::<SqliteBackup>(&bad, "may have 16384 characters");
+    let refusal = api::validate::validate(&spec(&bad).spec).unwrap_err();
+    assert!(refusal.to_string().contains("more than 16384"), "{refusal}");
+}
+
+#[test]
 fn the_place_of_a_target_never_moves() {
     let old = backup();
     for (pointer, value, because) in [

@@ -1,6 +1,7 @@
 //! Names shared by the injected containers and whoever injects them.
 
-/// Version of [`crate::status::SidecarStatus`]; a reader accepts its own and two older ones.
+/// Version of [`crate::status::SidecarStatus`]; a reader accepts its own
+/// and two around it: fields are only ever added.
 pub const STATUS_VERSION: u32 = 1;
 
 /// TCP port on which the sidecar serves `/status`, `/metrics` and `/healthz`.

@@ -1,7 +1,10 @@
 //! `GET /status`: what a replicating process knows about each of its databases.
 
+use std::fmt;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The whole answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,9 @@ pub struct SidecarStatus {
     pub databases: Vec<DatabaseStatus>,
 }
 
+/// Most targets of one database that are read. Beyond it an answer is not one of ours.
+pub const TARGETS_MAX: usize = 16;
+
 /// One database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,8 +50,33 @@ pub struct DatabaseStatus {
     /// Size of the database in bytes at that position.
     #[serde(default)]
     pub size_bytes: u64,
-    /// Each target, in the configured order.
+    /// Each target, in the configured order; a reader takes at most [`TARGETS_MAX`].
+    #[serde(deserialize_with = "few_targets")]
     pub targets: Vec<TargetStatus>,
+}
+
+/// Reads a list of targets that cannot become large: an entry takes more memory than its JSON.
+fn few_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TargetStatus>, D::Error> {
+    struct Targets;
+    impl<'de> Visitor<'de> for Targets {
+        type Value = Vec<TargetStatus>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {TARGETS_MAX} targets")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut targets = Vec::new();
+            while let Some(target) = list.next_element()? {
+                if targets.len() == TARGETS_MAX {
+                    return Err(A::Error::invalid_length(TARGETS_MAX + 1, &self));
+                }
+                targets.push(target);
+            }
+            Ok(targets)
+        }
+    }
+    deserializer.deserialize_seq(Targets)
 }
 
 /// What a process does with a database. Names are the reasons that conditions show.

@@ -256,22 +256,22 @@ impl Observer {
 
     /// Takes over what the API server answered to a write, ahead of the watch.
     pub fn note_backup(&self, backup: DeserializeGuard<SqliteBackup>) {
-        self.backups.put(Backup::from(backup));
+        self.backups.refresh(Backup::from(backup));
     }
 
     /// As [`Observer::note_backup`], for a RestoreTest.
     pub fn note_test(&self, test: RestoreTest) {
-        self.tests.put(trimmed(test));
+        self.tests.refresh(trimmed(test));
     }
 
     /// As [`Observer::note_backup`], for a SqliteRestore.
     pub fn note_restore(&self, restore: SqliteRestore) {
-        self.restores.put(trimmed(restore));
+        self.restores.refresh(trimmed(restore));
     }
 
     /// As [`Observer::note_backup`], for the webhook configuration.
     pub fn note_webhooks(&self, configuration: MutatingWebhookConfiguration) {
-        self.webhooks.put(trimmed(configuration));
+        self.webhooks.refresh(trimmed(configuration));
     }
 }
 

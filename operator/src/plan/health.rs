@@ -3,11 +3,11 @@
 use api::SqliteBackup;
 use api::backup::DatabaseSpec;
 use api::names::reason;
-use jiff::Timestamp;
-use protocol::status::{DatabaseState, SidecarStatus, TargetState};
+use protocol::status::{DatabaseState, TargetState};
 
 use super::conditions::Truth;
 use super::members::{Member, View};
+use crate::answer::{Answer, DatabaseSeen, TargetSeen};
 
 /// What is to be shown as a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,75 +75,59 @@ fn target(state: TargetState) -> (Severity, &'static str) {
     }
 }
 
-/// Age in milliseconds of the oldest commit that some target lacks.
-pub fn lag_ms(status: &SidecarStatus) -> u64 {
-    let targets = status.databases.iter().flat_map(|d| &d.targets);
-    targets.map(|t| t.lag_ms).max().unwrap_or(0)
-}
-
-/// Bytes that wait for some target.
-pub fn backlog_bytes(status: &SidecarStatus) -> u64 {
-    let targets = status.databases.iter().flat_map(|d| &d.targets);
-    targets.map(|t| t.backlog_bytes).sum()
-}
-
-/// When some target last acknowledged something.
-pub fn last_sync(status: &SidecarStatus) -> Option<Timestamp> {
-    status
-        .databases
-        .iter()
-        .flat_map(|d| &d.targets)
-        .filter_map(|t| t.last_sync)
-        .max()
-}
-
 /// Whether another writer has taken over something of this sidecar's.
-pub fn is_superseded(status: &SidecarStatus) -> bool {
-    status.databases.iter().any(|d| {
-        d.state == DatabaseState::Superseded
-            || d.targets.iter().any(|t| t.state == TargetState::Superseded)
-    })
+pub fn is_superseded(answer: &Answer) -> bool {
+    (answer.databases.iter()).any(|d| d.state == DatabaseState::Superseded)
+        || (answer.targets.iter()).any(|t| t.state == TargetState::Superseded)
 }
 
 /// Whether every database of a sidecar is replicated as it should be.
-pub fn is_well(backup: &SqliteBackup, status: &SidecarStatus) -> bool {
-    !is_starting(backup, status) && findings(backup, status).all(|(s, _, _)| s == 0)
+pub fn is_well(backup: &SqliteBackup, answer: &Answer) -> bool {
+    !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s == 0)
 }
 
 /// Whether a sidecar has nothing to tell yet. With its configuration read and patterns only, it may
 /// be that there is no database so far.
-fn is_starting(backup: &SqliteBackup, status: &SidecarStatus) -> bool {
+fn is_starting(backup: &SqliteBackup, answer: &Answer) -> bool {
     let may_be_none = backup.spec.databases.iter().all(DatabaseSpec::is_pattern);
-    status.databases.is_empty() && (status.config_hash.is_empty() || !may_be_none)
+    answer.count == 0 && (!answer.is_configured || !may_be_none)
 }
 
 /// What one sidecar says, each part with its severity.
-fn findings<'a>(
-    backup: &'a SqliteBackup,
-    status: &'a SidecarStatus,
-) -> impl Iterator<Item = (Severity, &'static str, String)> + 'a {
+fn findings<'a>(backup: &'a SqliteBackup, answer: &'a Answer) -> impl Iterator<Item = Found> + 'a {
     let max_lag = backup.spec.replication.max_lag;
-    status.databases.iter().flat_map(move |d| {
-        let (severity, name) = database(d.state);
-        let own = (severity, name, said(&d.path, &d.message));
-        let targets = d.targets.iter().map(move |t| {
-            let (severity, name) = target(t.state);
-            let late = t.lag_ms > max_lag.as_millis();
-            let never = t.position.is_none();
-            let place = format!("{} to {}", d.path, t.name);
-            match severity {
-                0 if late => {
-                    let message = format!("{place}: commits wait longer than maxLag ({max_lag})");
-                    (BAD, reason::LAG_EXCEEDED, message)
-                }
-                // An outage is bad once commits wait too long, or when nothing was ever stored.
-                3..BAD if late || never => (severity + BAD, name, said(&place, &t.message)),
-                3..BAD => (0, name, String::new()),
-                _ => (severity, name, said(&place, &t.message)),
+    let targets = answer.targets.iter().map(move |t| {
+        let (severity, name, message) = target_found(t);
+        let late = t.lag_ms > max_lag.as_millis();
+        match severity {
+            0 if late => {
+                let message = format!(
+                    "{} to {}: commits wait longer than maxLag ({max_lag})",
+                    t.path, t.name
+                );
+                (BAD, reason::LAG_EXCEEDED, message)
             }
-        });
-        std::iter::once(own).chain(targets.collect::<Vec<_>>())
-    })
+            // An outage is bad once commits wait too long, or when nothing was ever stored.
+            3..BAD if late || !t.is_stored => (severity + BAD, name, message),
+            3..BAD => (0, name, String::new()),
+            _ => (severity, name, message),
+        }
+    });
+    answer.databases.iter().map(database_found).chain(targets)
+}
+
+/// A severity, a word and a message.
+type Found = (Severity, &'static str, String);
+
+fn database_found(seen: &DatabaseSeen) -> Found {
+    let (severity, name) = database(seen.state);
+    (severity, name, said(&seen.path, &seen.message))
+}
+
+fn target_found(seen: &TargetSeen) -> Found {
+    let (severity, name) = target(seen.state);
+    let place = format!("{} to {}", seen.path, seen.name);
+    (severity, name, said(&place, &seen.message))
 }
 
 fn said(what: &str, message: &str) -> String {
@@ -163,29 +147,16 @@ pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, 
             reason::SIDECAR_UNREACHABLE.to_owned(),
             error.to_owned(),
         ),
-        View::Answered(status) => {
-            let databases = status.databases.iter().map(|d| {
-                let (severity, name) = database(d.state);
-                let own = (severity, name, said(&d.path, &d.message));
-                let targets = d.targets.iter().map(|t| {
-                    let (severity, name) = target(t.state);
-                    (
-                        severity,
-                        name,
-                        said(&format!("{} to {}", d.path, t.name), &t.message),
-                    )
-                });
-                targets.chain([own]).max_by_key(|(severity, ..)| *severity)
-            });
-            match databases.flatten().max_by_key(|(severity, ..)| *severity) {
-                None if is_starting(backup, status) => {
+        View::Answered(answer) => {
+            let databases = answer.databases.iter().map(database_found);
+            let all = databases.chain(answer.targets.iter().map(target_found));
+            match all.max_by_key(|(severity, ..)| *severity) {
+                None if is_starting(backup, answer) => {
                     (1, reason::STARTING.to_owned(), String::new())
                 }
                 None | Some((0, _, _)) => {
-                    let idle = status
-                        .databases
-                        .iter()
-                        .all(|d| d.state == DatabaseState::Idle);
+                    let mut databases = answer.databases.iter();
+                    let idle = databases.all(|d| d.state == DatabaseState::Idle);
                     let state = if idle { "Idle" } else { "Replicating" };
                     (0, state.to_owned(), String::new())
                 }
@@ -216,11 +187,11 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
                     protocol::names::STATUS_PORT
                 ),
             ),
-            View::Answered(status) => findings(backup, status)
+            View::Answered(answer) => findings(backup, answer)
                 .max_by_key(|(severity, ..)| *severity)
                 .map_or(
                     (
-                        u8::from(is_starting(backup, status)),
+                        u8::from(is_starting(backup, answer)),
                         reason::STARTING,
                         String::new(),
                     ),
@@ -255,26 +226,18 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
     let mut worst = Finding::new(Truth::True, reason::VALID, accepted);
     let mut asked = false;
     for member in members {
-        let Some(status) = member.answer() else {
+        let Some(answer) = member.answer() else {
             continue;
         };
-        for (database, target) in status
-            .databases
-            .iter()
-            .flat_map(|d| d.targets.iter().map(move |t| (d, t)))
-        {
+        for target in &answer.targets {
             let place = format!(
                 "Pod {}: {} to {}",
-                member.pod.name, database.path, target.name
+                member.pod.name, target.path, target.name
             );
-            let pending = target
-                .credentials
-                .as_ref()
-                .is_some_and(|c| c.rotation_pending);
             let found = match target.state {
                 TargetState::Denied => Some((reason::DENIED, "the store refuses the credentials")),
                 TargetState::CredentialsMissing => Some((reason::MISSING, "no credentials")),
-                _ if pending => Some((
+                _ if target.rotation_pending => Some((
                     reason::ROTATION_PENDING,
                     "the store refuses the new credentials; the old ones are still in use",
                 )),

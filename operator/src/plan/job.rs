@@ -302,14 +302,13 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
 fn scratch_bytes(members: &[Member<'_>]) -> Option<u64> {
     let mut bytes = 0u64;
     for member in members {
-        let databases = &member.answer()?.databases;
-        bytes = databases
-            .iter()
-            .fold(bytes, |sum, d| sum.saturating_add(d.size_bytes));
+        bytes = bytes.saturating_add(member.answer()?.size_bytes);
     }
     (!members.is_empty()).then(|| {
         bytes
             .saturating_add(bytes / 2)
             .saturating_add(SCRATCH_MARGIN)
+            // The API server counts no further.
+            .min(i64::MAX as u64)
     })
 }

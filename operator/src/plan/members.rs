@@ -2,9 +2,9 @@
 
 use api::SqliteBackup;
 use api::names::{self, INJECT_LABEL};
-use protocol::status::SidecarStatus;
 
 use super::key;
+use crate::answer::Answer;
 use crate::world::{PodFacts, World};
 
 /// Looks in a row that must fail before a sidecar counts as unreachable: one may be a restart.
@@ -31,14 +31,14 @@ pub enum View<'a> {
     /// It does not answer: nothing is known.
     Unreachable(&'a str),
     /// It answers.
-    Answered(&'a SidecarStatus),
+    Answered(&'a Answer),
 }
 
 impl<'a> Member<'a> {
     /// The answer of its sidecar, if there is a recent one.
-    pub fn answer(&self) -> Option<&'a SidecarStatus> {
+    pub fn answer(&self) -> Option<&'a Answer> {
         match self.view {
-            View::Answered(status) => Some(status),
+            View::Answered(answer) => Some(answer),
             _ => None,
         }
     }
@@ -71,8 +71,8 @@ fn view<'a>(world: &'a World, backup: &str, pod: &'a PodFacts) -> View<'a> {
         return View::Starting;
     };
     match (&report.answer, &report.last_answer) {
-        (Ok(status), _) => View::Answered(status),
-        (Err(_), Some(status)) if report.failures <= FAILURES_TOLERATED => View::Answered(status),
+        (Ok(answer), _) => View::Answered(answer),
+        (Err(_), Some(answer)) if report.failures <= FAILURES_TOLERATED => View::Answered(answer),
         (Err(_), None) if report.failures <= FAILURES_TOLERATED => View::Starting,
         (Err(error), _) => View::Unreachable(error),
     }

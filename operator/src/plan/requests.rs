@@ -1,36 +1,60 @@
 //! What a restore test is asked.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use api::proof::TestLevel;
 use api::{RestoreTest, SqliteBackup};
-use protocol::status::SidecarStatus;
-use protocol::verify::{
-    Check, DatabaseExpectation, MemberExpectation, Point, VerifyLevel, VerifyRequest,
-};
+use protocol::names::VERIFY_REQUEST_ENV;
+use protocol::verify::{Check, MemberExpectation, Point, VerifyLevel, VerifyRequest};
 
 use super::key;
 use super::members::Member;
+use crate::answer::json_bytes;
 
-/// Most acknowledged positions in one request. It travels in an environment variable, of which
-/// Linux takes 128 KiB; each position costs up to 700 bytes of it at the longest paths.
-const EXPECTATIONS_MAX: usize = 150;
+/// Longest request in bytes. It travels in an environment variable, and Linux takes 128 KiB for each
+/// with its name, `=` and a zero at the end.
+pub const REQUEST_BYTES: usize = (128 << 10) - VERIFY_REQUEST_ENV.len() - 2;
+
+/// There are so many members that their names alone do not fit into one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{members} members do not fit into one restore test; divide them among several SqliteBackups"
+)]
+pub struct TooManyMembers {
+    /// How many there are.
+    pub members: usize,
+}
 
 /// Builds the request of one run: what to restore, and what live sidecars had acknowledged at this
-/// moment, so that a backup that has fallen behind cannot pass.
-pub fn request(backup: &SqliteBackup, test: &RestoreTest, members: &[Member<'_>]) -> VerifyRequest {
+/// moment, so that a backup that has fallen behind cannot pass. As many positions go along as there is
+/// room for, beside checks and members.
+///
+/// # Errors
+/// The members do not fit. Checks do: the schema bounds them.
+pub fn request(
+    backup: &SqliteBackup,
+    test: &RestoreTest,
+    members: &[Member<'_>],
+) -> Result<VerifyRequest, TooManyMembers> {
     let policy = &backup.spec.restore_test;
-    VerifyRequest {
+    let mut request = VerifyRequest {
         level: match policy.level {
             TestLevel::Quick => VerifyLevel::Quick,
             TestLevel::Full => VerifyLevel::Full,
             TestLevel::Checksum => VerifyLevel::Checksum,
         },
         point: point(test),
-        members: expectations(backup, members),
+        members: names(backup, members),
         max_lag: Some(backup.spec.replication.max_lag),
         checks: checks(backup),
-    }
+    };
+    let json = serde_json::to_string(&request).expect("a request is plain data");
+    let Some(room) = REQUEST_BYTES.checked_sub(json.len()) else {
+        let members = request.members.len();
+        return Err(TooManyMembers { members });
+    };
+    add_positions(&mut request.members, members, room);
+    Ok(request)
 }
 
 fn point(test: &RestoreTest) -> Point {
@@ -43,46 +67,45 @@ fn point(test: &RestoreTest) -> Point {
 }
 
 /// The members that run, else those that ran last, else the one that a Deployment has.
-fn expectations(backup: &SqliteBackup, members: &[Member<'_>]) -> Vec<MemberExpectation> {
-    let mut found: BTreeMap<String, Vec<DatabaseExpectation>> = BTreeMap::new();
-    let mut left = EXPECTATIONS_MAX;
-    for member in members {
-        let databases = found.entry(member.name.clone()).or_default();
-        let acknowledged = member.answer().map(acknowledged).unwrap_or_default();
-        let room = left.min(acknowledged.len());
-        left -= room;
-        databases.extend(acknowledged.into_iter().take(room));
+fn names(backup: &SqliteBackup, members: &[Member<'_>]) -> Vec<MemberExpectation> {
+    let mut names: BTreeSet<String> = members.iter().map(|m| m.name.clone()).collect();
+    if names.is_empty() {
+        let known = backup.status.iter().flat_map(|s| &s.members);
+        names = known.map(|m| m.name.clone()).collect();
     }
-    if found.is_empty() {
-        let known = backup
-            .status
-            .iter()
-            .flat_map(|s| &s.members)
-            .map(|m| m.name.clone());
-        found.extend(known.map(|name| (name, Vec::new())));
+    if names.is_empty() {
+        names.insert(key(backup).1);
     }
-    if found.is_empty() {
-        found.insert(key(backup).1, Vec::new());
-    }
-    let expectation = |(member, databases)| MemberExpectation { member, databases };
-    found.into_iter().map(expectation).collect()
+    let expectation = |member| MemberExpectation {
+        member,
+        databases: Vec::new(),
+    };
+    names.into_iter().map(expectation).collect()
 }
 
-fn acknowledged(status: &SidecarStatus) -> Vec<DatabaseExpectation> {
-    let mut all = Vec::new();
-    for database in &status.databases {
-        for target in &database.targets {
-            if let Some(position) = &target.position {
-                all.push(DatabaseExpectation {
-                    path: database.path.clone(),
-                    target: target.name.clone(),
-                    acknowledged: position.clone(),
-                    lag_ms: target.lag_ms,
-                });
+/// Adds what was acknowledged, member by member, until `room` bytes of JSON are used.
+fn add_positions(expected: &mut [MemberExpectation], members: &[Member<'_>], mut room: usize) {
+    for member in members {
+        let Some(answer) = member.answer() else {
+            continue;
+        };
+        // They are ordered by name.
+        let Ok(place) = expected.binary_search_by(|e| e.member.cmp(&member.name)) else {
+            continue;
+        };
+        let databases = &mut expected[place].databases;
+        for position in &answer.acknowledged {
+            let list = match databases.is_empty() {
+                true => r#","databases":[]"#.len(),
+                false => 0,
+            };
+            match room.checked_sub(json_bytes(position) + list) {
+                Some(left) => room = left,
+                None => return,
             }
+            databases.push(position.clone());
         }
     }
-    all
 }
 
 fn checks(backup: &SqliteBackup) -> Vec<Check> {

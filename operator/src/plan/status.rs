@@ -8,7 +8,6 @@ use api::status::{MEMBERS_SHOWN, MemberStatus, PodsStatus, ReplicationStatus, Te
 use api::{SqliteBackup, SqliteBackupStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use protocol::status::SidecarStatus;
 
 use super::conditions::{Conditions, Truth, whole_second};
 use super::health::{self, Finding};
@@ -16,6 +15,7 @@ use super::judge::Judgement;
 use super::members::{Member, View, members};
 use super::tests::{Runs, is_suspended};
 use super::{Change, Plan, Settings, events, key, lag};
+use crate::answer::Answer;
 use crate::inject;
 use crate::schedule::Schedule;
 use crate::world::World;
@@ -101,7 +101,7 @@ fn pods(backup: &SqliteBackup, members: &[Member<'_>], settings: &Settings) -> P
     };
     let is_injected = |m: &Member<'_>| m.view != View::NotInjected;
     let desired = count(&|_| true);
-    let replicating = count(&|m| m.answer().is_some_and(|s| health::is_well(backup, s)));
+    let replicating = count(&|m| m.answer().is_some_and(|a| health::is_well(backup, a)));
     PodsStatus {
         desired,
         injected: count(&is_injected),
@@ -190,22 +190,19 @@ fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]
 fn replication(members: &[Member<'_>], old: Option<&ReplicationStatus>) -> ReplicationStatus {
     // When data was last stored stays true, also while nobody can be asked.
     let before = old.and_then(|r| r.last_sync_time.as_ref()).map(|t| t.0);
-    let answers: Vec<&SidecarStatus> = members.iter().filter_map(Member::answer).collect();
+    let answers: Vec<&Answer> = members.iter().filter_map(Member::answer).collect();
     let unreachable = members
         .iter()
         .any(|m| matches!(m.view, View::Unreachable(_)));
     let lag = answers
         .iter()
-        .map(|s| health::lag_ms(s))
+        .map(|a| a.lag_ms)
         .max()
         .map(lag::step_seconds);
     let position = match answers.as_slice() {
-        [SidecarStatus { databases, .. }] if databases.len() == 1 => {
-            let stored = databases[0]
-                .targets
-                .iter()
-                .filter_map(|t| t.position.as_ref());
-            stored.map(|p| p.txid.clone()).max()
+        [answer] if answer.count == 1 => {
+            let stored = answer.acknowledged.iter().map(|a| &a.acknowledged.txid);
+            stored.max().cloned()
         }
         _ => None,
     };
@@ -216,11 +213,15 @@ fn replication(members: &[Member<'_>], old: Option<&ReplicationStatus>) -> Repli
             Some(seconds) => lag::text(seconds),
             None => String::new(),
         },
-        backlog_bytes: (!answers.is_empty())
-            .then(|| answers.iter().map(|s| health::backlog_bytes(s)).sum()),
+        backlog_bytes: (!answers.is_empty()).then(|| {
+            answers
+                .iter()
+                .map(|a| a.backlog_bytes)
+                .fold(0, u64::saturating_add)
+        }),
         last_sync_time: answers
             .iter()
-            .filter_map(|s| health::last_sync(s))
+            .filter_map(|a| a.last_sync)
             .chain(before)
             .max()
             .map(stored),
@@ -263,10 +264,10 @@ fn member(backup: &SqliteBackup, member: &Member<'_>) -> (health::Severity, Memb
         pod: member.pod.name.clone(),
         state,
         message,
-        databases: answer.map_or(0, |s| u32::try_from(s.databases.len()).unwrap_or(u32::MAX)),
-        lag_seconds: answer.map(|s| lag::step_seconds(health::lag_ms(s))),
-        backlog_bytes: answer.map(health::backlog_bytes),
-        last_sync_time: answer.and_then(health::last_sync).map(stored),
+        databases: answer.map_or(0, |a| u32::try_from(a.count).unwrap_or(u32::MAX)),
+        lag_seconds: answer.map(|a| lag::step_seconds(a.lag_ms)),
+        backlog_bytes: answer.map(|a| a.backlog_bytes),
+        last_sync_time: answer.and_then(|a| a.last_sync).map(stored),
     };
     (severity, status)
 }

@@ -238,7 +238,13 @@ impl Desk<'_> {
     ) -> RestoreTestStatus {
         let members = members(self.world, backup);
         let attempt = old.attempts + 1;
-        let request = request(backup, test, &members);
+        let request = match request(backup, test, &members) {
+            Ok(request) => request,
+            Err(error) => {
+                let (why, now) = (error.to_string(), self.world.now);
+                return verdict::error(old, reason::TOO_MANY_MEMBERS, &why, now);
+            }
+        };
         let job = job(
             backup,
             test,

@@ -20,6 +20,7 @@ mod certificates;
 mod crowded;
 #[path = "../helm/mod.rs"]
 mod helm;
+mod idle;
 mod policy;
 mod replica;
 #[path = "../selectors/mod.rs"]

@@ -50,9 +50,11 @@ pub fn render(values: &[&str]) -> Result<Vec<Value>, String> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     let text = String::from_utf8(output.stdout).unwrap();
+    // A value of YAML refuses a key that stands twice; one of JSON would take the last.
     let objects = serde_yaml::Deserializer::from_str(&text)
         .map(|document| serde::Deserialize::deserialize(document).unwrap())
-        .filter(|object: &Value| !object.is_null());
+        .map(|object: serde_yaml::Value| serde_json::to_value(object).unwrap())
+        .filter(|object| !object.is_null());
     Ok(objects.collect())
 }
 

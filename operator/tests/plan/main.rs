@@ -9,6 +9,7 @@ mod config;
 mod conflicts;
 mod fixture;
 mod idle;
+mod requests;
 mod runs;
 #[path = "../selectors/mod.rs"]
 mod selectors;
