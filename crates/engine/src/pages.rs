@@ -83,6 +83,12 @@ impl PageSet {
         }
     }
 
+    /// An empty set whose images go to `directory` but for the first few.
+    #[cfg(test)]
+    pub(crate) fn on_disk(page_size: PageSize, directory: &Path) -> PageSet {
+        PageSet::within(Box::leak(Box::new(Memory::new(0))), page_size, directory)
+    }
+
     /// The page size of every image.
     pub fn page_size(&self) -> PageSize {
         self.page_size

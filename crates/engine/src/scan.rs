@@ -244,3 +244,39 @@ impl ScanError {
         matches!(self, ScanError::Spill(error) if crate::local::is_disk_full(error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_written_while_it_is_read_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let application = rusqlite::Connection::open(&path).unwrap();
+        application.execute_batch("CREATE TABLE t(x)").unwrap();
+        let scan = |fingerprint| scan_cold(&path, fingerprint, None, directory.path());
+        let before = cold_fingerprint(&path).unwrap().unwrap();
+        assert_eq!(scan(before).unwrap().1, 2);
+        application.execute_batch("CREATE TABLE u(x)").unwrap();
+        assert!(matches!(scan(before), Err(ScanError::Disturbed)));
+        // And one whose application has come.
+        let now = cold_fingerprint(&path).unwrap().unwrap();
+        application
+            .execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)")
+            .unwrap();
+        assert!(matches!(scan(now), Err(ScanError::Disturbed)));
+    }
+
+    #[test]
+    fn times_tell_every_write_only_when_they_are_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        fs::write(&path, "x").unwrap();
+        let found = fingerprint(&path).unwrap().unwrap();
+        let changed = fs::metadata(&path).unwrap().modified().unwrap();
+        assert!(!found.is_settled(changed));
+        assert!(!found.is_settled(changed - Duration::from_secs(60)));
+        assert!(found.is_settled(changed + Duration::from_secs(1)));
+    }
+}

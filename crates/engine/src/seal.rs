@@ -269,3 +269,70 @@ impl SealError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A delta of these pages, all of zeros.
+    fn delta(local: &LocalState, numbers: &[u32], commit: u32) -> Delta {
+        let mut pages = PageSet::new(PageSize::MIN, local.directory());
+        for pgno in numbers {
+            pages.insert(*pgno, &[0; 512]).unwrap();
+        }
+        Delta {
+            pages,
+            commit,
+            log: None,
+            timestamp_ms: 1,
+        }
+    }
+
+    fn files(local: &LocalState) -> usize {
+        let directories = ["ltx/0", "ltx/9"].map(|name| local.directory().join(name));
+        let files = directories.map(|directory| std::fs::read_dir(directory).unwrap().count());
+        files.iter().sum()
+    }
+
+    #[test]
+    fn a_page_that_no_file_has_is_never_promised() {
+        let directory = tempfile::tempdir().unwrap();
+        let local = LocalState::open(directory.path()).unwrap();
+        let copy = delta(&local, &[1, 3], 3);
+        let refused = seal_snapshot(&local, &copy, Txid::new(1), 1, None);
+        assert!(matches!(
+            refused,
+            Err(SealError::Uncovered { pgno: 2, commit: 3 })
+        ));
+        let copy = delta(&local, &[1, 2], 2);
+        let (_, mut table) = seal_snapshot(&local, &copy, Txid::new(1), 1, None).unwrap();
+        let before = table.clone();
+        let mut grown = delta(&local, &[1, 4], 4);
+        let refused = seal_delta(&local, &mut table, &mut grown, Txid::new(2), 1);
+        assert!(matches!(
+            refused,
+            Err(SealError::Uncovered { pgno: 3, commit: 4 })
+        ));
+        assert_eq!(table, before);
+        assert_eq!(files(&local), 1);
+        let mut whole = delta(&local, &[3, 4], 4);
+        seal_delta(&local, &mut table, &mut whole, Txid::new(2), 1).unwrap();
+        assert_eq!((table.commit(), files(&local)), (4, 2));
+    }
+
+    #[test]
+    fn a_copy_that_is_not_what_was_captured_is_not_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let local = LocalState::open(directory.path()).unwrap();
+        let copy = delta(&local, &[1, 2], 2);
+        let (_, table) = seal_snapshot(&local, &copy, Txid::new(1), 1, None).unwrap();
+        let right = table.checksum();
+        let refused = seal_snapshot(&local, &copy, Txid::new(2), 1, Some(right ^ 1));
+        assert!(
+            matches!(refused, Err(SealError::ChecksumMismatch { found, .. }) if found == right)
+        );
+        assert_eq!(files(&local), 1);
+        seal_snapshot(&local, &copy, Txid::new(2), 1, Some(right)).unwrap();
+        assert_eq!(files(&local), 2);
+    }
+}

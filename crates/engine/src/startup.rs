@@ -292,3 +292,95 @@ fn records(
         .map(|target| (target.name.clone(), Box::new(record(target))))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use ltx::{Encoder, Header};
+    use protocol::config::OnDivergence;
+    use sqlite_format::PageSize;
+    use store::{Body, Memory, PutMeta, PutMode};
+
+    use super::*;
+    use crate::retention::RetentionPolicy;
+
+    /// A full copy of one page, and the lease of somebody else who has announced one.
+    async fn stored(announced: u64) -> SharedStore {
+        let store: SharedStore = Arc::new(Memory::new());
+        let header = Header::new(PageSize::MIN, 1, Txid::FIRST, Txid::FIRST);
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        encoder.encode_page(1, &[0; 512]).unwrap();
+        let (bytes, _) = encoder.finish().unwrap();
+        let key = remote::key(store.layout(), 9, header.file_name());
+        let put = store.put(
+            &key,
+            Body::from(bytes),
+            PutMode::Create,
+            &PutMeta::default(),
+        );
+        put.await.unwrap();
+        let claim = Claim {
+            holder: "another".into(),
+            source: None,
+        };
+        let taken = lease::take(&store, &claim, 0, Timestamp::UNIX_EPOCH, |_| true).await;
+        assert!(taken.unwrap().is_some());
+        let announce = |lease: &mut lease::Lease| lease.announced = Txid::new(announced);
+        lease::amend(&store, "another", announce).await.unwrap();
+        store
+    }
+
+    fn settings(directory: &Path, store: SharedStore) -> DatabaseSettings {
+        DatabaseSettings {
+            path: directory.join("db"),
+            state: directory.join("state"),
+            targets: vec![TargetSettings {
+                name: "here".into(),
+                store,
+                merge_interval: Duration::from_secs(30),
+                higher_levels: Vec::new(),
+                retention: RetentionPolicy::default(),
+            }],
+            sync_interval: Duration::from_secs(1),
+            snapshot_interval: Duration::from_secs(3600),
+            backlog_bytes: 1 << 20,
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+        }
+    }
+
+    fn known(settings: &DatabaseSettings) -> (bool, Replicas) {
+        let loaded = LocalState::open(&settings.state).unwrap().load().unwrap();
+        (loaded.table.is_some(), loaded.replicas)
+    }
+
+    #[tokio::test]
+    async fn a_database_that_comes_while_one_is_restored_is_not_taken_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path(), stored(0).await);
+        let come = |_, _| std::fs::write(&settings.path, "somebody's").unwrap();
+        let ready = make_ready(&settings, OnMissing::Restore, IntegrityCheck::None, &come).await;
+        assert!(
+            matches!(ready, Err(StartupError::Restore { .. })),
+            "{ready:?}"
+        );
+        assert_eq!(known(&settings), (false, Replicas::new()));
+        assert_eq!(std::fs::read(&settings.path).unwrap(), b"somebody's");
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_restore_is_a_full_copy_when_another_one_may_still_come() {
+        for announced in [0, 9] {
+            let directory = tempfile::tempdir().unwrap();
+            let settings = settings(directory.path(), stored(announced).await);
+            let none = |_, _| {};
+            let ready = make_ready(&settings, OnMissing::Restore, IntegrityCheck::None, &none);
+            assert!(matches!(ready.await, Ok(Ready::Restored { .. })));
+            let (is_known, records) = known(&settings);
+            assert!(is_known);
+            assert_eq!(records["here"].adopt, announced > 0);
+        }
+    }
+}

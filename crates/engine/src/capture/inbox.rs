@@ -77,3 +77,49 @@ impl Inbox {
         self.changed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::pages::PageSet;
+    use crate::tap::LogPosition;
+
+    /// Commits of these pages, most of which lie in `directory`.
+    fn batch(numbers: std::ops::Range<u32>, directory: &Path) -> Batch {
+        let mut pages = PageSet::on_disk(PageSize::MIN, directory);
+        for pgno in numbers {
+            pages.insert(pgno, &[1; 512]).unwrap();
+        }
+        Batch {
+            pages,
+            commit: 99,
+            log: LogPosition {
+                salts: (1, 1),
+                big_endian: false,
+                frames: 64,
+                checksum: (0, 0),
+                change: 1,
+            },
+            log_offset: 32,
+            first_ms: 0,
+            last_ms: 0,
+        }
+    }
+
+    #[test]
+    fn commits_that_cannot_be_kept_are_a_failure_and_no_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let inbox = Inbox::default();
+        // Nothing can be kept there.
+        inbox.deliver(Look::Captured(batch(1..2, &file.join("below"))));
+        assert!(inbox.lock().batch.is_some());
+        inbox.deliver(Look::Captured(batch(2..99, directory.path())));
+        let found = inbox.lock();
+        assert!(matches!(found.failed, Some(TapError::Spill(_))));
+        assert!(found.batch.is_none(), "half of it would be taken for all");
+    }
+}

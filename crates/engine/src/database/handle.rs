@@ -209,9 +209,8 @@ mod tests {
     use super::*;
     use crate::chain::SnapshotFile;
 
-    #[test]
-    fn a_full_copy_that_waits_for_a_target_puts_off_the_next_one() {
-        let handle = DatabaseHandle {
+    fn handle() -> DatabaseHandle {
+        DatabaseHandle {
             path: String::new(),
             chain: Arc::default(),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
@@ -219,7 +218,52 @@ mod tests {
             pages: Arc::default(),
             blocking_checkpoints: Arc::default(),
             targets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn all_is_stored_when_every_target_says_so() {
+        let has_all = TargetProgress {
+            acked: Txid::new(9),
+            connected: true,
+            ..TargetProgress::default()
         };
+        for (other, stored) in [
+            (has_all, true),
+            (
+                TargetProgress {
+                    acked: Txid::new(8),
+                    ..has_all
+                },
+                false,
+            ),
+            (
+                TargetProgress {
+                    needs_snapshot: Some(Txid::new(9)),
+                    ..has_all
+                },
+                false,
+            ),
+            (
+                TargetProgress {
+                    connected: false,
+                    ..has_all
+                },
+                false,
+            ),
+        ] {
+            let handle = handle();
+            handle.chain.update(|chain| {
+                chain.txid = Txid::new(9);
+                chain.targets = vec![has_all, other];
+            });
+            assert_eq!(handle.is_stored(), stored, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_copy_that_waits_for_a_target_puts_off_the_next_one() {
+        let handle = handle();
         handle.chain.update(|chain| {
             chain.txid = Txid::new(9);
             let progress = TargetProgress {

@@ -423,3 +423,42 @@ impl Run<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_to_the_place_meanwhile_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("app.db");
+        let assembly = Assembly::create(&output).unwrap();
+        fs::write(&output, "somebody's").unwrap();
+        let refused = assembly.publish(&output, false);
+        assert!(matches!(refused, Err(RestoreError::Exists { .. })));
+        assert_eq!(fs::read_to_string(&output).unwrap(), "somebody's");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_there_is_there_again_when_the_new_file_gets_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let output = directory.path().join("app.db");
+        for name in ["app.db", "app.db-wal"] {
+            fs::write(directory.path().join(name), name).unwrap();
+        }
+        let assembly = Assembly::create(&output).unwrap();
+        fs::remove_file(assembly.path()).unwrap();
+        assert!(matches!(
+            assembly.publish(&output, true),
+            Err(RestoreError::Io { .. })
+        ));
+        for name in ["app.db", "app.db-wal"] {
+            assert_eq!(
+                fs::read_to_string(directory.path().join(name)).unwrap(),
+                name
+            );
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+}

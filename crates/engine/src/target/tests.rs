@@ -8,6 +8,7 @@ use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode, Store};
 
 use super::*;
 use crate::lease::{self, Claim, Lease};
+use crate::local::ReplicaRecord;
 use crate::remote;
 
 /// A target of a database in a directory of its own.
@@ -165,6 +166,62 @@ async fn a_replica_after_whose_last_file_nothing_can_be_stored_is_an_error() {
         bench.target.on_divergence = OnDivergence::NewLineage;
         names_it(bench.target.connect().await.map(drop));
         assert_eq!(bench.target.progress(), TargetProgress::default());
+    }
+}
+
+#[tokio::test]
+async fn what_goes_on_behind_an_announced_copy_begins_with_a_newer_one() {
+    for announced in [0, 9] {
+        let store: SharedStore = Arc::new(Memory::new());
+        let mut bench = Bench::new(Arc::clone(&store));
+        bench.target.connect().await.unwrap();
+        for (level, max) in [(9, 1), (0, 2), (0, 3)] {
+            put(&*store, level, max).await;
+        }
+        // All of that is ours.
+        let mut record = ReplicaRecord::clone(&bench.target.records.lock().unwrap()["here"]);
+        record.restored = 3;
+        let records = [("here".to_owned(), Box::new(record))];
+        *bench.target.records.lock().unwrap() = records.into();
+        bench.target.chain.update(|chain| chain.txid = Txid::new(3));
+        let announce = |lease: &mut Lease| lease.announced = Txid::new(announced);
+        assert!(lease::amend(&store, "us", announce).await.unwrap());
+        bench.target.connect().await.unwrap();
+        let needed = bench.target.progress().needs_snapshot;
+        assert_eq!(needed, (announced > 0).then_some(Txid::new(announced)));
+    }
+}
+
+#[tokio::test]
+async fn wherever_a_taking_over_fails_the_next_attempt_leaves_a_fence() {
+    for call in 0.. {
+        let memory: SharedStore = Arc::new(Memory::new());
+        held_by_another(&memory, 0, &[(9, 1), (0, 2), (0, 3)]).await;
+        let plan = FaultPlan::none().at(call, Fault::Fail(StoreErrorKind::Unreachable));
+        let faulty: SharedStore = Arc::new(Faulty::new(Arc::clone(&memory), plan));
+        let mut bench = Bench::new(faulty);
+        let record = ReplicaRecord {
+            location: bench.target.settings.store.describe(),
+            adopt: true,
+            ..ReplicaRecord::default()
+        };
+        let records = [("here".to_owned(), Box::new(record))];
+        *bench.target.records.lock().unwrap() = records.into();
+        if bench.target.connect().await.is_ok() {
+            assert!(call > 8, "{call}");
+            break;
+        }
+        // The other one stores once more, unless there is a fence already.
+        let fenced = remote::newest(&remote::list(&memory).await.unwrap()) > Txid::new(3);
+        if !fenced {
+            put(&*memory, 0, 4).await;
+        }
+        bench.target.connect().await.unwrap();
+        let files = remote::list(&memory).await.unwrap();
+        let newest = files.iter().max_by_key(|file| file.max).unwrap();
+        assert!(!newest.has_pages(), "{call}: {newest:?} is no fence");
+        let needed = bench.target.progress().needs_snapshot;
+        assert_eq!(needed, Some(newest.max), "{call}");
     }
 }
 
