@@ -569,3 +569,21 @@ fn wrap(action: &'static str) -> impl Fn(rusqlite::Error) -> SqliteError {
 pub fn version() -> &'static str {
     rusqlite::version()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_connection_to_a_database_writes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let application = rusqlite::Connection::open(&path).unwrap();
+        let sql = "PRAGMA journal_mode=WAL; CREATE TABLE t(x)";
+        application.execute_batch(sql).unwrap();
+        let ours = Connection::open(&path).unwrap();
+        for sql in ["INSERT INTO t VALUES(1)", "CREATE TABLE u(x)", "VACUUM"] {
+            assert!(ours.inner.execute_batch(sql).is_err(), "{sql}");
+        }
+    }
+}

@@ -32,6 +32,13 @@ pub struct Found {
     pub gone: bool,
 }
 
+impl Found {
+    /// At the last barrier everything was captured, and somebody has taken it.
+    pub fn is_all_taken(&self) -> bool {
+        self.batch.is_none() && self.broken.is_none() && self.at_end
+    }
+}
+
 /// Where the capture thread leaves what it finds in one database.
 #[derive(Debug, Default)]
 pub struct Inbox {
@@ -121,5 +128,28 @@ mod tests {
         let found = inbox.lock();
         assert!(matches!(found.failed, Some(TapError::Spill(_))));
         assert!(found.batch.is_none(), "half of it would be taken for all");
+    }
+
+    #[test]
+    fn what_is_left_to_take_or_to_heal_or_lies_behind_the_end_is_not_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let at_end = || Found {
+            at_end: true,
+            ..Found::default()
+        };
+        assert!(at_end().is_all_taken());
+        for found in [
+            Found::default(),
+            Found {
+                batch: Some(batch(1..2, directory.path())),
+                ..at_end()
+            },
+            Found {
+                broken: Some(BreakReason::CommitsMissed),
+                ..at_end()
+            },
+        ] {
+            assert!(!found.is_all_taken(), "{found:?}");
+        }
     }
 }

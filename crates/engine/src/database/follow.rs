@@ -215,8 +215,7 @@ impl Follow {
         let files = look();
         self.barrier().await?;
         let found = self.attached.inbox.lock();
-        let nothing = found.batch.is_none() && found.broken.is_none() && found.at_end;
-        Ok(files.filter(|_| nothing && files == look()))
+        Ok(files.filter(|_| found.is_all_taken() && files == look()))
     }
 
     /// Waits until everything that is published by now is found.
@@ -530,4 +529,58 @@ pub(super) fn lay_over(mut raw: PageSet, batch: Batch) -> Result<Delta, RunError
         log,
         timestamp_ms: batch.last_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log that nobody shortens: one commit more than [`LAST_RESORT_FRAMES`] frames, then as many as
+    /// `behind` that a reader does not let be copied. Returns writer and reader.
+    fn long_log(path: &std::path::Path, behind: u32) -> [rusqlite::Connection; 2] {
+        let open = || rusqlite::Connection::open(path).unwrap();
+        let [writer, reader] = [open(), open()];
+        let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+                   PRAGMA synchronous=OFF; CREATE TABLE t(x)";
+        writer.execute_batch(sql).unwrap();
+        let write = |frames: u32| {
+            let rows = "INSERT INTO t SELECT zeroblob(450) FROM n";
+            let sql = format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {frames}) {rows}"
+            );
+            writer.execute_batch(&sql).unwrap();
+        };
+        write(LAST_RESORT_FRAMES);
+        reader
+            .execute_batch("BEGIN; SELECT count(*) FROM t")
+            .unwrap();
+        write(behind);
+        [writer, reader]
+    }
+
+    #[test]
+    fn the_last_resort_is_tried_only_where_little_is_left_and_waits_for_no_reader() {
+        for (behind, tried) in [(FEW_FRAMES * 2, false), (FEW_FRAMES / 4, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("db");
+            let [writer, reader] = long_log(&path, behind);
+            let ours = Connection::open(&path).unwrap();
+            assert_eq!(shorten(&ours, false).unwrap(), None, "not asked for");
+            let began = std::time::Instant::now();
+            let helped = shorten(&ours, true).unwrap();
+            // Where the disk was slow just then it is not tried either.
+            assert!(
+                helped.is_none() || (tried && helped == Some(false)),
+                "{helped:?}"
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(4),
+                "it waits for the reader"
+            );
+            writer.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+            drop(reader);
+            let helped = shorten(&ours, true).unwrap();
+            assert_ne!(helped, Some(false), "nobody reads");
+        }
+    }
 }

@@ -440,4 +440,84 @@ mod tests {
             }
         }
     }
+
+    /// Three commits in a log that is all there is, and its view.
+    fn three_commits(directory: &Path) -> (rusqlite::Connection, Tap, WalView) {
+        let path = directory.join("db");
+        let writer = application(&path);
+        writer
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .unwrap();
+        for _ in 0..3 {
+            commit(&writer);
+        }
+        let tap = attached(&path, Instant::now());
+        let view = tap.settled_view(0).unwrap();
+        (writer, tap, view)
+    }
+
+    #[test]
+    fn a_new_log_is_taken_for_all_only_when_the_change_counter_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_writer, mut tap, view) = three_commits(directory.path());
+        let change = view.header.change;
+        let salt = view.header.salts.salt1;
+        for (before, expected) in [(change - 3, true), (change - 4, false), (change - 2, false)] {
+            let earlier = LogPosition {
+                salts: (salt.wrapping_sub(1), 7),
+                change: before,
+                ..tap.position()
+            };
+            tap.position = earlier;
+            let read = tap.read_on(0, &view, 0);
+            assert_eq!(matches!(read, Ok(Some(_))), expected, "{before} on");
+            tap.position = earlier;
+            let read = tap.read_across(&view, 0);
+            assert_eq!(matches!(read, Ok(Some(_))), expected, "{before} across");
+            assert_eq!(
+                tap.position() == earlier,
+                !expected,
+                "what is not proven is not passed"
+            );
+        }
+    }
+
+    #[test]
+    fn frames_that_do_not_end_at_the_published_checksum_are_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_writer, mut tap, mut view) = three_commits(directory.path());
+        tap.position.frames = 0;
+        view.header.frame_checksum.s1 ^= 1;
+        let read = tap.read_on(0, &view, 0);
+        assert!(matches!(
+            read,
+            Err(ReadError::Broken(BreakReason::ChainBroken))
+        ));
+        view.header.frame_checksum.s1 ^= 1;
+        assert!(tap.read_on(0, &view, 0).is_ok());
+    }
+
+    #[test]
+    fn a_place_in_a_log_that_holds_another_frame_there_is_not_gone_on_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let (writer, tap, _) = three_commits(directory.path());
+        let right = tap.position();
+        drop(tap);
+        let path = directory.path().join("db");
+        let resume = |position| {
+            let now = Instant::now();
+            Tap::attach(&path, directory.path(), Some(position), now, 0)
+                .unwrap()
+                .1
+        };
+        let wrong = LogPosition {
+            checksum: (right.checksum.0 ^ 1, right.checksum.1),
+            ..right
+        };
+        assert!(matches!(resume(right), Look::Quiet));
+        assert!(matches!(resume(wrong), Look::Broken(BreakReason::Fresh, _)));
+        commit(&writer);
+        assert!(matches!(resume(right), Look::Captured(_)));
+        assert!(matches!(resume(wrong), Look::Broken(BreakReason::Fresh, _)));
+    }
 }
