@@ -7,8 +7,9 @@ use ltx::FileName;
 use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode, Store};
 
 use super::*;
+use crate::chain::Captured;
 use crate::lease::{self, Claim, Lease};
-use crate::local::ReplicaRecord;
+use crate::local::{LocalFile, ReplicaRecord};
 use crate::remote;
 
 /// A target of a database in a directory of its own.
@@ -189,6 +190,42 @@ async fn what_goes_on_behind_an_announced_copy_begins_with_a_newer_one() {
         bench.target.connect().await.unwrap();
         let needed = bench.target.progress().needs_snapshot;
         assert_eq!(needed, (announced > 0).then_some(Txid::new(announced)));
+    }
+}
+
+#[tokio::test]
+async fn a_stored_file_of_our_number_with_other_content_is_not_gone_on_from() {
+    for is_ours in [true, false] {
+        let store: SharedStore = Arc::new(Memory::new());
+        let mut bench = Bench::new(Arc::clone(&store));
+        bench.target.connect().await.unwrap();
+        put(&*store, 9, 1).await;
+        put(&*store, 0, 2).await;
+        let txid = Txid::new(2);
+        let name = FileName {
+            min: txid,
+            max: txid,
+        };
+        let key = remote::key(store.layout(), 0, name);
+        let mut bytes = store.get(&key, None).await.unwrap().to_vec();
+        let last = bytes.len() - 1;
+        bytes[last] ^= u8::from(!is_ours);
+        std::fs::write(bench.target.local.captured_path(txid), &bytes).unwrap();
+        bench.target.chain.update(|chain| {
+            chain.txid = txid;
+            chain.files.push_back(Captured {
+                file: LocalFile {
+                    txid,
+                    bytes: bytes.len() as u64,
+                    timestamp_ms: 0,
+                },
+                checksum: None,
+                oldest_ms: 0,
+            });
+        });
+        bench.target.connect().await.unwrap();
+        let needed = bench.target.progress().needs_snapshot;
+        assert_eq!(needed, (!is_ours).then_some(txid));
     }
 }
 

@@ -26,9 +26,9 @@
 //!   put-if-absent does not protect (`is_unsure`): not confirmed before full copies, or merges;
 //! - [`oracle::retention`], promised points stay: a fourth of the exact span, or of the window.
 //!
-//! Seed 48 is the first that fails without `Target::has_stored`. Not found by 120 seeds: a start that
-//! may go on from deltas although an announced copy is missing. Most cannot: their chain begins with
-//! that copy.
+//! Hardly found, so that `target/tests.rs` has a test for each: a start without `Target::has_stored` (of 120
+//! seeds, 69 alone), and one that may go on from deltas although an announced copy is missing. Most cannot:
+//! their chain begins with that copy.
 //!
 //! Faults of disks were seen to matter: without fsync of captured files, and without a look at those
 //! of an earlier run before they are uploaded, P1 fails. One of the two is enough, and so it is with
