@@ -381,9 +381,24 @@ mod tests {
 
     use super::*;
     use crate::capture::Capture;
+    use crate::chain::TargetProgress;
     use crate::database::DatabaseSettings;
     use crate::local::LocalState;
     use crate::table::PageTable;
+    use crate::target::TargetSettings;
+
+    fn settings(directory: &Path, targets: Vec<TargetSettings>) -> DatabaseSettings {
+        DatabaseSettings {
+            path: directory.join("db"),
+            state: directory.join("state"),
+            targets,
+            sync_interval: Duration::from_secs(1),
+            snapshot_interval: Duration::from_secs(3600),
+            backlog_bytes: 1 << 20,
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+        }
+    }
 
     /// A session that knows an earlier state of the database, and its driver, which is to stop.
     fn stopping(directory: &Path) -> (Session, Database) {
@@ -392,16 +407,7 @@ mod tests {
         let table = PageTable::new(PageSize::MIN);
         local.write_table(Txid::new(1), &table).unwrap();
         let loaded = local.load().unwrap();
-        let settings = DatabaseSettings {
-            path: directory.join("db"),
-            state,
-            targets: Vec::new(),
-            sync_interval: Duration::from_secs(1),
-            snapshot_interval: Duration::from_secs(3600),
-            backlog_bytes: 1 << 20,
-            holder: "us".into(),
-            on_divergence: OnDivergence::Block,
-        };
+        let settings = settings(directory, Vec::new());
         let capture = Capture::start().unwrap();
         let (database, handle) = Database::new(settings, capture, watch::channel(true).1);
         let session = Session {
@@ -444,5 +450,23 @@ mod tests {
         let _application = application(&database.settings.path);
         assert!(session.follow(&mut database).await.unwrap());
         assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+    }
+
+    #[tokio::test]
+    async fn no_number_is_given_before_a_target_has_said_which_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        assert!(session.may_number(&mut database).await, "it is known");
+        session.ledger.as_mut().unwrap().table = None;
+        assert!(!session.may_number(&mut database).await);
+        let answered = TargetProgress {
+            connected: true,
+            ..TargetProgress::default()
+        };
+        database
+            .handle
+            .chain
+            .update(|chain| chain.targets.push(answered));
+        assert!(session.may_number(&mut database).await);
     }
 }
