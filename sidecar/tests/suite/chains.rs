@@ -426,6 +426,24 @@ fn a_page_that_no_object_holds_is_named() {
 }
 
 #[test]
+fn a_page_behind_an_end_that_shrank_does_not_come_back_when_the_database_grows_again() {
+    let history = History::new();
+    let pages = history.pages((9, 1, NEWEST));
+    for (object, commit, held) in [
+        ((9, 1, 1), 5, 0..5),
+        ((0, 2, 2), 3, 0..1),
+        ((0, 3, 3), 5, 3..4),
+    ] {
+        let header = Header {
+            commit,
+            ..history.header(object)
+        };
+        history.store_pages(object, &header, &pages[held]);
+    }
+    history.is_refused(&[], 11, &["page 5 of 5 is in no stored file"]);
+}
+
+#[test]
 fn a_txid_inside_a_merged_file_is_refused_with_its_neighbours() {
     let history = History::stored(&MERGED);
     for inside in [3, 4] {

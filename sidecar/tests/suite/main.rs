@@ -17,6 +17,7 @@ mod exec;
 mod from_litestream;
 mod generations;
 mod heartbeat;
+mod in_place;
 #[path = "../../../crates/engine/tests/live/large.rs"]
 mod large;
 mod many;

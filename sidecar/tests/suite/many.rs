@@ -8,6 +8,7 @@ use protocol::names::VERIFY_REQUEST_ENV;
 use protocol::status::{DatabaseState, DatabaseStatus};
 use protocol::verify::{DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyRequest};
 
+use crate::startup::Waiting;
 use crate::support::bucket::Bucket;
 use crate::support::database::{Rows, assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
@@ -290,6 +291,44 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
         .env("AWS_ACCESS_KEY_ID", "a")
         .env("AWS_SECRET_ACCESS_KEY", "b");
     assert_eq!(finish(wait).code, Some(124));
+}
+
+#[test]
+fn databases_whose_restore_was_cut_short_are_not_taken_for_all() {
+    let place = Place::new();
+    let config = config(&place, &place.url("backup"));
+    // One more than are restored at the same time: its turn comes when another one is there.
+    let paths: Vec<_> = (1..=9).map(|n| slot(&place, &format!("{n}.db"))).collect();
+    for path in &paths {
+        drop(create(path, 1));
+    }
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+    std::fs::remove_dir_all(place.path().join("slots")).unwrap();
+    let lock = place.path().join("backup/9.db/lock.json");
+    let good = std::fs::read(&lock).unwrap();
+    std::fs::write(&lock, "not ours").unwrap();
+    let wait = ["restore", "--wait", "--config", &config];
+    run(wait).fails_with(10, &["9.db"]);
+    assert!(paths.iter().any(|path| path.exists()) && !paths[8].exists());
+
+    let dead = "s3://bucket/app?endpoint=http://127.0.0.1:1";
+    let content = std::fs::read_to_string(&config).unwrap();
+    let away = place.write("away.yml", &content.replace(&place.url("backup"), dead));
+    let signed = || {
+        let mut command = program();
+        command
+            .env("AWS_ACCESS_KEY_ID", "a")
+            .env("AWS_SECRET_ACCESS_KEY", "b");
+        command
+    };
+    let waiting = Waiting::start(&place, &away, signed(), &[]);
+    waiting.says("the application waits");
+    waiting.terminates();
+    // Once all of them are there, nobody waits any more.
+    std::fs::write(&lock, good).unwrap();
+    run(wait).succeeds();
+    assert!(paths.iter().all(|path| path.exists()));
+    Waiting::start(&place, &away, signed(), &[]).ends_with(0);
 }
 
 #[test]

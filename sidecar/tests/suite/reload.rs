@@ -3,6 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use protocol::status::DatabaseStatus;
+
 use crate::support::database::{assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
 use crate::support::process::{program, run, signal, wait_for_end};
@@ -203,4 +205,43 @@ fn a_stop_right_after_a_change_takes_no_longer_than_any_other() {
     let (code, took) = sidecar.terminate();
     assert_eq!(code, Some(23));
     assert!(took < Duration::from_secs(16), "{took:?}");
+}
+
+#[test]
+fn a_stop_waits_for_a_database_that_was_just_removed_and_tells_what_it_could_not_store() {
+    let place = Place::new();
+    let kept = place.path().join("kept.db");
+    let _connections = [create(&place.database(), 5), create(&kept, 1)];
+    // It takes requests, and never answers.
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = store.local_addr().unwrap();
+    let near = |name: &str| format!("{{name: near, url: '{}'}}", place.url(name));
+    let far = format!(
+        "{{name: far, url: 's3://bucket/far?endpoint=http://{silent}', access-key-id: a, \
+         secret-access-key: b}}"
+    );
+    let text = format!(
+        "shutdown-sync-timeout: 5s\ndbs:\n- {{path: {}, replicas: [{}]}}\n",
+        kept.display(),
+        near("kept"),
+    );
+    let gone = format!(
+        "- {{path: {}, replicas: [{}, {far}]}}\n",
+        place.database_text(),
+        near("gone"),
+    );
+    let file = place.write("config.yml", &format!("{text}{gone}"));
+    let sidecar = Sidecar::start(place.path(), &["--config", &file]);
+    until("both are stored nearby", || {
+        let databases = sidecar.status().databases;
+        let is_stored =
+            |it: &DatabaseStatus| it.position.is_some() && it.targets[0].position == it.position;
+        databases.iter().all(is_stored).then_some(())
+    });
+    place.write("config.yml", &text);
+    signal(sidecar.id(), "HUP");
+    until("one is configured no more", || {
+        (sidecar.status().databases.len() == 1).then_some(())
+    });
+    assert_eq!(sidecar.terminate().0, Some(23));
 }

@@ -257,6 +257,25 @@ fn a_supervisor_restarts_its_worker_and_ends_with_it() {
 }
 
 #[test]
+fn a_supervisor_ends_with_the_code_of_its_worker() {
+    let place = Place::new();
+    let _connection = create(&place.database(), 5);
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "shutdown-sync-timeout: 1s\naccess-key-id: a\nsecret-access-key: b\ndbs:\n- path: {}\n  \
+             replica: {{url: 's3://bucket/app?endpoint=http://127.0.0.1:1'}}\n",
+            place.database_text(),
+        ),
+    );
+    let sidecar = Sidecar::start(place.path(), &["--supervise", "--config", &config]);
+    sidecar.wait_until("the store is missed", |status| {
+        !status.targets[0].message.is_empty()
+    });
+    assert_eq!(sidecar.terminate().0, Some(23));
+}
+
+#[test]
 fn a_worker_does_not_outlive_its_supervisor() {
     let place = Place::new();
     let url = place.url("backup");

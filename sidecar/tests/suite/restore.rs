@@ -317,18 +317,16 @@ fn a_restore_goes_on_after_connections_that_break_off() {
 fn no_backup_in_one_target_says_nothing_while_another_cannot_be_asked() {
     let place = Place::new();
     let dead = "s3://bucket/far?endpoint=http://127.0.0.1:1";
-    let config = place.write(
-        "config.yml",
-        &format!(
-            "dbs:\n- path: {}\n  replicas:\n  - {{name: near, url: '{}'}}\n  - {{name: far, url: '{dead}', \
-             access-key-id: a, secret-access-key: b}}\n",
-            place.database_text(),
-            place.url("nothing"),
-        ),
-    );
-    let done = run(["restore", "--config", &config, "--if-replica-exists"]);
-    done.fails_with(21, &["s3://bucket/far", "unreachable"]);
-    assert!(!place.database().exists());
+    let near = format!("{{name: near, url: '{}'}}", place.url("nothing"));
+    let far = format!("{{name: far, url: '{dead}', access-key-id: a, secret-access-key: b}}");
+    for (first, last) in [(&near, &far), (&far, &near)] {
+        let database = place.database_text();
+        let content = format!("dbs: [{{path: {database}, replicas: [{first}, {last}]}}]\n");
+        let config = place.write("config.yml", &content);
+        let done = run(["restore", "--config", &config, "--if-replica-exists"]);
+        done.fails_with(21, &["s3://bucket/far", "unreachable"]);
+        assert!(!place.database().exists());
+    }
 }
 
 #[test]

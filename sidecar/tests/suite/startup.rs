@@ -14,13 +14,14 @@ use crate::support::sidecar::Sidecar;
 use crate::support::until;
 
 /// A waiting restore, as the init container runs it.
-struct Waiting {
+pub struct Waiting {
     child: Child,
     log: std::path::PathBuf,
 }
 
 impl Waiting {
-    fn start(place: &Place, config: &str, mut command: Command, more: &[&str]) -> Waiting {
+    /// Starts one.
+    pub fn start(place: &Place, config: &str, mut command: Command, more: &[&str]) -> Waiting {
         let log = place.fresh("wait.log");
         let child = command
             .args(["restore", "--wait", "--config", config])
@@ -31,18 +32,21 @@ impl Waiting {
         Waiting { child, log }
     }
 
-    fn says(&self, word: &str) {
+    /// Waits until its log has a word.
+    pub fn says(&self, word: &str) {
         until(&format!("the log says {word:?}"), || {
             let log = std::fs::read_to_string(&self.log).unwrap();
             log.contains(word).then_some(())
         });
     }
 
-    fn ends_with(mut self, code: i32) {
+    /// Waits for its end.
+    pub fn ends_with(mut self, code: i32) {
         assert_eq!(wait_for_end(&mut self.child).0, Some(code));
     }
 
-    fn terminates(mut self) {
+    /// Ends it while it waits.
+    pub fn terminates(mut self) {
         signal(self.child.id(), "TERM");
         let (code, took) = wait_for_end(&mut self.child);
         assert_eq!(code, Some(23));

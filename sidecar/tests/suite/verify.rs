@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use protocol::names::VERIFY_REQUEST_ENV;
 use protocol::verify::{
-    Check, DatabaseExpectation, MemberExpectation, VerifyLevel, VerifyReport, VerifyRequest,
+    Check, DatabaseExpectation, MemberExpectation, Point, VerifyLevel, VerifyReport, VerifyRequest,
     VerifyResult,
 };
 
@@ -82,7 +82,7 @@ fn request(expected: &DatabaseExpectation) -> VerifyRequest {
 fn request_of(expected: Vec<DatabaseExpectation>) -> VerifyRequest {
     VerifyRequest {
         level: VerifyLevel::Checksum,
-        point: protocol::verify::Point::Latest,
+        point: Point::Latest,
         members: vec![MemberExpectation {
             member: "orders-0".to_owned(),
             databases: expected,
@@ -263,12 +263,107 @@ fn another_database_than_the_acknowledged_one_fails() {
     let mut expected = replica(&place);
     expected.acknowledged.checksum = "8000000000000001".to_owned();
     let words = ["8000000000000001", "was acknowledged"];
-    verdict(
+    for level in [VerifyLevel::Quick, VerifyLevel::Full, VerifyLevel::Checksum] {
+        let request = VerifyRequest {
+            level,
+            ..request(&expected)
+        };
+        verdict(&place, &request, VerifyResult::ChecksumMismatch, &words);
+    }
+}
+
+#[test]
+fn an_acknowledged_position_is_compared_though_a_newer_one_is_stored() {
+    let place = Place::new();
+    let mut expected = replica(&place);
+    let objects = captured(&place);
+    let name = objects[objects.len() - 2].file_stem().unwrap();
+    let (_, earlier) = name.to_str().unwrap().split_once('-').unwrap();
+    let (_, report) = ask(
         &place,
-        &request(&expected),
-        VerifyResult::ChecksumMismatch,
-        &words,
+        &VerifyRequest {
+            point: Point::Txid(earlier.to_owned()),
+            ..request(&expected)
+        },
     );
+    expected.acknowledged = report.databases[0].resolved.clone().unwrap();
+    assert_eq!(expected.acknowledged.txid, earlier);
+    verdict(&place, &request(&expected), VerifyResult::Passed, &[]);
+    expected.acknowledged.checksum = "8000000000000001".to_owned();
+    let mismatch = VerifyResult::ChecksumMismatch;
+    verdict(&place, &request(&expected), mismatch, &[earlier]);
+}
+
+/// Stores a database with a change of its own.
+fn stored_after(place: &Place, change: &str) {
+    let connection = create(&place.database(), 3);
+    connection.execute_batch(change).unwrap();
+    drop(connection);
+    let config = place.config(&place.database(), "backup");
+    run(["replicate", "--config", &config, "--once"]).succeeds();
+}
+
+#[test]
+fn an_index_of_other_values_than_its_table_passes_a_quick_look_only() {
+    let place = Place::new();
+    stored_after(
+        &place,
+        "CREATE INDEX bodies ON log(-id);
+         PRAGMA writable_schema=1;
+         UPDATE sqlite_schema SET sql='CREATE INDEX bodies ON log(body)' WHERE name='bodies';",
+    );
+    for (level, result, words) in [
+        (VerifyLevel::Quick, VerifyResult::Passed, &[][..]),
+        (
+            VerifyLevel::Full,
+            VerifyResult::IntegrityFailed,
+            &["bodies"],
+        ),
+        (
+            VerifyLevel::Checksum,
+            VerifyResult::IntegrityFailed,
+            &["bodies"],
+        ),
+    ] {
+        let request = VerifyRequest {
+            level,
+            ..request_of(Vec::new())
+        };
+        verdict(&place, &request, result, words);
+    }
+    assert_eq!(run(["verify", &place.url("backup")]).code, Some(13));
+}
+
+#[test]
+fn a_row_whose_parent_is_missing_fails() {
+    let place = Place::new();
+    stored_after(
+        &place,
+        "PRAGMA foreign_keys=0;
+         CREATE TABLE child(parent INTEGER REFERENCES log(id));
+         INSERT INTO child VALUES(1), (99);",
+    );
+    let done = run(["verify", &place.url("backup")]);
+    assert_eq!(done.code, Some(13));
+    assert!(done.out.contains("child"), "{done:?}");
+}
+
+#[test]
+fn commits_that_wait_longer_than_they_may_are_stale() {
+    let place = Place::new();
+    let mut expected = replica(&place);
+    for (lag_ms, result) in [(1000, VerifyResult::Passed), (1001, VerifyResult::Stale)] {
+        expected.lag_ms = lag_ms;
+        let request = VerifyRequest {
+            max_lag: Some("1s".parse().unwrap()),
+            ..request(&expected)
+        };
+        verdict(&place, &request, result, &[]);
+    }
+    // Without the word of a sidecar it is the age of the newest commit.
+    let verify = |limit| run(["verify", &place.url("backup"), "--max-lag", limit]);
+    assert_eq!(verify("1h").code, Some(0));
+    assert_eq!(verify("1ms").code, Some(12));
 }
 
 #[test]
@@ -349,7 +444,7 @@ fn a_report_of_many_databases_fits_its_file() {
     let member = MemberExpectation::default();
     let request = VerifyRequest {
         level: VerifyLevel::Full,
-        point: protocol::verify::Point::Latest,
+        point: Point::Latest,
         members: vec![member],
         max_lag: None,
         checks: Vec::new(),
