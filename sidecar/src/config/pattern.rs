@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
@@ -13,8 +14,10 @@ use super::ConfigError;
 
 /// What makes a path a pattern.
 const WILDCARDS: [char; 3] = ['*', '?', '['];
-/// Deepest directory that is looked into; a loop of links ends here.
+/// Deepest directory that is looked into.
 const MAX_DEPTH: usize = 32;
+/// Most directories that are looked into on this machine.
+const MAX_DIRECTORIES: usize = 100_000;
 /// Directories of a store listed at the same time.
 const LISTS_AT_ONCE: usize = 16;
 /// Endings of files that belong to a database beside them.
@@ -46,6 +49,15 @@ pub struct Pattern {
     base: PathBuf,
     /// Components below it; none: any number.
     depth: Option<usize>,
+}
+
+/// A look at the files of a pattern.
+#[derive(Default)]
+struct Walk {
+    found: BTreeSet<PathBuf>,
+    /// Device and inode of each directory on the way to the present one.
+    way: Vec<(u64, u64)>,
+    directories: usize,
 }
 
 impl Pattern {
@@ -167,17 +179,27 @@ impl Pattern {
     ///
     /// A directory that cannot be read: what is in it is not known.
     pub fn files(&self) -> io::Result<BTreeSet<PathBuf>> {
-        let mut found = BTreeSet::new();
-        self.walk(&self.base, self.depth.unwrap_or(MAX_DEPTH), &mut found)?;
-        Ok(found)
+        let base = std::fs::metadata(&self.base);
+        let mut walk = Walk {
+            way: base
+                .map(|base| (base.dev(), base.ino()))
+                .into_iter()
+                .collect(),
+            ..Walk::default()
+        };
+        self.walk(&self.base, self.depth.unwrap_or(MAX_DEPTH), &mut walk)?;
+        Ok(walk.found)
     }
 
-    fn walk(
-        &self,
-        directory: &Path,
-        depth: usize,
-        found: &mut BTreeSet<PathBuf>,
-    ) -> io::Result<()> {
+    fn walk(&self, directory: &Path, depth: usize, walk: &mut Walk) -> io::Result<()> {
+        walk.directories += 1;
+        if walk.directories > MAX_DIRECTORIES {
+            let message = format!(
+                "there are more than {MAX_DIRECTORIES} directories below {}: do links lead from one to another?",
+                self.base.display()
+            );
+            return Err(io::Error::other(message));
+        }
         let entries = match std::fs::read_dir(directory) {
             // It is not there yet, or went while we looked.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -205,11 +227,15 @@ impl Pattern {
                     || name == LOST_AND_FOUND
             };
             if metadata.is_dir() {
-                if depth > 1 && !is_ours() {
-                    self.walk(&path, depth - 1, found)?;
+                // A link may lead back to where we come from.
+                let identity = (metadata.dev(), metadata.ino());
+                if depth > 1 && !is_ours() && !walk.way.contains(&identity) {
+                    walk.way.push(identity);
+                    self.walk(&path, depth - 1, walk)?;
+                    walk.way.pop();
                 }
             } else if metadata.is_file() && metadata.len() > 0 && self.matches(&path) {
-                found.insert(path);
+                walk.found.insert(path);
             }
         }
         Ok(())

@@ -374,3 +374,42 @@ fn a_database_may_have_full_copies_of_its_own_and_one_of_a_pattern_its_state() {
     let state = &settings.databases[2].settings.state;
     assert_eq!(state, Path::new("/state/x/c.db-sqlite-backup"));
 }
+
+#[test]
+fn links_that_lead_in_circles_are_not_followed_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = directory.path();
+    std::fs::create_dir_all(base.join("sub/deep")).unwrap();
+    std::fs::create_dir(base.join("elsewhere")).unwrap();
+    for name in ["a.db", "sub/deep/b.db", "elsewhere/c.db"] {
+        std::fs::write(base.join(name), "x").unwrap();
+    }
+    for (to, name) in [
+        (".", "loop"),
+        ("..", "sub/up"),
+        ("../..", "sub/deep/top"),
+        ("../elsewhere", "sub/link"),
+        ("itself", "itself"),
+    ] {
+        std::os::unix::fs::symlink(to, base.join(name)).unwrap();
+    }
+    let text = format!("path: '{}/**/*.db'", base.display());
+    let database = serde_yaml::from_str(&text).unwrap();
+    let pattern = pattern::Pattern::of(&database, "dbs[0]").unwrap().unwrap();
+    let found = pattern.files().unwrap();
+    let found = found.iter().map(|path| path.strip_prefix(base).unwrap());
+    let expected = ["a.db", "elsewhere/c.db", "sub/deep/b.db", "sub/link/c.db"];
+    assert!(found.eq(expected.map(Path::new)));
+    // Each has two ways to the next: 2^20 in all.
+    for depth in 0..20 {
+        let here = base.join(format!("maze/{depth}"));
+        std::fs::create_dir_all(&here).unwrap();
+        for way in ["left", "right"] {
+            let next = base.join(format!("maze/{}", depth + 1));
+            std::os::unix::fs::symlink(next, here.join(way)).unwrap();
+        }
+    }
+    std::fs::create_dir(base.join("maze/20")).unwrap();
+    let error = pattern.files().unwrap_err().to_string();
+    assert!(error.contains("more than 100000 directories"), "{error}");
+}
