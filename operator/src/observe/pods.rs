@@ -86,3 +86,24 @@ impl std::fmt::Debug for PodWatches {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::Config;
+    use kube::runtime::watcher::Event;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_namespace_is_absent_until_its_list_is_complete() {
+        let nobody = Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = Client::try_from(nobody).unwrap();
+        let watches = PodWatches::new(client, watch::Sender::new(()));
+        watches.keep(&BTreeSet::from(["shop".to_owned()]));
+        assert_eq!(watches.listed(), BTreeMap::new());
+        let cache = Arc::clone(&watches.lock()["shop"].cache);
+        cache.take(Event::InitDone, &mut BTreeMap::new());
+        let empty = BTreeMap::from([("shop".to_owned(), Vec::new())]);
+        assert_eq!(watches.listed(), empty);
+    }
+}

@@ -1,12 +1,13 @@
 //! What sidecars are told.
 
 use api::backup::DeletionPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use operator::plan::Change;
 use operator::plan::config::{config, config_map};
 use protocol::config::Config;
 use serde_json::json;
 
-use crate::fixture::{Cluster, backup};
+use crate::fixture::{Cluster, backup, start};
 
 #[test]
 fn the_configuration_is_what_sidecars_read() {
@@ -18,6 +19,14 @@ fn the_configuration_is_what_sidecars_read() {
         .push(serde_json::from_value(file).unwrap());
     let map = config_map(&backup);
     assert_eq!(map.metadata.name.as_deref(), Some("orders-sqlite-backup"));
+    let owners = serde_json::to_value(map.metadata.owner_references).unwrap();
+    assert_eq!(
+        owners,
+        json!([{
+            "apiVersion": "sqlite-backup.dev/v1alpha1", "kind": "SqliteBackup",
+            "name": "orders", "uid": "uid-orders", "controller": true,
+        }])
+    );
     let yaml = &map.data.unwrap()["config.yml"];
     let read: Config = serde_yaml::from_str(yaml).unwrap();
     assert_eq!(read, config(&backup));
@@ -60,6 +69,19 @@ fn a_configuration_is_written_again_when_it_differs() {
     assert!(changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
     cluster.world.config_maps.clear();
     assert_eq!(cluster.settle().len(), 1, "one that is gone comes back");
+    cluster.edit("orders", |b| b.metadata.uid = Some("another".into()));
+    let changes = cluster.settle();
+    assert!(changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
+}
+
+#[test]
+fn a_backup_that_is_being_deleted_gets_no_configuration() {
+    let mut cluster = Cluster::new([backup("orders")]);
+    cluster.edit("orders", |b| {
+        b.metadata.deletion_timestamp = Some(Time(start()))
+    });
+    let changes = cluster.settle();
+    assert!(!changes.iter().any(|c| matches!(c, Change::ConfigMap(_))));
 }
 
 #[test]

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use api::RestoreTest;
+use api::backup::DeletionPolicy;
 use api::names::condition::RESTORE_TEST_PASSED;
-use api::names::reason;
+use api::names::{INJECT_LABEL, RESTORE_TEST_LABEL, reason};
 use api::restore_test::RestoreTestPhase::{Error, Failed, Passed, Pending, Running};
 use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use operator::plan::Change;
 use operator::world::{JobEnd, JobFacts};
+use protocol::Span;
 use protocol::names::VERIFY_REQUEST_ENV;
 use protocol::verify::{VerifyRequest, VerifyResult};
 
@@ -47,6 +51,15 @@ fn created(changes: &[Change]) -> Vec<String> {
         _ => None,
     });
     created.collect()
+}
+
+/// The template of the first Job that is made.
+fn job_pod(changes: Vec<Change>) -> PodTemplateSpec {
+    let job = changes.into_iter().find_map(|c| match c {
+        Change::CreateJob(job) => job.spec,
+        _ => None,
+    });
+    job.unwrap().template
 }
 
 #[test]
@@ -102,11 +115,7 @@ fn a_run_is_asked_to_hold_the_backup_against_what_was_acknowledged() {
     let mut cluster = Cluster::at_rest();
     cluster.add_test("t");
     let changes = cluster.settle();
-    let job = changes.iter().find_map(|c| match c {
-        Change::CreateJob(job) => Some(job.clone()),
-        _ => None,
-    });
-    let pod = job.unwrap().spec.unwrap().template.spec.unwrap();
+    let pod = job_pod(changes).spec.unwrap();
     let env = pod.containers[0].env.clone().unwrap();
     let request = env
         .iter()
@@ -117,6 +126,7 @@ fn a_run_is_asked_to_hold_the_backup_against_what_was_acknowledged() {
     let request: VerifyRequest = serde_json::from_str(&request.unwrap()).unwrap();
     assert_eq!(request.members[0].member, "orders-0");
     assert_eq!(request.members[0].databases[0].acknowledged, position(9));
+    assert_eq!(request.max_lag, Some(Span::from_secs(60)));
     assert_eq!(pod.automount_service_account_token, Some(false));
     let scratch = pod
         .volumes
@@ -128,6 +138,36 @@ fn a_run_is_asked_to_hold_the_backup_against_what_was_acknowledged() {
         scratch.size_limit.unwrap().0,
         ((3 << 19) + (256 << 20)).to_string()
     );
+}
+
+#[test]
+fn the_pod_of_a_run_is_told_apart_and_never_injected() {
+    let mut cluster = Cluster::at_rest();
+    cluster.add_test("t");
+    let pod = job_pod(cluster.settle());
+    let labels = pod.metadata.unwrap().labels.unwrap();
+    assert_eq!(labels[INJECT_LABEL], "false");
+    assert_eq!(labels[RESTORE_TEST_LABEL], "t");
+}
+
+#[test]
+fn no_run_starts_or_ends_before_the_pods_are_known() {
+    let mut new = Cluster::at_rest();
+    new.world.pods.clear();
+    new.add_test("t");
+    new.settle();
+    assert_eq!(new.test("t").phase, Pending);
+    assert!(new.world.jobs.is_empty());
+
+    let mut old = running("t");
+    end_job(&mut old, "t", JobEnd::Complete);
+    old.pass_time(seconds(60));
+    let pods = std::mem::take(&mut old.world.pods);
+    assert_eq!(old.settle(), vec![], "its Pod may be there");
+    old.world.pods = pods;
+    old.finish_test("t", VerifyResult::Passed);
+    old.settle();
+    assert_eq!((old.test("t").phase, old.test("t").attempts), (Passed, 1));
 }
 
 #[test]
@@ -211,6 +251,22 @@ fn an_environment_failure_is_tried_again_by_the_job_and_does_not_undo_a_pass() {
         Some("DestinationUnavailable")
     );
     cluster.assert_condition(RESTORE_TEST_PASSED, "True", "Passed");
+}
+
+#[test]
+fn a_failure_shows_although_another_run_could_not_be_carried_out_since() {
+    let mut cluster = running("first");
+    cluster.finish_test("first", VerifyResult::Stale);
+    cluster.add_test("second");
+    cluster.edit("orders", |b| {
+        b.spec.deletion_policy = DeletionPolicy::Delete
+    });
+    cluster.settle();
+    let phases = ["first", "second"].map(|name| cluster.test(name).phase);
+    assert_eq!(phases, [Failed, Error]);
+    let summary = cluster.status("orders").restore_test.unwrap();
+    assert_eq!(summary.last_run.as_deref(), Some("second"), "both at once");
+    cluster.assert_condition(RESTORE_TEST_PASSED, "False", "Stale");
 }
 
 #[test]
@@ -330,6 +386,26 @@ fn old_runs_of_the_schedule_go_and_the_last_failed_one_stays() {
         .map(|t| t.status.clone().unwrap().phase)
         .collect();
     assert_eq!(phases, [Failed, Passed, Passed, Passed]);
+}
+
+#[test]
+fn runs_by_hand_stay_however_many_there_are() {
+    let mut cluster = Cluster::at_rest();
+    cluster.edit("orders", |b| {
+        b.spec.restore_test.successful_history_limit = 0;
+        b.spec.restore_test.failed_history_limit = 0;
+    });
+    for name in ["a", "b", "c", "d"] {
+        for (suffix, result) in [("1", VerifyResult::Passed), ("2", VerifyResult::Stale)] {
+            let name = format!("{name}{suffix}");
+            cluster.add_test(&name);
+            cluster.settle();
+            cluster.finish_test(&name, result);
+            cluster.settle();
+        }
+    }
+    let finished = |t: &&Arc<RestoreTest>| t.status.as_ref().unwrap().phase.is_finished();
+    assert_eq!(cluster.world.tests.iter().filter(finished).count(), 8);
 }
 
 #[test]

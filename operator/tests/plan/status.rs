@@ -142,6 +142,24 @@ fn a_sidecar_that_does_not_answer_is_unknown_and_never_healthy() {
 }
 
 #[test]
+fn no_lag_is_shown_while_one_of_several_sidecars_is_silent() {
+    let mut cluster = Cluster::at_rest();
+    cluster.add_pod(pod(&backup("orders"), "orders-1"));
+    for _ in 0..2 {
+        cluster.answer("orders-1", Err("silent"));
+    }
+    cluster.answer("orders-0", Ok(target(TargetState::Ok, 5000)));
+    cluster.settle();
+    let status = cluster.status("orders");
+    assert_eq!(status.members[1].lag_seconds, Some(5));
+    let replication = status.replication.unwrap();
+    assert_eq!(
+        (replication.lag_seconds, replication.lag_summary.as_str()),
+        (None, "unknown")
+    );
+}
+
+#[test]
 fn what_is_known_to_be_bad_counts_before_what_is_unknown() {
     let mut cluster = Cluster::at_rest();
     cluster.add_pod(pod(&backup("orders"), "orders-1"));

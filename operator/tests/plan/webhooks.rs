@@ -1,6 +1,7 @@
 //! The webhook entries.
 
 use api::SqliteBackup;
+use api::backup::DeletionPolicy;
 use api::selector::{LabelOperator, LabelRequirement, PodSelector};
 use kube::core::cel::cel;
 use operator::plan::matching;
@@ -65,7 +66,8 @@ fn suspended_and_unusable_backups_have_no_entry() {
 #[test]
 fn a_backup_that_is_refused_keeps_its_pods_out() {
     let mut refused = backup("orders");
-    refused.spec.databases[0].path = "/data/*.db".into();
+    refused.spec.deletion_policy = DeletionPolicy::Delete;
+    assert!(api::validate::validate(&refused.spec).is_err());
     assert_eq!(built(&[refused]).len(), 1);
 }
 
