@@ -26,6 +26,8 @@ pub fn init(arguments: &LogArguments, configured: LogSettings) -> LogFormat {
         .with_target(false)
         .with_file(configured.source)
         .with_line_number(configured.source)
+        // It would panic: where the log cannot go, nothing can be said about it either.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let filter = Targets::new()

@@ -7,14 +7,14 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 
-/// The two signals that end us.
+/// The signals that end us.
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Option<Signal>,
 }
 
-/// SIGHUP of a process that has a file to read again. Any other process ends by it, as it does when
-/// its terminal is closed.
+/// SIGHUP of a process that has a file to read again.
 pub struct Hangups(Option<Signal>);
 
 impl Hangups {
@@ -49,14 +49,36 @@ impl EndSignals {
         Ok(EndSignals {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            hangup: None,
+        })
+    }
+
+    /// SIGHUP, too: the terminal is closed, and there is no file to read again.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    pub fn and_hangup(self) -> Result<EndSignals, Failure> {
+        let hangup = signal(SignalKind::hangup());
+        let hangup = hangup.map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
+        Ok(EndSignals {
+            hangup: Some(hangup),
+            ..self
         })
     }
 
     /// Waits for the next one.
     pub async fn recv(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = hangup => {}
         }
     }
 

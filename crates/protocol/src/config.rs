@@ -240,6 +240,9 @@ pub struct Logging {
 pub struct Database {
     /// The database file, or a pattern: `*` and `?` do not match a slash, `**` matches directories.
     pub path: PathBuf,
+    /// The path is that of a file, whatever it looks like. The command line says so, no file does.
+    #[serde(skip)]
+    pub is_literal: bool,
     /// Instead of a path: every database in this directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,

@@ -150,6 +150,7 @@ pub fn for_url(database: PathBuf, url: String) -> Config {
     };
     let database = Database {
         path: database,
+        is_literal: true,
         replica: Some(replica),
         ..Database::default()
     };
@@ -308,6 +309,7 @@ fn database_settings(
     opener: &mut Opener,
 ) -> Result<DatabaseSettings, ConfigError> {
     let path_message = match database.path.to_str() {
+        None => Some("it is not UTF-8"),
         Some("") => Some("a database needs its path"),
         Some(path) if path.starts_with("~/") => Some("write ${HOME} instead of ~"),
         Some(path) if path.contains("://") => Some("give the path of the file, not a URL"),
@@ -319,10 +321,23 @@ fn database_settings(
             message: message.to_owned(),
         });
     }
+    let state = state_directory(config, database);
+    for target in targets_of(config, database, key, place)? {
+        if let Target::File { path } = target
+            && path.starts_with(&state)
+        {
+            let state = state.display();
+            let message = format!("it lies in {state}, where we keep what is only ours");
+            return Err(ConfigError::Value {
+                key: format!("{key}.replica"),
+                message,
+            });
+        }
+    }
     let (targets, sync_interval) = targets(config, database, key, place, opener)?;
     Ok(DatabaseSettings {
         path: database.path.clone(),
-        state: state_directory(config, database),
+        state,
         targets,
         sync_interval,
         snapshot_interval: snapshot(config, database)

@@ -85,7 +85,9 @@ impl Pattern {
                 let dir = glob::Pattern::escape(&dir.to_string_lossy());
                 format!("{}{between}{pattern}", dir.trim_end_matches('/'))
             }
-            (None, Some(path)) if path.contains(WILDCARDS) => path.to_owned(),
+            (None, Some(path)) if path.contains(WILDCARDS) && !database.is_literal => {
+                path.to_owned()
+            }
             (None, _) => {
                 let meaningless = [
                     ("pattern", database.pattern.is_some()),

@@ -21,6 +21,7 @@ mod in_place;
 #[path = "../../../crates/engine/tests/live/large.rs"]
 mod large;
 mod many;
+mod oddities;
 mod reload;
 mod replicate;
 mod restore;

@@ -1,13 +1,12 @@
 //! A configuration that changes while it is used.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use protocol::status::DatabaseStatus;
 
 use crate::support::database::{assert_same, create, insert, rows};
 use crate::support::place::{Place, text};
-use crate::support::process::{program, run, signal, wait_for_end};
+use crate::support::process::{run, signal};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 use crate::support::writer::Writer;
@@ -153,23 +152,6 @@ fn a_hangup_reads_the_configuration_at_once() {
         assert_eq!(before.targets[0].epoch, after.targets[0].epoch);
         assert_eq!(sidecar.terminate().0, Some(0));
     }
-}
-
-#[test]
-fn without_a_file_a_hangup_ends_us_as_a_closed_terminal_does() {
-    let place = Place::new();
-    drop(create(&place.database(), 1));
-    let mut child = program()
-        .args(["replicate", place.database_text(), &place.url("backup")])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    until("it works", || {
-        place.path().join("backup").exists().then_some(())
-    });
-    signal(child.id(), "HUP");
-    let (code, _) = wait_for_end(&mut child);
-    assert_eq!(code, None);
 }
 
 #[test]

@@ -393,3 +393,16 @@ fn a_store_that_encrypts_with_a_key_of_ours_gives_all_back_and_the_log_never_sho
     command.args(["restore", &url, "-o", text(&place.fresh("out.db"))]);
     finish(command).fails_with(21, &["s3://replicate-sse/app", "key"]);
 }
+
+#[test]
+fn without_a_file_a_hangup_is_a_stop_as_any_other() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let url = place.url("backup");
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    sidecar.wait_until_stored();
+    insert(&connection, 3);
+    assert_eq!(sidecar.end_by("HUP").0, Some(0));
+    let expected = rows(&place.database());
+    assert_same(&restored(&place, &url, program()), &expected);
+}

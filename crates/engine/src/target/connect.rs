@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::chain::TargetProgress;
 use crate::lease::{self, Claim, Lease, LeaseError};
 use crate::local::{Home, ReplicaRecord};
+use crate::plan::plan_restore;
 use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::clock::StoreClock;
@@ -59,6 +60,13 @@ impl Target {
         // to be a full copy that is newer.
         let expected = Some(lease.announced).filter(|announced| *announced > copied);
         let ours = ours && expected.is_none();
+        // A hole that nobody noticed must not be followed by more files that no restore reaches.
+        let leads_on = stored == Txid::ZERO || plan_restore(&files, Some(stored)).is_ok();
+        if ours && !leads_on {
+            let name = &self.settings.name;
+            tracing::error!(target_name = %name, "files are missing before TXID {stored}: a new full copy is stored");
+        }
+        let ours = ours && leads_on;
         let above = stored.max(expected.unwrap_or(Txid::ZERO));
         let merged = files
             .iter()

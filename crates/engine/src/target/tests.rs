@@ -171,13 +171,18 @@ async fn a_replica_after_whose_last_file_nothing_can_be_stored_is_an_error() {
 }
 
 #[tokio::test]
-async fn what_goes_on_behind_an_announced_copy_begins_with_a_newer_one() {
-    for announced in [0, 9] {
+async fn what_goes_on_behind_an_announced_copy_or_a_hole_begins_with_a_newer_one() {
+    for (announced, stored, needed) in [
+        (0, &[(9, 1), (0, 2), (0, 3)][..], None),
+        (9, &[(9, 1), (0, 2), (0, 3)], Some(9)),
+        (0, &[(9, 1), (0, 3)], Some(3)),
+        (0, &[(0, 2), (0, 3)], Some(3)),
+    ] {
         let store: SharedStore = Arc::new(Memory::new());
         let mut bench = Bench::new(Arc::clone(&store));
         bench.target.connect().await.unwrap();
-        for (level, max) in [(9, 1), (0, 2), (0, 3)] {
-            put(&*store, level, max).await;
+        for (level, max) in stored {
+            put(&*store, *level, *max).await;
         }
         // All of that is ours.
         let mut record = ReplicaRecord::clone(&bench.target.records.lock().unwrap()["here"]);
@@ -188,8 +193,8 @@ async fn what_goes_on_behind_an_announced_copy_begins_with_a_newer_one() {
         let announce = |lease: &mut Lease| lease.announced = Txid::new(announced);
         assert!(lease::amend(&store, "us", announce).await.unwrap());
         bench.target.connect().await.unwrap();
-        let needed = bench.target.progress().needs_snapshot;
-        assert_eq!(needed, (announced > 0).then_some(Txid::new(announced)));
+        let found = bench.target.progress().needs_snapshot;
+        assert_eq!(found, needed.map(Txid::new), "{announced} {stored:?}");
     }
 }
 

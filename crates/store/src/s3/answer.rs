@@ -27,7 +27,8 @@ enum Meaning {
 fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
     match code.unwrap_or_default() {
         "NoSuchBucket" => return Meaning::NoBucket,
-        "NoSuchKey" => return Meaning::Missing,
+        // Of a list it is nonsense.
+        "NoSuchKey" if operation != "list" => return Meaning::Missing,
         "PreconditionFailed" | "ConditionalRequestConflict" => return Meaning::Condition,
         "SlowDown"
         | "Throttling"
@@ -234,6 +235,7 @@ mod tests {
         assert_eq!(meaning("get", 404, None), Meaning::Other);
         assert_eq!(meaning("list", 404, Some("NotFound")), Meaning::Other);
         assert_eq!(meaning("get", 404, Some("NoSuchBucket")), Meaning::NoBucket);
+        assert_eq!(meaning("list", 404, Some("NoSuchKey")), Meaning::Other);
         // HEAD has no body; the caller asks again with a list.
         assert_eq!(meaning("head", 404, None), Meaning::Missing);
     }

@@ -32,9 +32,11 @@ pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
         .filter(|file| file.is_snapshot())
         .min_by_key(|file| file.max)
         .copied();
-    let (Some(newest), Some(oldest)) = (newest, oldest) else {
+    let Some(newest) = newest else {
         return generations::alone(&arguments, &store).await;
     };
+    // Without a full copy there is a backup all the same, which nobody can restore.
+    let oldest = oldest.unwrap_or(newest);
     let plan = plan_restore(&files, None);
     let mut summary = json!({
         "source": store.describe(),

@@ -49,6 +49,11 @@ pub async fn run(
     signals: EndSignals,
 ) -> Result<std::process::ExitCode, Failure> {
     abort_on_panic();
+    let source = Source::new(&arguments)?;
+    let signals = match source {
+        Source::File(_) => signals,
+        Source::Fixed(_) => signals.and_hangup()?,
+    };
     let running = exec::Running::default();
     let mut stop = signals.watch({
         let running = running.clone();
@@ -59,7 +64,6 @@ pub async fn run(
         // tell us, the lease still keeps a second writer apart.
         let _asked = set_parent_process_death_signal(Some(Signal::TERM));
     }
-    let source = Source::new(&arguments)?;
     let mut hangups = Hangups::new(matches!(source, Source::File(_)))?;
     let mut opener = Opener::new();
     let read = first_read(&source, &mut opener, arguments.worker);
@@ -85,6 +89,11 @@ pub async fn run(
     }
     if matches!(source, Source::Fixed(_)) && !arguments.worker {
         refuse_unusable(&loaded.settings, child.is_some())?;
+    }
+    if loaded.settings.databases.is_empty() {
+        tracing::warn!(
+            "there is no database: the configuration names none, or its patterns match no file yet"
+        );
     }
     memory::keep_small();
     if child.is_none() {

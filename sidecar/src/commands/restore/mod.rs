@@ -153,11 +153,25 @@ async fn from_config(
         .filter(|database| only.is_none_or(|only| database.path == Path::new(only)))
         .collect();
     if databases.is_empty() {
-        let message = match only {
-            Some(only) => format!("{} has no database {only}", file.display()),
-            None => format!("{} has no database", file.display()),
+        let file = file.display();
+        return match only {
+            Some(only) => {
+                let message = format!("{file} has no database {only}");
+                Err(Failure::message(ExitCode::Usage, message))
+            }
+            None if config.dbs.is_empty() => {
+                let message = format!("{file} has no database");
+                Err(Failure::message(ExitCode::Usage, message))
+            }
+            None if arguments.if_replica_exists => {
+                tracing::info!("the patterns of {file} match no backup: nothing to restore");
+                Ok(ExitCode::Done)
+            }
+            None => {
+                let message = format!("the patterns of {file} match no backup");
+                Err(Failure::message(ExitCode::NothingToRestore, message))
+            }
         };
-        return Err(Failure::message(ExitCode::Usage, message));
     }
     if arguments.output.is_some() && databases.len() > 1 {
         let message = "-o goes with one database: name it behind the configuration file";

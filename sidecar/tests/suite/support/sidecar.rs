@@ -142,8 +142,13 @@ impl Sidecar {
     }
 
     /// Sends SIGTERM and waits. Returns the exit code and how long it took.
-    pub fn terminate(mut self) -> (Option<i32>, Duration) {
-        signal(self.id(), "TERM");
+    pub fn terminate(self) -> (Option<i32>, Duration) {
+        self.end_by("TERM")
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end_by(mut self, name: &str) -> (Option<i32>, Duration) {
+        signal(self.id(), name);
         wait_for_end(&mut self.child)
     }
 
