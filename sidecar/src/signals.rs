@@ -11,21 +11,22 @@ use crate::failure::Failure;
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Option<Signal>,
+    /// Of a process that has no file to read again: its terminal is closed.
+    hangup: Hangups,
 }
 
-/// SIGHUP of a process that has a file to read again.
+/// SIGHUP, where it is handled.
 pub struct Hangups(Option<Signal>);
 
 impl Hangups {
-    /// Handles the signal from now on, if there is a file.
+    /// Handles the signal from now on, if it is wanted.
     ///
     /// # Errors
     ///
     /// The system refuses.
-    pub fn new(has_file: bool) -> Result<Hangups, Failure> {
+    pub fn new(wanted: bool) -> Result<Hangups, Failure> {
         let failed = |error: std::io::Error| Failure::new(ExitCode::LocalIo, error);
-        let handled = has_file.then(|| signal(SignalKind::hangup()));
+        let handled = wanted.then(|| signal(SignalKind::hangup()));
         Ok(Hangups(handled.transpose().map_err(failed)?))
     }
 
@@ -49,36 +50,28 @@ impl EndSignals {
         Ok(EndSignals {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            hangup: None,
+            hangup: Hangups(None),
         })
     }
 
-    /// SIGHUP, too: the terminal is closed, and there is no file to read again.
+    /// SIGHUP, too.
     ///
     /// # Errors
     ///
     /// The system refuses.
     pub fn and_hangup(self) -> Result<EndSignals, Failure> {
-        let hangup = signal(SignalKind::hangup());
-        let hangup = hangup.map_err(|error| Failure::new(ExitCode::LocalIo, error))?;
         Ok(EndSignals {
-            hangup: Some(hangup),
+            hangup: Hangups::new(true)?,
             ..self
         })
     }
 
     /// Waits for the next one.
     pub async fn recv(&mut self) {
-        let hangup = async {
-            match &mut self.hangup {
-                Some(signal) => drop(signal.recv().await),
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
-            () = hangup => {}
+            () = self.hangup.recv() => {}
         }
     }
 

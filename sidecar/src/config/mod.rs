@@ -194,6 +194,12 @@ pub fn settings(
             .enumerate()
         {
             let key = format!("{key}.replicas[{number}]");
+            let state = state_directory(config, &database);
+            if matches!(target, Target::File { path } if path.starts_with(&state)) {
+                let state = state.display();
+                let message = format!("it lies in {state}, where we keep what is only ours");
+                return Err(ConfigError::Value { key, message });
+            }
             if let Some(other) = places.insert(target::place(target), key.clone()) {
                 let message = format!("it stores to the same place as {other}");
                 return Err(ConfigError::Value { key, message });
@@ -321,23 +327,10 @@ fn database_settings(
             message: message.to_owned(),
         });
     }
-    let state = state_directory(config, database);
-    for target in targets_of(config, database, key, place)? {
-        if let Target::File { path } = target
-            && path.starts_with(&state)
-        {
-            let state = state.display();
-            let message = format!("it lies in {state}, where we keep what is only ours");
-            return Err(ConfigError::Value {
-                key: format!("{key}.replica"),
-                message,
-            });
-        }
-    }
     let (targets, sync_interval) = targets(config, database, key, place, opener)?;
     Ok(DatabaseSettings {
         path: database.path.clone(),
-        state,
+        state: state_directory(config, database),
         targets,
         sync_interval,
         snapshot_interval: snapshot(config, database)

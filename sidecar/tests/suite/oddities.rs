@@ -63,7 +63,7 @@ fn a_backup_is_not_kept_among_what_is_only_ours() {
         );
         std::fs::write(&file, content).unwrap();
         let done = run(["replicate", "--config", text(&file), "--once"]);
-        done.fails_with(2, &["dbs[0].replica", text(&state)]);
+        done.fails_with(2, &["dbs[0].replicas[0]", text(&state)]);
     }
 }
 

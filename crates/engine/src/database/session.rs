@@ -385,20 +385,6 @@ mod tests {
     use crate::database::DatabaseSettings;
     use crate::local::LocalState;
     use crate::table::PageTable;
-    use crate::target::TargetSettings;
-
-    fn settings(directory: &Path, targets: Vec<TargetSettings>) -> DatabaseSettings {
-        DatabaseSettings {
-            path: directory.join("db"),
-            state: directory.join("state"),
-            targets,
-            sync_interval: Duration::from_secs(1),
-            snapshot_interval: Duration::from_secs(3600),
-            backlog_bytes: 1 << 20,
-            holder: "us".into(),
-            on_divergence: OnDivergence::Block,
-        }
-    }
 
     /// A session that knows an earlier state of the database, and its driver, which is to stop.
     fn stopping(directory: &Path) -> (Session, Database) {
@@ -407,7 +393,16 @@ mod tests {
         let table = PageTable::new(PageSize::MIN);
         local.write_table(Txid::new(1), &table).unwrap();
         let loaded = local.load().unwrap();
-        let settings = settings(directory, Vec::new());
+        let settings = DatabaseSettings {
+            path: directory.join("db"),
+            state,
+            targets: Vec::new(),
+            sync_interval: Duration::from_secs(1),
+            snapshot_interval: Duration::from_secs(3600),
+            backlog_bytes: 1 << 20,
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+        };
         let capture = Capture::start().unwrap();
         let (database, handle) = Database::new(settings, capture, watch::channel(true).1);
         let session = Session {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Flock, FlockType};
 
 use super::RestoreError;
-use crate::scan::with_suffix;
+use crate::scan::{fingerprint, with_suffix};
 
 pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
     match fs::metadata(path) {
@@ -137,8 +137,8 @@ pub(super) fn put_back(moved: &[(PathBuf, PathBuf)]) {
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path| fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
-    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+    let both = (fingerprint(one), fingerprint(other));
+    matches!(both, (Ok(Some(one)), Ok(Some(other))) if one.is_same_file(&other))
 }
 
 pub(super) fn directory_of(path: &Path) -> PathBuf {

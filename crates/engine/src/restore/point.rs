@@ -1,5 +1,6 @@
 //! The point to restore, and the way there through what is stored.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
@@ -162,13 +163,13 @@ async fn position_at(
     files: &BTreeSet<RemoteFile>,
     time: Timestamp,
 ) -> Result<Txid, RestoreError> {
-    let mut readable = files.clone();
+    let mut readable = Cow::Borrowed(files);
     let mut damaged: Vec<(Txid, RemoteError)> = Vec::new();
     loop {
         match position_among(store, &readable, time).await {
             Err(Unknown::Damaged(file, error)) if damaged.len() < MAX_DAMAGED => {
                 tracing::warn!("{error}: the time is looked for without it");
-                readable.remove(&file);
+                readable.to_mut().remove(&file);
                 damaged.push((file.max, error));
             }
             Err(Unknown::Damaged(_, error)) => return Err(error.into()),
