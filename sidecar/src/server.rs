@@ -33,7 +33,7 @@ const BIND_PAUSE: Duration = Duration::from_secs(5);
 /// some.
 const CONNECTIONS: usize = 32;
 /// How long a connection lives. A monitoring system asks anew each time.
-const CONNECTION_TIME: Duration = Duration::from_secs(30);
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Served {

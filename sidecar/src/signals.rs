@@ -54,14 +54,14 @@ impl EndSignals {
         })
     }
 
-    /// SIGHUP, too.
+    /// SIGHUP, too, unless whoever started us has it ignored, as nohup does.
     ///
     /// # Errors
     ///
     /// The system refuses.
     pub fn and_hangup(self) -> Result<EndSignals, Failure> {
         Ok(EndSignals {
-            hangup: Hangups::new(true)?,
+            hangup: Hangups::new(!is_hangup_ignored())?,
             ..self
         })
     }
@@ -89,4 +89,11 @@ impl EndSignals {
         });
         receiver
     }
+}
+
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 << (libc::SIGHUP - 1) != 0)
 }

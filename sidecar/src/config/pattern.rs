@@ -215,7 +215,7 @@ impl Pattern {
             let path = entry?.path();
             let metadata = match std::fs::metadata(&path) {
                 // It went while we looked, or is a link that leads nowhere.
-                Err(error) if leads_nowhere(&error) => continue,
+                Err(error) if leads_nowhere(&path, &error) => continue,
                 Err(error) => {
                     let message = format!("{}: {error}", path.display());
                     return Err(io::Error::new(error.kind(), message));
@@ -283,8 +283,16 @@ impl Pattern {
     }
 }
 
-fn leads_nowhere(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ELOOP)
+/// Whether nothing is lost without an entry that cannot be looked at: it has gone, or is a link to what is
+/// not there or not for us. Whatever stands behind other errors is not known.
+fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
+    let nowhere = [libc::ELOOP, libc::ENOTDIR, libc::ENAMETOOLONG, libc::EACCES];
+    let is_link = || std::fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink());
+    error.kind() == io::ErrorKind::NotFound
+        || (error
+            .raw_os_error()
+            .is_some_and(|code| nowhere.contains(&code))
+            && is_link())
 }
 
 /// A directory of what is stored of a database, in one of Litestream's layouts: of 0.5 in

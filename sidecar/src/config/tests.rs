@@ -390,6 +390,8 @@ fn links_that_lead_in_circles_are_not_followed_for_ever() {
         ("../..", "sub/deep/top"),
         ("../elsewhere", "sub/link"),
         ("itself", "itself"),
+        ("a.db/below", "below-a-file.db"),
+        (&"a".repeat(300), "too-long.db"),
     ] {
         std::os::unix::fs::symlink(to, base.join(name)).unwrap();
     }

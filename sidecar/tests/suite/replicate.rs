@@ -406,3 +406,19 @@ fn without_a_file_a_hangup_is_a_stop_as_any_other() {
     let expected = rows(&place.database());
     assert_same(&restored(&place, &url, program()), &expected);
 }
+
+#[test]
+fn a_hangup_that_is_ignored_when_we_start_stays_so() {
+    let place = Place::new();
+    let connection = create(&place.database(), 5);
+    let url = place.url("backup");
+    let mut command = std::process::Command::new("nohup");
+    command.arg(program().get_program());
+    let sidecar = Sidecar::spawn(place.path(), &[place.database_text(), &url], command);
+    sidecar.wait_until_stored();
+    signal(sidecar.id(), "HUP");
+    insert(&connection, 3);
+    sidecar.wait_until_stored();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    assert_same(&restored(&place, &url, program()), &rows(&place.database()));
+}

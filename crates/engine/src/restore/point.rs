@@ -173,15 +173,22 @@ async fn position_at(
                 damaged.push((file.max, error));
             }
             Err(Unknown::Damaged(_, error)) => return Err(error.into()),
-            Err(Unknown::Other(error)) => return Err(error),
-            Ok(position) => {
+            found => {
+                // Between the position, or none, and the next one that has a time.
+                let position = found.as_ref().copied().unwrap_or(Txid::ZERO);
                 let ends = readable.iter().map(|file| file.max);
                 let next = ends.filter(|end| *end > position).min();
                 let may_be_meant = |(end, _): &(Txid, RemoteError)| {
                     *end > position && next.is_none_or(|next| *end < next)
                 };
-                let doubt = damaged.into_iter().find(may_be_meant);
-                return doubt.map_or(Ok(position), |(_, error)| Err(error.into()));
+                return match (found, damaged.into_iter().find(may_be_meant)) {
+                    (
+                        Ok(_) | Err(Unknown::Other(RestoreError::TooEarly { .. })),
+                        Some((_, error)),
+                    ) => Err(error.into()),
+                    (Err(Unknown::Other(error)), _) => Err(error),
+                    (found, _) => Ok(found.unwrap_or(position)),
+                };
             }
         }
     }
@@ -377,6 +384,15 @@ mod tests {
         );
         let (after, _) = found(&store, at(202)).await;
         assert_eq!(after.unwrap(), Txid::new(203), "of two in one millisecond");
+        let key = remote::key(store.layout(), 9, name(1));
+        let bytes = Body::from(vec![7; 200]);
+        let put = store.put(&key, bytes, PutMode::Overwrite, &PutMeta::default());
+        put.await.unwrap();
+        let (oldest, _) = found(&store, at(1)).await;
+        assert!(
+            matches!(oldest, Err(RestoreError::Remote(_))),
+            "not too early"
+        );
         for txid in 205..260 {
             damage(txid).await;
         }
