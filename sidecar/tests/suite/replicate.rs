@@ -399,7 +399,12 @@ fn without_a_file_a_hangup_is_a_stop_as_any_other() {
     let place = Place::new();
     let connection = create(&place.database(), 5);
     let url = place.url("backup");
-    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    // Whoever runs this test may have it ignored.
+    let mut command = std::process::Command::new("env");
+    command
+        .arg("--default-signal=HUP")
+        .arg(program().get_program());
+    let sidecar = Sidecar::spawn(place.path(), &[place.database_text(), &url], command);
     sidecar.wait_until_stored();
     insert(&connection, 3);
     assert_eq!(sidecar.end_by("HUP").0, Some(0));
