@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 
 use crate::StoreError;
-use crate::object::Body;
+use crate::object::{Body, ByteStream};
 
 impl Body {
     /// Returns the whole body; the caller bounds its size.
@@ -35,6 +36,48 @@ impl Body {
                 .await
             }
         }
+    }
+}
+
+/// Cuts a stream into parts of one size, the last one excepted.
+pub(crate) struct Parts {
+    stream: ByteStream,
+    part_bytes: usize,
+    /// What has arrived and is not part of a returned part yet.
+    rest: BytesMut,
+}
+
+impl Parts {
+    /// `part_bytes` is the size of each part but the last, and bounds the memory used here to that
+    /// plus one piece of the stream.
+    pub(crate) fn new(stream: ByteStream, part_bytes: usize) -> Self {
+        Self {
+            stream,
+            part_bytes,
+            rest: BytesMut::new(),
+        }
+    }
+
+    /// Returns the next part; `None` at the end. An empty stream has no part.
+    ///
+    /// # Errors
+    /// [`StoreError::Other`] when the stream fails.
+    pub(crate) async fn next(&mut self, what: &str) -> Result<Option<Bytes>, StoreError> {
+        while self.rest.len() < self.part_bytes {
+            match self.stream.next().await {
+                Some(Ok(piece)) => self.rest.extend_from_slice(&piece),
+                Some(Err(source)) => {
+                    return Err(StoreError::Other {
+                        what: what.to_owned(),
+                        code: "the bytes to store ended early".to_owned(),
+                        source: Some(source),
+                    });
+                }
+                None => break,
+            }
+        }
+        let len = self.rest.len().min(self.part_bytes);
+        Ok((len > 0).then(|| self.rest.split_to(len).freeze()))
     }
 }
 

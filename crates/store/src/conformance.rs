@@ -3,10 +3,11 @@
 //! The functions panic where a store differs, naming what it was to do.
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::join_all;
 
 use crate::object::{Body, Layout, PutMeta, PutMode, SharedStore};
-use crate::{StoreError, StoreErrorKind};
+use crate::{BoxError, StoreError, StoreErrorKind};
 
 /// Objects for the list that needs several pages; S3 sends 1,000 in one.
 const MANY: usize = 1_100;
@@ -31,6 +32,7 @@ pub async fn run(empty: impl AsyncFn() -> SharedStore) {
     keys_that_cannot_be_kept_are_refused(&empty().await).await;
     big_objects_arrive_whole(&empty().await).await;
     big_creates_keep_what_is_there(&empty().await).await;
+    streams_arrive_whole_or_not_at_all(&empty().await).await;
     one_of_many_creators_wins(&empty().await).await;
     one_of_many_swappers_wins(&empty().await).await;
     timestamps_are_kept(&empty().await).await;
@@ -409,6 +411,51 @@ async fn big_creates_keep_what_is_there(store: &SharedStore) {
         )
         .await;
     assert!(matches!(late, Err(StoreError::Exists { .. })), "{late:?}");
+}
+
+async fn streams_arrive_whole_or_not_at_all(store: &SharedStore) {
+    let pieces = |sizes: &[usize]| -> Vec<Result<Bytes, BoxError>> {
+        let piece = |(number, size): (usize, &usize)| Ok(vec![number as u8; *size].into());
+        sizes.iter().enumerate().map(piece).collect()
+    };
+    let part = crate::PART_BYTES as usize;
+    for (name, sizes) in [
+        ("empty", &[][..]),
+        ("small", &[3, 0, 5]),
+        ("one part", &[part]),
+        ("one part and a byte", &[part - 1, 2]),
+        ("many parts", &[part / 3; 11]),
+        ("large pieces", &[part * 2 + 7, 1]),
+    ] {
+        let expected: Vec<u8> = pieces(sizes)
+            .into_iter()
+            .flat_map(|piece| piece.expect("a piece"))
+            .collect();
+        let meta = PutMeta {
+            timestamp_ms: Some(1_700_000_000_123),
+        };
+        let stream = futures::stream::iter(pieces(sizes)).boxed();
+        let size = expected.len() as u64;
+        let stored = store.put_stream("stream", stream, size, PutMode::Create, &meta);
+        assert_eq!(stored.await.expect(name), size, "{name}");
+        let found = store.get("stream", None).await.expect(name);
+        assert!(found == expected, "{name}");
+        let head = store.head("stream").await.expect(name);
+        assert_eq!(head.modified_ms, 1_700_000_000_123, "{name}");
+        let again = futures::stream::iter(pieces(&[part * 2])).boxed();
+        let again = store.put_stream("stream", again, part as u64, PutMode::Create, &meta);
+        let again = again.await.map_err(|error| error.kind());
+        assert_eq!(again, Err(StoreErrorKind::Exists), "{name}");
+        let mut cut = pieces(&[part, part, part]);
+        cut.push(Err("the source failed".into()));
+        let cut = futures::stream::iter(cut).boxed();
+        let cut = store.put_stream("stream", cut, size, PutMode::Overwrite, &meta);
+        let error = cut.await.expect_err("the stream failed");
+        assert_eq!(error.kind(), StoreErrorKind::Other, "{name}: {error}");
+        let found = store.get("stream", None).await.expect(name);
+        assert!(found == expected, "{name}, after a stream that failed");
+        store.delete(&["stream".to_owned()]).await.expect("delete");
+    }
 }
 
 async fn one_of_many_creators_wins(store: &SharedStore) {

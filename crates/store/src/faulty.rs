@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::{CredentialsStatus, Requests, StoreError, StoreErrorKind};
 
 /// What goes wrong with one call.
@@ -223,6 +223,19 @@ impl<S: Store> Store for Faulty<S> {
         meta: &PutMeta,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         let apply = self.inner.put(key, body, mode, meta);
+        self.call("put", key.to_owned(), apply).boxed()
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let inner = &self.inner;
+        let apply = inner.put_stream(key, stream, expected_bytes, mode, meta);
         self.call("put", key.to_owned(), apply).boxed()
     }
 

@@ -23,12 +23,15 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::body::blocking;
-use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::body::{Parts, blocking};
+use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::{StoreError, key};
 
 /// The lock file, directly in the directory of the store; not an object.
 const LOCK_NAME: &str = ".store-lock";
+
+/// Bytes of a stream that are written at a time.
+const STREAM_PART_BYTES: usize = 1 << 20;
 
 /// A directory as a store.
 #[derive(Debug, Clone)]
@@ -70,6 +73,33 @@ impl Store for FileStore {
             let path = store.path_of(&key)?;
             publish::put(&store.root, &key, &path, &body, &mode, meta)
         })
+        .boxed()
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        _expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (store, key, meta) = (self.clone(), key.to_owned(), *meta);
+        async move {
+            let path = store.path_of(&key)?;
+            let what = format!("put {}", path.display());
+            let (root, begun) = (Arc::clone(&store.root), (key.clone(), path.clone()));
+            let begin = move || publish::begin(&root, &begun.0, &begun.1, mode, meta);
+            let mut pending = blocking(begin).await?;
+            let mut parts = Parts::new(stream, STREAM_PART_BYTES);
+            let mut size = 0;
+            while let Some(part) = parts.next(&what).await? {
+                size += part.len() as u64;
+                pending = blocking(move || pending.append(&part)).await?;
+            }
+            blocking(move || pending.publish(&store.root, &key, &path)).await?;
+            Ok(size)
+        }
         .boxed()
     }
 

@@ -35,7 +35,8 @@ pub use faulty::{Call, Fault, FaultPlan, Faulty};
 pub use file::FileStore;
 pub use memory::Memory;
 pub use object::{
-    Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Requests, SharedStore, Store,
+    Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Requests, SharedStore,
+    Store,
 };
 pub use opener::{Opener, open};
 pub use s3::{PART_BYTES, S3Store};

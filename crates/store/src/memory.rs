@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::body::Parts;
+use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::{StoreError, key};
 
 /// Objects in memory.
@@ -158,6 +159,26 @@ impl Store for Memory {
         async move {
             key::check(&key)?;
             self.store(key, body.read_all().await?, &mode, meta)
+        }
+        .boxed()
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        _expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            key::check(&key)?;
+            let mut parts = Parts::new(stream, usize::MAX);
+            let bytes = parts.next(&format!("put {key}")).await?.unwrap_or_default();
+            let size = bytes.len() as u64;
+            self.store(key, bytes, &mode, meta)?;
+            Ok(size)
         }
         .boxed()
     }

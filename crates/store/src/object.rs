@@ -6,11 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 
-use crate::{CredentialsStatus, StoreError};
+use crate::{BoxError, CredentialsStatus, StoreError};
 
 /// A store that several tasks use.
 pub type SharedStore = Arc<dyn Store>;
+
+/// The bytes of an object in pieces of any size, in order. They can be read once only. An error
+/// means that the object will never be complete.
+pub type ByteStream = BoxStream<'static, Result<Bytes, BoxError>>;
 
 /// Objects by key, below the prefix or directory of a target.
 ///
@@ -36,6 +41,22 @@ pub trait Store: Send + Sync {
         mode: PutMode,
         meta: &PutMeta,
     ) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Stores a whole object whose bytes arrive in a stream, atomically, and returns its size in
+    /// bytes. Memory is a few parts, whatever the size of the object; nothing is kept on disk here.
+    ///
+    /// `expected_bytes` is about the size of the object: a store that cuts objects into parts
+    /// chooses their size by it. Twice as much always fits. A failed call is not repeated here,
+    /// because the stream cannot be read again. An error of the stream is answered with
+    /// [`StoreError::Other`], and nothing is stored then.
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Returns an object or a part of it, all in memory: the caller bounds the range.
     ///
@@ -95,6 +116,17 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         meta: &PutMeta,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         (**self).put(key, body, mode, meta)
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        (**self).put_stream(key, stream, expected_bytes, mode, meta)
     }
 
     fn get(

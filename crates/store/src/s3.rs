@@ -15,7 +15,7 @@ mod upload;
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -27,7 +27,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use crate::object::{Body, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::target::S3Target;
 use crate::{CredentialsStatus, Requests, StoreError, key};
 pub(crate) use client::{Bucket, build, system_http_client};
@@ -416,7 +416,6 @@ impl Store for S3Store {
             let put = upload::Put {
                 store: &self.inner,
                 key: &key,
-                body: &body,
                 mode: &mode,
                 meta,
             };
@@ -425,7 +424,47 @@ impl Store for S3Store {
                 true => Some(self.inner.large.acquire().await.expect("nothing closes it")),
                 false => None,
             };
-            self.inner.call(|| put.run()).await
+            self.inner.call(|| put.run(&body)).await
+        }
+        .boxed()
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            key::check(&key)?;
+            let put = upload::Put {
+                store: &self.inner,
+                key: &key,
+                mode: &mode,
+                meta,
+            };
+            let is_large = expected_bytes > self.inner.kept.part_bytes;
+            let _large = match is_large {
+                true => Some(self.inner.large.acquire().await.expect("nothing closes it")),
+                false => None,
+            };
+            let (bytes, counted) = (Mutex::new(Some(stream)), expected_bytes);
+            let attempt = || async {
+                let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match bytes {
+                    Some(bytes) => put.run_stream(bytes, counted).await,
+                    // Only a refused first attempt leads here, and its error says why.
+                    None => Err(StoreError::Unreachable {
+                        what: self.inner.what("put", &key),
+                        code: "the credentials changed meanwhile".to_owned(),
+                        source: None,
+                    }),
+                }
+            };
+            self.inner.call(attempt).await
         }
         .boxed()
     }

@@ -25,56 +25,102 @@ pub(super) fn put(
     mode: &PutMode,
     meta: PutMeta,
 ) -> Result<(), StoreError> {
-    let at = |what: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |error: io::Error| StoreError::from_io(what, &path, error)
-    };
-    let directory = path
-        .parent()
-        .expect("a key has a component, so its path has a parent");
-    create_directories(root, directory)?;
+    let pending = begin(root, key, path, mode.clone(), meta)?;
+    pending.temporary.fill(body)?;
+    pending.publish(root, key, path)
+}
+
+/// Begins an object of which no reader sees anything before [`Pending::publish`].
+pub(super) fn begin(
+    root: &Path,
+    key: &str,
+    path: &Path,
+    mode: PutMode,
+    meta: PutMeta,
+) -> Result<Pending, StoreError> {
+    create_directories(root, directory_of(path))?;
     // The usual loser of a create learns it here, before the bytes are written.
-    if *mode == PutMode::Create && fs::symlink_metadata(path).is_ok() {
+    if mode == PutMode::Create && fs::symlink_metadata(path).is_ok() {
         return Err(StoreError::Exists {
             key: key.to_owned(),
         });
     }
-
-    // Make the bytes durable before the name. Otherwise a power cut can leave a name whose
-    // content never arrived, for an object that a caller was told is stored.
     let temporary = Temporary::create(path)?;
-    temporary.fill(body, meta)?;
-    {
-        let _lock = lock(root, matches!(mode, PutMode::Match(_)))?;
-        match mode {
-            PutMode::Overwrite => {
-                fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
-            }
-            PutMode::Create => {
-                fs::hard_link(&temporary.path, path).map_err(|error| match error.kind() {
-                    io::ErrorKind::AlreadyExists => StoreError::Exists {
-                        key: key.to_owned(),
-                    },
-                    _ => at("link to", path)(error),
-                })?;
-            }
-            PutMode::Match(expected) => {
-                let found = match object_metadata(path) {
-                    Ok(metadata) => Some(version(&metadata)),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) => return Err(at("stat", path)(error)),
-                };
-                if found.as_ref() != Some(expected) {
-                    return Err(StoreError::Conflict {
-                        key: key.to_owned(),
-                    });
+    Ok(Pending {
+        temporary,
+        mode,
+        meta,
+    })
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent()
+        .expect("a key has a component, so its path has a parent")
+}
+
+/// An object whose bytes are being written.
+pub(super) struct Pending {
+    temporary: Temporary,
+    mode: PutMode,
+    meta: PutMeta,
+}
+
+impl Pending {
+    /// Writes the bytes that come next.
+    pub(super) fn append(self, bytes: &[u8]) -> Result<Self, StoreError> {
+        let temporary = &self.temporary;
+        (&temporary.file)
+            .write_all(bytes)
+            .map_err(|error| StoreError::from_io("write", &temporary.path, error))?;
+        Ok(self)
+    }
+
+    /// Makes the bytes durable, then gives them their name.
+    pub(super) fn publish(self, root: &Path, key: &str, path: &Path) -> Result<(), StoreError> {
+        let at = |what: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |error: io::Error| StoreError::from_io(what, &path, error)
+        };
+        let Pending {
+            temporary,
+            mode,
+            meta,
+        } = self;
+        // Make the bytes durable before the name. Otherwise a power cut can leave a name whose
+        // content never arrived, for an object that a caller was told is stored.
+        temporary.seal(meta)?;
+        {
+            let _lock = lock(root, matches!(mode, PutMode::Match(_)))?;
+            match mode {
+                PutMode::Overwrite => {
+                    fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
                 }
-                fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
+                PutMode::Create => {
+                    fs::hard_link(&temporary.path, path).map_err(|error| match error.kind() {
+                        io::ErrorKind::AlreadyExists => StoreError::Exists {
+                            key: key.to_owned(),
+                        },
+                        _ => at("link to", path)(error),
+                    })?;
+                }
+                PutMode::Match(expected) => {
+                    let found = match object_metadata(path) {
+                        Ok(metadata) => Some(version(&metadata)),
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                        Err(error) => return Err(at("stat", path)(error)),
+                    };
+                    if found != Some(expected) {
+                        return Err(StoreError::Conflict {
+                            key: key.to_owned(),
+                        });
+                    }
+                    fs::rename(&temporary.path, path).map_err(at("rename to", path))?;
+                }
             }
         }
+        drop(temporary);
+        sync_directory(directory_of(path))
     }
-    drop(temporary);
-    sync_directory(directory)
 }
 
 /// Removes files; those that are missing are fine. A removal that a power cut undoes is done
@@ -130,7 +176,7 @@ impl Temporary {
         }
     }
 
-    fn fill(&self, body: &Body, meta: PutMeta) -> Result<(), StoreError> {
+    fn fill(&self, body: &Body) -> Result<(), StoreError> {
         let write = |error| StoreError::from_io("write", &self.path, error);
         match body {
             Body::Bytes(bytes) => (&self.file).write_all(bytes).map_err(write)?,
@@ -146,6 +192,12 @@ impl Temporary {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Dates the file and makes its bytes durable.
+    fn seal(&self, meta: PutMeta) -> Result<(), StoreError> {
+        let write = |error| StoreError::from_io("write", &self.path, error);
         if let Some(timestamp_ms) = meta.timestamp_ms {
             self.file
                 .set_modified(system_time(timestamp_ms))

@@ -1,15 +1,20 @@
 //! Storing objects, in one request or in parts.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::ByteStream as SdkBody;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
 use super::kept::with_customer_key;
 use super::sent::Kind;
 use super::{Inner, TIMESTAMP_METADATA, client, timestamp};
-use crate::object::{Body, PutMeta, PutMode};
+use crate::body::Parts;
+use crate::object::{Body, ByteStream, PutMeta, PutMode};
 use crate::{StoreError, key};
 
 /// Objects larger than this go in parts of this size, unless they have too many or the target
@@ -20,23 +25,74 @@ const MAX_PARTS: u64 = 10_000;
 /// How many parts are in memory and on their way at once, unless the target says otherwise.
 pub(super) const PARTS_IN_FLIGHT: usize = 3;
 
+/// The parts of an object, in order; each is read when its turn to be sent comes.
+type PartStream<'a> = BoxStream<'a, Result<Bytes, StoreError>>;
+
 /// An object on its way into the store.
 pub(super) struct Put<'a> {
     pub(super) store: &'a Inner,
     pub(super) key: &'a str,
-    pub(super) body: &'a Body,
     pub(super) mode: &'a PutMode,
     pub(super) meta: PutMeta,
 }
 
 impl Put<'_> {
-    pub(super) async fn run(&self) -> Result<(), StoreError> {
-        let result = if self.body.size() <= self.store.kept.part_bytes {
-            self.whole().await
+    /// Stores a body, which can be read again for each attempt.
+    pub(super) async fn run(&self, body: &Body) -> Result<(), StoreError> {
+        let (size, wanted) = (body.size(), self.store.kept.part_bytes);
+        let result = if size <= wanted {
+            match body.read_all().await {
+                Ok(bytes) => self.whole(bytes).await,
+                Err(error) => Err(error),
+            }
         } else {
-            self.parts().await
+            let ranges = stream::iter(parts(size, wanted));
+            let read = |range: Range<u64>| body.read(range.start, range.end - range.start);
+            self.parts(ranges.then(read).boxed()).await
         };
         result.map_err(|error| self.condition(error))
+    }
+
+    /// Stores what a stream brings, and returns its size in bytes. One part is in memory while
+    /// nothing is known about the next one.
+    pub(super) async fn run_stream(
+        &self,
+        bytes: ByteStream,
+        expected_bytes: u64,
+    ) -> Result<u64, StoreError> {
+        let wanted = self.store.kept.part_bytes;
+        // Room for twice as many bytes as expected.
+        let part_bytes = wanted.max(expected_bytes.div_ceil(MAX_PARTS / 2));
+        let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
+        let what = self.store.what("put", self.key);
+        let mut parts = Parts::new(bytes, part_bytes);
+        let first = parts.next(&what).await?.unwrap_or_default();
+        let second = match first.len() < part_bytes {
+            true => None,
+            false => parts.next(&what).await?,
+        };
+        let mut size = first.len() as u64;
+        let Some(second) = second else {
+            let stored = self.whole(first).await;
+            return stored.map(|()| size).map_err(|error| self.condition(error));
+        };
+        let counted = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&counted);
+        let rest = stream::try_unfold(parts, move |mut parts| {
+            let (what, count) = (what.clone(), Arc::clone(&count));
+            async move {
+                let part = parts.next(&what).await?;
+                let part = part.inspect(|part| {
+                    count.fetch_add(part.len() as u64, Ordering::Relaxed);
+                });
+                Ok(part.map(|part| (part, parts)))
+            }
+        });
+        size += second.len() as u64;
+        let all = stream::iter([Ok(first), Ok(second)]).chain(rest).boxed();
+        let stored = self.parts(all).await;
+        stored.map_err(|error| self.condition(error))?;
+        Ok(size + counted.load(Ordering::Relaxed))
     }
 
     /// Says what a failed condition means for this kind of put.
@@ -50,8 +106,7 @@ impl Put<'_> {
         }
     }
 
-    async fn whole(&self) -> Result<(), StoreError> {
-        let bytes = self.body.read_all().await?;
+    async fn whole(&self, bytes: Bytes) -> Result<(), StoreError> {
         let size = bytes.len() as u64;
         let request = self.store.client.put_object().bucket(&self.store.bucket);
         with_customer_key!(request, self.store)
@@ -62,7 +117,7 @@ impl Put<'_> {
             .set_ssekms_key_id(self.store.kept.kms_key.clone())
             .set_if_none_match(self.if_none_match())
             .set_if_match(self.if_match())
-            .body(ByteStream::from(bytes))
+            .body(SdkBody::from(bytes))
             .customize()
             .interceptor(self.store.sent(Kind::Put))
             .config_override(client::for_body(size))
@@ -72,7 +127,8 @@ impl Put<'_> {
             .map_err(|error| self.store.failure("put", self.key, error))
     }
 
-    async fn parts(&self) -> Result<(), StoreError> {
+    /// Stores parts in order, several at the same time. Each is read when its turn comes.
+    async fn parts(&self, parts: PartStream<'_>) -> Result<(), StoreError> {
         // The loser of a create learns it here, before the bytes are sent.
         if *self.mode == PutMode::Create {
             match self.store.head(self.key).await {
@@ -106,7 +162,7 @@ impl Put<'_> {
                 .store
                 .bad_answer("put", self.key, "an upload without an id"));
         };
-        let result = self.send_and_complete(upload).await;
+        let result = self.send_and_complete(upload, parts).await;
         if result.is_err() {
             // What cannot be taken back now is for a lifecycle rule; the error is what counts.
             let request = self
@@ -121,11 +177,15 @@ impl Put<'_> {
         result
     }
 
-    async fn send_and_complete(&self, upload: &str) -> Result<(), StoreError> {
+    async fn send_and_complete(
+        &self,
+        upload: &str,
+        parts: PartStream<'_>,
+    ) -> Result<(), StoreError> {
         let kept = &self.store.kept;
-        let numbered = (1..).zip(parts(self.body.size(), kept.part_bytes));
-        let sends = numbered.map(|(number, range)| self.part(upload, number, range));
-        let done = stream::iter(sends).buffered(kept.parts_in_flight);
+        let numbered = stream::iter(1..).zip(parts);
+        let sends = numbered.map(|(number, part)| self.part(upload, number, part).boxed());
+        let done = sends.buffered(kept.parts_in_flight);
         let done = done.try_collect::<Vec<_>>().await?;
         let done = CompletedMultipartUpload::builder()
             .set_parts(Some(done))
@@ -155,16 +215,16 @@ impl Put<'_> {
         &self,
         upload: &str,
         number: i32,
-        range: Range<u64>,
+        bytes: Result<Bytes, StoreError>,
     ) -> Result<CompletedPart, StoreError> {
-        let size = range.end - range.start;
-        let bytes = self.body.read(range.start, size).await?;
+        let bytes = bytes?;
+        let size = bytes.len() as u64;
         let request = self.store.client.upload_part().bucket(&self.store.bucket);
         let answer = with_customer_key!(request, self.store)
             .key(self.full_key())
             .upload_id(upload)
             .part_number(number)
-            .body(ByteStream::from(bytes))
+            .body(SdkBody::from(bytes))
             .customize()
             .interceptor(self.store.sent(Kind::Put))
             .config_override(client::for_body(size))
