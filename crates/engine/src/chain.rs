@@ -2,35 +2,16 @@
 //! database driver and its target drivers share.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ltx::Txid;
+use protocol::status::DatabaseState;
 use tokio::sync::watch;
 
+use crate::budget::Account;
+use crate::capture::Unsealed;
 use crate::local::LocalFile;
-
-/// A full copy on the local disk, removed when nobody needs it any more.
-#[derive(Debug)]
-pub struct SnapshotFile {
-    /// The position that it is a copy of.
-    pub txid: Txid,
-    /// Checksum of the whole database there.
-    pub checksum: u64,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its size.
-    pub bytes: u64,
-    /// Its timestamp, in Unix milliseconds.
-    pub timestamp_ms: i64,
-}
-
-impl Drop for SnapshotFile {
-    fn drop(&mut self) {
-        // What stays behind is removed at the next start.
-        let _removed = std::fs::remove_file(&self.path);
-    }
-}
+use crate::snapshot::Cut;
 
 /// A captured file and what belongs to its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,19 +35,64 @@ pub enum Need {
     Furthest,
 }
 
+/// How it stands with one target, for decisions about the database; what people see is a report.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TargetPhase {
+    /// It was not asked yet, or has not answered.
+    #[default]
+    Starting,
+    /// The last attempt to connect failed. What it has is not known.
+    Failing,
+    /// It was asked, and `acked` is what it said. Failures since then change nothing about that.
+    Connected,
+    /// It takes no backups of this database any more, until a person or a new process decides.
+    Ended {
+        /// The database's state that follows.
+        state: DatabaseState,
+        /// Why, for people.
+        message: String,
+    },
+}
+
 /// How far one target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetProgress {
+    /// How it stands.
+    pub phase: TargetPhase,
     /// The newest acknowledged TXID; captured files after it are needed.
     pub acked: Txid,
     /// The newest merged TXID; captured files after it are needed for merging.
     pub merged: Txid,
     /// The target can't go on from captured files: it needs a full copy above this TXID.
     pub needs_snapshot: Option<Txid>,
-    /// The newest full copy that the target has.
+    /// The position of the newest snapshot that the target has.
     pub copied: Txid,
-    /// The target has been asked, and `acked` is what it said.
-    pub connected: bool,
+    /// The target is about to store a snapshot and waits for a cut.
+    pub wants_cut: bool,
+}
+
+impl TargetProgress {
+    /// True when it was asked what it has, and has answered.
+    pub fn is_connected(&self) -> bool {
+        self.phase == TargetPhase::Connected
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, TargetPhase::Ended { .. })
+    }
+}
+
+/// Least room that there has to be for one more captured file, in bytes.
+const FILE_BYTES: u64 = 64 << 10;
+/// Captured files that no target needs are removed with the next one, or at once when they have so
+/// many bytes.
+const LEFTOVER_BYTES: u64 = 1 << 20;
+/// File systems keep files in blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Bytes that a captured file takes on the disk.
+fn disk_bytes(file: &LocalFile) -> u64 {
+    file.bytes.next_multiple_of(BLOCK_BYTES)
 }
 
 /// The state behind the lock.
@@ -83,14 +109,17 @@ pub struct ChainState {
     pub stored_ms: i64,
     /// Captured files on the local disk, consecutive, the newest is `txid`'s if there is any.
     pub files: VecDeque<Captured>,
-    /// The newest full copy, while targets want it.
-    pub snapshot: Option<Arc<SnapshotFile>>,
+    /// The newest cut, while targets wait for one.
+    pub cut: Option<Arc<Cut>>,
     /// Our epoch: the highest that any target gave us.
     pub epoch: u64,
-    /// When the oldest commit that is captured but not sealed was seen, in Unix milliseconds.
-    pub unsealed_since_ms: Option<i64>,
-    /// Bytes of such commits.
-    pub unsealed_bytes: u64,
+    /// A snapshot found pages that are not what the captured changes lead to: the database has to be
+    /// read again.
+    pub is_in_doubt: bool,
+    /// Commits that are captured and in no file yet.
+    pub unsealed: Arc<Unsealed>,
+    /// What `files` use of the budget of local state.
+    pub account: Option<Arc<Account>>,
     /// Each target, by its number; also those that were not asked yet.
     pub targets: Vec<TargetProgress>,
 }
@@ -109,14 +138,22 @@ impl ChainState {
             .waiting(acked)
             .map(|captured| captured.file.bytes)
             .sum();
-        sealed + self.unsealed_bytes
+        sealed + self.unsealed.bytes()
     }
 
     /// When the oldest commit that a target lacks was seen.
     pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
         let acked = self.acked(target);
         let sealed = self.waiting(acked).map(|captured| captured.oldest_ms).min();
-        sealed.into_iter().chain(self.unsealed_since_ms).min()
+        sealed.into_iter().chain(self.unsealed.oldest_ms()).min()
+    }
+
+    /// When the oldest commit that some target lacks was seen.
+    pub fn oldest_unstored_ms(&self) -> Option<i64> {
+        let targets = 0..self.targets.len();
+        let each = targets.filter(|index| !self.targets[*index].has_ended());
+        each.filter_map(|target| self.oldest_waiting_ms(target))
+            .min()
     }
 
     fn acked(&self, target: usize) -> Txid {
@@ -151,7 +188,8 @@ impl ChainState {
     /// target has: it proves to a later run that what is stored is ours. A target that waits for
     /// a full copy needs what follows the copy.
     pub fn removable(&self, table_at: Txid, need: Need) -> usize {
-        let needed = self.targets.iter().map(|target| self.needed(target, need));
+        let targets = self.targets.iter().filter(|target| !target.has_ended());
+        let needed = targets.map(|target| self.needed(target, need));
         let needed = match need {
             // Those that lag most begin again with a full copy; the others must not wait for them.
             Need::Furthest => needed.max(),
@@ -169,30 +207,38 @@ impl ChainState {
     /// The oldest captured file that a target needs.
     fn needed(&self, target: &TargetProgress, need: Need) -> Txid {
         if target.needs_snapshot.is_some() {
-            return self.snapshot.as_ref().map_or(self.txid, |copy| copy.txid);
+            return self.cut.as_ref().map_or(self.txid, |cut| cut.txid);
         }
         match need {
-            _ if !target.connected => Txid::ZERO,
+            _ if !target.is_connected() => Txid::ZERO,
             Need::Merging => target.merged.min(target.acked),
             Need::Uploading | Need::Furthest => target.acked,
         }
     }
 
-    /// As [`ChainState::removable`], when more than `limit_bytes` of files are here: first those
-    /// that are kept for merging only; then, while one target keeps up, what only slower ones need.
-    pub fn removable_under_pressure(&self, limit_bytes: u64) -> usize {
+    /// As [`ChainState::removable`], when the budget of local state is used up: first those that are
+    /// kept for merging only; then, while one target nearly keeps up, what only slower ones need.
+    pub fn removable_under_pressure(&self) -> usize {
         match self.removable(self.txid, Need::Uploading) {
-            0 if self.least_waiting_bytes() < limit_bytes / 2 => {
+            0 if self.least_waiting_bytes() < self.local_bytes() / 2 => {
                 self.removable(self.txid, Need::Furthest)
             }
             stored => stored,
         }
     }
 
-    /// True when the local disk holds all that it may, and no target has everything: commits wait
-    /// until one has, and what changed meanwhile becomes one delta.
-    pub fn is_full(&self, limit_bytes: u64) -> bool {
-        self.local_bytes() >= limit_bytes && !self.keeps_up()
+    /// True when captured files that no target needs any more take much room.
+    pub fn has_leftovers(&self) -> bool {
+        let count = self.removable(self.txid, Need::Merging);
+        let bytes: u64 = self.files.iter().take(count).map(|it| it.file.bytes).sum();
+        bytes >= LEFTOVER_BYTES
+    }
+
+    /// True when the budget of local state has no room for more files of this database.
+    pub fn is_full(&self) -> bool {
+        let account = self.account.as_ref();
+        let bytes = self.unsealed.bytes().max(FILE_BYTES);
+        account.is_some_and(|account| !account.has_room(bytes))
     }
 
     /// True when a target has every captured file.
@@ -203,7 +249,8 @@ impl ChainState {
     /// Bytes that the target that is furthest still needs.
     fn least_waiting_bytes(&self) -> u64 {
         let targets = self.targets.iter();
-        let able = targets.filter(|target| target.connected && target.needs_snapshot.is_none());
+        let able =
+            targets.filter(|target| target.is_connected() && target.needs_snapshot.is_none());
         let waiting = able.map(|target| -> u64 {
             self.waiting(target.acked)
                 .map(|captured| captured.file.bytes)
@@ -212,21 +259,101 @@ impl ChainState {
         waiting.min().unwrap_or(u64::MAX)
     }
 
-    /// Lets go of the full copy once every target has it.
-    pub fn release_snapshot(&mut self) {
-        let Some(txid) = self.snapshot.as_ref().map(|snapshot| snapshot.txid) else {
-            return;
-        };
-        let has_it =
-            |target: &TargetProgress| target.needs_snapshot.is_none() && target.copied >= txid;
-        if self.targets.iter().all(has_it) {
-            self.snapshot = None;
+    /// True when a target waits for a cut, and none is offered that it can use.
+    pub fn lacks_cut(&self) -> bool {
+        let waits = |target: &&TargetProgress| target.wants_cut && !target.has_ended();
+        let mut waiting = self.targets.iter().filter(waits);
+        waiting.any(|target| self.usable_cut(target).is_none())
+    }
+
+    /// The TXID above which a target wants its snapshot; none when no target needs one to go on.
+    pub fn snapshot_above(&self) -> Option<Txid> {
+        let targets = self.targets.iter().filter(|target| !target.has_ended());
+        targets.filter_map(|target| target.needs_snapshot).max()
+    }
+
+    fn usable_cut(&self, target: &TargetProgress) -> Option<&Arc<Cut>> {
+        let above = target.needs_snapshot.unwrap_or(Txid::ZERO);
+        let cut = self.cut.as_ref();
+        cut.filter(|cut| cut.txid > above && self.continues(cut.txid))
+    }
+
+    /// True when there is a cut that a target waits for.
+    pub fn is_cut_offered(&self, target: usize) -> bool {
+        let progress = &self.targets[target];
+        progress.wants_cut && self.usable_cut(progress).is_some()
+    }
+
+    /// The cut that a target waits for, if it is there. It is let go once nobody waits for it.
+    pub fn take_cut(&mut self, target: usize) -> Option<Arc<Cut>> {
+        let cut = Arc::clone(self.usable_cut(&self.targets[target])?);
+        self.targets[target].wants_cut = false;
+        self.release_cut();
+        Some(cut)
+    }
+
+    /// Lets go of the cut when no target waits for one.
+    pub fn release_cut(&mut self) {
+        let waits = |target: &TargetProgress| target.wants_cut && !target.has_ended();
+        if !self.targets.iter().any(waits) {
+            self.cut = None;
         }
+    }
+
+    /// Why no target takes backups of this database any more, when that is so.
+    pub fn verdict(&self) -> Option<(DatabaseState, String)> {
+        let mut verdict = None;
+        for target in &self.targets {
+            match &target.phase {
+                TargetPhase::Ended { state, message } => {
+                    verdict = Some((*state, message.clone()));
+                }
+                _ => return None,
+            }
+        }
+        verdict
+    }
+
+    /// True when every target has been asked once, whatever came of it.
+    pub fn every_target_was_tried(&self) -> bool {
+        let mut phases = self.targets.iter().map(|target| &target.phase);
+        phases.all(|phase| *phase != TargetPhase::Starting)
+    }
+
+    /// True when a target has said what it has.
+    pub fn a_target_answered(&self) -> bool {
+        self.targets.iter().any(TargetProgress::is_connected)
+    }
+
+    /// True when every target has everything that was captured.
+    pub fn is_stored(&self) -> bool {
+        let stored = |target: &TargetProgress| {
+            let goes_on = target.is_connected() && target.needs_snapshot.is_none();
+            goes_on && target.acked == self.txid
+        };
+        self.targets.iter().all(stored)
     }
 
     /// Bytes of captured files on the local disk.
     pub fn local_bytes(&self) -> u64 {
         self.files.iter().map(|captured| captured.file.bytes).sum()
+    }
+
+    /// Adds a captured file.
+    pub fn push(&mut self, captured: Captured) {
+        if let Some(account) = &self.account {
+            account.take(disk_bytes(&captured.file));
+        }
+        self.files.push_back(captured);
+    }
+
+    /// Removes the oldest captured files from here; the caller removes them from the disk.
+    pub fn remove_oldest(&mut self, count: usize) -> Vec<LocalFile> {
+        let gone: Vec<LocalFile> = self.files.drain(..count).map(|it| it.file).collect();
+        if let Some(account) = &self.account {
+            account.give_back(gone.iter().map(disk_bytes).sum());
+        }
+        gone
     }
 }
 
@@ -257,6 +384,13 @@ impl Chain {
         let result = change(&mut self.lock());
         self.version.send_modify(|version| *version += 1);
         result
+    }
+
+    /// Changes the state, and tells everybody only when `change` says that it did.
+    pub fn update_if(&self, change: impl FnOnce(&mut ChainState) -> bool) {
+        if change(&mut self.lock()) {
+            self.version.send_modify(|version| *version += 1);
+        }
     }
 
     /// A receiver that is told of every change after this call.
@@ -292,9 +426,8 @@ mod tests {
         TargetProgress {
             acked: Txid::new(acked),
             merged: Txid::new(merged),
-            needs_snapshot: None,
-            copied: Txid::ZERO,
-            connected: true,
+            phase: TargetPhase::Connected,
+            ..TargetProgress::default()
         }
     }
 
@@ -310,9 +443,10 @@ mod tests {
             (chain.oldest_waiting_ms(1), chain.backlog_bytes(1)),
             (None, 0)
         );
-        chain.unsealed_since_ms = Some(450);
+        chain.unsealed.found(450, 7);
         assert_eq!(chain.oldest_waiting_ms(1), Some(450));
         assert_eq!(chain.oldest_waiting_ms(0), Some(450));
+        assert_eq!(chain.backlog_bytes(0), 27);
     }
 
     #[test]
@@ -324,7 +458,7 @@ mod tests {
         assert_eq!(removable(&chain, 9), 5);
         assert_eq!(removable(&chain, 5), 2, "the table is behind");
         chain.targets.push(TargetProgress {
-            connected: false,
+            phase: TargetPhase::Failing,
             ..target(9, 9)
         });
         assert_eq!(removable(&chain, 9), 0, "a target was not asked yet");
@@ -340,5 +474,51 @@ mod tests {
         assert_eq!(removable(Need::Merging), 1);
         assert_eq!(removable(Need::Uploading), 2);
         assert_eq!(removable(Need::Furthest), 5);
+    }
+
+    #[test]
+    fn a_target_that_has_ended_needs_nothing_any_more() {
+        let mut chain = chain(3, 9);
+        let ended = TargetProgress {
+            phase: TargetPhase::Ended {
+                state: DatabaseState::Superseded,
+                message: "by another".into(),
+            },
+            wants_cut: true,
+            needs_snapshot: Some(Txid::new(20)),
+            ..target(4, 4)
+        };
+        chain.targets = vec![target(9, 9), ended];
+        assert_eq!(chain.removable(Txid::new(9), Need::Merging), 6);
+        assert!(!chain.lacks_cut());
+        assert_eq!(chain.snapshot_above(), None);
+        assert_eq!(chain.verdict(), None, "the other one goes on");
+    }
+
+    #[test]
+    fn all_is_stored_when_every_target_says_so() {
+        let has_all = target(9, 9);
+        for (other, stored) in [
+            (target(9, 3), true),
+            (target(8, 3), false),
+            (
+                TargetProgress {
+                    needs_snapshot: Some(Txid::new(9)),
+                    ..has_all.clone()
+                },
+                false,
+            ),
+            (
+                TargetProgress {
+                    phase: TargetPhase::Failing,
+                    ..has_all.clone()
+                },
+                false,
+            ),
+        ] {
+            let mut chain = chain(3, 9);
+            chain.targets = vec![has_all.clone(), other.clone()];
+            assert_eq!(chain.is_stored(), stored, "{other:?}");
+        }
     }
 }

@@ -9,11 +9,67 @@ use ltx::{Level, Txid};
 
 use crate::remote::RemoteFile;
 
+/// Captured files compacted into one of level 1.
+pub const MAX_CAPTURED: usize = 256;
 /// Files merged into one of level 2 or above. Each is read in parts of
 /// [`PART_BYTES`](crate::target), so this bounds memory.
 pub const MAX_INPUTS: usize = 24;
-/// Bytes merged into one of level 2 or above: the merged file lies on our disk until it is stored.
+/// Bytes compacted into one file. Larger files stay as they are.
 pub const MAX_BYTES: u64 = 64 << 20;
+
+/// Files that become one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The level of the new file.
+    pub level: u8,
+    /// Its inputs, which continue each other.
+    pub files: Vec<RemoteFile>,
+}
+
+/// Returns the captured files after `compacted` to compact into one of level 1, and the TXID up to
+/// which nothing is left to do then. There may be no run: a file that is too large to be worth it, or
+/// a TXID that another writer's history skipped, ends a run and stays as it is.
+pub fn next_run_of_captured(
+    files: &BTreeSet<RemoteFile>,
+    compacted: Txid,
+    acked: Txid,
+) -> (Option<Run>, Txid) {
+    let mut run: Vec<RemoteFile> = Vec::new();
+    let (mut bytes, mut last) = (0, compacted);
+    let captured = from(files, 0, compacted.next()).take_while(|file| file.max <= acked);
+    for file in captured {
+        let continues = file.min == file.max && file.min == last.next();
+        let fits = bytes + file.size <= MAX_BYTES && run.len() < MAX_CAPTURED;
+        match (continues && fits, run.is_empty()) {
+            (true, _) => {
+                bytes += file.size;
+                run.push(*file);
+                last = file.max;
+            }
+            (false, false) => break,
+            // Nothing is in front of it: go on behind it.
+            (false, true) if continues => last = file.max,
+            (false, true) => {
+                last = Txid::new(file.min.get() - 1);
+                if file.size <= MAX_BYTES {
+                    bytes = file.size;
+                    run.push(*file);
+                    last = file.max;
+                }
+            }
+        }
+    }
+    if run.is_empty() {
+        return (None, acked);
+    }
+    (
+        Some(Run {
+            level: 1,
+            files: run,
+        }),
+        last,
+    )
+}
 
 /// Returns the files of the level below to merge into the next file of `level`, two or more that
 /// continue each other, the oldest that are not merged yet; none: there is nothing to gain.
@@ -21,7 +77,7 @@ pub const MAX_BYTES: u64 = 64 << 20;
 /// Where a name is missing, or a file is too large, a merged file ends before it. Files before the
 /// newest full copy stay as they are: among them may be one that is damaged, and was left behind
 /// with that copy.
-pub fn next_merge(files: &BTreeSet<RemoteFile>, level: u8) -> Option<Vec<RemoteFile>> {
+pub fn next_run(files: &BTreeSet<RemoteFile>, level: u8) -> Option<Run> {
     let newest = |level| of_level(files, level).next_back().map(|file| file.max);
     let reached = newest(level).max(newest(Level::SNAPSHOT.get()));
     let begin = reached.unwrap_or(Txid::ZERO).next();
@@ -40,7 +96,8 @@ pub fn next_merge(files: &BTreeSet<RemoteFile>, level: u8) -> Option<Vec<RemoteF
         bytes += file.size;
         run.push(*file);
     }
-    (run.len() > 1 && bytes <= MAX_BYTES).then_some(run)
+    let is_worth_it = run.len() > 1 && bytes <= MAX_BYTES;
+    is_worth_it.then_some(Run { level, files: run })
 }
 
 fn of_level(
@@ -85,8 +142,10 @@ mod tests {
         let files = files
             .iter()
             .map(|(level, min, max, size)| file(*level, *min, *max, *size));
-        let run = next_merge(&files.collect(), level).unwrap_or_default();
-        run.iter()
+        let run = next_run(&files.collect(), level);
+        let files = run.map_or_else(Vec::new, |run| run.files);
+        files
+            .iter()
             .map(|file| (file.min.get(), file.max.get()))
             .collect()
     }
@@ -129,6 +188,40 @@ mod tests {
         assert_eq!(next(&many, 2).len(), MAX_INPUTS);
     }
 
+    fn next_captured(files: &[(u64, u64)], compacted: u64, acked: u64) -> (Vec<u64>, u64) {
+        let files = files
+            .iter()
+            .map(|(txid, size)| file(0, *txid, *txid, *size));
+        let (compacted, acked) = (Txid::new(compacted), Txid::new(acked));
+        let (run, last) = next_run_of_captured(&files.collect(), compacted, acked);
+        let files = run.map_or_else(Vec::new, |run| run.files);
+        let txids = files.iter().map(|file| file.max.get()).collect();
+        (txids, last.get())
+    }
+
+    #[test]
+    fn captured_files_go_together_up_to_what_is_stored() {
+        let files: Vec<_> = (2..10).map(|txid| (txid, 1)).collect();
+        assert_eq!(next_captured(&files, 3, 6), (vec![4, 5, 6], 6));
+        assert_eq!(next_captured(&files, 9, 9), (vec![], 9));
+        let many: Vec<_> = (1..1000).map(|txid| (txid, 1)).collect();
+        let (run, last) = next_captured(&many, 0, 999);
+        assert_eq!((run.len(), last), (MAX_CAPTURED, MAX_CAPTURED as u64));
+    }
+
+    #[test]
+    fn a_captured_file_that_is_too_large_and_a_gap_end_a_run_and_are_passed() {
+        let large = [(2, 1), (3, MAX_BYTES + 1), (4, 1), (5, MAX_BYTES)];
+        assert_eq!(next_captured(&large, 1, 5), (vec![2], 2));
+        assert_eq!(next_captured(&large, 2, 5), (vec![4], 4));
+        assert_eq!(next_captured(&large, 4, 5), (vec![5], 5));
+        assert_eq!(next_captured(&large[..2], 2, 3), (vec![], 3));
+        let gap = [(2, 1), (5, 1), (6, 1)];
+        assert_eq!(next_captured(&gap, 1, 6), (vec![2], 2));
+        assert_eq!(next_captured(&gap, 2, 6), (vec![5, 6], 6));
+        assert_eq!(next_captured(&gap, 6, 9), (vec![], 9));
+    }
+
     proptest! {
         /// Merging until there is nothing left to merge changes no restorable point and makes the
         /// way to the newest one no longer.
@@ -150,14 +243,14 @@ mod tests {
             let before = files.clone();
             for level in [2, 3] {
                 for _ in 0..100 {
-                    let Some(run) = next_merge(&files, level) else { break };
+                    let Some(Run { files: run, .. }) = next_run(&files, level) else { break };
                     prop_assert!(run.len() > 1 && run.len() <= MAX_INPUTS);
                     prop_assert!(run.windows(2).all(|pair| pair[1].min == pair[0].max.next()));
                     let size = run.iter().map(|file| file.size).sum();
                     prop_assert!(size <= MAX_BYTES);
                     files.insert(file(level, run[0].min.get(), run[run.len() - 1].max.get(), size));
                 }
-                prop_assert!(next_merge(&files, level).is_none());
+                prop_assert!(next_run(&files, level).is_none());
             }
             for point in before.iter().map(|file| file.max) {
                 let plan = plan_restore(&before, Some(point));

@@ -4,6 +4,7 @@
 //! SQLite; one thread captures; everything else is asynchronous and may fail, wait and be retried
 //! without losing a commit.
 
+pub mod budget;
 pub mod capture;
 pub mod chain;
 pub mod compaction;
@@ -18,12 +19,14 @@ mod page_numbers;
 pub mod pages;
 pub mod plan;
 pub mod probe;
+mod queue;
 pub mod reach;
 pub mod remote;
 pub mod restore;
 pub mod retention;
 pub mod scan;
 pub mod seal;
+pub mod snapshot;
 pub mod sqlite;
 pub mod startup;
 pub mod table;

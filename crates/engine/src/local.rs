@@ -6,7 +6,6 @@
 //! capture.json      the TXID last sealed and where the log stood; a hint, never fsynced
 //! replicas.json     our epoch at each target
 //! ltx/0/MIN-MAX.ltx captured files, each one TXID; the truth about what was captured
-//! ltx/9/1-MAX.ltx   a full copy on its way to the targets
 //! ```
 //!
 //! A crash at any point leaves a state that [`LocalState::load`] understands: files appear under
@@ -160,10 +159,8 @@ impl LocalState {
     ///
     /// Another process holds it, or the disk failed.
     pub fn open(directory: &Path) -> Result<LocalState, LocalError> {
-        for level in ["ltx/0", "ltx/9"] {
-            let path = directory.join(level);
-            fs::create_dir_all(&path).map_err(failed("create", &path))?;
-        }
+        let captured = directory.join("ltx/0");
+        fs::create_dir_all(&captured).map_err(failed("create", &captured))?;
         let path = directory.join("lock");
         match LockFile::take(&path) {
             Ok(lock) => Ok(LocalState {
@@ -206,15 +203,6 @@ impl LocalState {
             }
             .to_string(),
         )
-    }
-
-    /// Where the full copy at `txid` is while it is uploaded.
-    pub fn snapshot_path(&self, txid: Txid) -> PathBuf {
-        let name = FileName {
-            min: Txid::new(1),
-            max: txid,
-        };
-        self.directory.join("ltx/9").join(name.to_string())
     }
 
     /// Reads everything and brings the page table forward to the newest captured file.
@@ -265,14 +253,18 @@ impl LocalState {
         })
     }
 
-    /// Drops temporary files and full copies that a crash left behind.
+    /// Drops temporary files that a crash left behind, and snapshots, which earlier versions kept.
     fn remove_leftovers(&self) -> Result<(), LocalError> {
-        for level in ["ltx/0", "ltx/9", "."] {
-            let directory = self.directory.join(level);
-            for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+        for below in ["ltx/0", "ltx/9", "."] {
+            let directory = self.directory.join(below);
+            let entries = match fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(failed("list", &directory))?,
+            };
+            for entry in entries {
                 let path = entry.map_err(failed("list", &directory))?.path();
                 let temporary = path.extension().is_some_and(|extension| extension == "tmp");
-                if temporary || (level == "ltx/9" && path.is_file()) {
+                if temporary || (below == "ltx/9" && path.is_file()) {
                     disk::remove(&path).map_err(failed("remove", &path))?;
                 }
             }

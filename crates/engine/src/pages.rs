@@ -5,25 +5,53 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sqlite_format::PageSize;
 
-/// Page images kept in memory by all sets of the process together, in bytes.
-const MEMORY_LIMIT_BYTES: usize = 24 << 20;
-/// What each set may keep in memory whatever the others do, in bytes.
+use crate::budget::{Account, Budgets, PageMemory};
+
+/// Bytes that each set may keep in memory, however much the others use.
 const SET_MEMORY_BYTES: usize = 16 << 10;
 
-static MEMORY: Memory = Memory::new(MEMORY_LIMIT_BYTES);
+/// Where the images of page sets are kept: memory that the process shares, and a directory.
+#[derive(Debug, Clone)]
+pub struct Spill {
+    directory: Arc<Path>,
+    memory: Arc<PageMemory>,
+    /// The budget of the directory.
+    disk: Arc<Account>,
+}
 
-/// Page images by number. What does not fit into memory lives in an unlinked file in `directory`.
+impl Spill {
+    /// Images beyond the process's memory for them go to `directory`, whose bytes `disk` counts.
+    pub fn new(directory: &Path, budgets: &Budgets, disk: Arc<Account>) -> Spill {
+        Spill {
+            directory: directory.into(),
+            memory: budgets.page_memory(),
+            disk,
+        }
+    }
+
+    /// With budgets of its own and so many bytes of memory.
+    #[cfg(test)]
+    pub(crate) fn with_memory(directory: &Path, bytes: usize) -> Spill {
+        let budgets = Budgets::new(crate::budget::Limits::default());
+        Spill {
+            memory: Arc::new(PageMemory::new(bytes)),
+            ..Spill::new(directory, &budgets, budgets.account())
+        }
+    }
+}
+
+/// Page images by number. What does not fit into memory lives in an unnamed file.
 #[derive(Debug)]
 pub struct PageSet {
     page_size: PageSize,
-    directory: PathBuf,
+    spill: Spill,
     images: BTreeMap<u32, Image>,
-    memory: &'static Memory,
     memory_bytes: usize,
     file: Option<File>,
     file_slots: u32,
@@ -36,57 +64,17 @@ enum Image {
     Disk(u32),
 }
 
-/// Memory that sets share.
-#[derive(Debug)]
-struct Memory {
-    limit: usize,
-    used: AtomicUsize,
-}
-
-impl Memory {
-    const fn new(limit: usize) -> Memory {
-        Memory {
-            limit,
-            used: AtomicUsize::new(0),
-        }
-    }
-
-    /// Takes a part, if there is one, or in any case.
-    fn take(&self, bytes: usize, always: bool) -> bool {
-        let fits = |used: usize| (always || used + bytes <= self.limit).then_some(used + bytes);
-        let taken = self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
-        taken.is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
 impl PageSet {
-    /// An empty set whose images go to `directory` when they are many.
-    pub fn new(page_size: PageSize, directory: &Path) -> PageSet {
-        PageSet::within(&MEMORY, page_size, directory)
-    }
-
-    fn within(memory: &'static Memory, page_size: PageSize, directory: &Path) -> PageSet {
+    /// An empty set.
+    pub fn new(page_size: PageSize, spill: &Spill) -> PageSet {
         PageSet {
             page_size,
-            directory: directory.to_owned(),
+            spill: spill.clone(),
             images: BTreeMap::new(),
-            memory,
             memory_bytes: 0,
             file: None,
             file_slots: 0,
         }
-    }
-
-    /// An empty set whose images go to `directory` but for the first few.
-    #[cfg(test)]
-    pub(crate) fn on_disk(page_size: PageSize, directory: &Path) -> PageSet {
-        PageSet::within(Box::leak(Box::new(Memory::new(0))), page_size, directory)
     }
 
     /// The page size of every image.
@@ -123,7 +111,8 @@ impl PageSet {
     ///
     /// # Errors
     ///
-    /// The file in `directory` cannot be made or written, for example because the disk is full.
+    /// The file cannot be made or written, for example because the disk is full, or, with
+    /// [`io::ErrorKind::QuotaExceeded`], because the budget of local state is used up.
     pub fn insert(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
         debug_assert_eq!(image.len(), self.page_size.as_usize());
         match self.images.get_mut(&pgno) {
@@ -211,14 +200,14 @@ impl PageSet {
             }
             kept
         });
-        self.memory.give_back(before - self.memory_bytes);
+        self.spill.memory.give_back(before - self.memory_bytes);
     }
 
     /// Memory for one more image.
     fn take_memory(&mut self) -> bool {
         let bytes = self.page_size.as_usize();
         let always = self.memory_bytes + bytes <= SET_MEMORY_BYTES;
-        let taken = self.memory.take(bytes, always);
+        let taken = self.spill.memory.take(bytes, always);
         if taken {
             self.memory_bytes += bytes;
         }
@@ -227,11 +216,16 @@ impl PageSet {
 
     fn append(&mut self, image: &[u8]) -> io::Result<Image> {
         if self.file.is_none() {
-            self.file = Some(unnamed_file(&self.directory)?);
+            self.file = Some(unnamed_file(&self.spill.directory)?);
+        }
+        if !self.spill.disk.try_take(image.len() as u64) {
+            let reason = "the limit for local state is reached";
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
         }
         let slot = self.file_slots;
-        self.write_slot(slot, image)?;
+        // It counts before it is written: what was begun may take room, too.
         self.file_slots += 1;
+        self.write_slot(slot, image)?;
         Ok(Image::Disk(slot))
     }
 
@@ -251,7 +245,9 @@ impl PageSet {
 
 impl Drop for PageSet {
     fn drop(&mut self) {
-        self.memory.give_back(self.memory_bytes);
+        self.spill.memory.give_back(self.memory_bytes);
+        let file_bytes = self.offset(self.file_slots);
+        self.spill.disk.give_back(file_bytes);
     }
 }
 
@@ -295,12 +291,12 @@ mod tests {
             .collect()
     }
 
-    fn memory(pages: usize) -> &'static Memory {
-        Box::leak(Box::new(Memory::new(pages * PAGE_BYTES)))
+    fn spill(directory: &Path, pages: usize) -> Spill {
+        Spill::with_memory(directory, pages * PAGE_BYTES)
     }
 
-    fn set(memory: &'static Memory, directory: &Path) -> PageSet {
-        PageSet::within(memory, PageSize::new(PAGE_BYTES as u32).unwrap(), directory)
+    fn set(spill: &Spill) -> PageSet {
+        PageSet::new(PageSize::new(PAGE_BYTES as u32).unwrap(), spill)
     }
 
     fn assert_holds(set: &PageSet, pgno: u32, seed: u32) {
@@ -309,16 +305,16 @@ mod tests {
         assert!(out == image(seed), "page {pgno}");
     }
 
-    fn used(memory: &Memory) -> usize {
-        memory.used.load(Ordering::Relaxed) / PAGE_BYTES
+    fn used(spill: &Spill) -> usize {
+        spill.memory.used() / PAGE_BYTES
     }
 
     #[test]
     fn a_set_gives_back_the_newest_images_in_memory_and_on_disk() {
         let directory = tempfile::tempdir().unwrap();
         for limit in [0, 20, 1000] {
-            let memory = memory(limit);
-            let mut set = set(memory, directory.path());
+            let spill = spill(directory.path(), limit);
+            let mut set = set(&spill);
             for pgno in 1..=100 {
                 set.insert(pgno, &image(pgno)).unwrap();
             }
@@ -334,9 +330,11 @@ mod tests {
             set.truncate(4);
             assert_eq!(set.numbers().collect::<Vec<_>>(), [1, 2, 3, 4]);
             assert!(!set.read(5, &mut Vec::new()).unwrap());
-            assert!(used(memory) <= 4, "what was dropped is free again");
+            assert!(used(&spill) <= 4, "what was dropped is free again");
+            let on_disk = u64::from(set.file_slots) * PAGE_BYTES as u64;
+            assert_eq!(spill.disk.bytes(), on_disk);
             drop(set);
-            assert_eq!(used(memory), 0);
+            assert_eq!((used(&spill), spill.disk.bytes()), (0, 0));
         }
         assert_eq!(
             std::fs::read_dir(directory.path()).unwrap().count(),
@@ -349,35 +347,37 @@ mod tests {
     fn a_newer_set_wins_wherever_both_have_their_images() {
         let directory = tempfile::tempdir().unwrap();
         for (older_limit, newer_limit) in [(0, 0), (0, 100), (100, 0), (100, 100)] {
-            let [of_older, of_newer] = [older_limit, newer_limit].map(memory);
-            let mut older = set(of_older, directory.path());
+            let [of_older, of_newer] =
+                [older_limit, newer_limit].map(|pages| spill(directory.path(), pages));
+            let mut older = set(&of_older);
             for pgno in 1..=10 {
                 older.insert(pgno, &image(pgno)).unwrap();
             }
-            let mut newer = set(of_newer, directory.path());
+            let mut newer = set(&of_newer);
             for pgno in 6..=15 {
                 newer.insert(pgno, &image(pgno + 50)).unwrap();
             }
             // Sets of one process share one memory.
-            (older.memory, newer.memory) = (of_older, of_older);
-            of_older.take(newer.memory_bytes, true);
+            of_newer.memory.give_back(newer.memory_bytes);
+            newer.spill.memory = Arc::clone(&of_older.memory);
+            of_older.memory.take(newer.memory_bytes, true);
             older.overlay(newer).unwrap();
             assert_eq!(older.numbers().collect::<Vec<_>>(), Vec::from_iter(1..=15));
             for pgno in 1..=15 {
                 assert_holds(&older, pgno, if pgno < 6 { pgno } else { pgno + 50 });
             }
-            assert_eq!(used(of_older), older.memory_bytes / PAGE_BYTES);
+            assert_eq!(used(&of_older), older.memory_bytes / PAGE_BYTES);
             drop(older);
-            assert_eq!(used(of_older), 0);
+            assert_eq!(used(&of_older), 0);
         }
     }
 
     #[test]
     fn sets_share_their_memory_and_each_has_a_little_of_its_own() {
         let directory = tempfile::tempdir().unwrap();
-        let memory = memory(10);
+        let spill = spill(directory.path(), 10);
         let fill = || {
-            let mut set = set(memory, directory.path());
+            let mut set = set(&spill);
             for pgno in 1..=10 {
                 set.insert(pgno, &image(pgno)).unwrap();
             }
@@ -393,5 +393,25 @@ mod tests {
             4,
             "10 less 4 of the second and its own 4"
         );
+    }
+
+    #[test]
+    fn a_set_that_would_go_over_the_limit_of_local_state_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = crate::budget::Limits {
+            state_bytes: 40 * PAGE_BYTES as u64,
+            memory_bytes: 0,
+        };
+        let budgets = Budgets::new(limits);
+        let spill = Spill::new(directory.path(), &budgets, budgets.account());
+        let filled = fill(&mut set(&spill), 2000);
+        assert_eq!(filled, Err(io::ErrorKind::QuotaExceeded));
+        assert_eq!(budgets.state_bytes(), 0, "all is given back");
+    }
+
+    fn fill(set: &mut PageSet, pages: u32) -> Result<(), io::ErrorKind> {
+        (1..=pages)
+            .try_for_each(|pgno| set.insert(pgno, &image(pgno)))
+            .map_err(|error| error.kind())
     }
 }

@@ -1,9 +1,9 @@
-//! Reading a whole database: for the first copy, for periodic copies, and to find what changed
-//! when frames were missed.
+//! Reading a whole database: for the hash of each page, and to find what changed when frames were
+//! missed.
 //!
-//! A raw copy is taken without a lock while the application writes, so single pages may be newer
+//! The pages are read without a lock while the application writes, so single pages may be newer
 //! than others, or torn by a running checkpoint. Every such page has its frame in the part of the
-//! log that was published since the copy began. So the copy is good once those frames are laid
+//! WAL that was published since the scan began. So the scan is good once those frames are laid
 //! over it, whatever the order in which the pages were read.
 
 use std::fs;
@@ -16,7 +16,7 @@ use ltx::page_checksum;
 use sqlite_format::{DatabaseHeader, FormatError, PageSize};
 
 use crate::hold::PlainFile;
-use crate::pages::PageSet;
+use crate::pages::{PageSet, Spill};
 use crate::sqlite::{Connection, SqliteError};
 use crate::table::PageTable;
 
@@ -24,6 +24,9 @@ use crate::table::PageTable;
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Changed pages that a scan keeps in any case, in bytes; beyond that at most half of the database.
+/// With more, a new snapshot is smaller than the delta.
+const CHANGED_BYTES: u64 = 16 << 20;
 
 /// Why a database could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +54,27 @@ pub enum ScanError {
     Disturbed,
 }
 
-/// Reads every page of a database that the application has open, and keeps those that differ
-/// from `known`; without it, all. The result is good only under the frames published since.
+/// What a scan does when the budget of local state has no room for the pages that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// It fails: there will be room when what waits for a store is stored.
+    Fail,
+    /// It keeps hashes only: a snapshot is made in place of a delta.
+    KeepHashes,
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub struct Scan {
+    /// The hash of every page, as it was read.
+    pub table: PageTable,
+    /// The pages that differ from those that were known; none when nothing was known, or when they
+    /// are so many that a snapshot is better than a delta.
+    pub changed: Option<PageSet>,
+}
+
+/// Reads every page of a database that the application has open. The result is good only under the
+/// frames published since.
 ///
 /// # Errors
 ///
@@ -61,15 +83,22 @@ pub fn scan_live(
     path: &Path,
     page_size: PageSize,
     known: Option<&PageTable>,
-    spill: &Path,
-) -> Result<PageSet, ScanError> {
+    on_full: OnFull,
+    spill: &Spill,
+) -> Result<Scan, ScanError> {
     let connection = Connection::open(path)?;
     let bytes = connection.database_bytes()?;
-    collect(page_size, bytes, known, spill, |buffer, offset| {
-        connection
-            .read_database(buffer, offset)
-            .map_err(ScanError::from)
-    })
+    scan(
+        page_size,
+        bytes,
+        (known, on_full),
+        spill,
+        |buffer, offset| {
+            connection
+                .read_database(buffer, offset)
+                .map_err(ScanError::from)
+        },
+    )
 }
 
 /// What identifies the state of a database that nobody has open.
@@ -152,8 +181,7 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Reads a database that nobody has open; the application must not have come meanwhile.
 ///
-/// Returns the pages that differ from `known` and the size in pages. It opens the file itself,
-/// which it does not do while this process has a SQLite connection to it.
+/// It opens the file itself, which it does not do while this process has a SQLite connection to it.
 ///
 /// # Errors
 ///
@@ -162,8 +190,9 @@ pub fn scan_cold(
     path: &Path,
     fingerprint: Fingerprint,
     known: Option<&PageTable>,
-    spill: &Path,
-) -> Result<(PageSet, u32), ScanError> {
+    on_full: OnFull,
+    spill: &Spill,
+) -> Result<Scan, ScanError> {
     let failed = |source| ScanError::Read {
         path: path.to_owned(),
         source,
@@ -176,48 +205,66 @@ pub fn scan_cold(
     file.read_exact_at(&mut start, 0).map_err(failed)?;
     let page_size = DatabaseHeader::parse(&start)?.page_size;
     let known = known.filter(|table| table.page_size() == page_size);
-    let pages = collect(
+    let bytes = fingerprint.size;
+    let found = scan(
         page_size,
-        fingerprint.size,
-        known,
+        bytes,
+        (known, on_full),
         spill,
         |buffer, offset| file.read_exact_at(buffer, offset).map_err(failed),
     )?;
     if cold_fingerprint(path).map_err(failed)? != Some(fingerprint) {
         return Err(ScanError::Disturbed);
     }
-    let commit = u32::try_from(fingerprint.size / u64::from(page_size.get()));
-    Ok((pages, commit.map_err(|_| ScanError::Disturbed)?))
+    Ok(found)
 }
 
-fn collect(
+fn scan(
     page_size: PageSize,
     bytes: u64,
-    known: Option<&PageTable>,
-    spill: &Path,
+    (known, on_full): (Option<&PageTable>, OnFull),
+    spill: &Spill,
     mut read: impl FnMut(&mut [u8], u64) -> Result<(), ScanError>,
-) -> Result<PageSet, ScanError> {
-    let mut pages = PageSet::new(page_size, spill);
+) -> Result<Scan, ScanError> {
     let size = page_size.as_usize();
-    let count = bytes / size as u64;
-    let at_once = (CHUNK_BYTES / size).max(1) as u64;
-    let mut buffer = Vec::new();
+    let count = u32::try_from(bytes / size as u64).map_err(|_| ScanError::Disturbed)?;
+    let most_changed = CHANGED_BYTES.max(bytes / 2);
+    let mut table = PageTable::new(page_size);
+    let mut changed = known.map(|known| (known, PageSet::new(page_size, spill)));
+    let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
+    let (mut buffer, mut hashes) = (Vec::new(), Vec::new());
     let mut next = 0;
     while next < count {
         let now = at_once.min(count - next);
         buffer.resize(now as usize * size, 0);
-        read(&mut buffer, next * size as u64)?;
-        for (index, image) in buffer.chunks_exact(size).enumerate() {
-            let pgno = u32::try_from(next + index as u64 + 1).map_err(|_| ScanError::Disturbed)?;
-            let differs =
-                known.is_none_or(|table| !table.matches(pgno, page_checksum(pgno, image)));
-            if differs && pgno != page_size.lock_pgno() {
-                pages.insert(pgno, image).map_err(ScanError::Spill)?;
+        read(&mut buffer, u64::from(next) * size as u64)?;
+        hashes.clear();
+        for (pgno, image) in (next + 1..).zip(buffer.chunks_exact(size)) {
+            if pgno == page_size.lock_pgno() {
+                continue;
+            }
+            let hash = page_checksum(pgno, image);
+            hashes.push((pgno, hash));
+            if let Some((known, pages)) = &mut changed
+                && !known.matches(pgno, hash)
+            {
+                match pages.insert(pgno, image) {
+                    Ok(()) if pages.bytes() <= most_changed => {}
+                    Ok(()) => changed = None,
+                    Err(error) if is_over_budget(&error) && on_full == OnFull::KeepHashes => {
+                        changed = None;
+                    }
+                    Err(error) => return Err(ScanError::Spill(error)),
+                }
             }
         }
         next += now;
+        table.apply(hashes.iter().copied(), next);
     }
-    Ok(pages)
+    Ok(Scan {
+        table,
+        changed: changed.map(|(_, pages)| pages),
+    })
 }
 
 /// Drops pages whose content `known` has already. For a delta found by comparison.
@@ -238,6 +285,11 @@ pub fn drop_unchanged(pages: &mut PageSet, known: &PageTable) -> Result<(), Scan
     Ok(())
 }
 
+/// Whether a page was not kept because the budget of local state is used up.
+fn is_over_budget(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::QuotaExceeded
+}
+
 impl ScanError {
     /// True when the local disk is full.
     pub fn is_disk_full(&self) -> bool {
@@ -255,9 +307,10 @@ mod tests {
         let path = directory.path().join("db");
         let application = rusqlite::Connection::open(&path).unwrap();
         application.execute_batch("CREATE TABLE t(x)").unwrap();
-        let scan = |fingerprint| scan_cold(&path, fingerprint, None, directory.path());
+        let spill = Spill::with_memory(directory.path(), 1 << 20);
+        let scan = |fingerprint| scan_cold(&path, fingerprint, None, OnFull::Fail, &spill);
         let before = cold_fingerprint(&path).unwrap().unwrap();
-        assert_eq!(scan(before).unwrap().1, 2);
+        assert_eq!(scan(before).unwrap().table.commit(), 2);
         application.execute_batch("CREATE TABLE u(x)").unwrap();
         assert!(matches!(scan(before), Err(ScanError::Disturbed)));
         // And one whose application has come.
@@ -266,6 +319,34 @@ mod tests {
             .execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)")
             .unwrap();
         assert!(matches!(scan(now), Err(ScanError::Disturbed)));
+    }
+
+    #[test]
+    fn a_scan_keeps_changed_pages_until_they_are_most_of_a_large_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let spill = Spill::with_memory(directory.path(), 1 << 20);
+        let page_size = PageSize::new(65_536).unwrap();
+        let pages = 1024_u32;
+        let read = |byte: u8, pages: u64| {
+            move |buffer: &mut [u8], offset: u64| {
+                for (page, image) in buffer.chunks_exact_mut(65_536).enumerate() {
+                    let is_changed = offset / 65_536 + (page as u64) < pages;
+                    image.fill(if is_changed { byte } else { 0 });
+                }
+                Ok(())
+            }
+        };
+        let bytes = u64::from(pages) * 65_536;
+        let known = (None, OnFull::Fail);
+        let known = scan(page_size, bytes, known, &spill, read(1, 100)).unwrap();
+        assert!(known.changed.is_none(), "nothing was known");
+        for (changed, kept) in [(100, true), (512, true), (513, false), (1024, false)] {
+            let known = (Some(&known.table), OnFull::Fail);
+            let found = scan(page_size, bytes, known, &spill, read(2, changed)).unwrap();
+            let found_pages = found.changed.map(|pages| pages.len() as u64);
+            assert_eq!(found_pages, kept.then_some(changed), "{changed}");
+            assert_eq!(found.table.commit(), pages);
+        }
     }
 
     #[test]

@@ -345,7 +345,6 @@ mod tests {
             }],
             sync_interval: Duration::from_secs(1),
             snapshot_interval: Duration::from_secs(3600),
-            backlog_bytes: 1 << 20,
             holder: "us".into(),
             on_divergence: OnDivergence::Block,
         }

@@ -5,14 +5,22 @@
 //! pages that really changed. A hash is the LTX page checksum, so the rolling checksum is the one
 //! that LTX calls post-apply.
 
+use std::sync::Arc;
+
 use ltx::{DatabaseChecksum, Txid, page_checksum};
 use sqlite_format::PageSize;
 
+/// Hashes that two clones of a table share until one of them changes one of these.
+const CHUNK: usize = 512;
+
 /// Page hashes of a database: 8 bytes a page in memory and on disk.
+///
+/// A clone costs 16 bytes for each 512 pages; memory for its hashes only where one of both changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageTable {
     page_size: PageSize,
-    hashes: Vec<u64>,
+    /// All have [`CHUNK`] hashes but the last one, which has one at least.
+    chunks: Vec<Arc<Vec<u64>>>,
     checksum: DatabaseChecksum,
 }
 
@@ -33,7 +41,7 @@ impl PageTable {
     pub fn new(page_size: PageSize) -> PageTable {
         PageTable {
             page_size,
-            hashes: Vec::new(),
+            chunks: Vec::new(),
             checksum: DatabaseChecksum::default(),
         }
     }
@@ -45,7 +53,15 @@ impl PageTable {
 
     /// Size of the database in pages.
     pub fn commit(&self) -> u32 {
-        u32::try_from(self.hashes.len()).expect("a database has at most 2^32 - 2 pages")
+        let rest = self.chunks.last().map_or(0, |chunk| chunk.len());
+        let pages = self.chunks.len().saturating_sub(1) * CHUNK + rest;
+        u32::try_from(pages).expect("a database has at most 2^32 - 2 pages")
+    }
+
+    /// The hash of a page; none for one behind the end, and zero for the lock page.
+    fn hash(&self, pgno: u32) -> Option<u64> {
+        let index = pgno.checked_sub(1)? as usize;
+        self.chunks.get(index / CHUNK)?.get(index % CHUNK).copied()
     }
 
     /// Checksum of the whole database, as LTX's post-apply checksum defines it.
@@ -55,7 +71,7 @@ impl PageTable {
 
     /// True when the table knows this page with this hash.
     pub fn matches(&self, pgno: u32, hash: u64) -> bool {
-        pgno > 0 && self.hashes.get(pgno as usize - 1) == Some(&hash)
+        self.hash(pgno) == Some(hash)
     }
 
     /// Pages up to `commit` that the database gains and that `covered` lacks. A delta with such a
@@ -72,7 +88,9 @@ impl PageTable {
             if pgno > commit {
                 continue;
             }
-            let old = std::mem::replace(&mut self.hashes[pgno as usize - 1], hash);
+            let index = pgno as usize - 1;
+            let chunk = Arc::make_mut(&mut self.chunks[index / CHUNK]);
+            let old = std::mem::replace(&mut chunk[index % CHUNK], hash);
             self.toggle(old);
             self.toggle(hash);
         }
@@ -85,14 +103,25 @@ impl PageTable {
     }
 
     fn resize(&mut self, commit: u32) {
-        while self.hashes.len() > commit as usize {
-            let old = self
-                .hashes
-                .pop()
-                .expect("the loop condition says there is one");
-            self.toggle(old);
+        let commit = commit as usize;
+        let chunks = commit.div_ceil(CHUNK);
+        for gone in self.chunks.split_off(chunks.min(self.chunks.len())) {
+            gone.iter().for_each(|hash| self.toggle(*hash));
         }
-        self.hashes.resize(commit as usize, 0);
+        self.chunks.resize_with(chunks, Arc::default);
+        // Those that are new, and the last one of before or after.
+        for index in (0..chunks).rev() {
+            let wanted = (commit - index * CHUNK).min(CHUNK);
+            let chunk = &mut self.chunks[index];
+            if chunk.len() == wanted {
+                break;
+            }
+            let chunk = Arc::make_mut(chunk);
+            let gone = chunk.split_off(wanted.min(chunk.len()));
+            chunk.reserve_exact(wanted - chunk.len());
+            chunk.resize(wanted, 0);
+            gone.iter().for_each(|hash| self.toggle(*hash));
+        }
     }
 
     /// Zero stands for a page without content: the lock page, or one not set yet.
@@ -107,13 +136,13 @@ impl PageTable {
     /// Layout, little-endian: 0 magic (8), 8 page size (4), 12 pages (4), 16 TXID (8),
     /// 24 checksum (8), 32 hashes (8 each), then a CRC-64 of all before it (8).
     pub fn encode(&self, txid: Txid) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.hashes.len() * 8 + 8);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.commit() as usize * 8 + 8);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&self.page_size.get().to_le_bytes());
         bytes.extend_from_slice(&self.commit().to_le_bytes());
         bytes.extend_from_slice(&txid.get().to_le_bytes());
         bytes.extend_from_slice(&self.checksum.get().to_le_bytes());
-        for hash in &self.hashes {
+        for hash in self.chunks.iter().flat_map(|chunk| chunk.iter()) {
             bytes.extend_from_slice(&hash.to_le_bytes());
         }
         bytes.extend_from_slice(&page_checksum(0, &bytes).to_le_bytes());
@@ -175,6 +204,31 @@ mod tests {
         detour.apply([], 5);
         assert_eq!(detour, direct);
         assert_ne!(table(6).checksum(), direct.checksum());
+    }
+
+    #[test]
+    fn a_clone_stays_as_it_was_whatever_size_the_table_takes() {
+        for (before, after) in [
+            (5, 700),
+            (700, 5),
+            (512, 513),
+            (1024, 512),
+            (1025, 0),
+            (600, 600),
+        ] {
+            let mut changed = table(before);
+            let frozen = changed.clone();
+            changed.set(1, &[99; 512]);
+            changed.apply([], after);
+            assert_eq!(frozen, table(before));
+            assert_eq!(changed.commit(), after);
+            let mut anew = table(after.min(before));
+            if after > 0 {
+                anew.set(1, &[99; 512]);
+            }
+            anew.apply([], after);
+            assert_eq!(changed, anew, "{before} {after}");
+        }
     }
 
     #[test]

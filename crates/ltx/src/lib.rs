@@ -38,7 +38,7 @@ pub use encoder::{Encoder, Summary};
 pub use error::{ErrorKind, HeaderError, LtxError, Misuse, PagesError, Section};
 pub use header::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
 pub use index::{IndexEntry, IndexTail, PageIndex};
-pub use merge::{MergeOptions, Merged, merge};
+pub use merge::{MergeOptions, Merged, merge, merged_header};
 pub use name::{FileName, Level};
 pub use page::decode_frame;
 pub use txid::{Txid, TxidError};

@@ -64,7 +64,12 @@ pub fn merge<R: Read, W: Write>(
     Ok((out, Merged { header, summary }))
 }
 
-fn merged_header<R: Read>(
+/// The header of the file that [`merge`] makes of these inputs.
+///
+/// # Errors
+///
+/// Kind `Misuse`, as for [`merge`].
+pub fn merged_header<R: Read>(
     inputs: &[Decoder<R>],
     options: MergeOptions,
 ) -> Result<Header, LtxError> {

@@ -26,6 +26,9 @@ pub struct Config {
     /// Directory for the local state of every database; a database's `meta-path` wins over it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
+    /// What the process may use; read at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// What happens before the application starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub startup: Option<Startup>,
@@ -113,6 +116,18 @@ pub struct Config {
     /// As `sync_interval`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_kms_key_id: Option<String>,
+}
+
+/// What the process may use: all of its databases together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Limits {
+    /// Bytes of local state, at least 16 MiB; default 4 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<Size>,
+    /// Bytes of memory, at least 64 MiB; default: the limit of the container, at most 256 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
 }
 
 /// Who writes, for people who read a lease or a status.

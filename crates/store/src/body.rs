@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use futures::stream::Fuse;
 
 use crate::StoreError;
 use crate::object::{Body, ByteStream};
@@ -41,7 +42,7 @@ impl Body {
 
 /// Cuts a stream into parts of one size, the last one excepted.
 pub(crate) struct Parts {
-    stream: ByteStream,
+    stream: Fuse<ByteStream>,
     part_bytes: usize,
     /// What has arrived and is not part of a returned part yet.
     rest: BytesMut,
@@ -52,7 +53,7 @@ impl Parts {
     /// plus one piece of the stream.
     pub(crate) fn new(stream: ByteStream, part_bytes: usize) -> Self {
         Self {
-            stream,
+            stream: stream.fuse(),
             part_bytes,
             rest: BytesMut::new(),
         }

@@ -434,7 +434,13 @@ async fn streams_arrive_whole_or_not_at_all(store: &SharedStore) {
         let meta = PutMeta {
             timestamp_ms: Some(1_700_000_000_123),
         };
-        let stream = futures::stream::iter(pieces(sizes)).boxed();
+        // One that must not be asked for more after its end.
+        let pieces_left = pieces(sizes).into_iter();
+        let stream = futures::stream::unfold(pieces_left, |mut left| async {
+            let piece = left.next()?;
+            Some((piece, left))
+        });
+        let stream = stream.boxed();
         let size = expected.len() as u64;
         let stored = store.put_stream("stream", stream, size, PutMode::Create, &meta);
         assert_eq!(stored.await.expect(name), size, "{name}");

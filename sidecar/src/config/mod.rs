@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::Uri;
+use engine::budget::Limits;
 use engine::database::{DatabaseSettings, default_state_directory};
 use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
+use protocol::Size;
 use protocol::config::{Config, Database, Replica, Snapshot, Startup};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -27,6 +29,7 @@ pub use text::read;
 
 use crate::args::LogFormat;
 use crate::heartbeat::Heartbeat;
+use crate::memory::container_memory;
 
 /// Time that a file of each merged level covers, as Litestream has it.
 const DEFAULT_LEVELS: [Duration; 3] = [
@@ -42,8 +45,11 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(300);
 /// Monitors on the internet are not asked more often.
 const MIN_HEARTBEAT: Duration = Duration::from_secs(60);
-/// Local bytes that may wait for a store, for each database.
-const BACKLOG_BYTES: u64 = 256 << 20;
+/// Least limits: below them hardly one database is replicated.
+const LEAST_LIMITS: Limits = Limits {
+    state_bytes: 16 << 20,
+    memory_bytes: 64 << 20,
+};
 /// Most targets of one database.
 const MAX_TARGETS: usize = 4;
 
@@ -118,6 +124,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Who hears that everything is stored.
     pub heartbeat: Option<Heartbeat>,
+    /// What the process may use.
+    pub limits: Limits,
 }
 
 /// One database of a configuration.
@@ -180,6 +188,7 @@ pub fn settings(
     let common = json(&Config {
         addr: None,
         exec: None,
+        limits: None,
         identity: None,
         logging: None,
         heartbeat_url: None,
@@ -234,6 +243,36 @@ pub fn settings(
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
         heartbeat: heartbeat(config)?,
+        limits: limits(config)?,
+    })
+}
+
+fn limits(config: &Config) -> Result<Limits, ConfigError> {
+    let given = config.limits.unwrap_or_default();
+    let default = Limits::default();
+    let limit = |key: &str, given: Option<Size>, default: u64, least: u64| match given {
+        None => Ok(default),
+        Some(size) if size.0 < least => Err(ConfigError::Value {
+            key: format!("limits.{key}"),
+            message: format!(
+                "{} bytes are too few; give at least {}Mi",
+                size.0,
+                least >> 20
+            ),
+        }),
+        Some(size) => Ok(size.0),
+    };
+    let memory = container_memory().map_or(default.memory_bytes, |bytes| {
+        bytes.clamp(LEAST_LIMITS.memory_bytes, default.memory_bytes)
+    });
+    Ok(Limits {
+        state_bytes: limit(
+            "state",
+            given.state,
+            default.state_bytes,
+            LEAST_LIMITS.state_bytes,
+        )?,
+        memory_bytes: limit("memory", given.memory, memory, LEAST_LIMITS.memory_bytes)?,
     })
 }
 
@@ -336,7 +375,6 @@ fn database_settings(
         snapshot_interval: snapshot(config, database)
             .interval
             .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
-        backlog_bytes: BACKLOG_BYTES,
         holder: holder.to_owned(),
         on_divergence: config.startup.unwrap_or_default().on_divergence,
     })

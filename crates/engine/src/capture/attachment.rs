@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::inbox::{Found, Inbox};
 use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
+use crate::pages::Spill;
 use crate::tap::{LogPosition, Look, Tap};
 
 /// Bytes of log that are read between two looks at other databases: about 10 ms of work.
@@ -40,7 +41,7 @@ impl Wishes {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
-    pub(super) spill: PathBuf,
+    pub(super) spill: Spill,
     pub(super) resume: Option<LogPosition>,
     pub(super) inbox: Arc<Inbox>,
 }
@@ -89,6 +90,7 @@ impl Attachment {
             Err(error) => {
                 inbox.update(|found| {
                     found.failed = Some(error);
+                    found.has_ended = true;
                     found.gone = true;
                 });
                 Looked::Ended
@@ -115,13 +117,20 @@ impl Attachment {
             }
         }
         let found_something = match look {
-            Ok(Look::Moved) => return self.end(|found| found.moved = true),
+            Ok(Look::Moved) => {
+                return self.end(|found| (found.moved, found.has_ended) = (true, true));
+            }
             Ok(look) => {
                 let is_quiet = matches!(look, Look::Quiet);
                 self.inbox.deliver(look);
                 !is_quiet
             }
-            Err(error) => return self.end(|found| found.failed = Some(error)),
+            Err(error) => {
+                return self.end(|found| {
+                    found.failed = Some(error);
+                    found.has_ended = true;
+                });
+            }
         };
         self.serve();
         if self.wishes.detach {

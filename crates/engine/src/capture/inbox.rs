@@ -1,9 +1,9 @@
 //! Where the capture thread leaves what it finds in one database.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlite_format::PageSize;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::tap::{Batch, BreakReason, Look, TapError};
 
@@ -16,8 +16,10 @@ pub struct Found {
     pub broken: Option<BreakReason>,
     /// Another file has taken the path; the tap is gone.
     pub moved: bool,
-    /// The tap failed and is gone.
+    /// The tap failed and is gone; taken by the first that sees it.
     pub failed: Option<TapError>,
+    /// After `failed` or `moved`: nothing more will be found.
+    pub has_ended: bool,
     /// The page size, once attached.
     pub page_size: Option<PageSize>,
     /// The log is far longer than applications let it grow.
@@ -39,15 +41,99 @@ impl Found {
     }
 }
 
+/// Age and size of the commits of one database that are captured and in no captured file yet.
+///
+/// Whoever asks for the lag reads it here, so it is true at every moment, whatever the database's
+/// driver is doing.
+#[derive(Debug, Default)]
+pub struct Unsealed(Mutex<Ages>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Ages {
+    /// Commits in the mailbox: when the oldest was seen, in Unix milliseconds, and their bytes.
+    waiting: Option<(i64, u64)>,
+    /// Commits that were taken from it to be written to a file.
+    taken: Option<(i64, u64)>,
+}
+
+impl Unsealed {
+    /// When the oldest such commit was seen, in Unix milliseconds.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        let ages = *self.lock();
+        let each = [ages.waiting, ages.taken].into_iter().flatten();
+        each.map(|(first_ms, _)| first_ms).min()
+    }
+
+    /// Bytes of page images of such commits.
+    pub fn bytes(&self) -> u64 {
+        let ages = *self.lock();
+        let each = [ages.waiting, ages.taken].into_iter().flatten();
+        each.map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Everything that was taken is in a captured file, or turned out to change nothing.
+    pub(crate) fn sealed(&self) {
+        self.lock().taken = None;
+    }
+
+    /// Commits wait; `bytes` is the size of all of them.
+    pub(crate) fn found(&self, first_ms: i64, bytes: u64) {
+        let mut ages = self.lock();
+        let first_ms = ages.waiting.map_or(first_ms, |(ms, _)| ms.min(first_ms));
+        ages.waiting = Some((first_ms, bytes));
+    }
+
+    /// What waits is taken, or lost and to be found by a scan. It counts until all that was taken
+    /// is sealed: after a failure the scan that follows takes everything again.
+    pub(crate) fn take(&self) {
+        let mut ages = self.lock();
+        ages.taken = match (ages.taken, ages.waiting.take()) {
+            (Some((one_ms, one)), Some((other_ms, other))) => {
+                Some((one_ms.min(other_ms), one + other))
+            }
+            (one, other) => one.or(other),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Where the capture thread leaves what it finds in one database.
 #[derive(Debug, Default)]
 pub struct Inbox {
     found: Mutex<Found>,
-    /// Woken after each change of `found`.
-    pub changed: Notify,
+    unsealed: Arc<Unsealed>,
+    /// Counts changes of `found`.
+    version: watch::Sender<u64>,
 }
 
 impl Inbox {
+    /// An empty one, whose commits count in `unsealed`.
+    pub(crate) fn new(unsealed: Arc<Unsealed>) -> Inbox {
+        Inbox {
+            unsealed,
+            ..Inbox::default()
+        }
+    }
+
+    /// A receiver that hears of every change after this call.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn notify(&self) {
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Takes the commits that were found.
+    pub fn take(&self) -> Option<Batch> {
+        let batch = self.lock().batch.take();
+        self.unsealed.take();
+        batch
+    }
+
     /// What was found, to be read or taken.
     pub fn lock(&self) -> MutexGuard<'_, Found> {
         // The thread that could poison it takes the whole process down.
@@ -56,7 +142,7 @@ impl Inbox {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Found)) {
         change(&mut self.lock());
-        self.changed.notify_one();
+        self.notify();
     }
 
     pub(super) fn deliver(&self, look: Look) {
@@ -64,24 +150,34 @@ impl Inbox {
         match look {
             Look::Quiet | Look::Moved => return,
             Look::Captured(batch) => match &mut found.batch {
-                None => found.batch = Some(batch),
+                None => {
+                    self.unsealed.found(batch.first_ms, batch.pages.bytes());
+                    found.batch = Some(batch);
+                }
                 Some(earlier) => match earlier.append(batch) {
                     // Whoever will take the batch knows of it: a wake-up would cost more than this.
-                    Ok(()) => return,
+                    Ok(()) => {
+                        self.unsealed.found(earlier.first_ms, earlier.pages.bytes());
+                        return;
+                    }
                     Err(error) => {
                         found.batch = None;
                         found.failed = Some(TapError::Spill(error));
+                        found.has_ended = true;
+                        self.unsealed.take();
                     }
                 },
             },
             // Earlier pages may be older than what the database file holds by now: drop them.
             Look::Broken(reason, batch) => {
+                self.unsealed.take();
+                self.unsealed.found(batch.first_ms, batch.pages.bytes());
                 found.batch = Some(batch);
                 found.broken = Some(reason);
             }
         }
         drop(found);
-        self.changed.notify_one();
+        self.notify();
     }
 }
 
@@ -90,12 +186,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::pages::PageSet;
+    use crate::pages::{PageSet, Spill};
     use crate::tap::LogPosition;
 
     /// Commits of these pages, most of which lie in `directory`.
     fn batch(numbers: std::ops::Range<u32>, directory: &Path) -> Batch {
-        let mut pages = PageSet::on_disk(PageSize::MIN, directory);
+        let mut pages = PageSet::new(PageSize::MIN, &Spill::with_memory(directory, 0));
         for pgno in numbers {
             pages.insert(pgno, &[1; 512]).unwrap();
         }
@@ -151,5 +247,38 @@ mod tests {
         ] {
             assert!(!found.is_all_taken(), "{found:?}");
         }
+    }
+
+    #[test]
+    fn commits_count_from_the_moment_they_are_seen_until_they_are_sealed() {
+        let directory = tempfile::tempdir().unwrap();
+        let unsealed = Arc::new(Unsealed::default());
+        let inbox = Inbox::new(Arc::clone(&unsealed));
+        let seen = |first_ms, pages| Batch {
+            first_ms,
+            ..batch(pages, directory.path())
+        };
+        assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (None, 0));
+        inbox.deliver(Look::Captured(seen(100, 1..3)));
+        inbox.deliver(Look::Captured(seen(200, 2..5)));
+        assert_eq!(
+            (unsealed.oldest_ms(), unsealed.bytes()),
+            (Some(100), 4 * 512)
+        );
+        assert!(inbox.take().is_some());
+        inbox.deliver(Look::Captured(seen(300, 1..2)));
+        assert_eq!(
+            (unsealed.oldest_ms(), unsealed.bytes()),
+            (Some(100), 5 * 512)
+        );
+        unsealed.sealed();
+        assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (Some(300), 512));
+        // Commits that were missed are as old as those that were found before.
+        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(400, 1..2)));
+        assert_eq!(unsealed.oldest_ms(), Some(300));
+        assert!(inbox.take().is_some());
+        assert_eq!(unsealed.oldest_ms(), Some(300), "until it is sealed");
+        unsealed.sealed();
+        assert_eq!(unsealed.oldest_ms(), None);
     }
 }

@@ -24,12 +24,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+use crate::pages::Spill;
 use crate::tap::LogPosition;
 
 use attachment::{Place, Wishes};
 pub use events::IdleWatch;
 use events::{Events, Wake, Watches};
-pub use inbox::{Found, Inbox};
+pub use inbox::{Found, Inbox, Unsealed};
 use thread::{Command, Thread};
 
 /// Pause between looks at a database that changed lately. An application's blocking checkpoint
@@ -138,15 +139,21 @@ impl Capture {
     /// # Panics
     ///
     /// Outside of a tokio runtime, whose pool does what takes long.
-    pub fn attach(&self, path: &Path, spill: &Path, resume: Option<LogPosition>) -> Attached {
-        let inbox = Arc::new(Inbox::default());
+    pub fn attach(
+        &self,
+        path: &Path,
+        spill: &Spill,
+        resume: Option<LogPosition>,
+        unsealed: &Arc<Unsealed>,
+    ) -> Attached {
+        let inbox = Arc::new(Inbox::new(Arc::clone(unsealed)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.attached.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Attach {
             id,
             place: Place {
                 path: path.to_owned(),
-                spill: spill.to_owned(),
+                spill: spill.clone(),
                 resume,
                 inbox: Arc::clone(&inbox),
             },
@@ -259,8 +266,9 @@ mod tests {
     }
 
     async fn until(inbox: &Inbox, ready: impl Fn(&Found) -> bool) {
+        let mut changes = inbox.subscribe();
         loop {
-            let changed = inbox.changed.notified();
+            changes.borrow_and_update();
             let (is_ready, failed) = {
                 let found = inbox.lock();
                 (ready(&found), found.failed.is_some())
@@ -269,15 +277,15 @@ mod tests {
             if is_ready {
                 return;
             }
-            changed.await;
+            changes.changed().await.unwrap();
         }
     }
 
     #[test]
     fn a_long_look_at_one_database_holds_up_no_other_one() {
         let directory = tempfile::tempdir().unwrap();
-        let spill = directory.path();
-        let (one, other) = (spill.join("one"), spill.join("other"));
+        let (one, other) = (directory.path().join("one"), directory.path().join("other"));
+        let spill = &Spill::with_memory(directory.path(), 1 << 20);
         let (large, small) = (application(&one), application(&other));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(1)
@@ -286,7 +294,7 @@ mod tests {
         runtime.block_on(async {
             let capture = Capture::start().unwrap();
             let [large_one, small_one] =
-                [&one, &other].map(|path| capture.attach(path, spill, None));
+                [&one, &other].map(|path| capture.attach(path, spill, None, &Arc::default()));
             for attached in [&large_one, &small_one] {
                 until(&attached.inbox, |found| found.batch.is_some()).await;
                 attached.inbox.lock().batch = None;

@@ -1,60 +1,42 @@
-//! One attachment to a live database: when to seal, heal, copy and checkpoint.
+//! The driver of one attached database: carries out what the machine decides.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use protocol::status::DatabaseState;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::session::{Session, needs_base};
-use super::{Database, PROBE_PAUSE, RunError};
+use super::handle::DatabaseHandle;
+use super::ledger::Ledger;
+use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
+use super::pace::Pace;
+use super::{Database, RunError};
 use crate::capture::{Attached, Found};
 use crate::pages::PageSet;
 use crate::scan::{Fingerprint, ScanError, live_fingerprint, scan_live};
 use crate::seal::Delta;
 use crate::sqlite::{Connection, SqliteError};
-use crate::tap::{Batch, LogPosition, TapError};
+use crate::tap::{Batch, BreakReason, LogPosition, TapError};
 
-/// Pause between two PASSIVE checkpoints of ours.
-const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
-/// Frames of a log that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
+/// Frames of a WAL that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
 const LAST_RESORT_FRAMES: u32 = 32_768;
 /// Frames that may be copied while writers wait: some milliseconds.
 const FEW_FRAMES: u32 = 1_000;
-/// How long writers wait for readers of the log at most.
+/// How long writers wait for readers of the WAL at most.
 const READERS_TIME: Duration = Duration::from_millis(20);
 /// Longest PASSIVE checkpoint of the frames before: the disk is quick enough to copy, and to sync, the
 /// rest while writers wait.
 const QUICK: Duration = Duration::from_millis(20);
-/// Shortest and longest pause after a last resort that did not help; it doubles.
-pub(super) const RESORT_PAUSES: (Duration, Duration) =
-    (Duration::from_secs(10), Duration::from_secs(600));
 /// PASSIVE checkpoints in a row: each leaves what was written during the one before.
 const PASSES: u32 = 8;
-/// How long nothing is written before a database is let go for want of room. File times move in steps
-/// of some milliseconds: it must be much longer than that.
-const REST_AFTER: Duration = Duration::from_secs(5);
-/// The same while others wait for their turn.
-const REST_SOON: Duration = Duration::from_secs(1);
 /// Attempts to read a database that is to be left, while it loses frames.
-const LAST_HEALS: u32 = 5;
-
-/// One attachment to a live database.
-pub(super) struct Follow {
-    pub(super) attached: Attached,
-    pub(super) barrier: u64,
-    pub(super) last_checkpoint: Instant,
-    /// When the last resort may be tried again, and the pause after it when it does not help.
-    pub(super) next_resort: Instant,
-    pub(super) resort_pause: Duration,
-    pub(super) next_snapshot: Instant,
-    pub(super) sealed_since_snapshot: bool,
-    /// Where the log stands after all that is sealed, where that is known.
-    pub(super) log: Option<LogPosition>,
-    /// When something was found last.
-    pub(super) quiet_since: Instant,
-}
+const LAST_RESYNCS: u32 = 5;
 
 /// How an attachment ended.
 pub(super) enum Ended {
@@ -64,355 +46,425 @@ pub(super) enum Ended {
     Resting((Fingerprint, Fingerprint)),
 }
 
-/// What to do next, decided from what the capture thread found.
-pub(super) enum Next {
-    Wait(Option<Instant>),
-    Heal,
-    Seal,
-    Base,
-    Trim,
-    Checkpoint,
-    Rest,
-    Stop,
+/// An action of the commit lane under way; it gives its worker back.
+type CommitLane = BoxFuture<'static, (Worker, Result<Done, RunError>)>;
+
+/// What an action of the commit lane led to.
+enum Done {
+    Written,
+    Unchanged,
+    Quiet((Fingerprint, Fingerprint)),
+    NotQuiet,
+    Finished,
 }
 
-impl Follow {
-    pub(super) async fn run(
-        &mut self,
-        session: &mut Session,
-        database: &mut Database,
-    ) -> Result<Ended, RunError> {
+/// One attachment to a live database.
+pub(super) struct Attachment {
+    worker: Option<Worker>,
+    attached: Arc<Attached>,
+    pub(super) machine: Machine,
+    commit: Option<CommitLane>,
+    checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
+}
+
+/// What is left of an attachment.
+pub(super) struct Left {
+    pub(super) ledger: Ledger,
+    pub(super) pace: Pace,
+    /// Where the WAL stands after all that is sealed, where that is known.
+    pub(super) log: Option<LogPosition>,
+    pub(super) result: Result<Ended, RunError>,
+}
+
+impl Attachment {
+    /// For a database that capture was asked to attach to. `log` is where it is to go on.
+    pub(super) fn new(
+        ledger: Ledger,
+        pace: Pace,
+        attached: Attached,
+        log: Option<LogPosition>,
+        database: &Database,
+    ) -> Attachment {
+        let attached = Arc::new(attached);
+        let worker = Worker {
+            ledger: Some(ledger),
+            attached: Arc::clone(&attached),
+            handle: database.handle.clone(),
+            path: database.settings.path.clone(),
+            log,
+            barrier: 0,
+        };
+        Attachment {
+            worker: Some(worker),
+            attached,
+            machine: Machine::new(pace, Instant::now()),
+            commit: None,
+            checkpoint: None,
+        }
+    }
+
+    /// Replicates until the database goes away, rests, or we stop. No lock of ours is left then.
+    pub(super) async fn run(mut self, database: &mut Database) -> Left {
+        let mut result = self.drive(database).await;
+        // What is under way has the page table.
+        let worker = match (self.worker.take(), self.commit.take()) {
+            (Some(worker), _) => worker,
+            (None, Some(lane)) => {
+                let (worker, done) = lane.await;
+                // Of the two that saw the end of the attachment only one was told why.
+                if let (Err(RunError::Detached), Err(error)) = (&result, done) {
+                    result = Err(error);
+                }
+                worker
+            }
+            (None, None) => unreachable!("the worker is here or in its lane"),
+        };
+        if let Some(checkpoint) = self.checkpoint.take() {
+            let _done = checkpoint.await;
+        }
+        worker.release().await;
+        Left {
+            pace: self.machine.pace(),
+            log: worker.log,
+            ledger: worker.ledger.expect("no blocking task is left"),
+            result,
+        }
+    }
+
+    async fn drive(&mut self, database: &mut Database) -> Result<Ended, RunError> {
+        let mut found = self.attached.inbox.subscribe();
         let mut changes = database.handle.chain.subscribe();
-        // Everything that is there now is found before anything is said about it.
-        self.until(|found| found.page_size).await?;
-        self.barrier().await?;
+        {
+            // Everything that is there now is found before anything is said about it.
+            let worker = self.worker.as_mut().expect("nothing is under way yet");
+            worker.until(|found| found.page_size).await?;
+            worker.barrier().await?;
+        }
         loop {
-            let inbox = Arc::clone(&self.attached.inbox);
-            let changed = inbox.changed.notified();
-            match self.next(session, database)? {
-                Next::Heal => self.heal(session, database).await?,
-                Next::Seal => self.seal(session, database).await?,
-                Next::Base => self.copy(session, database).await?,
-                Next::Trim => {
-                    let limit = database.settings.backlog_bytes;
-                    session
-                        .blocking(move |ledger| ledger.make_room(limit))
-                        .await?;
-                }
-                Next::Checkpoint => self.checkpoint(database).await,
-                Next::Rest => match self.rest(database).await? {
-                    Some(files) => return Ok(Ended::Resting(files)),
-                    None => self.quiet_since = Instant::now(),
-                },
-                Next::Stop => {
-                    self.finish(session, database).await?;
-                    return Ok(Ended::Stopped);
-                }
-                Next::Wait(until) => {
-                    if self.attached.inbox.lock().batch.is_none() {
-                        database.report(DatabaseState::Replicating, String::new());
-                    }
-                    let until = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-                    tokio::select! {
-                        () = changed => {}
-                        _ = changes.changed() => {}
-                        _ = database.stop.changed() => {}
-                        () = tokio::time::sleep_until(until) => {}
+            found.borrow_and_update();
+            changes.borrow_and_update();
+            self.observe(database)?;
+            let now = Instant::now();
+            while let Some(action) = self.machine.poll_action(now) {
+                self.begin(action, database);
+            }
+            let until = self.machine.poll_timeout(now);
+            let Attachment {
+                commit, checkpoint, ..
+            } = self;
+            tokio::select! {
+                (worker, done) = lane(commit) => {
+                    self.commit = None;
+                    self.worker = Some(worker);
+                    if let Some(ended) = self.commit_done(done?, database) {
+                        return Ok(ended);
                     }
                 }
+                done = lane(checkpoint) => {
+                    self.checkpoint = None;
+                    self.checkpoint_done(done, database);
+                }
+                _ = found.changed() => {}
+                _ = changes.changed() => {}
+                _ = database.stop.changed() => {}
+                () = sleep_until(until) => {}
             }
         }
     }
 
-    pub(super) fn next(
-        &mut self,
-        session: &Session,
-        database: &Database,
-    ) -> Result<Next, RunError> {
-        let now = Instant::now();
-        let (pending, broken, checkpoint) = {
+    /// Tells the machine what it decides by.
+    fn observe(&mut self, database: &Database) -> Result<(), RunError> {
+        let has_table = match &self.worker {
+            Some(worker) => worker.has_table(),
+            // It is being read, or is there already.
+            None => true,
+        };
+        let captured = {
             let mut found = self.attached.inbox.lock();
             check(&mut found)?;
-            let pending = found
-                .batch
-                .as_ref()
-                .map(|batch| (batch.first_ms, batch.pages.bytes()));
-            (
-                pending,
-                found.broken.is_some(),
-                std::mem::take(&mut found.wants_checkpoint),
-            )
+            Captured {
+                is_attached: found.page_size.is_some(),
+                has_commits: found.batch.is_some(),
+                has_gap: found.broken.is_some() || !has_table,
+                wants_checkpoint: found.wants_checkpoint,
+                can_resume: self.log().is_some_and(|log| log.frames > 0),
+            }
         };
-        let chain = &database.handle.chain;
-        {
-            // Nobody waits for this, so nobody is woken.
-            let mut chain = chain.lock();
-            chain.unsealed_since_ms = pending.map(|(since, _)| since);
-            chain.unsealed_bytes = pending.map_or(0, |(_, bytes)| bytes);
+        let surroundings = {
+            let chain = database.handle.chain.lock();
+            if chain.verdict().is_some() && self.commit.is_none() {
+                return Err(RunError::Over);
+            }
+            let is_full = chain.is_full();
+            Surroundings {
+                lacks_cut: chain.lacks_cut(),
+                is_in_doubt: chain.is_in_doubt,
+                keeps_up: chain.keeps_up(),
+                is_full,
+                can_make_room: is_full && chain.removable_under_pressure() > 0,
+                has_leftovers: chain.has_leftovers(),
+                is_crowded: database.env.capture.is_crowded(),
+                others_wait: database.env.capture.others_wait(),
+            }
+        };
+        if !captured.has_gap && captured.is_attached && !captured.has_commits {
+            database.report(DatabaseState::Replicating, String::new());
         }
-        if database.handle.verdict().is_some() {
-            return Err(RunError::Over);
-        }
+        self.machine.handle_captured(captured);
+        self.machine.handle_surroundings(surroundings);
         if *database.stop.borrow() {
-            return Ok(Next::Stop);
+            self.machine.handle_stop();
         }
-        if self.attached.inbox.lock().page_size.is_none() {
-            return Ok(Next::Wait(None));
-        }
-        if broken || !session.has_table() {
-            return Ok(Next::Heal);
-        }
-        if needs_base(chain).is_some() {
-            return Ok(Next::Base);
-        }
-        if checkpoint && now >= self.last_checkpoint + CHECKPOINT_PAUSE {
-            return Ok(Next::Checkpoint);
-        }
-        if self.sealed_since_snapshot && now >= self.next_snapshot {
-            return Ok(Next::Base);
-        }
-        if pending.is_none() {
-            let copy = self.sealed_since_snapshot.then_some(self.next_snapshot);
-            let rest = self.log.filter(|log| log.frames > 0);
-            let after = if database.capture.others_wait() {
-                REST_SOON
-            } else {
-                REST_AFTER
-            };
-            let rest = rest.map(|_| self.quiet_since + after);
-            if rest.is_some_and(|rest| now >= rest) {
-                if database.capture.is_crowded() {
-                    return Ok(Next::Rest);
-                }
-                return Ok(Next::Wait(copy));
-            }
-            return Ok(Next::Wait(copy.into_iter().chain(rest).min()));
-        }
-        {
-            let limit = database.settings.backlog_bytes;
-            let chain = chain.lock();
-            if chain.local_bytes() >= limit && chain.removable_under_pressure(limit) > 0 {
-                return Ok(Next::Trim);
-            }
-            if chain.is_full(limit) {
-                return Ok(Next::Wait(Some(now + PROBE_PAUSE)));
-            }
-        }
-        let keeps_up = chain.lock().keeps_up();
-        match session.pace.due(keeps_up) {
-            Some(at) if at > now => Ok(Next::Wait(Some(at))),
-            _ => Ok(Next::Seal),
-        }
+        Ok(())
     }
 
-    /// Takes a last look. Returns the files as they are when everything in them is captured.
-    async fn rest(
+    fn log(&self) -> Option<LogPosition> {
+        self.worker.as_ref().and_then(|worker| worker.log)
+    }
+
+    fn begin(&mut self, action: Action, database: &Database) {
+        if let Action::Checkpoint { may_resort } = action {
+            self.attached.inbox.lock().wants_checkpoint = false;
+            let path = database.settings.path.clone();
+            let work = move || shorten(&Connection::open(&path)?, may_resort);
+            self.checkpoint = Some(tokio::task::spawn_blocking(work));
+            return;
+        }
+        let mut worker = self.worker.take().expect("the lane is free");
+        let work = async move {
+            let done = worker.carry_out(action).await;
+            (worker, done)
+        };
+        self.commit = Some(work.boxed());
+    }
+
+    fn commit_done(&mut self, done: Done, database: &Database) -> Option<Ended> {
+        let now = Instant::now();
+        match done {
+            Done::Written => {
+                database.report(DatabaseState::Replicating, String::new());
+                self.machine.handle_commit_done(Outcome::Written, now);
+            }
+            Done::Unchanged => self.machine.handle_commit_done(Outcome::Unchanged, now),
+            Done::NotQuiet => self.machine.handle_not_quiet(now),
+            Done::Quiet(files) => return Some(Ended::Resting(files)),
+            Done::Finished => return Some(Ended::Stopped),
+        }
+        None
+    }
+
+    fn checkpoint_done(
         &mut self,
+        done: Result<Result<Option<bool>, SqliteError>, tokio::task::JoinError>,
         database: &Database,
-    ) -> Result<Option<(Fingerprint, Fingerprint)>, RunError> {
-        let look = || live_fingerprint(&database.settings.path).ok().flatten();
-        // What is written from here on changes them, what was written before is in the log.
-        let files = look();
-        self.barrier().await?;
-        let found = self.attached.inbox.lock();
-        Ok(files.filter(|_| found.is_all_taken() && files == look()))
+    ) {
+        let name = &database.handle.path;
+        let helped = match done.expect("a checkpoint does not panic") {
+            Ok(helped) => helped,
+            // It fails when the application checkpoints, and then it is not needed.
+            Err(error) => {
+                tracing::debug!(database = %name, %error, "checkpoint");
+                None
+            }
+        };
+        let done = helped.map_or(Checkpointed::Passive, |helped| Checkpointed::LastResort {
+            helped,
+        });
+        self.machine.handle_checkpoint_done(done, Instant::now());
+        let counted = &database.handle.blocking_checkpoints;
+        if helped.is_some() && counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                database = %name,
+                helped,
+                "the application never lets its WAL begin anew: we try to, and its writers wait a \
+                 moment each time (set PRAGMA wal_autocheckpoint in the application)"
+            );
+        }
+    }
+}
+
+/// Waits for what is under way in a lane; for ever when nothing is.
+async fn lane<F: Future + Unpin>(work: &mut Option<F>) -> F::Output {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Carries out the actions of the commit lane, one at a time.
+struct Worker {
+    /// None only while a blocking task has it.
+    ledger: Option<Ledger>,
+    attached: Arc<Attached>,
+    handle: DatabaseHandle,
+    path: PathBuf,
+    log: Option<LogPosition>,
+    barrier: u64,
+}
+
+impl Worker {
+    async fn carry_out(&mut self, action: Action) -> Result<Done, RunError> {
+        match action {
+            Action::Commit => self.commit().await,
+            Action::Resync => self.resync().await,
+            Action::TakeCut => self.take_cut().await,
+            Action::MakeRoom => {
+                self.blocking(Ledger::make_room).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Tidy => {
+                self.blocking(Ledger::tidy).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Detach => self.rest().await,
+            Action::Finish => self.finish().await,
+            Action::Checkpoint { .. } => unreachable!("it has a lane of its own"),
+        }
     }
 
-    /// Waits until everything that is published by now is found.
-    pub(super) async fn barrier(&mut self) -> Result<(), RunError> {
-        self.barrier += 1;
-        let token = self.barrier;
-        self.attached.barrier(token);
-        self.until(|found| (found.barrier >= token).then_some(()))
-            .await
+    fn has_table(&self) -> bool {
+        let ledger = self.ledger.as_ref();
+        ledger.is_some_and(|ledger| ledger.table.is_some())
     }
 
-    /// Waits for something to be found.
-    pub(super) async fn until<T>(
-        &self,
-        mut ready: impl FnMut(&mut Found) -> Option<T>,
+    /// Runs slow work with the ledger on another thread.
+    async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
-        let inbox = &self.attached.inbox;
-        loop {
-            let changed = inbox.changed.notified();
-            {
-                let mut found = inbox.lock();
-                check(&mut found)?;
-                if let Some(ready) = ready(&mut found) {
-                    return Ok(ready);
-                }
-            }
-            changed.await;
-        }
+        let ledger = self.ledger.take().expect("one blocking task at a time");
+        let (ledger, result) = on_another_thread(ledger, work).await;
+        self.ledger = Some(ledger);
+        result
     }
 
-    /// Detaches, and waits until that is done.
-    pub(super) async fn release(&self) {
-        self.attached.detach();
-        let inbox = &self.attached.inbox;
-        loop {
-            let changed = inbox.changed.notified();
-            if inbox.lock().gone {
-                return;
-            }
-            changed.await;
+    /// Writes what was captured as the next TXID.
+    async fn commit(&mut self) -> Result<Done, RunError> {
+        if self.attached.inbox.lock().broken.is_some() {
+            return Ok(Done::Unchanged);
         }
+        let Some(batch) = self.attached.inbox.take() else {
+            return Ok(Done::Unchanged);
+        };
+        self.seal(batch).await?;
+        Ok(Done::Written)
     }
 
-    /// Reads the whole database and seals what differs from what we know, or a first full copy.
-    pub(super) async fn heal(
-        &mut self,
-        session: &mut Session,
-        database: &Database,
-    ) -> Result<(), RunError> {
-        let (page_size, base) = {
+    /// Writes a batch, and returns its pages.
+    async fn seal(&mut self, batch: Batch) -> Result<PageSet, RunError> {
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let seal = move |ledger: &mut Ledger| {
+            let (commit, first_ms) = (batch.commit, batch.first_ms);
+            let page_size = batch.pages.page_size();
+            let mut delta = Delta {
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+                pages: batch.pages,
+                commit,
+            };
+            ledger.seal(&mut delta, first_ms)?;
+            handle.set_size(page_size, commit);
+            ledger.record(log);
+            Ok(delta.pages)
+        };
+        let pages = self.blocking(seal).await?;
+        self.log = Some(log);
+        Ok(pages)
+    }
+
+    /// Reads the whole database and writes what differs from what we know.
+    async fn resync(&mut self) -> Result<Done, RunError> {
+        let page_size = {
             let mut found = self.attached.inbox.lock();
-            // Found from here on: the whole present log, then everything after it.
+            // Found from here on: the whole present WAL, then everything after it.
             let reason = found.broken.take();
-            tracing::debug!(database = %database.handle.path, ?reason, "reading the whole database");
-            (found.page_size, needs_base(&database.handle.chain))
+            tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
+            found
+                .page_size
+                .expect("the machine has seen that it is attached")
         };
-        let page_size = page_size.expect("the caller has seen that it is attached");
-        let path = database.settings.path.clone();
-        let raw = session
-            .blocking(move |ledger| {
-                let known = ledger
-                    .table
-                    .as_ref()
-                    .filter(|table| base.is_none() && table.page_size() == page_size);
-                let spill = ledger.local.directory().to_owned();
-                Ok(scan_live(&path, page_size, known, &spill)?)
-            })
-            .await?;
-        self.barrier().await?;
-        let batch = {
+        if self.handle.chain.lock().is_in_doubt {
+            // Pages that only the WAL has are compared, too.
+            let Some(newest) = self.whole_log().await? else {
+                return Ok(Done::Unchanged);
+            };
             let mut found = self.attached.inbox.lock();
-            if found.broken.is_some() {
-                // Frames were missed while we read: begin again.
-                return Ok(());
+            let later = found.batch.take();
+            let mut newest = newest;
+            if let Some(later) = later {
+                newest.append(later).map_err(ScanError::Spill)?;
             }
-            found.batch.take()
+            found.batch = Some(newest);
+        }
+        let path = self.path.clone();
+        let scan = move |ledger: &mut Ledger| {
+            let table = ledger.table.as_ref();
+            let known = table.filter(|table| table.page_size() == page_size);
+            let on_full = ledger.on_full();
+            Ok(scan_live(&path, page_size, known, on_full, &ledger.spill)?)
         };
-        let Some(batch) = batch else {
-            // A first attachment always brings the present log; later ones may find no change.
-            self.attached.inbox.lock().broken = Some(crate::tap::BreakReason::Fresh);
+        let scan = self.blocking(scan).await?;
+        self.barrier().await?;
+        if self.attached.inbox.lock().broken.is_some() {
+            // Frames were missed while we read: begin again.
+            return Ok(Done::Unchanged);
+        }
+        let Some(batch) = self.attached.inbox.take() else {
+            // A first attachment always brings the present WAL; later ones may find no change.
+            self.attached.inbox.lock().broken = Some(BreakReason::Fresh);
             return Err(RunError::Tap(TapError::Restless));
         };
-        let handle = database.handle.clone();
-        let log = batch.log;
-        session
-            .blocking(move |ledger| {
-                let first_ms = batch.first_ms;
-                let commit = batch.commit;
-                ledger.seal_scan(lay_over(raw, batch)?, first_ms, base)?;
-                handle.set_size(page_size, commit);
-                ledger.record(log);
-                Ok(())
-            })
-            .await?;
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let seal = move |ledger: &mut Ledger| {
+            let (first_ms, commit) = (batch.first_ms, batch.commit);
+            let newest = Delta {
+                pages: batch.pages,
+                commit,
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+            };
+            ledger.seal_scan(scan, newest, first_ms)?;
+            handle.set_size(page_size, commit);
+            ledger.record(log);
+            Ok(())
+        };
+        self.blocking(seal).await?;
         self.log = Some(log);
-        self.after_seal(session, database);
-        self.sealed_since_snapshot = base.is_none() && self.sealed_since_snapshot;
-        Ok(())
+        Ok(Done::Written)
     }
 
-    /// Seals what was captured as the next TXID.
-    pub(super) async fn seal(
-        &mut self,
-        session: &mut Session,
-        database: &Database,
-    ) -> Result<(), RunError> {
-        let batch = {
-            let mut found = self.attached.inbox.lock();
-            if found.broken.is_some() {
-                return Ok(());
-            }
-            found.batch.take()
+    /// Freezes the present position for a snapshot.
+    async fn take_cut(&mut self) -> Result<Done, RunError> {
+        let Some(log) = self.whole_log().await? else {
+            return Ok(Done::Unchanged);
         };
-        let Some(batch) = batch else { return Ok(()) };
-        let handle = database.handle.clone();
-        let log = batch.log;
-        session
-            .blocking(move |ledger| {
-                let (commit, first_ms) = (batch.commit, batch.first_ms);
-                let page_size = batch.pages.page_size();
-                let mut delta = Delta {
-                    log: Some((log, batch.log_offset)),
-                    timestamp_ms: batch.last_ms,
-                    pages: batch.pages,
-                    commit,
-                };
-                ledger.seal(&mut delta, first_ms)?;
-                handle.set_size(page_size, commit);
-                ledger.record(log);
-                Ok(())
-            })
-            .await?;
-        self.log = Some(log);
-        self.after_seal(session, database);
-        Ok(())
-    }
-
-    fn after_seal(&mut self, session: &mut Session, database: &Database) {
-        session.pace.made(Instant::now());
-        self.quiet_since = Instant::now();
-        self.sealed_since_snapshot = true;
-        database.report(DatabaseState::Replicating, String::new());
-    }
-
-    /// Makes a full copy: for a target that needs one, or because it is time.
-    pub(super) async fn copy(
-        &mut self,
-        session: &mut Session,
-        database: &Database,
-    ) -> Result<(), RunError> {
-        let Some(mut overlay) = self.whole_log().await? else {
-            return Ok(());
-        };
-        let page_size = overlay.pages.page_size();
-        let path = database.settings.path.clone();
-        let raw = session
-            .blocking(move |ledger| {
-                let spill = ledger.local.directory().to_owned();
-                Ok(scan_live(&path, page_size, None, &spill)?)
-            })
-            .await?;
-        self.barrier().await?;
-        let batch = {
-            let mut found = self.attached.inbox.lock();
-            if found.broken.is_some() {
-                return Ok(());
-            }
-            found.batch.take()
-        };
-        let base = needs_base(&database.handle.chain);
-        if let Some(batch) = &batch {
-            (self.log, self.quiet_since) = (Some(batch.log), Instant::now());
+        let mut newest = log.pages;
+        if self.attached.inbox.lock().broken.is_some() {
+            return Ok(Done::Unchanged);
         }
-        session
-            .blocking(move |ledger| {
-                if let Some(mut batch) = batch {
-                    let mut delta = Delta {
-                        log: Some((batch.log, batch.log_offset)),
-                        timestamp_ms: batch.last_ms,
-                        pages: batch.pages,
-                        commit: batch.commit,
-                    };
-                    ledger.seal(&mut delta, batch.first_ms)?;
-                    ledger.record(batch.log);
-                    batch.pages = delta.pages;
-                    overlay.append(batch).map_err(ScanError::Spill)?;
-                }
-                ledger.seal_copy(lay_over(raw, overlay)?, base)
-            })
+        let batch = self.attached.inbox.take();
+        let is_written = batch.is_some();
+        if let Some(batch) = batch {
+            let pages = self.seal(batch).await?;
+            newest.overlay(pages).map_err(ScanError::Spill)?;
+        }
+        self.blocking(move |ledger| ledger.offer_cut(newest))
             .await?;
-        self.next_snapshot = Instant::now() + database.settings.snapshot_interval;
-        self.sealed_since_snapshot = false;
-        Ok(())
+        Ok(match is_written {
+            true => Done::Written,
+            false => Done::Unchanged,
+        })
     }
 
-    /// The whole present log, so that a raw copy misses nothing that is not backfilled.
-    pub(super) async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
+    /// The whole present WAL: every page that the database file may lack.
+    async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
         // An answer to an earlier question may be older than what was sealed since.
         self.attached.inbox.lock().log = None;
         self.attached.reread();
@@ -423,66 +475,115 @@ impl Follow {
         .await
     }
 
-    /// Copies the log into the database in the application's place, from a connection of its own.
-    pub(super) async fn checkpoint(&mut self, database: &Database) {
-        self.last_checkpoint = Instant::now();
-        let path = database.settings.path.clone();
-        let may_resort = self.last_checkpoint >= self.next_resort;
-        let checkpoint = move || shorten(&Connection::open(&path)?, may_resort);
-        let name = &database.handle.path;
-        // It fails when somebody else checkpoints, and then it is not needed.
-        match tokio::task::spawn_blocking(checkpoint).await {
-            Ok(Ok(None)) => tracing::debug!(database = %name, "checkpoint"),
-            Ok(Ok(Some(helped))) => {
-                if helped {
-                    self.resort_pause = RESORT_PAUSES.0;
-                } else {
-                    self.next_resort = Instant::now() + self.resort_pause;
-                    self.resort_pause = (self.resort_pause * 2).min(RESORT_PAUSES.1);
-                }
-                let counted = &database.handle.blocking_checkpoints;
-                if counted.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::warn!(
-                        database = %name,
-                        helped,
-                        "the application never lets its log begin anew: we try to, and its writers \
-                         wait a moment each time (set PRAGMA wal_autocheckpoint in the application)"
-                    );
-                }
+    /// Takes a last look. Gives the files as they are when everything in them is captured.
+    async fn rest(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        let look = || live_fingerprint(&path).ok().flatten();
+        // What is written from here on changes them, what was written before is in the WAL.
+        let before = look();
+        let token = self.next_barrier();
+        self.until(|found| (found.barrier >= token).then_some(()))
+            .await?;
+        let is_all_taken = self.attached.inbox.lock().is_all_taken();
+        Ok(match before.filter(|_| is_all_taken) {
+            Some(files) if Some(files) == look() => Done::Quiet(files),
+            _ => Done::NotQuiet,
+        })
+    }
+
+    /// Captures and writes what there is, and stays while a target needs a snapshot.
+    async fn finish(&mut self) -> Result<Done, RunError> {
+        let mut changes = self.handle.chain.subscribe();
+        loop {
+            changes.borrow_and_update();
+            self.capture_all().await?;
+            self.handle.until_targets_were_tried().await;
+            if !self.handle.ask_for_needed_cuts() {
+                return Ok(Done::Finished);
             }
-            Ok(Err(error)) => tracing::debug!(database = %name, "{error}"),
-            Err(error) => tracing::error!("{error}"),
+            if self.handle.chain.lock().lacks_cut() {
+                self.take_cut().await?;
+            }
+            // Its snapshot is read from the database, so we stay with it.
+            let _changed = changes.changed().await;
         }
     }
 
-    /// Takes a last look, seals it, and gives the marks back.
-    pub(super) async fn finish(
-        &mut self,
-        session: &mut Session,
-        database: &Database,
-    ) -> Result<(), RunError> {
+    /// Takes a last look and writes what it finds.
+    async fn capture_all(&mut self) -> Result<(), RunError> {
         self.until(|found| found.page_size).await?;
         self.barrier().await?;
-        for _ in 0..LAST_HEALS {
-            let broken = self.attached.inbox.lock().broken.is_some();
-            if !broken && session.has_table() {
+        for _ in 0..LAST_RESYNCS {
+            let is_whole = self.attached.inbox.lock().broken.is_none();
+            if is_whole && self.has_table() {
                 break;
             }
-            self.heal(session, database).await?;
+            self.resync().await?;
         }
         if self.attached.inbox.lock().broken.is_some() {
             return Err(RunError::Tap(TapError::Restless));
         }
-        self.seal(session, database).await?;
-        database.until_targets_were_tried().await;
-        if needs_base(&database.handle.chain).is_some() {
-            self.copy(session, database).await?;
-        }
+        self.commit().await?;
         Ok(())
+    }
+
+    fn next_barrier(&mut self) -> u64 {
+        self.barrier += 1;
+        self.attached.barrier(self.barrier);
+        self.barrier
+    }
+
+    /// Waits until everything that is published by now is found.
+    async fn barrier(&mut self) -> Result<(), RunError> {
+        let token = self.next_barrier();
+        self.until(|found| (found.barrier >= token).then_some(()))
+            .await
+    }
+
+    /// Waits for something to be found.
+    async fn until<T>(
+        &self,
+        mut ready: impl FnMut(&mut Found) -> Option<T>,
+    ) -> Result<T, RunError> {
+        let inbox = &self.attached.inbox;
+        let mut changes = inbox.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let mut found = inbox.lock();
+                check(&mut found)?;
+                if let Some(ready) = ready(&mut found) {
+                    return Ok(ready);
+                }
+            }
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Detaches, and waits until that is done.
+    async fn release(&self) {
+        self.attached.detach();
+        let inbox = &self.attached.inbox;
+        let mut changes: watch::Receiver<u64> = inbox.subscribe();
+        while !inbox.lock().gone {
+            let _changed = changes.changed().await;
+        }
     }
 }
 
-/// Copies the log into the database, waiting for nobody. Where writers never pause, the log goes on
+/// Runs slow work with a ledger on another thread, and gives the ledger back.
+pub(super) async fn on_another_thread<T: Send + 'static>(
+    mut ledger: Ledger,
+    work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+) -> (Ledger, Result<T, RunError>) {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work(&mut ledger);
+        (ledger, result)
+    });
+    task.await.expect("blocking work does not panic")
+}
+
+/// Copies the WAL into the database, waiting for nobody. Where writers never pause, the WAL goes on
 /// growing all the same: then, as a last resort, makes them begin it anew. None when that was not
 /// tried, else whether it helped.
 fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, SqliteError> {
@@ -508,27 +609,17 @@ fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, Sq
 }
 
 /// The end of an attachment, when it has come.
-pub(super) fn check(found: &mut Found) -> Result<(), RunError> {
+fn check(found: &mut Found) -> Result<(), RunError> {
     if let Some(error) = found.failed.take() {
         return Err(error.into());
     }
     if found.moved {
         return Err(RunError::Moved);
     }
+    if found.has_ended {
+        return Err(RunError::Detached);
+    }
     Ok(())
-}
-
-/// A raw copy under what was published since: the database at the end of `batch`.
-pub(super) fn lay_over(mut raw: PageSet, batch: Batch) -> Result<Delta, RunError> {
-    raw.overlay(batch.pages).map_err(ScanError::Spill)?;
-    raw.truncate(batch.commit);
-    let log = Some((batch.log, batch.log_offset));
-    Ok(Delta {
-        pages: raw,
-        commit: batch.commit,
-        log,
-        timestamp_ms: batch.last_ms,
-    })
 }
 
 #[cfg(test)]

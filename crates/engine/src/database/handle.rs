@@ -1,18 +1,15 @@
 //! What a database shows of itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use jiff::Timestamp;
-use ltx::Txid;
-use protocol::status::{
-    CredentialsReport, DatabaseState, DatabaseStatus, Position, TargetState, TargetStatus,
-};
+use protocol::status::{CredentialsReport, DatabaseState, DatabaseStatus, Position, TargetStatus};
 use sqlite_format::PageSize;
 use store::CredentialsState;
 
+use crate::budget::Account;
 use crate::capture::unix_ms;
-use crate::chain::{Chain, TargetProgress};
+use crate::chain::Chain;
 use crate::target::{TargetReport, TargetSettings};
 
 /// What a database reports about itself, shared with whoever shows it.
@@ -118,178 +115,47 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl DatabaseHandle {
-    /// True when every target has everything that was captured.
-    pub(super) fn is_stored(&self) -> bool {
+    /// True when every target has everything that was captured, and none has ended.
+    pub(super) fn is_all_stored(&self) -> bool {
         let chain = self.chain.lock();
-        let stored = |target: &TargetProgress| {
-            target.connected && target.needs_snapshot.is_none() && target.acked == chain.txid
-        };
-        chain.targets.iter().all(stored)
+        chain.verdict().is_none() && chain.is_stored()
     }
 
-    /// True when a target has said what it has.
-    pub(super) fn a_target_answered(&self) -> bool {
-        self.chain.lock().targets.iter().any(|it| it.connected)
+    /// The account in the budget of local state.
+    pub(super) fn account(&self) -> Arc<Account> {
+        let account = self.chain.lock().account.clone();
+        account.expect("it is there from the beginning")
     }
 
-    /// True when every target has been asked once, whatever came of it.
-    pub(super) fn every_target_was_tried(&self) -> bool {
-        let chain = self.chain.lock();
-        let answered = |index: usize| chain.targets.get(index).is_some_and(|it| it.connected);
-        let failed = |index: usize| lock(&self.targets[index].1).state != TargetState::Starting;
-        (0..self.targets.len()).all(|index| answered(index) || failed(index))
-    }
-
-    /// Why no target takes backups of this database any more, when that is so.
-    pub(super) fn verdict(&self) -> Option<(DatabaseState, String)> {
-        let mut verdict = None;
-        for (_, report) in &self.targets {
-            let report = lock(report);
-            verdict = match report.state {
-                TargetState::Superseded => {
-                    Some((DatabaseState::Superseded, report.message.clone()))
-                }
-                TargetState::Diverged => Some((DatabaseState::Diverged, report.message.clone())),
-                _ => return None,
-            };
+    /// Waits until every target was asked once, whatever came of it: what they need is known then.
+    pub(super) async fn until_targets_were_tried(&self) {
+        let mut changes = self.chain.subscribe();
+        while !self.chain.lock().every_target_was_tried() {
+            // Its sender lives as long as this handle.
+            let _changed = changes.changed().await;
         }
-        verdict
     }
 
-    /// Time until the next full copy is due: by the oldest of the targets' newest ones, so that
-    /// restarts do not put it off, or by one that waits for a target.
-    pub(super) fn until_next_copy(&self, interval: Duration) -> Duration {
-        let newest = self
-            .targets
-            .iter()
-            .filter_map(|(_, report)| lock(report).last_snapshot);
-        let offered = self
-            .chain
-            .lock()
-            .snapshot
-            .as_ref()
-            .map(|it| it.timestamp_ms);
-        let Some(oldest) = newest.min().max(offered.map(timestamp)) else {
-            return interval;
-        };
-        let age = Timestamp::now().duration_since(oldest);
-        let age = if age.is_negative() {
-            Duration::ZERO
-        } else {
-            age.unsigned_abs()
-        };
-        interval.saturating_sub(age)
-    }
-
-    /// True when the database has changed since a target got its newest full copy, or since one was
-    /// made that waits for it. The file that follows every copy at once is no change.
-    pub(super) fn changed_since_copy(&self) -> bool {
-        let chain = self.chain.lock();
-        let offered = chain.snapshot.as_ref().map_or(Txid::ZERO, |it| it.txid);
-        chain
-            .targets
-            .iter()
-            .any(|target| target.connected && target.copied.max(offered).next() < chain.txid)
-    }
-
-    /// True when it is time for a periodic full copy.
-    pub(super) fn copy_is_due(&self, interval: Duration) -> bool {
-        self.changed_since_copy() && self.until_next_copy(interval).is_zero()
+    /// Asks for a cut in the place of each target that cannot go on without a snapshot; true when
+    /// there is such a target.
+    pub(super) fn ask_for_needed_cuts(&self) -> bool {
+        let mut is_needed = false;
+        self.chain.update_if(|chain| {
+            let (is_offered, mut changed) = (chain.cut.is_some(), false);
+            for target in &mut chain.targets {
+                let needs = target.is_connected() && target.needs_snapshot.is_some();
+                is_needed |= needs;
+                changed |= needs && !is_offered && !target.wants_cut;
+                target.wants_cut |= needs && !is_offered;
+            }
+            changed
+        });
+        is_needed
     }
 
     pub(super) fn set_size(&self, page_size: PageSize, pages: u32) {
         *lock(&self.page_size) = Some(page_size);
         self.pages
             .store(pages, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chain::SnapshotFile;
-
-    fn handle() -> DatabaseHandle {
-        DatabaseHandle {
-            path: String::new(),
-            chain: Arc::default(),
-            state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
-            page_size: Arc::default(),
-            pages: Arc::default(),
-            blocking_checkpoints: Arc::default(),
-            targets: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn all_is_stored_when_every_target_says_so() {
-        let has_all = TargetProgress {
-            acked: Txid::new(9),
-            connected: true,
-            ..TargetProgress::default()
-        };
-        for (other, stored) in [
-            (has_all, true),
-            (
-                TargetProgress {
-                    acked: Txid::new(8),
-                    ..has_all
-                },
-                false,
-            ),
-            (
-                TargetProgress {
-                    needs_snapshot: Some(Txid::new(9)),
-                    ..has_all
-                },
-                false,
-            ),
-            (
-                TargetProgress {
-                    connected: false,
-                    ..has_all
-                },
-                false,
-            ),
-        ] {
-            let handle = handle();
-            handle.chain.update(|chain| {
-                chain.txid = Txid::new(9);
-                chain.targets = vec![has_all, other];
-            });
-            assert_eq!(handle.is_stored(), stored, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn a_full_copy_that_waits_for_a_target_puts_off_the_next_one() {
-        let handle = handle();
-        handle.chain.update(|chain| {
-            chain.txid = Txid::new(9);
-            let progress = TargetProgress {
-                copied: Txid::new(3),
-                connected: true,
-                ..TargetProgress::default()
-            };
-            chain.targets.insert(0, progress);
-        });
-        assert!(handle.changed_since_copy());
-        handle.chain.update(|chain| {
-            let snapshot = SnapshotFile {
-                txid: Txid::new(8),
-                checksum: 0,
-                path: std::path::PathBuf::from("nowhere"),
-                bytes: 0,
-                timestamp_ms: unix_ms() - 1_800_000,
-            };
-            chain.snapshot = Some(Arc::new(snapshot));
-        });
-        assert!(!handle.changed_since_copy(), "but for the file after it");
-        let hour = Duration::from_secs(3600);
-        let until = handle.until_next_copy(hour);
-        assert!(until > hour / 4 && until < hour * 3 / 4, "{until:?}");
-        handle.chain.update(|chain| chain.txid = Txid::new(10));
-        assert!(handle.changed_since_copy());
-        assert!(!handle.copy_is_due(hour));
     }
 }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use ltx::Txid;
+use ltx::{Txid, page_checksum};
 
 use super::RunError;
-use crate::chain::{Captured, Chain, ChainState, Need, SnapshotFile, TargetProgress};
+use crate::chain::{Captured, Chain, ChainState, Need, TargetProgress};
 use crate::local::{CaptureRecord, Loaded, LocalState};
-use crate::pages::PageSet;
-use crate::scan::drop_unchanged;
-use crate::seal::{Delta, SealError, seal_delta, seal_snapshot};
+use crate::pages::{PageSet, Spill};
+use crate::scan::{OnFull, Scan, ScanError, drop_unchanged};
+use crate::seal::{Delta, SealError, seal_delta};
+use crate::snapshot::Cut;
 use crate::table::PageTable;
 use crate::tap::LogPosition;
 
@@ -19,6 +20,7 @@ const TABLE_EVERY: u64 = 128;
 /// What is known about the database at the newest sealed TXID. Moves into blocking tasks and back.
 pub(super) struct Ledger {
     pub(super) local: Arc<LocalState>,
+    pub(super) spill: Spill,
     pub(super) chain: Arc<Chain>,
     /// None until the database was read once, or after its state was lost.
     pub(super) table: Option<PageTable>,
@@ -31,6 +33,7 @@ impl Ledger {
     /// each of `targets` has said what it has.
     pub(super) fn resume(
         local: Arc<LocalState>,
+        spill: Spill,
         chain: Arc<Chain>,
         loaded: Loaded,
         targets: usize,
@@ -39,15 +42,13 @@ impl Ledger {
             chain.txid = loaded.txid;
             chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
             let newest = chain.checksum;
-            chain.files = loaded
-                .files
-                .iter()
-                .map(|file| Captured {
+            for file in &loaded.files {
+                chain.push(Captured {
                     file: *file,
                     checksum: newest.filter(|_| file.txid == loaded.txid),
                     oldest_ms: file.timestamp_ms,
-                })
-                .collect();
+                });
+            }
             chain.targets = vec![TargetProgress::default(); targets];
             chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
             chain.epoch = loaded
@@ -59,6 +60,7 @@ impl Ledger {
         });
         Ledger {
             local,
+            spill,
             chain,
             table: loaded.table,
             table_at: loaded.table_at,
@@ -90,13 +92,12 @@ impl Ledger {
             chain.txid = txid;
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;
-            chain.files.push_back(Captured {
+            chain.push(Captured {
                 file,
                 checksum: Some(checksum),
                 oldest_ms,
             });
-            chain.unsealed_since_ms = None;
-            chain.unsealed_bytes = 0;
+            chain.unsealed.sealed();
         });
         if txid.get() >= self.table_at.get() + TABLE_EVERY {
             self.store_table(txid)?;
@@ -104,132 +105,157 @@ impl Ledger {
         self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
     }
 
-    /// Removes captured files when there are more than `limit` bytes of them.
-    pub(super) fn make_room(&mut self, limit: u64) -> Result<(), RunError> {
+    /// Removes captured files, because the budget of local state is used up.
+    pub(super) fn make_room(&mut self) -> Result<(), RunError> {
         let txid = self.chain.lock().txid;
         if txid > self.table_at {
             self.store_table(txid)?;
         }
-        self.trim(|chain, _| chain.removable_under_pressure(limit))
+        self.trim(|chain, _| chain.removable_under_pressure())
     }
 
-    /// Seals what a whole reading found: a delta against the known state, or, when a target wants
-    /// one or nothing is known, a full copy as the next TXID.
+    /// Removes captured files that no target needs any more.
+    pub(super) fn tidy(&mut self) -> Result<(), RunError> {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+    }
+
+    /// What a scan does when there is no room for changed pages: it fails while uploads will make room.
+    pub(super) fn on_full(&self) -> OnFull {
+        match self.chain.lock().keeps_up() {
+            true => OnFull::KeepHashes,
+            false => OnFull::Fail,
+        }
+    }
+
+    /// Seals what a scan found under `newest`, the frames published since it began: a delta of the
+    /// pages that changed, or, where nothing or too little is known, the begin of a new lineage of
+    /// captured files, whose first position every target needs as a snapshot.
     pub(super) fn seal_scan(
         &mut self,
-        mut delta: Delta,
+        scan: Scan,
+        newest: Delta,
         oldest_ms: i64,
-        base: Option<Txid>,
     ) -> Result<(), RunError> {
-        let same_size = |table: &PageTable| table.page_size() == delta.pages.page_size();
-        match &self.table {
-            Some(table) if base.is_none() && same_size(table) => {
-                drop_unchanged(&mut delta.pages, table)?;
-                if delta.pages.is_empty() && delta.commit == table.commit() {
-                    return Ok(());
-                }
-                self.seal(&mut delta, oldest_ms)
+        let same_size = |table: &PageTable| table.page_size() == newest.pages.page_size();
+        let known = self.table.as_ref().filter(|table| same_size(table));
+        if let (Some(table), Some(mut changed)) = (known, scan.changed) {
+            changed.overlay(newest.pages).map_err(ScanError::Spill)?;
+            changed.truncate(newest.commit);
+            drop_unchanged(&mut changed, table)?;
+            if changed.is_empty() && newest.commit == table.commit() {
+                self.chain.update(|chain| {
+                    chain.unsealed.sealed();
+                    chain.is_in_doubt = false;
+                });
+                return Ok(());
             }
-            _ => {
-                let txid = {
-                    let chain = self.chain.lock();
-                    chain.txid.max(base.unwrap_or(Txid::ZERO)).next()
-                };
-                self.offer_snapshot(delta, txid, None)
-            }
+            let mut delta = Delta {
+                pages: changed,
+                ..newest
+            };
+            self.seal(&mut delta, oldest_ms)?;
+            self.chain.update(|chain| chain.is_in_doubt = false);
+            return Ok(());
         }
+        let mut table = scan.table;
+        let mut pages = newest.pages;
+        pages.truncate(newest.commit);
+        if let Some(pgno) = table.first_gap(newest.commit, |pgno| pages.contains(pgno)) {
+            let commit = newest.commit;
+            return Err(SealError::Uncovered { pgno, commit }.into());
+        }
+        let mut image = Vec::new();
+        let mut hashes = Vec::with_capacity(pages.len());
+        for pgno in pages.numbers() {
+            pages.read(pgno, &mut image).map_err(ScanError::Spill)?;
+            hashes.push((pgno, page_checksum(pgno, &image)));
+        }
+        table.apply(hashes, newest.commit);
+        self.begin(table, Delta { pages, ..newest })
     }
 
-    /// Seals a full copy at the present position, or above what a target has.
-    pub(super) fn seal_copy(&mut self, copy: Delta, base: Option<Txid>) -> Result<(), RunError> {
-        let (txid, checksum, offered) = {
+    /// Offers a cut at the present position to the targets that wait for one. `newest` holds every
+    /// page that the database file may lack. Where a target needs a snapshot above the present
+    /// position, a new lineage begins above that.
+    pub(super) fn offer_cut(&mut self, newest: PageSet) -> Result<(), RunError> {
+        let table = self.table.clone();
+        let table = table.expect("a cut is taken of a known state");
+        let (txid, timestamp_ms, above) = {
             let chain = self.chain.lock();
-            let offered = chain.snapshot.as_ref().map(|offered| offered.txid);
-            (chain.txid, chain.checksum, offered)
+            (chain.txid, chain.timestamp_ms, chain.snapshot_above())
         };
-        match base {
-            Some(above) if above >= txid => self.offer_snapshot(copy, above.next(), checksum),
-            // It waits for a target. A second one would have its name, and be removed with it.
-            _ if offered == Some(txid) => Ok(()),
-            _ if txid == Txid::ZERO => self.offer_snapshot(copy, Txid::FIRST, None),
-            _ => self.offer_snapshot(copy, txid, checksum),
+        if txid == Txid::ZERO || above.is_some_and(|above| above >= txid) {
+            let commit = table.commit();
+            let delta = Delta {
+                pages: newest,
+                commit,
+                log: None,
+                timestamp_ms,
+            };
+            return self.begin(table, delta);
         }
-    }
-
-    /// Writes a full copy and offers it to the targets.
-    ///
-    /// A copy above the newest captured TXID begins a new chain: captured files before it can't
-    /// be continued, so every target takes the copy. A first file behind it follows at once.
-    pub(super) fn offer_snapshot(
-        &mut self,
-        copy: Delta,
-        txid: Txid,
-        expected: Option<u64>,
-    ) -> Result<(), RunError> {
-        let (epoch, newest, timestamp_ms) = {
-            let chain = self.chain.lock();
-            let time = chain.time_of_next(copy.timestamp_ms);
-            (chain.epoch, chain.txid, time)
-        };
-        let (log, commit, page_size) = (copy.log, copy.commit, copy.pages.page_size());
-        let copy = Delta {
-            timestamp_ms,
-            ..copy
-        };
-        let (bytes, table) = match seal_snapshot(&self.local, &copy, txid, epoch, expected) {
-            // The captured changes do not lead to what is there: believe what is there.
-            Err(error @ SealError::ChecksumMismatch { .. }) => {
-                tracing::error!("{error}: reading the database again");
-                self.table = None;
-                return Err(error.into());
-            }
-            sealed => sealed?,
-        };
-        let path = self.local.snapshot_path(txid);
-        let checksum = table.checksum();
-        let snapshot = SnapshotFile {
+        let cut = Cut {
             txid,
-            checksum,
-            path,
-            bytes,
             timestamp_ms,
+            table,
+            newest,
         };
-        let begins = txid > newest;
-        if begins {
-            // On the disk first: if that fails, nothing of it is sealed, and it must not seem known.
-            self.local.write_table(txid, &table)?;
-            (self.table, self.table_at) = (Some(table), txid);
-        }
+        self.chain.update(|chain| {
+            chain.cut = Some(Arc::new(cut));
+            // They may have ended meanwhile.
+            chain.release_cut();
+        });
+        Ok(())
+    }
+
+    /// Begins a new lineage above everything that any target has: captured files before it cannot be
+    /// continued, so every target takes a snapshot of its first position. A first file behind that
+    /// follows at once.
+    fn begin(&mut self, table: PageTable, newest: Delta) -> Result<(), RunError> {
+        let (txid, timestamp_ms, oldest_ms) = {
+            let chain = self.chain.lock();
+            let above = chain.snapshot_above().unwrap_or(Txid::ZERO);
+            let time = chain.time_of_next(newest.timestamp_ms);
+            // Captured files that are dropped count as not stored until the snapshot is.
+            let oldest_ms = chain.oldest_unstored_ms().unwrap_or(time);
+            (chain.txid.max(above).next(), time, oldest_ms)
+        };
+        // On the disk first: if that fails, nothing of it is sealed, and it must not seem known.
+        self.local.write_table(txid, &table)?;
+        let checksum = table.checksum();
+        let (page_size, commit, log) = (table.page_size(), newest.commit, newest.log);
+        let cut = Cut {
+            txid,
+            timestamp_ms,
+            table: table.clone(),
+            newest: newest.pages,
+        };
+        (self.table, self.table_at) = (Some(table), txid);
         let stale = self.chain.update(|chain| {
-            chain.snapshot = Some(Arc::new(snapshot));
-            if !begins {
-                return Vec::new();
-            }
+            chain.cut = Some(Arc::new(cut));
             chain.txid = txid;
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;
+            chain.is_in_doubt = false;
             for target in &mut chain.targets {
                 target.needs_snapshot.get_or_insert(target.acked);
+                target.wants_cut = true;
             }
-            chain
-                .files
-                .drain(..)
-                .map(|captured| captured.file)
-                .collect()
+            chain.remove_oldest(chain.files.len())
         });
         self.local.remove_captured(&stale)?;
-        if begins {
-            // The newest file of level 0 has to exist and to be a single TXID.
-            let empty = PageSet::new(page_size, self.local.directory());
-            let mut nothing = Delta {
-                pages: empty,
-                commit,
-                log,
-                timestamp_ms,
-            };
-            self.seal(&mut nothing, timestamp_ms)?;
-        }
-        Ok(())
+        // The newest file of level 0 has to exist and to be a single TXID.
+        let mut nothing = Delta {
+            pages: PageSet::new(page_size, &self.spill),
+            commit,
+            log,
+            timestamp_ms,
+        };
+        self.seal(&mut nothing, oldest_ms)
     }
 
     pub(super) fn record(&self, log: LogPosition) {
@@ -256,14 +282,10 @@ impl Ledger {
         &self,
         count: impl FnOnce(&ChainState, Txid) -> usize,
     ) -> Result<(), RunError> {
-        let gone: Vec<_> = {
+        let gone = {
             let mut chain = self.chain.lock();
             let count = count(&chain, self.table_at);
-            chain
-                .files
-                .drain(..count)
-                .map(|captured| captured.file)
-                .collect()
+            chain.remove_oldest(count)
         };
         Ok(self.local.remove_captured(&gone)?)
     }
@@ -288,60 +310,102 @@ mod tests {
     use super::*;
 
     fn ledger(directory: &Path) -> Ledger {
-        let local = Arc::new(LocalState::open(&directory.join("state")).unwrap());
+        let state = directory.join("state");
+        let local = Arc::new(LocalState::open(&state).unwrap());
         let loaded = local.load().unwrap();
-        Ledger::resume(local, Arc::default(), loaded, 1)
+        let spill = Spill::with_memory(&state, 1 << 20);
+        Ledger::resume(local, spill, Arc::default(), loaded, 1)
     }
 
-    /// Pages 1 and 2 of a database, all of one byte.
-    fn pages(ledger: &Ledger, byte: u8) -> Delta {
-        let mut pages = PageSet::new(PageSize::MIN, ledger.local.directory());
+    /// A scan of a database of two pages that all hold one byte, and nothing newer.
+    fn scan(ledger: &Ledger, byte: u8) -> (Scan, Delta) {
+        let mut table = PageTable::new(PageSize::MIN);
+        let mut changed = PageSet::new(PageSize::MIN, &ledger.spill);
         for pgno in 1..=2 {
-            pages.insert(pgno, &[byte; 512]).unwrap();
+            table.set(pgno, &[byte; 512]);
+            changed.insert(pgno, &[byte; 512]).unwrap();
         }
-        Delta {
-            pages,
+        let changed = ledger.table.is_some().then_some(changed);
+        let newest = Delta {
+            pages: PageSet::new(PageSize::MIN, &ledger.spill),
             commit: 2,
             log: None,
             timestamp_ms: 1,
+        };
+        (Scan { table, changed }, newest)
+    }
+
+    fn seal_scan(ledger: &mut Ledger, byte: u8) -> Result<(), RunError> {
+        let (scan, newest) = scan(ledger, byte);
+        ledger.seal_scan(scan, newest, 1)
+    }
+
+    fn newest(ledger: &Ledger) -> u64 {
+        ledger.chain.lock().txid.get()
+    }
+
+    #[test]
+    fn a_first_scan_begins_with_a_cut_and_later_ones_give_what_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        let cut = ledger.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
+        seal_scan(&mut ledger, 1).unwrap();
+        assert_eq!(newest(&ledger), 2, "nothing changed");
+        seal_scan(&mut ledger, 2).unwrap();
+        assert_eq!(newest(&ledger), 3);
+        let chain = ledger.chain.lock();
+        assert!(chain.cut.is_none() && chain.continues(cut.txid));
+    }
+
+    #[test]
+    fn a_scan_that_kept_no_pages_begins_a_new_lineage() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        let (found, delta) = scan(&ledger, 2);
+        let found = Scan {
+            changed: None,
+            ..found
+        };
+        ledger.seal_scan(found, delta, 1).unwrap();
+        let mut chain = ledger.chain.lock();
+        let cut = chain.take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), chain.txid.get()), (3, 4));
+        assert!(!chain.continues(Txid::new(2)), "nothing leads over it");
+    }
+
+    #[test]
+    fn a_cut_is_of_the_present_position_or_begins_above_what_a_target_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        for (above, cut_at) in [(None, 2), (Some(1), 2), (Some(2), 3), (Some(9), 10)] {
+            ledger.chain.update(|chain| {
+                chain.targets[0].needs_snapshot = above.map(Txid::new);
+                chain.targets[0].wants_cut = true;
+                chain.cut = None;
+                chain.txid
+            });
+            let newest = PageSet::new(PageSize::MIN, &ledger.spill);
+            ledger.offer_cut(newest).unwrap();
+            let cut = ledger.chain.lock().take_cut(0).unwrap();
+            assert_eq!(cut.txid.get(), cut_at, "{above:?}");
+            assert_eq!(cut.table.checksum(), ledger.chain.lock().checksum.unwrap());
         }
     }
 
     #[test]
-    fn a_full_copy_that_waits_for_a_target_is_not_made_twice() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(directory.path());
-        let first = pages(&ledger, 1);
-        ledger.seal_scan(first, 1, None).unwrap();
-        // The first copy, and a file after it.
-        assert_eq!(ledger_offer(&ledger).0, Txid::new(1));
-        let copy = pages(&ledger, 1);
-        ledger.seal_copy(copy, None).unwrap();
-        let (txid, path) = ledger_offer(&ledger);
-        assert_eq!(txid, Txid::new(2));
-        let copy = pages(&ledger, 1);
-        ledger.seal_copy(copy, None).unwrap();
-        assert!(path.exists(), "the one that is offered is there");
-    }
-
-    fn ledger_offer(ledger: &Ledger) -> (Txid, std::path::PathBuf) {
-        let chain = ledger.chain.lock();
-        let offered = chain.snapshot.as_ref().expect("a copy is offered");
-        (offered.txid, offered.path.clone())
-    }
-
-    #[test]
-    fn what_began_with_a_copy_that_was_not_kept_is_not_known() {
+    fn what_began_with_a_table_that_was_not_kept_is_not_known() {
         let directory = tempfile::tempdir().unwrap();
         let mut ledger = ledger(directory.path());
         let obstacle = ledger.local.directory().join("pages.tmp");
         std::fs::create_dir(&obstacle).unwrap();
-        let scan = pages(&ledger, 1);
-        assert!(ledger.seal_scan(scan, 1, None).is_err());
+        assert!(seal_scan(&mut ledger, 1).is_err());
         std::fs::remove_dir(&obstacle).unwrap();
-        let scan = pages(&ledger, 1);
-        ledger.seal_scan(scan, 1, None).unwrap();
-        assert_eq!(ledger_offer(&ledger).0, Txid::new(1));
-        assert_eq!(ledger.chain.lock().txid, Txid::new(2));
+        seal_scan(&mut ledger, 1).unwrap();
+        let cut = ledger.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
     }
 }

@@ -1,8 +1,9 @@
 //! The driver of one database: finds it, captures, seals, heals, copies, and ends in order.
 
-mod follow;
+mod attached;
 mod handle;
 mod ledger;
+mod machine;
 mod pace;
 mod session;
 #[cfg(test)]
@@ -19,9 +20,11 @@ use protocol::status::DatabaseState;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::budget::{Budgets, Limits};
 use crate::capture::Capture;
 use crate::chain::Chain;
 use crate::local::{LocalError, LocalState, Replicas};
+use crate::pages::Spill;
 use crate::probe::{Probe, probe};
 use crate::scan::ScanError;
 use crate::seal::SealError;
@@ -41,8 +44,24 @@ pub(crate) use sim::{
 /// Pause between looks for a database that is not there, not ready, or failed.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause between looks whether a target that fails was tried.
-const TRIED_PAUSE: Duration = Duration::from_millis(50);
+/// What the databases of a process share.
+#[derive(Clone)]
+pub struct Env {
+    /// The thread that captures.
+    pub capture: Capture,
+    /// What the process may use.
+    pub budgets: Arc<Budgets>,
+}
+
+impl Env {
+    /// With the default limits.
+    pub fn new(capture: Capture) -> Env {
+        Env {
+            capture,
+            budgets: Budgets::new(Limits::default()),
+        }
+    }
+}
 
 /// How one database is replicated.
 #[derive(Clone)]
@@ -55,11 +74,8 @@ pub struct DatabaseSettings {
     pub targets: Vec<TargetSettings>,
     /// Under load, one object each interval on average, sooner after quiet times; no commit waits longer.
     pub sync_interval: Duration,
-    /// Time between full copies while the database changes.
+    /// Time between snapshots while the database changes.
     pub snapshot_interval: Duration,
-    /// Local bytes that may wait for a store. Beyond that commits are no longer kept one by one: the
-    /// newest image of each page waits in one batch.
-    pub backlog_bytes: u64,
     /// Who writes, for the lease.
     pub holder: String,
     /// What to do when a stored backup is not from this database.
@@ -69,7 +85,7 @@ pub struct DatabaseSettings {
 /// The driver of one database. [`Database::run`] ends after `stop` turns true.
 pub struct Database {
     settings: DatabaseSettings,
-    capture: Capture,
+    env: Env,
     handle: DatabaseHandle,
     stop: watch::Receiver<bool>,
 }
@@ -89,6 +105,8 @@ enum RunError {
     Moved,
     #[error("no target takes backups of this database any more")]
     Over,
+    #[error("capture of this database has ended")]
+    Detached,
 }
 
 impl RunError {
@@ -98,8 +116,19 @@ impl RunError {
             RunError::Seal(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
             RunError::Tap(TapError::Spill(error)) => crate::local::is_disk_full(error),
-            RunError::Tap(_) | RunError::Moved | RunError::Over => false,
+            RunError::Tap(_) | RunError::Moved | RunError::Over | RunError::Detached => false,
         }
+    }
+
+    /// True when the budget of local state is used up: the disk may well have room.
+    fn is_over_budget(&self) -> bool {
+        let error = match self {
+            RunError::Scan(ScanError::Spill(error)) | RunError::Tap(TapError::Spill(error)) => {
+                error
+            }
+            _ => return false,
+        };
+        error.kind() == std::io::ErrorKind::QuotaExceeded
     }
 }
 
@@ -107,9 +136,11 @@ impl Database {
     /// A driver for one database.
     pub fn new(
         settings: DatabaseSettings,
-        capture: Capture,
+        env: &Env,
         stop: watch::Receiver<bool>,
     ) -> (Database, DatabaseHandle) {
+        let chain = Chain::default();
+        chain.update(|chain| chain.account = Some(env.budgets.account()));
         let targets = settings
             .targets
             .iter()
@@ -122,7 +153,7 @@ impl Database {
             .collect();
         let handle = DatabaseHandle {
             path: settings.path.display().to_string(),
-            chain: Arc::new(Chain::default()),
+            chain: Arc::new(chain),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
@@ -131,11 +162,17 @@ impl Database {
         };
         let database = Database {
             settings,
-            capture,
+            env: env.clone(),
             handle: handle.clone(),
             stop,
         };
         (database, handle)
+    }
+
+    /// Where page images go that memory has no room for.
+    fn spill(&self) -> Spill {
+        let account = self.handle.account();
+        Spill::new(&self.settings.state, &self.env.budgets, account)
     }
 
     /// Replicates until told to stop; then captures and stores what there is, for at most `drain`.
@@ -164,6 +201,7 @@ impl Database {
         let log = loaded.log;
         let ledger = Ledger::resume(
             Arc::clone(&local),
+            self.spill(),
             Arc::clone(&self.handle.chain),
             loaded,
             self.settings.targets.len(),
@@ -195,20 +233,7 @@ impl Database {
         // A last look that failed leaves commits that nobody has counted.
         drain_targets(targets, drain_sender, time_over).await
             && captured
-            && self.handle.verdict().is_none()
-            && self.handle.is_stored()
-    }
-
-    /// Waits until every target was asked once, whatever came of it: what they need is known then.
-    async fn until_targets_were_tried(&self) {
-        let mut changes = self.handle.chain.subscribe();
-        while !self.handle.every_target_was_tried() {
-            tokio::select! {
-                _ = changes.changed() => {}
-                // A first failure changes nothing in the chain.
-                () = tokio::time::sleep(TRIED_PAUSE) => {}
-            }
-        }
+            && self.handle.is_all_stored()
     }
 
     /// Starts the target drivers once the database exists: what they may do depends on it.
@@ -238,6 +263,8 @@ impl Database {
                     database: self.settings.path.clone(),
                     holder: self.settings.holder.clone(),
                     on_divergence: self.settings.on_divergence,
+                    snapshot_interval: self.settings.snapshot_interval,
+                    budgets: Arc::clone(&self.env.budgets),
                     local: Arc::clone(local),
                     records: Arc::clone(records),
                     chain: Arc::clone(&self.handle.chain),

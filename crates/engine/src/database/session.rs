@@ -1,18 +1,18 @@
 //! One attachment after another, with what is carried between them.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ltx::Txid;
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
 
-use super::follow::{Ended, Follow, RESORT_PAUSES};
+use super::attached::{Attachment, Ended, on_another_thread};
 use super::ledger::Ledger;
 use super::pace::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{IdleWatch, unix_ms};
-use crate::chain::Chain;
+use crate::pages::PageSet;
 use crate::probe::{Probe, probe};
 use crate::scan::{
     Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold, with_suffix,
@@ -77,9 +77,36 @@ impl Session {
                 pause = PROBE_PAUSE;
             }
             // Each attempt may read the whole database.
-            if !matches!(error, RunError::Moved) {
+            if error.is_over_budget() {
+                database.pause(PROBE_PAUSE).await;
+                self.wait_for_room(database).await;
+            } else if !matches!(error, RunError::Moved) {
                 database.pause(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+    }
+
+    /// Waits until the budget of local state has room for this database again. Detached meanwhile, it
+    /// is read again then, and what has changed becomes one delta.
+    async fn wait_for_room(&mut self, database: &mut Database) {
+        let mut changes = database.handle.chain.subscribe();
+        loop {
+            let (is_full, keeps_up, can_make_room) = {
+                let chain = database.handle.chain.lock();
+                let can_make_room = chain.removable_under_pressure() > 0;
+                (chain.is_full(), chain.keeps_up(), can_make_room)
+            };
+            // A target that has everything leaves nothing to wait for.
+            if !is_full || keeps_up || *database.stop.borrow() {
+                return;
+            }
+            if can_make_room && self.blocking(Ledger::make_room).await.is_ok() {
+                continue;
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = database.pause(PROBE_PAUSE) => {}
             }
         }
     }
@@ -89,7 +116,8 @@ impl Session {
         loop {
             // Asked before the look: what was written until we were told to stop is captured.
             let stopping = *database.stop.borrow();
-            if let Some((state, message)) = database.handle.verdict() {
+            let verdict = database.handle.chain.lock().verdict();
+            if let Some((state, message)) = verdict {
                 database.report(state, message);
                 if !stopping {
                     // Only a new process, or a person, changes this.
@@ -98,15 +126,19 @@ impl Session {
                 return Ok(());
             }
             if stopping {
-                database.until_targets_were_tried().await;
+                database.handle.until_targets_were_tried().await;
+                database.handle.ask_for_needed_cuts();
             }
-            let wanted = needs_base(&database.handle.chain).is_some()
-                || database
-                    .handle
-                    .copy_is_due(database.settings.snapshot_interval);
+            let wanted = {
+                let chain = database.handle.chain.lock();
+                chain.lacks_cut() || chain.is_in_doubt
+            };
             if !wanted && self.is_as_it_was(&database.settings.path) {
                 if stopping {
                     return Ok(());
+                }
+                if database.handle.chain.lock().has_leftovers() {
+                    self.blocking(Ledger::tidy).await?;
                 }
                 self.idle(database).await;
                 continue;
@@ -159,20 +191,20 @@ impl Session {
                 Some(_) => path.clone(),
                 None => with_suffix(path, "-wal"),
             };
-            self.watch = database.capture.watch_idle(&file);
+            self.watch = database.env.capture.watch_idle(&file);
             // What happened before gives no event.
             if !self.is_as_it_was(path) {
                 return;
             }
         }
-        if needs_base(&database.handle.chain).is_some() {
+        if database.handle.chain.lock().lacks_cut() {
             return;
         }
         let Some(watch) = &self.watch else {
             database.pause(PROBE_PAUSE).await;
             return;
         };
-        let net = database.capture.idle_pause();
+        let net = database.env.capture.idle_pause();
         let is_over = tokio::select! {
             () = watch.changed() => true,
             _ = changes.changed() => false,
@@ -195,35 +227,37 @@ impl Session {
             return Ok(());
         }
         let path = database.settings.path.clone();
-        let needs_base = needs_base(&database.handle.chain);
-        let copies = needs_base.is_none()
-            && self.cold == Some(fingerprint)
-            && database
-                .handle
-                .copy_is_due(database.settings.snapshot_interval);
+        let (is_in_doubt, lacks_cut) = {
+            let chain = database.handle.chain.lock();
+            (chain.is_in_doubt, chain.lacks_cut())
+        };
+        let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
         let handle = database.handle.clone();
         self.blocking(move |ledger| {
-            let known = ledger
+            if !is_known {
+                let (known, on_full) = (ledger.table.as_ref(), ledger.on_full());
+                let scan = scan_cold(&path, fingerprint, known, on_full, &ledger.spill)?;
+                let page_size = scan.table.page_size();
+                let (now, commit) = (unix_ms(), scan.table.commit());
+                let nothing = Delta {
+                    pages: PageSet::new(page_size, &ledger.spill),
+                    commit,
+                    log: None,
+                    timestamp_ms: now,
+                };
+                ledger.seal_scan(scan, nothing, now)?;
+                handle.set_size(page_size, commit);
+            }
+            let table = ledger
                 .table
                 .as_ref()
-                .filter(|_| needs_base.is_none() && !copies);
-            let spill = ledger.local.directory().to_owned();
-            let (pages, commit) = scan_cold(&path, fingerprint, known, &spill)?;
-            let page_size = pages.page_size();
-            let now = unix_ms();
-            let delta = Delta {
-                pages,
-                commit,
-                log: None,
-                timestamp_ms: now,
-            };
-            if copies {
-                ledger.seal_copy(delta, None)?;
-            } else {
-                ledger.seal_scan(delta, now, needs_base)?;
+                .expect("it was read just now, or before");
+            let nothing = PageSet::new(table.page_size(), &ledger.spill);
+            // The scan may have brought one.
+            match lacks_cut && handle.chain.lock().lacks_cut() {
+                true => ledger.offer_cut(nothing),
+                false => Ok(()),
             }
-            handle.set_size(page_size, commit);
-            Ok(())
         })
         .await?;
         // Times that are too new do not tell a change right after this: look once more.
@@ -246,16 +280,20 @@ impl Session {
         let began = Instant::now();
         loop {
             let handle = &database.handle;
-            let asked = handle.every_target_was_tried() || began.elapsed() >= FIRST_ANSWER_TIME;
-            if known || (asked && handle.a_target_answered()) {
+            let (was_tried, has_answered) = {
+                let chain = handle.chain.lock();
+                (chain.every_target_was_tried(), chain.a_target_answered())
+            };
+            let asked = was_tried || began.elapsed() >= FIRST_ANSWER_TIME;
+            if known || (asked && has_answered) {
                 return true;
             }
-            if database.handle.verdict().is_some() {
+            if handle.chain.lock().verdict().is_some() {
                 return false;
             }
             let message = "waiting until a target says which backups there are".to_owned();
             database.report(DatabaseState::Starting, message);
-            if *database.stop.borrow() && database.handle.every_target_was_tried() {
+            if *database.stop.borrow() && was_tried {
                 return false;
             }
             tokio::select! {
@@ -273,7 +311,7 @@ impl Session {
         }
         // One that was here before comes because it was written.
         if !std::mem::replace(&mut self.had_turn, true) {
-            database.capture.turn().await;
+            database.env.capture.turn().await;
         }
         // Both may have taken long. Of a database that was closed meanwhile we would make a log, which
         // stays, and which may have another owner than the next to open it.
@@ -290,32 +328,20 @@ impl Session {
             self.log = None;
         }
         (self.cold, self.resting, self.next_watch) = (None, None, Instant::now());
-        let path = database.settings.path.clone();
-        let spill = database.settings.state.clone();
-        let resume = self.log.filter(|_| self.has_table());
-        let attached = database.capture.attach(&path, &spill, resume);
-        let mut follow = Follow {
-            attached,
-            barrier: 0,
-            last_checkpoint: Instant::now(),
-            next_resort: Instant::now(),
-            resort_pause: RESORT_PAUSES.0,
-            next_snapshot: Instant::now()
-                + database
-                    .handle
-                    .until_next_copy(database.settings.snapshot_interval),
-            sealed_since_snapshot: database.handle.changed_since_copy(),
-            log: resume,
-            quiet_since: Instant::now(),
-        };
-        let result = follow.run(self, database).await;
-        // Whoever looks at the file next finds no lock of ours.
-        follow.release().await;
+        let ledger = self.ledger.take().expect("no blocking task has it");
+        let resume = self.log.filter(|_| ledger.table.is_some());
+        let unsealed = Arc::clone(&database.handle.chain.lock().unsealed);
+        let path = &database.settings.path;
+        let capture = &database.env.capture;
+        let attached = capture.attach(path, &ledger.spill, resume, &unsealed);
+        let attachment = Attachment::new(ledger, self.pace, attached, resume, database);
+        let left = attachment.run(database).await;
+        (self.ledger, self.pace) = (Some(left.ledger), left.pace);
         (self.log, self.resting) = (None, None);
-        match result? {
+        match left.result? {
             Ended::Stopped => Ok(true),
             Ended::Resting(files) => {
-                (self.log, self.resting) = (follow.log, Some(files));
+                (self.log, self.resting) = (left.log, Some(files));
                 Ok(false)
             }
         }
@@ -332,15 +358,8 @@ impl Session {
         &mut self,
         work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
-        let mut ledger = self
-            .ledger
-            .take()
-            .expect("only one blocking task at a time");
-        let task = tokio::task::spawn_blocking(move || {
-            let result = work(&mut ledger);
-            (ledger, result)
-        });
-        let (ledger, result) = task.await.expect("blocking work does not panic");
+        let ledger = self.ledger.take().expect("one blocking task at a time");
+        let (ledger, result) = on_another_thread(ledger, work).await;
         self.ledger = Some(ledger);
         result
     }
@@ -359,30 +378,17 @@ impl Session {
     }
 }
 
-/// TXID above which the targets want a full copy; none when they can go on from deltas.
-pub(super) fn needs_base(chain: &Chain) -> Option<Txid> {
-    let chain = chain.lock();
-    let wanted = chain
-        .targets
-        .iter()
-        .filter_map(|target| target.needs_snapshot)
-        .max()?;
-    let offered = chain.snapshot.as_ref().map(|snapshot| snapshot.txid);
-    (offered <= Some(wanted)).then_some(wanted)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use ltx::Txid;
     use protocol::config::OnDivergence;
     use sqlite_format::PageSize;
     use tokio::sync::watch;
 
     use super::*;
     use crate::capture::Capture;
-    use crate::chain::TargetProgress;
-    use crate::database::DatabaseSettings;
+    use crate::chain::{TargetPhase, TargetProgress};
+    use crate::database::{DatabaseSettings, Env};
     use crate::local::LocalState;
     use crate::table::PageTable;
 
@@ -399,14 +405,14 @@ mod tests {
             targets: Vec::new(),
             sync_interval: Duration::from_secs(1),
             snapshot_interval: Duration::from_secs(3600),
-            backlog_bytes: 1 << 20,
             holder: "us".into(),
             on_divergence: OnDivergence::Block,
         };
-        let capture = Capture::start().unwrap();
-        let (database, handle) = Database::new(settings, capture, watch::channel(true).1);
+        let env = Env::new(Capture::start().unwrap());
+        let (database, handle) = Database::new(settings, &env, watch::channel(true).1);
+        let spill = database.spill();
         let session = Session {
-            ledger: Some(Ledger::resume(local, handle.chain, loaded, 0)),
+            ledger: Some(Ledger::resume(local, spill, handle.chain, loaded, 0)),
             log: None,
             cold: None,
             resting: None,
@@ -455,7 +461,7 @@ mod tests {
         session.ledger.as_mut().unwrap().table = None;
         assert!(!session.may_number(&mut database).await);
         let answered = TargetProgress {
-            connected: true,
+            phase: TargetPhase::Connected,
             ..TargetProgress::default()
         };
         database

@@ -1,5 +1,5 @@
 use super::*;
-use crate::compaction::next_merge;
+use crate::compaction::next_run;
 use crate::plan::plan_restore;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -374,7 +374,8 @@ impl Life {
             self.store(9, 1, txid, stamp);
         }
         for level in [2, 3] {
-            if let Some(run) = next_merge(&self.files, level) {
+            if let Some(run) = next_run(&self.files, level) {
+                let run = run.files;
                 self.store(level, run[0].min.get(), run[run.len() - 1].max.get(), stamp);
             }
         }

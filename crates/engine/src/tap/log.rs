@@ -277,6 +277,7 @@ mod tests {
     use sqlite_format::Salts;
 
     use super::*;
+    use crate::pages::Spill;
     use crate::scan::with_suffix;
     use crate::tap::Look;
 
@@ -293,9 +294,8 @@ mod tests {
     }
 
     fn attached(path: &Path, now: Instant) -> Tap {
-        Tap::attach(path, path.parent().unwrap(), None, now, 0)
-            .unwrap()
-            .0
+        let spill = Spill::with_memory(path.parent().unwrap(), 1 << 20);
+        Tap::attach(path, &spill, None, now, 0).unwrap().0
     }
 
     #[test]
@@ -506,9 +506,15 @@ mod tests {
         let path = directory.path().join("db");
         let resume = |position| {
             let now = Instant::now();
-            Tap::attach(&path, directory.path(), Some(position), now, 0)
-                .unwrap()
-                .1
+            Tap::attach(
+                &path,
+                &Spill::with_memory(directory.path(), 1 << 20),
+                Some(position),
+                now,
+                0,
+            )
+            .unwrap()
+            .1
         };
         let wrong = LogPosition {
             checksum: (right.checksum.0 ^ 1, right.checksum.1),

@@ -35,6 +35,7 @@ use std::time::Instant;
 
 use sqlite_format::PageSize;
 
+use crate::pages::Spill;
 use crate::scan::with_suffix;
 use crate::sqlite::{Connection, SqliteError};
 
@@ -104,7 +105,7 @@ pub struct Tap {
     path: PathBuf,
     /// The `-wal` and `-shm` files that SQLite has open. It never exchanges them while we are here.
     beside: [Option<(u64, u64)>; 2],
-    spill: PathBuf,
+    spill: Spill,
     /// The mark may be older than it should be: every slot is taken.
     is_shared: bool,
     /// Attempts to park in slot 0 at this position, and when the last one was.
@@ -133,7 +134,7 @@ impl Tap {
     /// SQLite's refusal, a log that is restarted all the time, or a full local disk.
     pub fn attach(
         path: &Path,
-        spill: &Path,
+        spill: &Spill,
         resume: Option<LogPosition>,
         now: Instant,
         now_ms: i64,
@@ -157,7 +158,7 @@ impl Tap {
             position: resume.unwrap_or(nowhere),
             path: path.to_owned(),
             beside: files_beside(path),
-            spill: spill.to_owned(),
+            spill: spill.clone(),
             is_shared: false,
             parked: (0, now),
             window: Window::Closed,

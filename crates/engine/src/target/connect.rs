@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use ltx::{FileName, Txid};
@@ -9,18 +10,19 @@ use protocol::config::OnDivergence;
 use store::{Body, SharedStore, Store, StoreErrorKind};
 use tokio::time::Instant;
 
-use crate::chain::TargetProgress;
+use crate::chain::{TargetPhase, TargetProgress};
 use crate::lease::{self, Claim, Lease, LeaseError};
 use crate::local::{Home, ReplicaRecord};
 use crate::plan::plan_restore;
 use crate::remote::{self, RemoteError, RemoteFile};
+use crate::snapshot::Effort;
 
 use super::clock::StoreClock;
 use super::fence::fence;
-use super::levels::LevelClock;
-use super::retain::Refused;
+use super::levels::{LevelClock, spread};
+use super::retain::UndeletableObjects;
 use super::upload::same_object;
-use super::{Connection, Target, TargetError, local_error, position};
+use super::{Connection, Failures, Target, TargetError, position};
 
 impl Target {
     /// Takes or confirms the lease, learns what is stored, and decides what the target needs.
@@ -74,14 +76,12 @@ impl Target {
             .map(|file| file.max)
             .max()
             .unwrap_or(Txid::ZERO);
+        let snapshots = files.iter().filter(|file| file.is_snapshot());
+        let copied_at_ms = snapshots.map(|file| file.modified_ms).max();
         self.set_report(|report| {
             report.epoch = epoch;
-            report.last_snapshot = files
-                .iter()
-                .filter(|file| file.is_snapshot())
-                .map(|file| file.modified_ms)
-                .max()
-                .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            let at = copied_at_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            report.last_snapshot = at;
         });
         let newest_ms = newest_time(&store, &files).await?;
         let mut current = None;
@@ -99,7 +99,8 @@ impl Target {
                 merged: merged.min(stored),
                 needs_snapshot: (!continues).then_some(above),
                 copied,
-                connected: true,
+                wants_cut: false,
+                phase: TargetPhase::Connected,
             };
             chain.targets[self.index] = progress;
         });
@@ -107,17 +108,32 @@ impl Target {
             self.set_report(|report| report.position = position(txid, checksum, ms));
         }
         let now = Instant::now();
+        let place = store.describe();
+        let age = copied_at_ms.map_or(Duration::ZERO, |ms| {
+            let ms = u64::try_from(clock.now_ms() - ms).unwrap_or(0);
+            Duration::from_millis(ms)
+        });
+        // Restarts do not put a snapshot off.
+        let next_snapshot = now + self.snapshot_interval.saturating_sub(age);
+        // Hundreds of databases connect at the same moment, after an outage, too.
+        let spread = spread(&place, 1, self.settings.merge_interval);
         Ok(Connection {
             files,
             clock,
             epoch,
             source: lease.source,
-            next_merge: now + self.settings.merge_interval,
-            step_to_merge: false,
-            background: None,
-            levels: LevelClock::all(&self.settings.higher_levels, &store.describe(), now),
+            has_step: false,
+            next_compaction: now + self.settings.merge_interval + spread,
+            levels: LevelClock::all(&self.settings.higher_levels, &place, now),
             next_retention: now + self.settings.merge_interval,
-            refused: Refused::default(),
+            undeletable: UndeletableObjects::default(),
+            next_snapshot,
+            effort: Effort::default(),
+            pin: None,
+            cut: None,
+            snapshot: None,
+            upkeep: None,
+            failures: Failures::default(),
         })
     }
 
@@ -225,7 +241,7 @@ impl Target {
         }
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records.insert(self.settings.name.clone(), record);
-        self.local.write_replicas(&records).map_err(local_error)
+        Ok(self.local.write_replicas(&records)?)
     }
 }
 

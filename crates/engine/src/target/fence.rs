@@ -11,7 +11,7 @@ use crate::capture::unix_ms;
 use crate::lease::{self, Lease, LeaseError};
 use crate::remote::{self, RemoteError, RemoteFile};
 
-use super::{FENCE_ATTEMPTS, TargetError, local_error};
+use super::{FENCE_ATTEMPTS, TargetError};
 
 /// Files whose headers are tried, from the newest.
 const HEADERS_TRIED: usize = 16;
@@ -122,7 +122,7 @@ async fn newest_header(
 }
 
 pub(super) fn empty_file(header: Header) -> Result<Bytes, TargetError> {
-    let encoder = Encoder::new(Vec::new(), header).map_err(local_error)?;
-    let (bytes, _summary) = encoder.finish().map_err(local_error)?;
+    let encoder = Encoder::new(Vec::new(), header).map_err(TargetError::Encode)?;
+    let (bytes, _summary) = encoder.finish().map_err(TargetError::Encode)?;
     Ok(bytes.into())
 }

@@ -1,30 +1,18 @@
-//! Merging files of one level into one of the next, as they stream from the store: when, and how.
+//! When files of a level are compacted into one of the next.
 
-use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, BufWriter, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use ltx::{Decoder, Header, LtxError, MergeOptions};
-use store::{SharedStore, Store, StoreError};
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::compaction::next_merge;
-use crate::remote::{self, RemoteError, RemoteFile};
+use crate::compaction::{Run, next_run};
 
-use super::{Connection, TargetError, local_error};
+use super::Connection;
 
-/// Bytes of an input that are in memory at a time.
-const PART_BYTES: u64 = 1 << 20;
-/// The first merged level that is made of stored files.
+/// The first level that is made of compacted files.
 const FIRST_LEVEL: u8 = 2;
 
-/// When the files of a level are merged next.
+/// When the files of a level are compacted next.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LevelClock {
     level: u8,
@@ -34,7 +22,7 @@ pub(super) struct LevelClock {
 
 impl LevelClock {
     /// The clocks of all levels from level 2 on. Each begins at a part of its interval that follows
-    /// from the place: thousands of databases must not merge in the same second.
+    /// from the place: thousands of databases must not compact in the same second.
     pub(super) fn all(intervals: &[Duration], place: &str, now: Instant) -> Vec<LevelClock> {
         let clock = |(level, interval): (u8, &Duration)| LevelClock {
             level,
@@ -53,20 +41,19 @@ fn fraction(place: &str, level: u8) -> f64 {
 }
 
 impl Connection {
-    /// When a level has something to merge next; none: never, as things are.
-    pub(super) fn next_level_merge(&self) -> Option<Instant> {
+    /// When a level has something to compact next; none: never, as things are.
+    pub(super) fn next_level_compaction(&self) -> Option<Instant> {
         let clocks = self.levels.iter();
-        let busy = clocks.filter(|clock| next_merge(&self.files, clock.level).is_some());
+        let busy = clocks.filter(|clock| next_run(&self.files, clock.level).is_some());
         busy.map(|clock| clock.next).min()
     }
 
-    /// What to merge now; the clock of a level goes on once nothing is left to merge there.
-    pub(super) fn due_merge(&mut self) -> Option<MergeRun> {
+    /// What to compact now; the clock of a level goes on once nothing is left to compact there.
+    pub(super) fn due_compaction(&mut self) -> Option<Run> {
         let now = Instant::now();
         for clock in self.levels.iter_mut().filter(|clock| clock.next <= now) {
-            if let Some(files) = next_merge(&self.files, clock.level) {
-                let level = clock.level;
-                return Some(MergeRun { level, files });
+            if let Some(run) = next_run(&self.files, clock.level) {
+                return Some(run);
             }
             clock.next = now + clock.interval;
         }
@@ -74,138 +61,9 @@ impl Connection {
     }
 }
 
-/// Stored files that become one.
-pub(super) struct MergeRun {
-    /// The level of the merged file.
-    pub(super) level: u8,
-    files: Vec<RemoteFile>,
-}
-
-/// A merged file on our disk, removed in the end.
-pub(super) struct Merged {
-    pub(super) header: Header,
-    pub(super) bytes: u64,
-    file: Temporary,
-}
-
-impl Merged {
-    pub(super) fn path(&self) -> &Path {
-        &self.file.0
-    }
-}
-
-/// Merges stored files into one at `path`. Its thread gives up once `ending` is set.
-pub(super) async fn merge_stored(
-    store: &SharedStore,
-    epoch: u64,
-    run: MergeRun,
-    path: PathBuf,
-    ending: Arc<AtomicBool>,
-) -> Result<Merged, TargetError> {
-    let inputs = run.files.iter().map(|file| Stored {
-        runtime: Handle::current(),
-        store: Arc::clone(store),
-        key: remote::key(store.layout(), file.level, file.name()),
-        size: file.size,
-        next: 0,
-        part: Bytes::new(),
-        ending: Arc::clone(&ending),
-    });
-    let inputs: Vec<Stored> = inputs.collect();
-    let keys: Vec<String> = inputs.iter().map(|input| input.key.clone()).collect();
-    let merge = move || merge_files(inputs, epoch, &path);
-    #[cfg(test)]
-    let merge = match crate::database::simulated_thread(merge) {
-        Ok(merged) => return merged.map_err(|error| explain(error, &keys)),
-        Err(merge) => merge,
-    };
-    let merging = tokio::task::spawn_blocking(merge);
-    let merged = merging.await.expect("merging does not panic");
-    merged.map_err(|error| explain(error, &keys))
-}
-
-/// A file that is removed in the end.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // What stays behind is removed at the next start.
-        let _removed = std::fs::remove_file(&self.0);
-    }
-}
-
-fn merge_files(inputs: Vec<Stored>, epoch: u64, path: &Path) -> Result<Merged, LtxError> {
-    let file = Temporary(path.to_owned());
-    let decoders = inputs.into_iter().enumerate().map(|(input, stored)| {
-        Decoder::new(stored).map_err(|error| LtxError::Input {
-            input,
-            source: Box::new(error),
-        })
-    });
-    let decoders = decoders.collect::<Result<Vec<_>, _>>()?;
-    let out = BufWriter::with_capacity(256 << 10, File::create(path)?);
-    let (_, merged) = ltx::merge(decoders, MergeOptions { node_id: epoch }, out)?;
-    Ok(Merged {
-        header: merged.header,
-        bytes: merged.summary.bytes,
-        file,
-    })
-}
-
-/// What failed: the store, a stored file, or our disk.
-fn explain(error: LtxError, keys: &[String]) -> TargetError {
-    let LtxError::Input { input, source } = error else {
-        return local_error(error);
-    };
-    match *source {
-        LtxError::Io(error) => match error.downcast::<StoreError>() {
-            Ok(error) => TargetError::Store(error),
-            Err(error) => local_error(error),
-        },
-        source => TargetError::Remote(RemoteError::Corrupt {
-            key: keys[input].clone(),
-            source,
-        }),
-    }
-}
-
-/// A stored file, read part by part from a thread that may wait.
-struct Stored {
-    runtime: Handle,
-    store: SharedStore,
-    key: String,
-    size: u64,
-    next: u64,
-    part: Bytes,
-    ending: Arc<AtomicBool>,
-}
-
-impl Stored {
-    fn wait_for<T>(&self, read: impl Future<Output = T>) -> T {
-        #[cfg(test)]
-        let read = match crate::database::simulated_wait(read) {
-            Ok(read) => return read,
-            Err(read) => read,
-        };
-        self.runtime.block_on(read)
-    }
-}
-
-impl Read for Stored {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.part.is_empty() && self.next < self.size {
-            if self.ending.load(Ordering::Relaxed) {
-                return Err(io::Error::other("it is time to end"));
-            }
-            let range = self.next..self.size.min(self.next + PART_BYTES);
-            let read = self.store.get(&self.key, Some(range.clone()));
-            self.part = self.wait_for(read).map_err(io::Error::other)?;
-            self.next = range.end;
-        }
-        let count = out.len().min(self.part.len());
-        self.part.copy_to_slice(&mut out[..count]);
-        Ok(count)
-    }
+/// Spreads a first time over an interval, always the same way for a place and a level.
+pub(super) fn spread(place: &str, level: u8, interval: Duration) -> Duration {
+    interval.mul_f64(fraction(place, level))
 }
 
 #[cfg(test)]

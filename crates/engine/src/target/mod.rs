@@ -1,15 +1,18 @@
-//! The driver of one target of one database: lease, uploads, merging, retention.
+//! The driver of one target of one database: lease, uploads, snapshots, compaction, retention.
 //!
 //! Each target has its own position and its own pace; none holds another back. After its start it
-//! never lists: it knows what is stored, because nobody else may write.
+//! never lists: it knows what is stored, because no other writer may write. `machine` decides what
+//! is done next, the other modules do it.
 
-mod background;
 mod clock;
+mod compact;
 mod connect;
 mod fence;
+mod lane;
 mod levels;
-mod maintain;
+mod machine;
 mod retain;
+mod snapshot;
 mod upload;
 
 use std::collections::BTreeSet;
@@ -20,22 +23,25 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ltx::Txid;
 use protocol::config::OnDivergence;
-use protocol::status::{Position, TargetState};
+use protocol::status::{DatabaseState, Position, TargetState};
 use store::{SharedStore, StoreError, StoreErrorKind};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::chain::{Chain, TargetProgress};
+use crate::budget::Budgets;
+use crate::chain::{Chain, TargetPhase, TargetProgress};
 use crate::lease::{LeaseError, SourceId};
-use crate::local::{LocalState, Replicas};
+use crate::local::{LocalError, LocalState, Replicas};
 use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
+use crate::snapshot::{Cut, Effort, Pin, SnapshotError};
 
-use background::Background;
 use clock::StoreClock;
 pub use fence::fence;
+use lane::{Lane, over};
 use levels::LevelClock;
-use retain::Refused;
+use machine::{Facts, Step};
+use retain::{Retained, UndeletableObjects};
 
 /// Pause after a first failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(500);
@@ -43,10 +49,6 @@ const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Pause between runs of retention while the database changes.
 const RETENTION_PAUSE: Duration = Duration::from_secs(600);
-/// Files merged at once.
-const MERGE_FILES: usize = 256;
-/// Bytes merged at once: bounds the memory of one merge.
-const MERGE_BYTES: u64 = 16 << 20;
 /// Attempts to claim the next name when another writer is still at it.
 const FENCE_ATTEMPTS: u32 = 20;
 
@@ -61,7 +63,7 @@ pub struct TargetSettings {
     pub merge_interval: Duration,
     /// Time that one file of each level from level 2 on covers.
     pub higher_levels: Vec<Duration>,
-    /// How long what is kept.
+    /// How long each kind of file is kept.
     pub retention: RetentionPolicy,
 }
 
@@ -145,9 +147,25 @@ pub enum TargetError {
     /// The lease failed.
     #[error(transparent)]
     Lease(LeaseError),
-    /// Our own files failed.
-    #[error("local files: {0}")]
-    Local(String),
+    /// Our local state failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A snapshot could not be read. Another attempt may succeed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A captured file on our disk could not be read.
+    #[error("{action} {}: {source}", path.display())]
+    Captured {
+        /// What we did.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The encoder refused what we gave it.
+    #[error("encode: {0}")]
+    Encode(#[source] ltx::LtxError),
 }
 
 impl From<RemoteError> for TargetError {
@@ -182,15 +200,39 @@ impl TargetError {
             TargetError::Remote(_) | TargetError::Lease(LeaseError::Foreign(_)) => {
                 TargetState::Corrupt
             }
-            TargetError::Lease(_) | TargetError::Local(_) => TargetState::DestinationUnavailable,
+            TargetError::Lease(_)
+            | TargetError::Local(_)
+            | TargetError::Snapshot(_)
+            | TargetError::Captured { .. }
+            | TargetError::Encode(_) => TargetState::DestinationUnavailable,
         }
     }
 
-    fn is_final(&self) -> bool {
-        matches!(
-            self,
-            TargetError::Superseded { .. } | TargetError::Diverged { .. }
-        )
+    /// The state of a database whose targets have all ended so; none when trying again may help.
+    fn ends_with(&self) -> Option<DatabaseState> {
+        match self {
+            TargetError::Superseded { .. } => Some(DatabaseState::Superseded),
+            TargetError::Diverged { .. } => Some(DatabaseState::Diverged),
+            _ => None,
+        }
+    }
+
+    /// Whether a stored file is damaged or gone.
+    fn is_lost_file(&self) -> bool {
+        match self {
+            TargetError::Remote(_) => true,
+            TargetError::Store(error) => error.kind() == StoreErrorKind::Missing,
+            _ => false,
+        }
+    }
+
+    /// Whether another writer may have written: who may write has to be found out again.
+    fn is_conflict(&self) -> bool {
+        match self {
+            TargetError::Store(error) => error.kind() == StoreErrorKind::Exists,
+            TargetError::Lease(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -206,6 +248,10 @@ pub struct Target {
     pub holder: String,
     /// What to do when the stored backup is not from this database.
     pub on_divergence: OnDivergence,
+    /// Time between snapshots while the database changes.
+    pub snapshot_interval: Duration,
+    /// What the process may use.
+    pub budgets: Arc<Budgets>,
     /// Our files.
     pub local: Arc<LocalState>,
     /// What we know about targets between runs.
@@ -225,103 +271,210 @@ struct Connection {
     epoch: u64,
     /// The database file that the lease names.
     source: Option<SourceId>,
-    next_merge: Instant,
-    /// Level 0 has no file for the step to the newest full copy. A Litestream that takes over merges from
-    /// where level 1 ends, so level 1 has to end behind that step, soon.
-    step_to_merge: bool,
+    /// See [`Facts::has_step`].
+    has_step: bool,
+    next_compaction: Instant,
     levels: Vec<LevelClock>,
-    background: Option<Background>,
     next_retention: Instant,
-    refused: Refused,
+    undeletable: UndeletableObjects,
+    next_snapshot: Instant,
+    effort: Effort,
+    pin: Option<Pin>,
+    cut: Option<Arc<Cut>>,
+    snapshot: Option<Lane<snapshot::Stored>>,
+    upkeep: Option<Lane<Result<Upkeep, TargetError>>>,
+    /// What failed last beside the uploads, and the pause after it.
+    failures: Failures,
+}
+
+/// Failures of the lanes beside the uploads, which go on meanwhile.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failures {
+    pause: Option<Duration>,
+    /// Nothing begins there before that.
+    until: Option<Instant>,
+}
+
+impl Failures {
+    fn failed(&mut self, now: Instant) {
+        let pause = self.pause.map_or(MIN_PAUSE, |pause| pause * 2);
+        let pause = pause.min(MAX_PAUSE);
+        (self.pause, self.until) = (Some(pause), Some(now + pause));
+    }
+}
+
+/// What the lane of upkeep has done.
+enum Upkeep {
+    Compacted(compact::Compacted),
+    Retained(Retained),
 }
 
 impl Target {
     /// Runs until it is drained or superseded.
     pub async fn run(mut self) {
         let mut pause = MIN_PAUSE;
-        let mut changes = self.chain.subscribe();
         let mut connection = None;
         loop {
-            let worked = match &mut connection {
-                // In boxes: thousands of targets that wait carry no room for what they do then.
-                None => Box::pin(self.connect()).await.map(|connected| {
-                    connection = Some(connected);
-                    true
-                }),
-                Some(connection) => Box::pin(self.step(connection)).await,
+            // In boxes: thousands of targets that wait carry no room for what they do then.
+            let went = match &mut connection {
+                None => match Box::pin(self.connect()).await {
+                    Ok(connected) => {
+                        connection = Some(connected);
+                        Ok(Went::On)
+                    }
+                    Err(error) => Err(error),
+                },
+                Some(connection) => Box::pin(self.go_on(connection)).await,
             };
-            let wake = match worked {
-                Ok(true) => {
-                    pause = MIN_PAUSE;
-                    self.report_success();
-                    continue;
-                }
-                Ok(false) if *self.drain.borrow() => return,
-                // What failed is tried until it is done, so nothing is wrong any more.
-                Ok(false) => {
-                    self.report_success();
-                    connection
-                        .as_ref()
-                        .and_then(|connection| self.next_wake(connection))
-                }
+            match went {
+                Ok(Went::On) => pause = MIN_PAUSE,
+                Ok(Went::ToTheEnd) => return,
                 Err(error) => {
                     self.report_error(&error);
-                    if error.is_final() {
+                    if error.ends_with().is_some() {
                         return;
                     }
-                    let somebody_wrote = match &error {
-                        TargetError::Store(error) => error.kind() == StoreErrorKind::Exists,
-                        TargetError::Lease(_) => true,
-                        _ => false,
-                    };
-                    if somebody_wrote {
-                        // Look again who may.
+                    if error.is_conflict() {
                         connection = None;
                     }
-                    let wake = Instant::now() + pause;
+                    self.pause(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
-                    self.sleep_until(wake).await;
-                    continue;
                 }
-            };
-            tokio::select! {
-                _ = changes.changed() => {}
-                _ = self.drain.changed() => {}
-                () = sleep_until(wake) => {}
             }
         }
     }
 
+    /// Does the most urgent thing, or waits until there is something to do.
+    async fn go_on(&mut self, connection: &mut Connection) -> Result<Went, TargetError> {
+        let mut changes = self.chain.subscribe();
+        if let Some(lane) = connection.snapshot.take_if(|lane| lane.is_over()) {
+            let stored = lane.done().await;
+            let done = self.snapshot_done(connection, stored).await;
+            self.lane_done(connection, done)?;
+        }
+        if let Some(lane) = connection.upkeep.take_if(|lane| lane.is_over()) {
+            let upkeep = lane.done().await;
+            let done = self.upkeep_done(connection, upkeep).await;
+            self.lane_done(connection, done)?;
+        }
+        let facts = self.facts(connection);
+        match machine::next(&facts, Instant::now()) {
+            Step::Upload => self.upload_next(connection).await?,
+            Step::NeedSnapshot { above } => self.need_snapshot(connection, above).await?,
+            Step::AskForCut => self.ask_for_cut(connection).await?,
+            Step::TakeCut => {
+                connection.cut = self.chain.update(|chain| chain.take_cut(self.index));
+            }
+            Step::BeginSnapshot { is_base } => self.begin_snapshot(connection, is_base).await?,
+            Step::BeginCompaction => self.begin_compaction(connection).await?,
+            Step::BeginLevelCompaction => self.begin_level_compaction(connection).await?,
+            Step::BeginRetention => self.begin_retention(connection),
+            Step::End => return Ok(Went::ToTheEnd),
+            Step::Wait { until } => {
+                self.report_progress(connection);
+                let Connection {
+                    snapshot, upkeep, ..
+                } = connection;
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = self.drain.changed() => {}
+                    () = over(snapshot) => {}
+                    () = over(upkeep) => {}
+                    () = sleep_until(until) => {}
+                }
+                return Ok(Went::On);
+            }
+        }
+        self.report_progress(connection);
+        Ok(Went::On)
+    }
+
+    /// What failed is tried until it is done, so nothing is wrong any more, unless beside the uploads.
+    fn report_progress(&self, connection: &Connection) {
+        if connection.failures.until.is_none() {
+            self.report_success();
+        }
+    }
+
+    fn facts(&self, connection: &Connection) -> Facts {
+        let chain = self.chain.lock();
+        let progress = &chain.targets[self.index];
+        Facts {
+            acked: progress.acked,
+            compacted: progress.merged,
+            newest: chain.txid,
+            has_next: chain.captured(progress.acked.next()).is_some(),
+            snapshot: progress.copied,
+            needs_snapshot: progress.needs_snapshot,
+            cut: connection.cut.as_ref().map(|cut| cut.txid),
+            is_cut_offered: chain.is_cut_offered(self.index),
+            wants_cut: progress.wants_cut,
+            is_storing_snapshot: connection.snapshot.is_some(),
+            is_keeping_up: connection.upkeep.is_some(),
+            has_step: connection.has_step,
+            next_snapshot: connection.next_snapshot,
+            next_compaction: connection.next_compaction,
+            next_level_compaction: connection.next_level_compaction(),
+            next_retention: connection.next_retention,
+            not_before: connection.failures.until,
+            is_draining: *self.drain.borrow(),
+        }
+    }
+
+    /// Takes over what a lane beside the uploads has led to. A failure there holds no upload back,
+    /// unless it says that another writer has taken over.
+    fn lane_done(
+        &self,
+        connection: &mut Connection,
+        result: Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        match result {
+            Ok(()) => connection.failures = Failures::default(),
+            Err(error) if error.is_conflict() || error.ends_with().is_some() => return Err(error),
+            Err(error) => {
+                self.report_error(&error);
+                connection.failures.failed(Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    async fn upkeep_done(
+        &self,
+        connection: &mut Connection,
+        upkeep: Result<Upkeep, TargetError>,
+    ) -> Result<(), TargetError> {
+        match upkeep {
+            Ok(Upkeep::Compacted(compacted)) => {
+                self.compacted(connection, compacted);
+                Ok(())
+            }
+            Ok(Upkeep::Retained(retained)) => self.retained(connection, retained),
+            Err(error) if error.is_lost_file() => {
+                // No restore can pass this file: request a snapshot after it.
+                let name = &self.settings.name;
+                tracing::error!(target_name = %name, "{error}: a new snapshot is stored");
+                let acked = self.progress().acked;
+                self.need_snapshot(connection, acked).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits out a pause after an error, shorter while draining.
-    async fn sleep_until(&mut self, wake: Instant) {
+    async fn pause(&mut self, time: Duration) {
         if *self.drain.borrow() {
             tokio::time::sleep(MIN_PAUSE).await;
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep_until(wake) => {}
+            () = tokio::time::sleep(time) => {}
             _ = self.drain.changed() => {}
         }
     }
 
-    fn next_wake(&self, connection: &Connection) -> Option<Instant> {
-        let progress = self.progress();
-        if progress.needs_snapshot.is_some() {
-            // Nothing is merged before it comes.
-            return None;
-        }
-        // Without anything new there is nothing to merge and nothing expires: no wake-up at all.
-        let first = (progress.acked > progress.merged).then_some(connection.next_merge);
-        // What is under way says itself when it is done.
-        let higher = match connection.background {
-            Some(_) => None,
-            None => connection.next_level_merge(),
-        };
-        first.into_iter().chain(higher).min()
-    }
-
     fn progress(&self) -> TargetProgress {
-        self.chain.lock().targets[self.index]
+        self.chain.lock().targets[self.index].clone()
     }
 
     fn set_progress(&self, change: impl FnOnce(&mut TargetProgress)) {
@@ -342,13 +495,13 @@ impl Target {
     }
 
     fn report_error(&self, error: &TargetError) {
-        let message = describe(error);
+        let (message, ends_with) = (describe(error), error.ends_with());
         let (name, database) = (&self.settings.name, self.database.display().to_string());
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.errors += 1;
         // Log a change once, not each attempt of an outage.
         if report.message != message {
-            if error.is_final() {
+            if ends_with.is_some() {
                 tracing::error!(target_name = %name, %database, "{message}");
             } else {
                 tracing::warn!(target_name = %name, %database, "{message}");
@@ -359,78 +512,25 @@ impl Target {
             TargetError::Store(error) => Some(error.kind()),
             _ => None,
         };
-        report.message = message;
+        report.message.clone_from(&message);
         drop(report);
-        if error.is_final() {
-            // The driver of the database has to hear of it.
-            self.chain.update(|_| ());
-        }
-    }
-
-    /// Does the most urgent thing. False when there is nothing to do.
-    async fn step(&mut self, connection: &mut Connection) -> Result<bool, TargetError> {
-        if self.conclude(connection).await? {
-            return Ok(true);
-        }
-        let progress = self.progress();
-        if let Some(above) = progress.needs_snapshot {
-            let (snapshot, continues) = {
-                let chain = self.chain.lock();
-                let snapshot = chain
-                    .snapshot
-                    .clone()
-                    .filter(|snapshot| snapshot.txid > above);
-                let continues = snapshot
-                    .as_ref()
-                    .is_some_and(|snapshot| chain.continues(snapshot.txid));
-                (snapshot, continues)
-            };
-            let Some(snapshot) = snapshot else {
-                return Ok(false);
-            };
-            if continues {
-                self.upload_base(connection, &snapshot).await?;
-            } else {
-                self.ask_for_snapshot(connection, snapshot.txid).await?;
+        self.set_progress(|progress| {
+            if let Some(state) = ends_with {
+                progress.phase = TargetPhase::Ended { state, message };
+                progress.wants_cut = false;
+            } else if progress.phase == TargetPhase::Starting {
+                progress.phase = TargetPhase::Failing;
             }
-            return Ok(true);
-        }
-        let (next, newest) = {
-            let chain = self.chain.lock();
-            (chain.captured(progress.acked.next()), chain.txid)
-        };
-        if let Some(captured) = next {
-            self.upload(connection, captured).await?;
-            return Ok(true);
-        }
-        if progress.acked < newest {
-            self.ask_for_snapshot(connection, progress.acked).await?;
-            return Ok(true);
-        }
-        if connection.step_to_merge && progress.acked > progress.merged {
-            self.merge(connection, progress).await?;
-            connection.step_to_merge = false;
-            return Ok(true);
-        }
-        if *self.drain.borrow() {
-            return Ok(false);
-        }
-        if self.begin(connection).await? {
-            return Ok(true);
-        }
-        let now = Instant::now();
-        if progress.acked > progress.merged && now >= connection.next_merge {
-            self.merge(connection, progress).await?;
-            return Ok(true);
-        }
-        // What is being merged must not expire meanwhile.
-        if now >= connection.next_retention && connection.background.is_none() {
-            let more = self.retain(connection).await?;
-            connection.next_retention = if more { now } else { now + RETENTION_PAUSE };
-            return Ok(more);
-        }
-        Ok(false)
+        });
     }
+}
+
+/// How a target went on.
+enum Went {
+    /// There may be more to do.
+    On,
+    /// It has stored everything and ends.
+    ToTheEnd,
 }
 
 pub(super) fn position(txid: Txid, checksum: u64, timestamp_ms: i64) -> Option<Position> {
@@ -439,9 +539,6 @@ pub(super) fn position(txid: Txid, checksum: u64, timestamp_ms: i64) -> Option<P
         checksum: format!("{checksum:016x}"),
         time: Timestamp::from_millisecond(timestamp_ms).ok()?,
     })
-}
-fn local_error(error: impl std::fmt::Display) -> TargetError {
-    TargetError::Local(error.to_string())
 }
 
 /// An error with what caused it, in one line.

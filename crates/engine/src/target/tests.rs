@@ -38,6 +38,8 @@ impl Bench {
             database: directory.path().join("db"),
             holder: "us".into(),
             on_divergence: OnDivergence::Block,
+            snapshot_interval: Duration::from_secs(24 * 3600),
+            budgets: Budgets::new(crate::budget::Limits::default()),
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
             chain: Arc::new(chain),
@@ -218,7 +220,7 @@ async fn a_stored_file_of_our_number_with_other_content_is_not_gone_on_from() {
         std::fs::write(bench.target.local.captured_path(txid), &bytes).unwrap();
         bench.target.chain.update(|chain| {
             chain.txid = txid;
-            chain.files.push_back(Captured {
+            chain.push(Captured {
                 file: LocalFile {
                     txid,
                     bytes: bytes.len() as u64,
@@ -311,20 +313,4 @@ async fn what_is_stored_while_the_lease_is_taken_is_not_taken() {
         // It never becomes ours by trying again.
         bench.target.holder.push_str(" again");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_target_that_waits_for_a_full_copy_does_not_wake_for_a_merge() {
-    let mut bench = Bench::new(Arc::new(Memory::new()));
-    let connection = bench.target.connect().await.unwrap();
-    tokio::time::advance(Duration::from_secs(3600)).await;
-    bench.target.set_progress(|progress| {
-        progress.acked = Txid::new(5);
-        progress.merged = Txid::new(3);
-    });
-    assert_eq!(bench.target.next_wake(&connection), None);
-    let progress = |progress: &mut TargetProgress| progress.needs_snapshot = None;
-    bench.target.set_progress(progress);
-    let due = Some(connection.next_merge);
-    assert_eq!(bench.target.next_wake(&connection), due);
 }

@@ -1,27 +1,28 @@
-//! Storing captured files and full copies under names that nobody has.
+//! Storing captured files under names that no object has.
 
 use std::fs::File;
 use std::io::{BufReader, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use ltx::{FileName, Level, Txid};
+use ltx::{FileName, LtxError, Txid};
 use protocol::status::Position;
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::chain::{Captured, ChainState, SnapshotFile};
+use crate::budget::Account;
 use crate::lease::{self, Lease, LeaseError, StoredLease};
 use crate::remote::{self, RemoteFile};
 
-use super::maintain::check;
-use super::{Connection, Target, TargetError, local_error, position};
+use super::compact::check;
+use super::{Connection, Target, TargetError, position};
 
 impl Target {
-    /// What follows `above` is no longer on the local disk: go on from a full copy. The store is
-    /// asked first, because a copy made while it is away would be too old when it comes back.
-    pub(super) async fn ask_for_snapshot(
+    /// What follows `above` is no longer on the local disk: continue from a snapshot. The store is
+    /// asked first, because a snapshot made while it is away would be too old when it comes back.
+    pub(super) async fn need_snapshot(
         &self,
         connection: &Connection,
         above: Txid,
@@ -31,25 +32,44 @@ impl Target {
         Ok(())
     }
 
-    pub(super) async fn upload(
-        &self,
-        connection: &mut Connection,
-        captured: Captured,
-    ) -> Result<(), TargetError> {
+    /// Stores the captured file after the last acknowledged one.
+    pub(super) async fn upload_next(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        let captured = {
+            let chain = self.chain.lock();
+            chain.captured(chain.targets[self.index].acked.next())
+        };
+        // It may have been removed for want of room.
+        let Some(captured) = captured else {
+            return Ok(());
+        };
         self.follow_source(connection).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
         // Proven when it was sealed, and again when it has lain since an earlier run.
         if captured.checksum.is_none() {
             // It may hold all that was written in an outage: neither in memory nor on this thread.
-            let opened = File::open(&path).map_err(local_error)?;
-            let checked = tokio::task::spawn_blocking(move || check(BufReader::new(opened)));
-            if let Err(error) = checked.await.expect("checking does not panic") {
-                tracing::error!("{}: {error}: a new full copy is stored", path.display());
-                let above = Txid::new(file.txid.get() - 1);
-                return self.ask_for_snapshot(connection, above).await;
+            let checked = path.clone();
+            let check =
+                move || -> Result<(), LtxError> { check(BufReader::new(File::open(checked)?)) };
+            let checked = tokio::task::spawn_blocking(check).await;
+            match checked.expect("checking does not panic") {
+                Ok(()) => {}
+                Err(LtxError::Io(source)) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+                    let action = "read";
+                    return Err(TargetError::Captured {
+                        action,
+                        path,
+                        source,
+                    });
+                }
+                Err(error) => {
+                    tracing::error!("{}: {error}: a new snapshot is stored", path.display());
+                    let above = Txid::new(file.txid.get() - 1);
+                    return self.need_snapshot(connection, above).await;
+                }
             }
         }
+        let _memory = self.budgets.upload(file.bytes).await;
         let name = FileName {
             min: file.txid,
             max: file.txid,
@@ -66,56 +86,6 @@ impl Target {
         Ok(())
     }
 
-    /// Stores a full copy that everything after it builds on, and a first file after it, because
-    /// the newest file of level 0 has to be a single TXID.
-    pub(super) async fn upload_base(
-        &self,
-        connection: &mut Connection,
-        snapshot: &SnapshotFile,
-    ) -> Result<(), TargetError> {
-        // A copy of what is stored changes nothing, but this one is news, and its name is no claim
-        // that a later writer meets. So the lease says that it is coming: whoever takes over while
-        // it is on its way stores a newer one.
-        let announce = |lease: &mut Lease| lease.announced = lease.announced.max(snapshot.txid);
-        self.amend_lease(connection, announce).await?;
-        self.upload_snapshot(connection, snapshot).await?;
-        // What is not ours to say is not acknowledged.
-        self.confirm_lease(connection).await?;
-        let at = position(snapshot.txid, snapshot.checksum, snapshot.timestamp_ms);
-        self.acknowledge(at);
-        // The captured file of that very TXID goes, too: level 0 must not end before the copy.
-        let own = self.chain.lock().captured(snapshot.txid).is_some();
-        let before = Txid::new(snapshot.txid.get() - u64::from(own));
-        self.set_progress(|progress| {
-            progress.acked = before;
-            progress.merged = snapshot.txid;
-            progress.needs_snapshot = None;
-        });
-        connection.step_to_merge = true;
-        self.chain.update(ChainState::release_snapshot);
-        Ok(())
-    }
-
-    pub(super) async fn upload_snapshot(
-        &self,
-        connection: &mut Connection,
-        snapshot: &SnapshotFile,
-    ) -> Result<(), TargetError> {
-        let name = FileName {
-            min: Txid::FIRST,
-            max: snapshot.txid,
-        };
-        let body = Body::File {
-            path: snapshot.path.clone(),
-            len: snapshot.bytes,
-        };
-        let level = Level::SNAPSHOT.get();
-        self.put(connection, level, name, body, snapshot.timestamp_ms)
-            .await?;
-        self.copied(snapshot.txid);
-        Ok(())
-    }
-
     pub(super) fn acknowledge(&self, position: Option<Position>) {
         let now = Timestamp::now();
         self.set_report(|report| {
@@ -124,7 +94,13 @@ impl Target {
         });
     }
 
-    /// Stores an object under a name that nobody has. A name that is taken by the very same bytes
+    /// The account in the budget of local state.
+    pub(super) fn account(&self) -> Arc<Account> {
+        let account = self.chain.lock().account.clone();
+        account.unwrap_or_else(|| self.budgets.account())
+    }
+
+    /// Stores an object under a name that no object has. A name that is taken by the very same bytes
     /// is our own, from an attempt whose answer was lost.
     pub(super) async fn put(
         &self,
@@ -174,7 +150,7 @@ impl Target {
     }
 
     /// Changes our lease.
-    async fn amend_lease(
+    pub(super) async fn amend_lease(
         &self,
         connection: &Connection,
         change: impl Fn(&mut Lease),
@@ -200,16 +176,23 @@ impl Target {
 
     /// Asks who may write, before anything that put-if-absent does not protect.
     pub(super) async fn confirm_lease(&self, connection: &Connection) -> Result<(), TargetError> {
-        match lease::read(&self.settings.store).await? {
-            Some(StoredLease { lease, .. }) if lease.holder != self.holder => {
-                Err(TargetError::Superseded {
-                    by: lease.holder,
-                    epoch: lease.epoch,
-                    ours: connection.epoch,
-                })
-            }
-            _ => Ok(()),
-        }
+        confirm_lease(&self.settings.store, &self.holder, connection.epoch).await
+    }
+}
+
+/// As [`Target::confirm_lease`], for what runs beside the target's own task.
+pub(super) async fn confirm_lease(
+    store: &SharedStore,
+    holder: &str,
+    epoch: u64,
+) -> Result<(), TargetError> {
+    match lease::read(store).await? {
+        Some(StoredLease { lease, .. }) if lease.holder != holder => Err(TargetError::Superseded {
+            by: lease.holder,
+            epoch: lease.epoch,
+            ours: epoch,
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -249,7 +232,14 @@ pub(super) async fn same_object(
     let theirs = store.get(key, Some(tail.clone())).await?;
     let ours = match body {
         Body::Bytes(bytes) => bytes.slice(tail.start as usize..),
-        Body::File { path, .. } => read_from(path, tail.start).await.map_err(local_error)?,
+        Body::File { path, .. } => {
+            let failed = |source| TargetError::Captured {
+                action: "read",
+                path: path.clone(),
+                source,
+            };
+            read_from(path, tail.start).await.map_err(failed)?
+        }
     };
     Ok(theirs == ours)
 }

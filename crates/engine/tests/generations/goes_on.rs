@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::capture::{Capture, unix_ms};
-use engine::database::{Database, DatabaseSettings};
+use engine::database::{Database, DatabaseSettings, Env};
 use engine::local::LocalState;
 use engine::remote;
 use engine::restore::{IntegrityCheck, Point, RestoreOptions};
@@ -38,7 +38,6 @@ fn settings(directory: &Path, stores: &[SharedStore], holder: &str) -> DatabaseS
         targets: stores.iter().enumerate().map(target).collect(),
         sync_interval: Duration::from_millis(20),
         snapshot_interval: Duration::from_secs(3600),
-        backlog_bytes: 256 << 20,
         holder: holder.to_owned(),
         on_divergence: OnDivergence::Block,
     }
@@ -53,7 +52,7 @@ fn ready(settings: &DatabaseSettings) -> Result<Ready, StartupError> {
 fn replicate(settings: &DatabaseSettings) {
     let (stop, stopped) = watch::channel(false);
     let capture = Capture::start().unwrap();
-    let (database, handle) = Database::new(settings.clone(), capture, stopped);
+    let (database, handle) = Database::new(settings.clone(), &Env::new(capture), stopped);
     let thread = std::thread::spawn(move || block_on(database.run(PATIENCE)));
     let deadline = Instant::now() + PATIENCE;
     loop {

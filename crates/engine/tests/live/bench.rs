@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use engine::budget::{Budgets, Limits};
 use engine::capture::{Capture, unix_ms};
-use engine::database::{Database, DatabaseHandle, DatabaseSettings};
+use engine::database::{Database, DatabaseHandle, DatabaseSettings, Env};
 use engine::plan::plan_restore;
 use engine::remote::{self, RemoteFile};
 use engine::restore::{
@@ -74,7 +75,6 @@ pub fn settings(path: &Path, state: &Path, stores: &[SharedStore]) -> DatabaseSe
         targets: stores.iter().enumerate().map(target).collect(),
         sync_interval: Duration::from_millis(20),
         snapshot_interval: Duration::from_secs(3600),
-        backlog_bytes: 256 << 20,
         holder: process(),
         on_divergence: OnDivergence::Block,
     }
@@ -97,8 +97,26 @@ impl Replication {
         Replication::start_in(Capture::start().unwrap(), settings, drain)
     }
 
+    /// With so many bytes for local state.
+    pub fn start_with_state(settings: &DatabaseSettings, state_bytes: u64) -> Replication {
+        let limits = Limits {
+            state_bytes,
+            ..Limits::default()
+        };
+        let env = Env {
+            capture: Capture::start().unwrap(),
+            budgets: Budgets::new(limits),
+        };
+        Replication::start_within(&env, settings, Duration::from_secs(10))
+    }
+
     /// With a capture thread of its own kind.
     pub fn start_in(capture: Capture, settings: &DatabaseSettings, drain: Duration) -> Replication {
+        Replication::start_within(&Env::new(capture), settings, drain)
+    }
+
+    /// Beside other databases of the same process.
+    pub fn start_within(env: &Env, settings: &DatabaseSettings, drain: Duration) -> Replication {
         let _second = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::WARN)
             .with_test_writer()
@@ -108,7 +126,7 @@ impl Replication {
             holder: process(),
             ..settings.clone()
         };
-        let (database, handle) = Database::new(settings, capture, stopped);
+        let (database, handle) = Database::new(settings, env, stopped);
         let thread = std::thread::spawn(move || block_on(database.run(drain)));
         Replication {
             handle,

@@ -63,9 +63,8 @@ fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
         ));
         let store: SharedStore = Arc::clone(&faulty) as SharedStore;
         let mut app = App::start(&Habits::calm(&place.database(), seed()));
-        let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-        settings.backlog_bytes = 4 << 20;
-        let replication = Replication::start(&settings);
+        let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+        let replication = Replication::start_with_state(&settings, 8 << 20);
         wait_for("a first position", || replication.status().position);
         let longest = write_for(&mut app, &place.database(), time);
         println!(

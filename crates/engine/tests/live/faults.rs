@@ -92,9 +92,8 @@ fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
     let habits = Habits::calm(&place.database(), seed());
     let mut app = App::start(&habits);
-    let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-    settings.backlog_bytes = 200_000;
-    let replication = Replication::start(&settings);
+    let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+    let replication = Replication::start_with_state(&settings, 400_000);
     app.sql("INSERT INTO item VALUES(9999, randomblob(100000))");
     app.sql("PRAGMA wal_checkpoint(TRUNCATE)");
     assert_stored(&replication, &mut app, &store);
@@ -137,9 +136,8 @@ fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
     ));
     let stores: [SharedStore; 2] = [memory(), Arc::clone(&dead) as SharedStore];
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
-    let mut settings = settings(&place.database(), &place.state(), &stores);
-    settings.backlog_bytes = 100_000;
-    let replication = Replication::start(&settings);
+    let settings = settings(&place.database(), &place.state(), &stores);
+    let replication = Replication::start_with_state(&settings, 400_000);
     app.go();
     let target = |index: usize| replication.status().targets[index].clone();
     wait_for("the live target to pass the backlog", || {
@@ -160,7 +158,7 @@ fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
         .collect();
     let older: Vec<u64> = kept.into_values().rev().skip(1).collect();
     assert!(
-        older.len() <= 1 || older.iter().sum::<u64>() <= settings.backlog_bytes,
+        older.len() <= 1 || older.iter().sum::<u64>() <= 200_000,
         "{older:?} bytes are kept"
     );
     dead.set_plan(FaultPlan::none());

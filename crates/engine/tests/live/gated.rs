@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
-use store::{Body, Capabilities, Layout, Memory, ObjectInfo, PutMeta, PutMode, Store, StoreError};
+use futures::{FutureExt, TryStreamExt};
+use store::{
+    Body, ByteStream, Capabilities, Layout, Memory, ObjectInfo, PutMeta, PutMode, Store, StoreError,
+};
 use tokio::sync::watch;
 
 /// A store of which some writes wait while its gate is closed, as behind a network that is cut.
@@ -47,6 +49,32 @@ impl Gated {
         self.gate.send_modify(|_| {});
     }
 
+    /// Waits until the gate is open for a key.
+    async fn pass(&self, key: &str) {
+        let shut = |gate: &Gate| matches!(gate, Gate::Closed(prefix) if key.starts_with(prefix));
+        let shut = |gate: &Gate| shut(gate) && !self.take_pass();
+        let mut gate = self.gate.subscribe();
+        if shut(&gate.borrow()) {
+            self.waiting.lock().unwrap().push(key.to_owned());
+            gate.wait_for(|gate| !shut(gate)).await.unwrap();
+        }
+    }
+
+    async fn store(
+        &self,
+        key: &str,
+        body: Body,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> Result<(), StoreError> {
+        let gate = *self.gate.borrow();
+        let stored = self.inner.put(key, body, mode, meta).await;
+        if matches!(gate, Gate::Late) {
+            std::future::pending::<()>().await;
+        }
+        stored
+    }
+
     fn take_pass(&self) -> bool {
         let one_less = |passes: u32| passes.checked_sub(1);
         let order = Ordering::SeqCst;
@@ -64,20 +92,34 @@ impl Store for Gated {
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         let (key, meta) = (key.to_owned(), *meta);
         async move {
-            let shut =
-                |gate: &Gate| matches!(gate, Gate::Closed(prefix) if key.starts_with(prefix));
-            let shut = |gate: &Gate| shut(gate) && !self.take_pass();
-            let mut gate = self.gate.subscribe();
-            if shut(&gate.borrow()) {
-                self.waiting.lock().unwrap().push(key.clone());
-                gate.wait_for(|gate| !shut(gate)).await.unwrap();
-            }
-            let gate = *gate.borrow();
-            let stored = self.inner.put(&key, body, mode, &meta).await;
-            if matches!(gate, Gate::Late) {
-                std::future::pending::<()>().await;
-            }
-            stored
+            self.pass(&key).await;
+            self.store(&key, body, mode, &meta).await
+        }
+        .boxed()
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        _expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            // The stream is not read behind a closed gate.
+            self.pass(&key).await;
+            let pieces: Result<Vec<Bytes>, _> = stream.try_collect().await;
+            let pieces = pieces.map_err(|source| StoreError::Other {
+                what: format!("put {key}"),
+                code: "the stream failed".into(),
+                source: Some(source),
+            })?;
+            let bytes = Bytes::from(pieces.concat());
+            let size = bytes.len() as u64;
+            self.store(&key, Body::Bytes(bytes), mode, &meta).await?;
+            Ok(size)
         }
         .boxed()
     }

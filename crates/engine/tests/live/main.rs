@@ -16,6 +16,7 @@ mod faults;
 mod gated;
 mod habits;
 mod large;
+mod snapshots;
 mod writers;
 
 /// Not a test: the application process, when one was asked for.

@@ -157,7 +157,8 @@ fn a_writer_cut_off_in_a_merge_of_what_is_stored_adds_no_more_than_that() {
     let often = |_: &Place, settings: &mut DatabaseSettings| {
         settings.targets[0].merge_interval = Duration::from_millis(1);
     };
-    assert_eq!(take_over_during(often, "ltx/1/").len(), 1);
+    // As above.
+    assert!(take_over_during(often, "ltx/1/").len() <= 1);
 }
 
 /// As [`state_lost`], and another target is so far ahead that the copy gets a number that nobody

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::capture::Capture;
-use engine::database::{Database, DatabaseSettings};
+use engine::database::{Database, DatabaseSettings, Env};
 use engine::restore::IntegrityCheck;
 use engine::startup::make_ready;
 use futures::future::join_all;
@@ -25,7 +24,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(15);
 
 /// The running databases by path.
 pub struct Fleet {
-    capture: Capture,
+    env: Env,
     running: BTreeMap<PathBuf, Running>,
     /// Databases that are configured no more, and store what is left.
     leaving: BTreeMap<PathBuf, JoinHandle<bool>>,
@@ -43,9 +42,9 @@ struct Running {
 
 impl Fleet {
     /// No database yet.
-    pub fn new(capture: Capture) -> Fleet {
+    pub fn new(env: Env) -> Fleet {
         Fleet {
-            capture,
+            env,
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
         }
@@ -100,8 +99,7 @@ impl Fleet {
     ) -> Running {
         let (stop, mut stopped) = watch::channel(false);
         let (ready, is_ready) = restore.map(|_| watch::channel(false)).unzip();
-        let capture = self.capture.clone();
-        let (database, handle) = Database::new(settings.clone(), capture, stopped.clone());
+        let (database, handle) = Database::new(settings.clone(), &self.env, stopped.clone());
         let shown = ShownDatabase::new(handle);
         let held = shown.clone();
         let task = tokio::task::spawn_local(async move {

@@ -10,7 +10,9 @@ mod source;
 use std::path::Path;
 use std::time::Duration;
 
+use engine::budget::Budgets;
 use engine::capture::Capture;
+use engine::database::Env;
 use engine::probe::{Probe, probe};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
@@ -104,7 +106,8 @@ pub async fn run(
     if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
         server::start(addr, shown.clone(), Timestamp::now(), arguments.worker).await?;
     }
-    let mut fleet = Fleet::new(capture);
+    let budgets = Budgets::new(loaded.settings.limits);
+    let mut fleet = Fleet::new(Env { capture, budgets });
     fleet.apply(&loaded, &shown);
     if arguments.once {
         return Ok(once(fleet, &shown, &mut stop).await?.into());

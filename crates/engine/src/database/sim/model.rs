@@ -1,12 +1,15 @@
 //! The application and its database: page images that change, without SQLite.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use sqlite_format::PageSize;
 
-use crate::pages::PageSet;
+use crate::pages::{PageSet, Spill};
+use crate::scan::Scan;
 use crate::seal::Delta;
 use crate::table::PageTable;
 use crate::tap::LogPosition;
@@ -39,6 +42,8 @@ struct Commit {
 /// An application with its database.
 pub(super) struct App {
     commits: Vec<Commit>,
+    /// The commit up to which the database file is brought; what came later is in the WAL.
+    checkpointed: usize,
     chance: Chance,
 }
 
@@ -57,8 +62,56 @@ impl App {
                 changed,
                 salt,
             }],
+            checkpointed: 0,
             chance,
         }
+    }
+
+    /// Brings the database file to the newest commit, in place.
+    pub(super) fn checkpoint(&mut self, path: &Path) {
+        let image = self.image();
+        let mut bytes = Vec::new();
+        for page in image.values() {
+            bytes.extend_from_slice(page);
+        }
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        let file = file.expect("the directory of the database is there");
+        file.write_all_at(&bytes, 0).expect("it has room");
+        file.set_len(bytes.len() as u64).expect("it has room");
+        self.checkpointed = self.newest();
+    }
+
+    /// Checkpoints now and then.
+    pub(super) fn may_checkpoint(&mut self, path: &Path) {
+        if self.chance.one_in(3) {
+            self.checkpoint(path);
+        }
+    }
+
+    /// What a scan of the database under its WAL finds, and the pages that only the WAL has.
+    pub(super) fn scan(
+        &self,
+        known: Option<&PageTable>,
+        spill: &Spill,
+        now_ms: i64,
+    ) -> (Scan, Delta) {
+        let all = self.delta(None, spill, now_ms);
+        let mut table = PageTable::new(page_size());
+        for (pgno, bytes) in self.image().iter() {
+            table.set(*pgno, bytes);
+        }
+        let changed = known.map(|_| all.pages);
+        let newest = self.delta(Some(self.checkpointed), spill, now_ms);
+        (Scan { table, changed }, newest)
+    }
+
+    /// The pages that only the WAL has.
+    pub(super) fn in_wal(&self, spill: &Spill) -> PageSet {
+        self.delta(Some(self.checkpointed), spill, 0).pages
     }
 
     /// Number of the newest commit.
@@ -105,6 +158,7 @@ impl App {
     /// Goes back to an earlier commit, as a volume that is rolled back does.
     pub(super) fn roll_back(&mut self, to: usize) {
         self.commits.truncate(to + 1);
+        self.checkpointed = self.checkpointed.min(to);
     }
 
     /// Where the log stands after the newest commit.
@@ -126,7 +180,7 @@ impl App {
     }
 
     /// What changed after a commit, or everything.
-    pub(super) fn delta(&self, after: Option<usize>, spill: &Path, now_ms: i64) -> Delta {
+    pub(super) fn delta(&self, after: Option<usize>, spill: &Spill, now_ms: i64) -> Delta {
         let image = self.image();
         let commit = image.len() as u32;
         let changed: BTreeSet<u32> = match after {

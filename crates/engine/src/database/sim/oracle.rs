@@ -82,6 +82,8 @@ struct Stored {
 #[derive(Default)]
 struct State {
     sealed: HashMap<u64, Sealed>,
+    /// The database at the cuts of each writer.
+    cuts: HashMap<(String, Txid), Arc<Image>>,
     stores: BTreeMap<usize, Stored>,
     broken: Vec<(Promise, String)>,
     /// Restored points that were compared.
@@ -107,6 +109,30 @@ impl Oracle {
         let sealed = Sealed { writer, image };
         let state = &mut *self.0.lock().unwrap();
         state.sealed.entry(digest(bytes)).or_insert(sealed);
+    }
+
+    /// A writer took a cut for a snapshot.
+    pub(super) fn cut(&self, writer: &str, txid: Txid, image: &Arc<Image>) {
+        let key = (writer.to_owned(), txid);
+        let state = &mut *self.0.lock().unwrap();
+        state.cuts.entry(key).or_insert_with(|| Arc::clone(image));
+    }
+
+    /// A snapshot came under its name: it has to be the database at its cut.
+    fn snapshot_landed(&self, store: usize, name: &str, file: RemoteFile, bytes: &[u8]) {
+        let image = {
+            let state = &*self.0.lock().unwrap();
+            state.cuts.get(&(name.to_owned(), file.max)).cloned()
+        };
+        let objects = Objects::from([(file, bytes.to_vec())]);
+        match (image, apply(&[file], &objects)) {
+            (Some(image), Ok(stored)) if *image == stored => self.sealed(name, bytes, &image),
+            (_, stored) => {
+                let why = stored.err().unwrap_or_else(|| "other pages".to_owned());
+                let what = format!("store {store}: snapshot {} by {name}: {why}", file.max);
+                self.broken(Promise::P1, what);
+            }
+        }
     }
 
     /// A process reads the lease.
@@ -142,6 +168,9 @@ impl Oracle {
         let Some(file) = parse(key, bytes.len()) else {
             return;
         };
+        if file.level == 9 {
+            self.snapshot_landed(store, name, file, bytes);
+        }
         self.store(store, |sealed, stored| {
             let landed = Landed {
                 digest: digest(bytes),

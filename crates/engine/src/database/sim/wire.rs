@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use store::{
-    Body, Capabilities, Layout, Memory, ObjectInfo, PutMeta, PutMode, SharedStore, Store,
-    StoreError,
+    Body, ByteStream, Capabilities, Layout, Memory, ObjectInfo, PutMeta, PutMode, SharedStore,
+    Store, StoreError,
 };
 use tokio::sync::oneshot;
 
@@ -265,6 +265,30 @@ impl Store for Wire {
                 .boxed()
             }),
         )
+    }
+
+    fn put_stream(
+        &self,
+        key: &str,
+        stream: ByteStream,
+        _expected_bytes: u64,
+        mode: PutMode,
+        meta: &PutMeta,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let (key, meta) = (key.to_owned(), *meta);
+        async move {
+            let pieces: Result<Vec<Bytes>, _> = stream.try_collect().await;
+            let pieces = pieces.map_err(|source| StoreError::Other {
+                what: format!("put {key}"),
+                code: "the stream failed".to_owned(),
+                source: Some(source),
+            })?;
+            let bytes = Bytes::from(pieces.concat());
+            let size = bytes.len() as u64;
+            self.put(&key, Body::Bytes(bytes), mode, &meta).await?;
+            Ok(size)
+        }
+        .boxed()
     }
 
     fn get(

@@ -255,10 +255,7 @@ impl World {
                     self.log.note(WORLD, line);
                     Some(image_of(&fs::read(place.database()).unwrap()))
                 }
-                Ok(_) if empty => {
-                    fs::write(place.database(), "database").unwrap();
-                    None
-                }
+                Ok(_) if empty => None,
                 Ok(_) => {
                     let broken = "a database begins empty beside a backup".to_owned();
                     self.oracle.broken(Promise::P5, broken);
@@ -274,7 +271,9 @@ impl World {
                     continue;
                 }
             };
-            *place.app.lock().unwrap() = App::new(image, self.app_chance());
+            let mut app = App::new(image, self.app_chance());
+            app.checkpoint(&place.database());
+            *place.app.lock().unwrap() = app;
             return true;
         }
         false
@@ -345,6 +344,7 @@ impl World {
             app: std::sync::Mutex::new(App::new(Some(image), self.app_chance())),
         };
         fs::copy(place.database(), copy.database()).unwrap();
+        copy.app.lock().unwrap().checkpoint(&copy.database());
         let copy = Arc::new(copy);
         self.places.push(Arc::clone(&copy));
         self.log.note(
@@ -397,7 +397,11 @@ impl World {
             fs::write(state.join(name), bytes).unwrap();
         }
         self.disk(backup.place.number, backup.state).forget();
-        backup.place.app.lock().unwrap().roll_back(backup.commit);
+        {
+            let mut app = backup.place.app.lock().unwrap();
+            app.roll_back(backup.commit);
+            app.checkpoint(&backup.place.database());
+        }
         let line = format!("place {} is rolled back", backup.place.number);
         self.log.note(WORLD, line);
         self.start(&backup.place, backup.state);
@@ -467,7 +471,7 @@ impl World {
         self.log.pause(WORLD, LATEST_MS).await;
         let (place, handle) = (Arc::clone(&last.place), last.handle.clone());
         let mut left = PATIENCE.as_secs();
-        while !handle.is_stored() && left > 0 {
+        while !handle.is_all_stored() && left > 0 {
             self.log.pause(WORLD, 1000).await;
             left -= 1;
         }

@@ -12,12 +12,13 @@ use protocol::status::DatabaseState;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::budget::{Budgets, Limits};
 use crate::chain::Chain;
 use crate::database::handle::DatabaseHandle;
 use crate::database::ledger::Ledger;
-use crate::database::session::needs_base;
 use crate::database::{DatabaseSettings, RunError};
 use crate::local::LocalState;
+use crate::pages::Spill;
 use crate::retention::RetentionPolicy;
 use crate::tap::LogPosition;
 use crate::target::{Target, TargetReport, TargetSettings};
@@ -27,6 +28,9 @@ use super::machine::{MACHINE, Machine};
 use super::model::{Image, Place};
 use super::oracle::{Oracle, Promise};
 use super::wire::{Server, Wire};
+
+/// Local state of a process, in bytes: some 30 captured files.
+const STATE_BYTES: u64 = 240 << 10;
 
 /// What of a store is kept: everything for longer than a request may be under way, or what comes late
 /// would find the name of a fence free again.
@@ -63,14 +67,22 @@ impl Process {
         settings: DatabaseSettings,
         oracle: &Arc<Oracle>,
         machine: Machine,
-        mut chance: Chance,
+        chance: Chance,
     ) -> Process {
         let (stop, stopped) = watch::channel(false);
         let targets: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
         let reports = settings.targets.iter();
+        let budgets = Budgets::new(Limits {
+            state_bytes: STATE_BYTES,
+            ..Limits::default()
+        });
+        let account = budgets.account();
+        let chain = Chain::default();
+        chain.update(|chain| chain.account = Some(Arc::clone(&account)));
+        let spill = Spill::new(&settings.state, &budgets, account);
         let handle = DatabaseHandle {
             path: settings.holder.clone(),
-            chain: Arc::new(Chain::default()),
+            chain: Arc::new(chain),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
@@ -93,9 +105,9 @@ impl Process {
             busy: Arc::clone(&busy),
             stop: stopped,
             tasks: Arc::clone(&targets),
-            copy_every: 5 + chance.below(60),
-            steps: 0,
             told: vec![Txid::ZERO; settings.targets.len()],
+            budgets,
+            spill,
             settings,
             chance,
         };
@@ -185,8 +197,7 @@ pub(super) fn settings(
         state: place.state(state),
         targets: servers.iter().map(target).collect(),
         sync_interval: Duration::from_secs(1),
-        snapshot_interval: Duration::from_secs(3600),
-        backlog_bytes: 20 << 10,
+        snapshot_interval: Duration::from_secs(40),
         holder: name,
         on_divergence: OnDivergence::Block,
     }
@@ -214,11 +225,10 @@ struct Driver {
     stop: watch::Receiver<bool>,
     drain: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
-    /// Steps between periodic full copies.
-    copy_every: u64,
-    steps: u64,
     /// The newest position that each target said is stored.
     told: Vec<Txid>,
+    budgets: Arc<Budgets>,
+    spill: Spill,
     chance: Chance,
 }
 
@@ -250,7 +260,8 @@ impl Driver {
         let log = loaded.log.filter(|_| loaded.table.is_some());
         let chain = Arc::clone(&self.handle.chain);
         let count = self.settings.targets.len();
-        let mut ledger = Ledger::resume(Arc::clone(&local), chain, loaded, count);
+        let spill = self.spill.clone();
+        let mut ledger = Ledger::resume(Arc::clone(&local), spill, chain, loaded, count);
         let mut seen = log.and_then(|log| self.seen(&log));
         let drained = self.drain.subscribe();
         for (index, (settings, report)) in self.handle.targets.iter().enumerate() {
@@ -260,6 +271,8 @@ impl Driver {
                 database: self.settings.path.clone(),
                 holder: self.settings.holder.clone(),
                 on_divergence: self.settings.on_divergence,
+                snapshot_interval: self.settings.snapshot_interval,
+                budgets: Arc::clone(&self.budgets),
                 local: Arc::clone(&local),
                 records: Arc::clone(&records),
                 chain: Arc::clone(&self.handle.chain),
@@ -273,22 +286,28 @@ impl Driver {
             let wait = 100 + self.chance.below(15) * 100;
             self.log.pause(self.actor, wait).await;
             self.listen();
-            if let Some((state, _)) = self.handle.verdict() {
+            let verdict = self.handle.chain.lock().verdict();
+            if let Some((state, _)) = verdict {
                 self.note(format!("{state:?}"));
                 return false;
             }
             let stopping = *self.stop.borrow();
-            let numbered = ledger.table.is_some()
-                || (self.handle.every_target_was_tried() && self.handle.a_target_answered());
+            let (tried, answered) = {
+                let chain = self.handle.chain.lock();
+                (chain.every_target_was_tried(), chain.a_target_answered())
+            };
+            let numbered = ledger.table.is_some() || (tried && answered);
             if !numbered {
-                if stopping && self.handle.every_target_was_tried() {
+                if stopping && tried {
                     return false;
                 }
                 continue;
             }
             if self.busy.load(Ordering::Relaxed) && !stopping {
+                let mut app = self.place.app.lock().unwrap();
                 for _ in 0..self.chance.below(4) {
-                    self.place.app.lock().unwrap().commit();
+                    app.commit();
+                    app.may_checkpoint(&self.place.database());
                 }
             }
             if self.chance.one_in(25) {
@@ -302,8 +321,7 @@ impl Driver {
                 return false;
             }
             let all = seen == Some(self.place.app.lock().unwrap().newest());
-            let tried = self.handle.every_target_was_tried();
-            if stopping && all && tried && needs_base(&self.handle.chain).is_none() {
+            if stopping && all && tried && !self.handle.ask_for_needed_cuts() {
                 break;
             }
         }
@@ -317,7 +335,7 @@ impl Driver {
         }
         drop(ending);
         self.listen();
-        self.handle.verdict().is_none() && self.handle.is_stored()
+        self.handle.is_all_stored()
     }
 
     fn end_targets(&self) {
@@ -349,38 +367,36 @@ impl Driver {
     }
 
     fn try_step(&mut self, ledger: &mut Ledger, seen: &mut Seen) -> Result<(), RunError> {
-        self.steps += 1;
         let place = Arc::clone(&self.place);
         let app = place.app.lock().unwrap();
         let (image, newest, now_ms) = (app.image(), app.newest(), self.machine.clock.now_ms());
-        let spill = self.settings.state.clone();
-        let base = needs_base(&self.handle.chain);
+        let spill = self.spill.clone();
+        let (lacks_cut, is_in_doubt, is_full, can_make_room, keeps_up) = {
+            let chain = self.handle.chain.lock();
+            let is_full = chain.is_full();
+            (
+                chain.lacks_cut(),
+                chain.is_in_doubt,
+                is_full,
+                is_full && chain.removable_under_pressure() > 0,
+                chain.keeps_up(),
+            )
+        };
         let at = match *seen {
-            Some(at) if ledger.table.is_some() => at,
+            Some(at) if ledger.table.is_some() && !is_in_doubt => at,
             _ => {
-                self.sealing(&image, || {
-                    ledger.seal_scan(app.delta(None, &spill, now_ms), now_ms, base)
-                })?;
+                let (scan, delta) = app.scan(ledger.table.as_ref(), &spill, now_ms);
+                self.sealing(&image, || ledger.seal_scan(scan, delta, now_ms))?;
                 ledger.record(app.log());
                 *seen = Some(newest);
                 return Ok(());
             }
         };
-        let copies = base.is_some() || self.steps.is_multiple_of(self.copy_every);
-        if at < newest && !copies {
-            let limit = self.settings.backlog_bytes;
-            let (full, room) = {
-                let chain = self.handle.chain.lock();
-                let full = chain.local_bytes() >= limit;
-                (
-                    chain.is_full(limit),
-                    full && chain.removable_under_pressure(limit) > 0,
-                )
-            };
-            if room {
-                return ledger.make_room(limit);
+        if at < newest && !lacks_cut {
+            if can_make_room {
+                return ledger.make_room();
             }
-            if full {
+            if is_full && !keeps_up {
                 return Ok(());
             }
         }
@@ -390,10 +406,8 @@ impl Driver {
             ledger.record(app.log());
             *seen = Some(newest);
         }
-        if copies {
-            self.sealing(&image, || {
-                ledger.seal_copy(app.delta(None, &spill, now_ms), base)
-            })?;
+        if lacks_cut {
+            self.sealing(&image, || ledger.offer_cut(app.in_wal(&spill)))?;
         }
         Ok(())
     }
@@ -408,13 +422,14 @@ impl Driver {
         let sealed = seal();
         // What failed may have its name nevertheless, and is found at the next start.
         let captured = std::fs::read_dir(self.settings.state.join("ltx/0"));
-        let mut paths: Vec<PathBuf> = captured
+        let paths: Vec<PathBuf> = captured
             .expect("our directory can be read")
             .map(|entry| entry.expect("it can be read").path())
             .filter(|path| txid_of(path).is_some_and(|txid| txid > before))
             .collect();
-        let chain = self.handle.chain.lock();
-        paths.extend(chain.snapshot.as_ref().map(|copy| copy.path.clone()));
+        if let Some(cut) = &self.handle.chain.lock().cut {
+            self.oracle.cut(&self.name, cut.txid, image);
+        }
         for path in paths {
             let bytes = std::fs::read(path).expect("what was sealed is there");
             self.oracle.sealed(&self.name, &bytes, image);

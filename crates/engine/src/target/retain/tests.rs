@@ -6,6 +6,7 @@ use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode};
 use tokio::sync::watch;
 
 use super::*;
+use crate::budget::Budgets;
 use crate::capture::unix_ms;
 use crate::chain::{Chain, TargetProgress};
 use crate::local::LocalState;
@@ -51,6 +52,8 @@ impl Bench {
             database: directory.path().join("db"),
             holder: "us".into(),
             on_divergence: OnDivergence::Block,
+            snapshot_interval: Duration::from_secs(24 * 3600),
+            budgets: Budgets::new(crate::budget::Limits::default()),
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
             chain: Arc::new(chain),
@@ -83,6 +86,14 @@ impl Bench {
         put.await.unwrap();
     }
 
+    /// One run of retention; true when there is more to delete.
+    async fn retain(&self, connection: &mut Connection) -> Result<bool, TargetError> {
+        let retained = self.target.retention(connection).run().await;
+        let has_more = retained.has_more;
+        self.target.retained(connection, retained)?;
+        Ok(has_more)
+    }
+
     /// What the store has of level 0.
     fn captured(&self) -> usize {
         let keys = self.store.inner().keys();
@@ -110,11 +121,11 @@ fn a_wall_clock_that_is_a_year_ahead_of_the_store_deletes_nothing_early() {
         let mut connection = bench.connected().await;
         let dated = connection.files.first().unwrap().modified_ms;
         assert!((unix_ms() - YEAR_MS - dated).abs() < HOUR_MS, "{dated}");
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!(bench.captured() as u64, OLD + 1);
         // By the time that passes they get old all the same.
         tokio::time::advance(HOUR).await;
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!(bench.captured(), 1);
         assert_eq!(connection.files.len(), 3);
     });
@@ -129,7 +140,7 @@ fn a_store_whose_clock_is_a_year_ahead_of_the_machine_deletes_nothing_early() {
             ..*file
         };
         connection.files = connection.files.iter().map(listed).collect();
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!(bench.captured() as u64, OLD + 1);
     });
 }
@@ -198,11 +209,11 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
             .set_plan(plan.at(calls + 5, Fault::Fail(StoreErrorKind::Other)));
         let log = Log::default();
         let _listening = log.listen();
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!(bench.captured(), 2);
         assert_eq!(connection.files.len(), 4);
         let refused: Vec<u64> = connection
-            .refused
+            .undeletable
             .files
             .iter()
             .map(|it| it.max.get())
@@ -212,15 +223,15 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
         bench.store.set_plan(FaultPlan::none());
         let calls = bench.store.operations();
         tokio::time::advance(HOUR).await;
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!(bench.store.operations(), calls);
         let said = log.text();
         assert_eq!(said.matches("WARN").count(), 1, "{said}");
         assert!(said.contains("delete ltx/0/0000000000000004"), "{said}");
         tokio::time::advance(HOUR * 24).await;
-        assert!(!bench.target.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut connection).await.unwrap());
         assert_eq!((bench.captured(), connection.files.len()), (1, 3));
-        assert!(connection.refused.files.is_empty());
+        assert!(connection.undeletable.files.is_empty());
     });
 }
 
@@ -244,7 +255,7 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
                 .store
                 .set_plan(FaultPlan::none().from(lease + 2, refuse));
             // The next ones would be refused, too: they wait for the next time.
-            assert!(!bench.target.retain(&mut connection).await.unwrap());
+            assert!(!bench.retain(&mut connection).await.unwrap());
             let calls = bench.store.operations() - lease;
             assert_eq!(calls as usize, 2 + 1 + DELETE_FILES);
             bench.store.set_plan(FaultPlan::none());
@@ -253,7 +264,7 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
         assert_eq!(log.text().matches("WARN").count(), 1, "{}", log.text());
         // Once it has the right, all of them go, some at a time.
         tokio::time::advance(HOUR * 24).await;
-        while bench.target.retain(&mut connection).await.unwrap() {}
+        while bench.retain(&mut connection).await.unwrap() {}
         // The one that no merged file covers stays, and the newest.
         assert_eq!((bench.captured(), connection.files.len()), (2, 7));
     });
@@ -278,7 +289,7 @@ fn each_call_of_retention_may_fail_and_its_answer_may_be_lost() {
                 // One by one from the second call on.
                 let plan = FaultPlan::none().at(at - call + 2, Fault::Fail(StoreErrorKind::Denied));
                 bench.store.set_plan(plan.at(at, fault));
-                let _answer = bench.target.retain(&mut connection).await;
+                let _answer = bench.retain(&mut connection).await;
                 hit.set(bench.store.operations() > at);
                 // What is gone though its answer was lost is known until it is deleted again.
                 let known = connection
@@ -289,7 +300,7 @@ fn each_call_of_retention_may_fail_and_its_answer_may_be_lost() {
                 assert!(known >= bench.captured(), "{fault:?} at {call}");
                 bench.store.set_plan(FaultPlan::none());
                 tokio::time::advance(HOUR * 25).await;
-                while bench.target.retain(&mut connection).await.unwrap() {}
+                while bench.retain(&mut connection).await.unwrap() {}
                 assert_eq!((bench.captured(), connection.files.len()), (1, 3));
             });
             calls = call;

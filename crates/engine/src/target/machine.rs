@@ -1,0 +1,387 @@
+//! What a connected target does next: decided from facts, without I/O and without a clock.
+//!
+//! Captured files are uploaded before anything else. Beside them runs one snapshot, and one piece of
+//! upkeep: a compaction or a run of retention. What is compacted must not expire meanwhile, so these
+//! two share a lane.
+
+use ltx::Txid;
+use tokio::time::Instant;
+
+/// What a target decides by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    /// The newest acknowledged TXID.
+    pub(super) acked: Txid,
+    /// The newest TXID in level 1 or above.
+    pub(super) compacted: Txid,
+    /// The newest captured TXID.
+    pub(super) newest: Txid,
+    /// The captured file after `acked` is on our disk.
+    pub(super) has_next: bool,
+    /// The position of the newest snapshot of the target.
+    pub(super) snapshot: Txid,
+    /// The target cannot go on without a snapshot above this TXID.
+    pub(super) needs_snapshot: Option<Txid>,
+    /// The position of the cut that the target has taken for its next snapshot.
+    pub(super) cut: Option<Txid>,
+    /// A cut that it can use is offered.
+    pub(super) is_cut_offered: bool,
+    /// It has asked for a cut.
+    pub(super) wants_cut: bool,
+    /// A snapshot is on its way.
+    pub(super) is_storing_snapshot: bool,
+    /// A compaction or a run of retention is on its way.
+    pub(super) is_keeping_up: bool,
+    /// Level 0 has no file for the step to the newest snapshot. A Litestream that takes over compacts
+    /// from the end of level 1, so level 1 has to reach behind that step, soon.
+    pub(super) has_step: bool,
+    /// When the next periodic snapshot is due, if the database has changed by then.
+    pub(super) next_snapshot: Instant,
+    /// When captured files are compacted next.
+    pub(super) next_compaction: Instant,
+    /// When files of higher levels are compacted next; none: there is nothing to compact.
+    pub(super) next_level_compaction: Option<Instant>,
+    /// When retention runs next.
+    pub(super) next_retention: Instant,
+    /// After a failure beside the uploads: nothing begins there before that.
+    pub(super) not_before: Option<Instant>,
+    /// Store what is captured, then end.
+    pub(super) is_draining: bool,
+}
+
+/// What a target does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Store the next captured file.
+    Upload,
+    /// Captured files are missing: a snapshot is needed above this TXID.
+    NeedSnapshot { above: Txid },
+    /// Ask the database for a cut.
+    AskForCut,
+    /// Take the cut that is offered.
+    TakeCut,
+    /// Begin to store a snapshot, which everything that follows builds on (`is_base`), or a periodic one.
+    BeginSnapshot { is_base: bool },
+    /// Begin to compact captured files into one of level 1.
+    BeginCompaction,
+    /// Begin to compact files of a level into one of the next.
+    BeginLevelCompaction,
+    /// Begin to delete what no promised restore needs.
+    BeginRetention,
+    /// Wait for an event, or until then.
+    Wait { until: Option<Instant> },
+    /// Everything is stored, and it is time to end.
+    End,
+}
+
+/// The most urgent step.
+pub(super) fn next(facts: &Facts, now: Instant) -> Step {
+    let pause = facts.not_before.filter(|at| now < *at);
+    if let Some(above) = facts.needs_snapshot {
+        return match pause {
+            Some(_) => Step::Wait { until: pause },
+            None => next_with_need(facts, above),
+        };
+    }
+    if facts.has_next {
+        return Step::Upload;
+    }
+    if facts.acked < facts.newest {
+        return Step::NeedSnapshot { above: facts.acked };
+    }
+    if pause.is_some() && !facts.is_draining {
+        return Step::Wait { until: pause };
+    }
+    let is_behind = facts.acked > facts.compacted;
+    if facts.has_step && is_behind && !facts.is_keeping_up {
+        return Step::BeginCompaction;
+    }
+    if facts.is_draining {
+        // The step above is worth a wait; all else can be done by the next process.
+        return match facts.has_step && facts.is_keeping_up {
+            true => Step::Wait { until: None },
+            false => Step::End,
+        };
+    }
+    let snapshot = next_snapshot(facts, now);
+    if let Err(step) = snapshot {
+        return step;
+    }
+    let upkeep = next_upkeep(facts, is_behind, now);
+    if let Err(step) = upkeep {
+        return step;
+    }
+    let until = snapshot.ok().flatten().into_iter();
+    Step::Wait {
+        until: until.chain(upkeep.ok().flatten()).min(),
+    }
+}
+
+/// Nothing else is stored before the snapshot that it would build on.
+fn next_with_need(facts: &Facts, above: Txid) -> Step {
+    if facts.is_storing_snapshot {
+        return Step::Wait { until: None };
+    }
+    match facts.cut {
+        Some(cut) if cut > above => Step::BeginSnapshot { is_base: true },
+        _ if facts.is_cut_offered => Step::TakeCut,
+        _ if !facts.wants_cut => Step::AskForCut,
+        _ => Step::Wait { until: None },
+    }
+}
+
+/// A periodic snapshot: a step as an error, or when one is due.
+fn next_snapshot(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
+    if facts.is_storing_snapshot {
+        return Ok(None);
+    }
+    if let Some(cut) = facts.cut {
+        return match facts.acked >= cut {
+            true => Err(Step::BeginSnapshot { is_base: false }),
+            false => Ok(None),
+        };
+    }
+    if facts.wants_cut {
+        return match facts.is_cut_offered {
+            true => Err(Step::TakeCut),
+            false => Ok(None),
+        };
+    }
+    // The file that follows a first snapshot at once is no change.
+    if facts.acked <= facts.snapshot.next() {
+        return Ok(None);
+    }
+    match now >= facts.next_snapshot {
+        true => Err(Step::AskForCut),
+        false => Ok(Some(facts.next_snapshot)),
+    }
+}
+
+/// A compaction or a run of retention: a step as an error, or when one is due.
+fn next_upkeep(facts: &Facts, is_behind: bool, now: Instant) -> Result<Option<Instant>, Step> {
+    if facts.is_keeping_up {
+        return Ok(None);
+    }
+    let captured = is_behind.then_some(facts.next_compaction);
+    for (due, step) in [
+        (captured, Step::BeginCompaction),
+        (facts.next_level_compaction, Step::BeginLevelCompaction),
+    ] {
+        if due.is_some_and(|at| now >= at) {
+            return Err(step);
+        }
+    }
+    if now >= facts.next_retention {
+        return Err(Step::BeginRetention);
+    }
+    // Nothing expires without something new, so retention alone is no reason to wake up.
+    let next = captured.into_iter().chain(facts.next_level_compaction);
+    Ok(next.min())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Everything is stored, and nothing is due for an hour.
+    fn idle(now: Instant) -> Facts {
+        let later = now + Duration::from_secs(3600);
+        Facts {
+            acked: Txid::new(9),
+            compacted: Txid::new(9),
+            newest: Txid::new(9),
+            has_next: false,
+            snapshot: Txid::new(8),
+            needs_snapshot: None,
+            cut: None,
+            is_cut_offered: false,
+            wants_cut: false,
+            is_storing_snapshot: false,
+            is_keeping_up: false,
+            has_step: false,
+            next_snapshot: later,
+            next_compaction: later,
+            next_level_compaction: None,
+            next_retention: later,
+            not_before: None,
+            is_draining: false,
+        }
+    }
+
+    fn assert_next(facts: Facts, expected: Step) {
+        assert_eq!(next(&facts, Instant::now()), expected, "{facts:?}");
+    }
+
+    #[test]
+    fn an_idle_target_never_wakes_up() {
+        let now = Instant::now();
+        assert_next(idle(now), Step::Wait { until: None });
+        let draining = Facts {
+            is_draining: true,
+            ..idle(now)
+        };
+        assert_next(draining, Step::End);
+    }
+
+    #[test]
+    fn captured_files_are_uploaded_whatever_else_is_due_or_on_its_way() {
+        let now = Instant::now();
+        for busy in [false, true] {
+            let facts = Facts {
+                has_next: true,
+                newest: Txid::new(20),
+                wants_cut: busy,
+                is_storing_snapshot: busy,
+                is_keeping_up: busy,
+                has_step: true,
+                next_snapshot: now,
+                next_compaction: now,
+                next_retention: now,
+                is_draining: busy,
+                ..idle(now)
+            };
+            assert_next(facts, Step::Upload);
+        }
+    }
+
+    #[test]
+    fn a_target_that_cannot_go_on_waits_for_a_cut_and_stores_it_first() {
+        let now = Instant::now();
+        let lost = Facts {
+            newest: Txid::new(12),
+            ..idle(now)
+        };
+        let above = Txid::new(9);
+        assert_next(lost, Step::NeedSnapshot { above });
+        let mut facts = Facts {
+            needs_snapshot: Some(above),
+            has_next: true,
+            ..lost
+        };
+        assert_next(facts, Step::AskForCut);
+        facts.wants_cut = true;
+        assert_next(facts, Step::Wait { until: None });
+        facts.is_cut_offered = true;
+        assert_next(facts, Step::TakeCut);
+        (facts.wants_cut, facts.is_cut_offered) = (false, false);
+        facts.cut = Some(above);
+        assert_next(facts, Step::AskForCut);
+        facts.cut = Some(above.next());
+        assert_next(facts, Step::BeginSnapshot { is_base: true });
+        (facts.cut, facts.is_storing_snapshot) = (None, true);
+        assert_next(facts, Step::Wait { until: None });
+    }
+
+    #[test]
+    fn a_periodic_snapshot_is_made_of_what_is_stored_and_only_after_a_change() {
+        let now = Instant::now();
+        let due = Facts {
+            next_snapshot: now,
+            ..idle(now)
+        };
+        assert_next(due, Step::Wait { until: None });
+        let changed = Facts {
+            snapshot: Txid::new(7),
+            ..due
+        };
+        assert_next(changed, Step::AskForCut);
+        let later = now + Duration::from_secs(5);
+        let not_yet = Facts {
+            next_snapshot: later,
+            ..changed
+        };
+        assert_next(not_yet, Step::Wait { until: Some(later) });
+        for (acked, expected) in [
+            (9, Step::BeginSnapshot { is_base: false }),
+            (8, Step::Wait { until: None }),
+        ] {
+            let facts = Facts {
+                cut: Some(Txid::new(9)),
+                acked: Txid::new(acked),
+                newest: Txid::new(acked),
+                compacted: Txid::new(8),
+                next_compaction: now + Duration::from_secs(60),
+                is_keeping_up: true,
+                ..changed
+            };
+            assert_next(facts, expected);
+        }
+    }
+
+    #[test]
+    fn upkeep_is_one_thing_at_a_time_beside_a_snapshot() {
+        let now = Instant::now();
+        let all = Facts {
+            compacted: Txid::new(3),
+            next_compaction: now,
+            next_level_compaction: Some(now),
+            next_retention: now,
+            is_storing_snapshot: true,
+            ..idle(now)
+        };
+        assert_next(all, Step::BeginCompaction);
+        let compacted = Facts {
+            compacted: Txid::new(9),
+            ..all
+        };
+        assert_next(compacted, Step::BeginLevelCompaction);
+        let levels = Facts {
+            next_level_compaction: None,
+            ..compacted
+        };
+        assert_next(levels, Step::BeginRetention);
+        let busy = Facts {
+            is_keeping_up: true,
+            ..all
+        };
+        assert_next(busy, Step::Wait { until: None });
+    }
+
+    #[test]
+    fn a_failure_beside_the_uploads_holds_no_upload_back() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(5);
+        let failed = Facts {
+            compacted: Txid::new(3),
+            next_compaction: now,
+            not_before: Some(later),
+            ..idle(now)
+        };
+        assert_next(failed, Step::Wait { until: Some(later) });
+        let captured = Facts {
+            has_next: true,
+            newest: Txid::new(10),
+            ..failed
+        };
+        assert_next(captured, Step::Upload);
+        let draining = Facts {
+            is_draining: true,
+            ..failed
+        };
+        assert_next(draining, Step::End);
+        let needs = Facts {
+            needs_snapshot: Some(Txid::new(9)),
+            ..failed
+        };
+        assert_next(needs, Step::Wait { until: Some(later) });
+    }
+
+    #[test]
+    fn the_step_to_a_new_snapshot_is_compacted_before_the_end() {
+        let now = Instant::now();
+        let facts = Facts {
+            compacted: Txid::new(7),
+            has_step: true,
+            is_draining: true,
+            ..idle(now)
+        };
+        assert_next(facts, Step::BeginCompaction);
+        let busy = Facts {
+            is_keeping_up: true,
+            ..facts
+        };
+        assert_next(busy, Step::Wait { until: None });
+    }
+}
