@@ -14,7 +14,6 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Error, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,8 +21,8 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::cache::Key;
+use crate::event_writer::EventQueue;
 use crate::observe::Observer;
-use crate::plan::events::Notice;
 use crate::plan::{Change, Plan};
 
 /// Objects that are written at a time.
@@ -36,7 +35,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Applier {
     client: Client,
     observer: Arc<Observer>,
-    recorder: Recorder,
+    events: EventQueue,
 }
 
 /// How carrying out one plan went.
@@ -64,20 +63,17 @@ impl From<Error> for ApplyError {
 }
 
 impl Applier {
-    /// An applier whose Events name `replica` as their source.
-    pub fn new(client: Client, observer: Arc<Observer>, replica: String) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(replica),
-        };
+    /// An applier that tells what it did through `events`.
+    pub fn new(client: Client, observer: Arc<Observer>, events: EventQueue) -> Self {
         Applier {
-            recorder: Recorder::new(client.clone(), reporter),
             client,
             observer,
+            events,
         }
     }
 
-    /// Makes every write of a plan, those for one object in order, and tells what succeeded.
+    /// Makes every write of a plan, those for one object in order. Then it queues the Events of objects
+    /// whose writes succeeded, and does not wait for them.
     pub async fn apply(&self, plan: Plan) -> Outcome {
         let mut groups: Vec<(Subject, Vec<Change>)> = Vec::new();
         for change in plan.changes {
@@ -108,7 +104,7 @@ impl Applier {
             .filter(|(_, o)| o.failed > 0)
             .map(|(s, _)| s)
             .collect();
-        for notice in &plan.notices {
+        for notice in plan.notices {
             let about = &notice.about;
             let key = (
                 about.namespace.clone().unwrap_or_default(),
@@ -119,7 +115,7 @@ impl Applier {
                 _ => Subject::Backup(key),
             };
             if !failed.contains(&subject) {
-                self.tell(notice).await;
+                self.events.push(notice);
             }
         }
         results
@@ -240,29 +236,6 @@ impl Applier {
             api.patch_status(name, &params(), &Patch::Apply(patch))
                 .await,
         )
-    }
-
-    /// Events are a courtesy: one that cannot be written is not tried again.
-    async fn tell(&self, notice: &Notice) {
-        let event = Event {
-            type_: if notice.normal {
-                EventType::Normal
-            } else {
-                EventType::Warning
-            },
-            reason: notice.reason.clone(),
-            note: (!notice.message.is_empty()).then(|| notice.message.clone()),
-            action: notice.action.to_owned(),
-            secondary: None,
-        };
-        let published = timeout(
-            REQUEST_TIMEOUT,
-            self.recorder.publish(&event, &notice.about),
-        )
-        .await;
-        if !matches!(published, Ok(Ok(()))) {
-            tracing::warn!(reason = notice.reason, "event not written");
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use kube::{Api, Client};
 use operator::args::{Args, LogFormat, LogLevel};
 use operator::certs::manage::CaBundles;
 use operator::certs::{self, Certs};
+use operator::event_writer::event_queue;
 use operator::observe::Observer;
 use operator::plan::Settings;
 use operator::plan::webhook::Endpoint;
@@ -73,6 +74,8 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     reviews.register(&mut registry);
     figures.register(&mut registry);
+    let (events, event_writer) = event_queue(client.clone(), args.replica.clone());
+    events.register(&mut registry);
     registry.register_collector(Box::new(metrics::Live {
         observer: Arc::clone(&observer),
         leader: leader.clone(),
@@ -104,11 +107,13 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     ));
     tasks.spawn(poll::run(
         Arc::clone(&observer),
+        protocol::names::STATUS_PORT,
         leader.clone(),
         stopped.clone(),
     ));
-    let applier = apply::Applier::new(client.clone(), Arc::clone(&observer), args.replica.clone());
+    let applier = apply::Applier::new(client.clone(), Arc::clone(&observer), events);
     let applier = Arc::new(applier);
+    tasks.spawn(event_writer.run(stopped.clone()));
     let settings = settings(&args, inject);
     let keeper = WebhookKeeper {
         observer: Arc::clone(&observer),

@@ -5,38 +5,30 @@
 //! anything: no answer may take the memory that the others need.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
-use protocol::names::{STATUS_PORT, STATUS_VERSION};
+use protocol::names::STATUS_VERSION;
 use protocol::status::TargetState;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::answer::{self, Answer, Received, clipped};
 use crate::observe::Observer;
+use crate::poll_queue::{PollResult, Queue};
 use crate::world::{PodFacts, Report};
-
-/// Time between two looks at a sidecar that is well.
-pub const INTERVAL: Duration = Duration::from_secs(10);
-
-/// Time between two looks while something is wrong or new.
-pub const INTERVAL_UNWELL: Duration = Duration::from_secs(5);
 
 /// One look takes at most this long.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Looks at a time.
-pub const AT_ONCE: usize = 64;
 
 /// Longest answer, in bytes: ten thousand databases with two targets each.
 pub const ANSWER_BYTES: usize = 16 << 20;
@@ -51,7 +43,7 @@ pub const LARGE_BYTES: usize = ANSWER_BYTES;
 /// Versions of the answer around ours that are understood: fields are only ever added.
 const VERSION_SKEW: u32 = 2;
 
-/// How often we see who is due.
+/// Time between two looks at which sidecars are due, and between two notes of answers.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Why a sidecar could not be looked at. All of them mean that nothing is known.
@@ -87,90 +79,76 @@ pub enum PollError {
     Other(String),
 }
 
-/// Asks until `shutdown`, while we lead.
+/// Polls until `shutdown`, while this replica leads. Sidecars listen on `port` of their Pod's address.
+///
+/// Each answer counts as soon as it is there: sidecars that are slow or silent do not hold back the
+/// others. Answers become visible together, every 500 ms, so that they cause few passes.
 pub async fn run(
     observer: Arc<Observer>,
-    leader: watch::Receiver<bool>,
+    port: u16,
+    mut leader: watch::Receiver<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(TIMEOUT));
-    let sidecars = Sidecars {
-        client: Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            // What comes while an answer waits for room stays in the other's socket.
-            .http1_max_buf_size(SMALL_BYTES)
-            .build(connector),
-        large: Semaphore::new(LARGE_BYTES),
-    };
-    let mut due: BTreeMap<String, Instant> = BTreeMap::new();
+    let sidecars = Sidecars::new(port);
+    loop {
+        tokio::select! {
+            // Without a lease there is nobody who could make us the leader again.
+            led = leader.wait_for(|leads| *leads) => if led.is_err() { return },
+            _ = shutdown.wait_for(|down| *down) => return,
+        }
+        tokio::select! {
+            () = poll(&observer, &sidecars) => {}
+            _ = leader.wait_for(|leads| !*leads) => {}
+            _ = shutdown.wait_for(|down| *down) => return,
+        }
+    }
+}
+
+/// Polls for as long as this replica leads.
+async fn poll(observer: &Observer, sidecars: &Sidecars) {
+    let mut queue = Queue::default();
+    let mut pods = BTreeMap::new();
+    let mut answered = BTreeMap::new();
+    let mut polls = FuturesUnordered::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
-            _ = shutdown.wait_for(|down| *down) => return,
+            _ = ticks.tick() => {
+                pods = running_sidecars(observer);
+                queue.handle_sidecars(pods.keys().map(String::as_str), Instant::now());
+                observer.note_reports(std::mem::take(&mut answered), |uid| pods.contains_key(uid));
+            }
+            Some((pod, answer)) = polls.next() => {
+                let pod: Arc<PodFacts> = pod;
+                let old = observer.report(&pod.uid);
+                let report = report(old.as_deref(), answer, Timestamp::now());
+                let result = match &report.answer {
+                    Ok(answer) if is_well(answer) => PollResult::Healthy,
+                    Ok(_) => PollResult::Unhealthy,
+                    Err(_) => PollResult::Silent,
+                };
+                if queue.handle_result(&pod.uid, result, Instant::now()) {
+                    answered.insert(pod.uid.clone(), Arc::new(report));
+                }
+            }
         }
-        if !*leader.borrow() {
-            due.clear();
-            continue;
+        while let Some(uid) = queue.next(Instant::now()) {
+            let pod = Arc::clone(pods.get(&uid).expect("the queue holds these Pods only"));
+            polls.push(async move {
+                let answer = sidecars.ask(&pod).await;
+                (pod, answer.map_err(said))
+            });
         }
-        look(&observer, &sidecars, &mut due).await;
     }
 }
 
-/// Looks at every sidecar that is due, and takes note of all answers at once.
-async fn look(observer: &Observer, sidecars: &Sidecars, due: &mut BTreeMap<String, Instant>) {
-    let now = Instant::now();
-    let pods: BTreeMap<String, Arc<PodFacts>> = observer
-        .pods()
-        .into_iter()
-        .filter(|p| p.has_sidecar && p.sidecar_running && p.is_live() && p.ip.is_some())
+/// The Pods with a running sidecar that has an address, by UID.
+fn running_sidecars(observer: &Observer) -> BTreeMap<String, Arc<PodFacts>> {
+    let pods = observer.pods().into_iter();
+    pods.filter(|p| p.has_sidecar && p.sidecar_running && p.is_live() && p.ip.is_some())
         .map(|p| (p.uid.clone(), p))
-        .collect();
-    due.retain(|uid, _| pods.contains_key(uid));
-    let asked: Vec<Arc<PodFacts>> = pods
-        .iter()
-        .filter(|(uid, _)| due.get(*uid).is_none_or(|at| *at <= now))
-        .map(|(_, pod)| Arc::clone(pod))
-        .collect();
-    let mut reports = observer.reports();
-    let known = reports.len();
-    reports.retain(|uid, _| pods.contains_key(uid));
-    if asked.is_empty() && reports.len() == known {
-        return;
-    }
-    let answers = futures::stream::iter(asked)
-        .map(|pod| async move {
-            let answer = sidecars.ask(&pod).await;
-            (pod, answer.map_err(said))
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-    for (pod, answer) in answers {
-        let report = report(
-            reports.get(&pod.uid).map(|r| &**r),
-            answer,
-            Timestamp::now(),
-        );
-        let wait = if is_well(&report) {
-            INTERVAL
-        } else {
-            INTERVAL_UNWELL
-        };
-        due.insert(pod.uid.clone(), Instant::now() + spread(&pod.uid, wait));
-        reports.insert(pod.uid.clone(), Arc::new(report));
-    }
-    observer.note_reports(reports);
-}
-
-/// A span around `wait`, up to a tenth shorter, that is always the same for one Pod.
-fn spread(uid: &str, wait: Duration) -> Duration {
-    let mut hasher = DefaultHasher::new();
-    uid.hash(&mut hasher);
-    let share = u32::try_from(hasher.finish() % 100).expect("less than 100");
-    wait - wait * share / 1000
+        .collect()
 }
 
 /// What is kept of an error, which may quote what it does not understand.
@@ -196,20 +174,33 @@ fn report(old: Option<&Report>, answer: Result<Answer, String>, at: Timestamp) -
     }
 }
 
-fn is_well(report: &Report) -> bool {
-    report.answer.as_ref().is_ok_and(|answer| {
-        answer.databases.iter().all(|d| d.state.is_healthy())
-            && answer.targets.iter().all(|t| t.state == TargetState::Ok)
-    })
+fn is_well(answer: &Answer) -> bool {
+    answer.databases.iter().all(|d| d.state.is_healthy())
+        && answer.targets.iter().all(|t| t.state == TargetState::Ok)
 }
 
 /// What looks have in common.
 struct Sidecars {
     client: Client<HttpConnector, Body>,
     large: Semaphore,
+    port: u16,
 }
 
 impl Sidecars {
+    fn new(port: u16) -> Sidecars {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(TIMEOUT));
+        Sidecars {
+            client: Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                // What comes while an answer waits for room stays in the other's socket.
+                .http1_max_buf_size(SMALL_BYTES)
+                .build(connector),
+            large: Semaphore::new(LARGE_BYTES),
+            port,
+        }
+    }
+
     async fn ask(&self, pod: &PodFacts) -> Result<Answer, PollError> {
         let text = pod.ip.as_deref().unwrap_or_default();
         let wrong = || PollError::Address(text.to_owned());
@@ -218,7 +209,7 @@ impl Sidecars {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
-        let uri = format!("http://{host}:{STATUS_PORT}/status");
+        let uri = format!("http://{host}:{}/status", self.port);
         let uri: Uri = uri.parse().map_err(|_| wrong())?;
         let look = timeout(TIMEOUT, self.fetch(uri));
         check(look.await.map_err(|_| PollError::Timeout)??, pod)

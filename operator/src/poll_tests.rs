@@ -8,12 +8,7 @@ use tokio::net::TcpListener;
 use super::*;
 
 fn sidecars() -> Sidecars {
-    Sidecars {
-        client: Client::builder(TokioExecutor::new())
-            .http1_max_buf_size(SMALL_BYTES)
-            .build(HttpConnector::new()),
-        large: Semaphore::new(LARGE_BYTES),
-    }
+    Sidecars::new(protocol::names::STATUS_PORT)
 }
 
 /// A sidecar that answers one request with these bytes.

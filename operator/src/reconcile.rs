@@ -56,10 +56,8 @@ impl Reconciler {
             led = leads;
             let mut wait = PASS_AT_LEAST;
             if leads && self.observer.is_ready() {
-                let mut leader = self.leader.clone();
-                let pass = tokio::select! {
-                    pass = self.pass() => pass,
-                    _ = leader.wait_for(|leads| !*leads) => continue,
+                let Some(pass) = while_leading(&self.leader, self.pass()).await else {
+                    continue;
                 };
                 failures = if pass.failed { failures + 1 } else { 0 };
                 wait = wait.min(pass.wait);
@@ -86,7 +84,8 @@ impl Reconciler {
 
     async fn pass(&self) -> Pass {
         let now = Timestamp::now();
-        let world = self.observer.world(now);
+        self.observer.watch_pods();
+        let world = self.observer.cluster_state(now);
         let started = std::time::Instant::now();
         let plan = plan::plan(&world, &self.settings);
         drop(world);
@@ -140,8 +139,11 @@ impl WebhookKeeper {
                     bundle.as_ref().map(|b| b.ca_pem.as_str()),
                     &self.endpoint,
                 );
-                let failed = self.applier.apply(plan).await.failed > 0;
-                failures = if failed { failures + 1 } else { 0 };
+                let write = self.applier.apply(plan);
+                let Some(outcome) = while_leading(&self.leader, write).await else {
+                    continue;
+                };
+                failures = if outcome.failed > 0 { failures + 1 } else { 0 };
             }
             // After a failure only time helps: what changes meanwhile is looked at then.
             let calm = failures == 0;
@@ -153,6 +155,16 @@ impl WebhookKeeper {
                 _ = shutdown.wait_for(|down| *down) => return,
             }
         }
+    }
+}
+
+/// Runs `work` while this replica leads. `None`: leadership ended first, and `work` was dropped with
+/// the request that was under way. Another leader may write by then.
+async fn while_leading<F: Future>(leader: &watch::Receiver<bool>, work: F) -> Option<F::Output> {
+    let mut leader = leader.clone();
+    tokio::select! {
+        output = work => Some(output),
+        _ = leader.wait_for(|leads| !*leads) => None,
     }
 }
 

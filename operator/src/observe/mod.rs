@@ -167,21 +167,21 @@ impl Observer {
         )
     }
 
-    /// Takes one consistent look, and begins or ends watches of Pods as namespaces come and go.
-    pub fn world(&self, now: Timestamp) -> World {
-        let all = self.backups.all();
-        let tests = self.tests.all();
-        let unfinished = tests
-            .iter()
-            .filter(|t| !t.status.as_ref().is_some_and(|s| s.phase.is_finished()))
-            .filter_map(|t| t.namespace());
-        let namespaces = all.iter().map(|b| b.key().0).chain(unfinished).collect();
+    /// Begins and ends watches of Pods: they are watched in namespaces with a SqliteBackup or an
+    /// unfinished RestoreTest. Needs a runtime; call before each [`Observer::cluster_state`].
+    pub fn watch_pods(&self) {
+        let unfinished =
+            |t: &Arc<RestoreTest>| !t.status.as_ref().is_some_and(|s| s.phase.is_finished());
+        let tests = self.tests.all().into_iter().filter(unfinished);
+        let backups = self.backups.all().into_iter().map(|b| b.key().0);
+        let namespaces = backups.chain(tests.filter_map(|t| t.namespace())).collect();
         self.pods.keep(&namespaces);
+    }
 
-        let mut notes = self.notes();
-        notes
-            .config_maps
-            .retain(|_, (at, _)| now.duration_since(*at) < CONFIG_MAP_AGE);
+    /// Returns everything that is known at `now`, and changes nothing.
+    pub fn cluster_state(&self, now: Timestamp) -> World {
+        let all = self.backups.all();
+        let notes = self.notes();
         let bad = all.iter().filter_map(|b| match &**b {
             Backup::Unreadable(bad) => Some(bad.clone()),
             Backup::Readable(_) => None,
@@ -189,16 +189,18 @@ impl Observer {
         let unreadable = bad
             .filter(|b| !notes.told.contains(&(b.uid.clone(), b.generation)))
             .collect();
+        let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
         let config_maps = notes.config_maps.iter();
         World {
             now,
             backups: readable(all).collect(),
             unreadable,
-            tests,
+            tests: self.tests.all(),
             restores: self.restores.all(),
             pods: self.pods.listed(),
             jobs: self.jobs.all().into_iter().map(|j| (j.key(), j)).collect(),
             config_maps: config_maps
+                .filter(|(_, (at, _))| fresh(at))
                 .map(|(k, (_, v))| (k.clone(), Arc::clone(v)))
                 .collect(),
             reports: notes.reports.clone(),
@@ -221,10 +223,26 @@ impl Observer {
         *self.notes() = Notes::default();
     }
 
-    /// Takes note of what sidecars answered; Pods that are gone are forgotten.
-    pub fn note_reports(&self, reports: BTreeMap<String, Arc<Report>>) {
-        self.notes().reports = reports;
-        self.changed.send_replace(());
+    /// Takes note of answers of sidecars, by Pod UID. Forgets those of Pods that `exists` denies.
+    pub fn note_reports(
+        &self,
+        answered: BTreeMap<String, Arc<Report>>,
+        exists: impl Fn(&str) -> bool,
+    ) {
+        let mut notes = self.notes();
+        let known = notes.reports.len();
+        notes.reports.retain(|uid, _| exists(uid));
+        let changed = notes.reports.len() != known || !answered.is_empty();
+        notes.reports.extend(answered);
+        drop(notes);
+        if changed {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// The last answer of one sidecar.
+    pub fn report(&self, uid: &str) -> Option<Arc<Report>> {
+        self.notes().reports.get(uid).cloned()
     }
 
     /// What sidecars answered last, by Pod UID.
@@ -238,9 +256,10 @@ impl Observer {
             config_map.metadata.namespace.clone().unwrap_or_default(),
             config_map.metadata.name.clone().unwrap_or_default(),
         );
-        self.notes()
-            .config_maps
-            .insert(key, (now, Arc::new(config_map)));
+        let mut notes = self.notes();
+        let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
+        notes.config_maps.retain(|_, (at, _)| fresh(at));
+        notes.config_maps.insert(key, (now, Arc::new(config_map)));
     }
 
     /// Takes note that a SqliteBackup was told that it cannot be read.
