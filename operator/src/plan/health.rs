@@ -3,6 +3,7 @@
 use api::SqliteBackup;
 use api::backup::DatabaseSpec;
 use api::names::reason;
+use protocol::duration::Span;
 use protocol::status::{DatabaseState, TargetState};
 
 use super::conditions::Truth;
@@ -34,8 +35,14 @@ impl Finding {
 /// How bad something is; more is worse.
 pub type Severity = u8;
 
-/// Severity of what could not be looked at: worse than well, better than known to be bad.
-const UNKNOWN: Severity = 2;
+/// Severity of an outage that is no loss yet: everything else is as it should be.
+const TOLERATED: Severity = 1;
+
+/// Severity of what has no state yet.
+const STARTING: Severity = 2;
+
+/// Severity of what could not be polled: worse than healthy, better than known to be bad.
+const UNKNOWN: Severity = 3;
 
 /// From here on a severity means that data is not replicated as it should be.
 const BAD: Severity = 10;
@@ -45,8 +52,8 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
     match state {
         DatabaseState::Idle => (0, "Idle"),
         DatabaseState::Replicating => (0, "Replicating"),
-        DatabaseState::Starting => (1, reason::STARTING),
-        DatabaseState::Missing => (1, "Missing"),
+        DatabaseState::Starting => (STARTING, reason::STARTING),
+        DatabaseState::Missing => (STARTING, "Missing"),
         DatabaseState::DiskFull => (BAD + 1, "DiskFull"),
         DatabaseState::ExclusiveLocking => (BAD + 2, "ExclusiveLocking"),
         DatabaseState::NotWal => (BAD + 3, "NotWal"),
@@ -59,22 +66,6 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
     }
 }
 
-/// Severity and name of a target state, which alone says little: an outage is no loss until the
-/// lag is too long.
-fn target(state: TargetState) -> (Severity, &'static str) {
-    match state {
-        TargetState::Ok => (0, "Ok"),
-        TargetState::Starting => (1, reason::STARTING),
-        TargetState::DestinationUnavailable => (3, "DestinationUnavailable"),
-        TargetState::CredentialsMissing => (4, "CredentialsMissing"),
-        TargetState::Denied => (5, reason::DENIED),
-        TargetState::NoBucket => (BAD + 5, "NoBucket"),
-        TargetState::Corrupt => (BAD + 6, "Corrupt"),
-        TargetState::Superseded => (BAD + 8, reason::SUPERSEDED),
-        TargetState::Diverged => (BAD + 9, "Diverged"),
-    }
-}
-
 /// Whether another writer has taken over something of this sidecar's.
 pub fn is_superseded(answer: &Answer) -> bool {
     (answer.databases.iter()).any(|d| d.state == DatabaseState::Superseded)
@@ -83,7 +74,7 @@ pub fn is_superseded(answer: &Answer) -> bool {
 
 /// Whether every database of a sidecar is replicated as it should be.
 pub fn is_well(backup: &SqliteBackup, answer: &Answer) -> bool {
-    !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s == 0)
+    !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s <= TOLERATED)
 }
 
 /// Whether a sidecar has nothing to tell yet. With its configuration read and patterns only, it may
@@ -93,26 +84,10 @@ fn is_starting(backup: &SqliteBackup, answer: &Answer) -> bool {
     answer.count == 0 && (!answer.is_configured || !may_be_none)
 }
 
-/// What one sidecar says, each part with its severity.
+/// Every database and target of one sidecar, each with its severity.
 fn findings<'a>(backup: &'a SqliteBackup, answer: &'a Answer) -> impl Iterator<Item = Found> + 'a {
     let max_lag = backup.spec.replication.max_lag;
-    let targets = answer.targets.iter().map(move |t| {
-        let (severity, name, message) = target_found(t);
-        let late = t.lag_ms > max_lag.as_millis();
-        match severity {
-            0 if late => {
-                let message = format!(
-                    "{} to {}: commits wait longer than maxLag ({max_lag})",
-                    t.path, t.name
-                );
-                (BAD, reason::LAG_EXCEEDED, message)
-            }
-            // An outage is bad once commits wait too long, or when nothing was ever stored.
-            3..BAD if late || !t.is_stored => (severity + BAD, name, message),
-            3..BAD => (0, name, String::new()),
-            _ => (severity, name, message),
-        }
-    });
+    let targets = answer.targets.iter().map(move |t| target(t, max_lag));
     answer.databases.iter().map(database_found).chain(targets)
 }
 
@@ -124,9 +99,30 @@ fn database_found(seen: &DatabaseSeen) -> Found {
     (severity, name, said(&seen.path, &seen.message))
 }
 
-fn target_found(seen: &TargetSeen) -> Found {
-    let (severity, name) = target(seen.state);
+/// Severity of a target. An outage is no loss until commits wait for longer than `max_lag`, or while
+/// nothing was ever stored.
+fn target(seen: &TargetSeen, max_lag: Span) -> Found {
+    let late = seen.lag_ms > max_lag.as_millis();
+    let outage = |severity| match late || !seen.is_stored {
+        true => BAD + severity,
+        false => TOLERATED,
+    };
     let place = format!("{} to {}", seen.path, seen.name);
+    let (severity, name) = match seen.state {
+        TargetState::Ok if late => {
+            let message = format!("{place}: commits wait longer than maxLag ({max_lag})");
+            return (BAD, reason::LAG_EXCEEDED, message);
+        }
+        TargetState::Ok => (0, "Ok"),
+        TargetState::Starting => (STARTING, reason::STARTING),
+        TargetState::DestinationUnavailable => (outage(3), "DestinationUnavailable"),
+        TargetState::CredentialsMissing => (outage(4), "CredentialsMissing"),
+        TargetState::Denied => (outage(5), reason::DENIED),
+        TargetState::NoBucket => (BAD + 5, "NoBucket"),
+        TargetState::Corrupt => (BAD + 6, "Corrupt"),
+        TargetState::Superseded => (BAD + 8, reason::SUPERSEDED),
+        TargetState::Diverged => (BAD + 9, "Diverged"),
+    };
     (severity, name, said(&place, &seen.message))
 }
 
@@ -141,26 +137,32 @@ fn said(what: &str, message: &str) -> String {
 pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, String) {
     match member.view {
         View::NotInjected => (BAD, "NotInjected".to_owned(), String::new()),
-        View::Starting => (1, reason::STARTING.to_owned(), String::new()),
+        View::Starting => (STARTING, reason::STARTING.to_owned(), String::new()),
         View::Unreachable(error) => (
             UNKNOWN,
             reason::SIDECAR_UNREACHABLE.to_owned(),
             error.to_owned(),
         ),
         View::Answered(answer) => {
-            let databases = answer.databases.iter().map(database_found);
-            let all = databases.chain(answer.targets.iter().map(target_found));
-            match all.max_by_key(|(severity, ..)| *severity) {
+            let worst = findings(backup, answer).max_by_key(|(severity, ..)| *severity);
+            match worst {
                 None if is_starting(backup, answer) => {
-                    (1, reason::STARTING.to_owned(), String::new())
+                    (STARTING, reason::STARTING.to_owned(), String::new())
                 }
-                None | Some((0, _, _)) => {
+                Some((severity, name, message)) if severity > TOLERATED => {
+                    (severity, name.to_owned(), message)
+                }
+                healthy => {
                     let mut databases = answer.databases.iter();
                     let idle = databases.all(|d| d.state == DatabaseState::Idle);
                     let state = if idle { "Idle" } else { "Replicating" };
-                    (0, state.to_owned(), String::new())
+                    let tolerated = healthy.filter(|(severity, ..)| *severity == TOLERATED);
+                    let (severity, message) = tolerated.map_or_else(
+                        || (0, String::new()),
+                        |(severity, _, message)| (severity, message),
+                    );
+                    (severity, state.to_owned(), message)
                 }
-                Some((severity, name, message)) => (severity, name.to_owned(), message),
             }
         }
     }
@@ -173,7 +175,7 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
         let found = match member.view {
             View::NotInjected => continue,
             View::Starting => (
-                1,
+                STARTING,
                 reason::STARTING,
                 format!("Pod {} is starting", member.pod.name),
             ),
@@ -187,22 +189,19 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
                     protocol::names::STATUS_PORT
                 ),
             ),
-            View::Answered(answer) => findings(backup, answer)
-                .max_by_key(|(severity, ..)| *severity)
-                .map_or(
-                    (
-                        u8::from(is_starting(backup, answer)),
-                        reason::STARTING,
-                        String::new(),
-                    ),
-                    |(severity, name, message)| {
-                        (
-                            severity,
-                            name,
-                            format!("Pod {}: {message}", member.pod.name),
-                        )
-                    },
-                ),
+            View::Answered(answer) => {
+                let worst = findings(backup, answer).max_by_key(|(severity, ..)| *severity);
+                match worst {
+                    Some((severity, name, message)) => {
+                        let message = format!("Pod {}: {message}", member.pod.name);
+                        (severity, name, message)
+                    }
+                    None if is_starting(backup, answer) => {
+                        (STARTING, reason::STARTING, String::new())
+                    }
+                    None => continue,
+                }
+            }
         };
         if found.0 > worst.0 {
             worst = found;
@@ -211,7 +210,7 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     let injected = members.iter().any(|m| m.view != View::NotInjected);
     match worst {
         _ if !injected => Finding::new(Truth::Unknown, reason::NO_PODS, "no Pod has the sidecar"),
-        (0, ..) => {
+        (0..=TOLERATED, ..) => {
             let message = "every commit older than maxLag is stored";
             Finding::new(Truth::True, reason::UP_TO_DATE, message)
         }
