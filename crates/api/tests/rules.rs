@@ -218,7 +218,7 @@ fn a_prefix_is_a_relative_path_with_known_placeholders() {
         refuses::<SqliteBackup>(&prefix(bad), "must be a relative path");
     }
     for bad in ["{pod}", "{Member}", "x/{", "{database"] {
-        refuses::<SqliteBackup>(&prefix(bad), "knows only the placeholders");
+        refuses::<SqliteBackup>(&prefix(bad), "may only contain the placeholders");
     }
 }
 
