@@ -15,10 +15,12 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, Error, Resource};
+use logging::chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
+use tracing::{Instrument, Span, info_span};
 
 use crate::cache::Key;
 use crate::event_writer::EventQueue;
@@ -86,7 +88,8 @@ impl Applier {
         let results = futures::stream::iter(groups)
             .map(|(subject, changes)| async move {
                 let planned = changes.len() as u64;
-                let written = self.apply_in_order(&subject, changes).await;
+                let writes = self.apply_in_order(changes).instrument(subject.span());
+                let written = writes.await;
                 (
                     subject,
                     Outcome {
@@ -126,7 +129,7 @@ impl Applier {
             })
     }
 
-    async fn apply_in_order(&self, subject: &Subject, changes: Vec<Change>) -> u64 {
+    async fn apply_in_order(&self, changes: Vec<Change>) -> u64 {
         let mut written = 0;
         for change in changes {
             let result = match timeout(REQUEST_TIMEOUT, self.write(change)).await {
@@ -136,8 +139,7 @@ impl Applier {
             match result {
                 Ok(()) => written += 1,
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(?subject, error, "write failed, it is tried again");
+                    tracing::warn!(error = %chain(&error), "write failed; it is tried again");
                     break;
                 }
             }
@@ -264,6 +266,19 @@ enum Subject {
     Backup(Key),
     Test(Key),
     Restore(Key),
+}
+
+impl Subject {
+    /// The span of every event about this object.
+    fn span(&self) -> Span {
+        let (kind, namespace, object) = match self {
+            Subject::Webhooks => ("MutatingWebhookConfiguration", "", WEBHOOK_CONFIGURATION),
+            Subject::Backup((namespace, name)) => ("SqliteBackup", &**namespace, &**name),
+            Subject::Test((namespace, name)) => ("RestoreTest", &**namespace, &**name),
+            Subject::Restore((namespace, name)) => ("SqliteRestore", &**namespace, &**name),
+        };
+        info_span!("object", kind, namespace, object)
+    }
 }
 
 fn subject(change: &Change) -> Subject {

@@ -11,11 +11,13 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use logging::chain;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tracing::{Instrument, info_span};
 
 use crate::plan::events::Notice;
 
@@ -135,13 +137,21 @@ async fn write(recorder: &Recorder, draft: Notice, lost: &Counter) {
         action: draft.action.to_owned(),
         secondary: None,
     };
-    let written = timeout(REQUEST_TIMEOUT, recorder.publish(&event, &draft.about)).await;
-    let error = match written {
+    let about = &draft.about;
+    let span = info_span!(
+        "object",
+        kind = about.kind.as_deref().unwrap_or_default(),
+        namespace = about.namespace.as_deref().unwrap_or_default(),
+        object = about.name.as_deref().unwrap_or_default(),
+    );
+    let request = recorder.publish(&event, about).instrument(span.clone());
+    let error = match timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => chain(&error).to_string(),
         Err(_) => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
     };
     lost.inc();
+    let _object = span.entered();
     tracing::warn!(reason = event.reason, error, "event not written");
 }
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Error};
+use logging::chain;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
@@ -120,8 +121,10 @@ pub async fn run(
         let look = attempt(&leases, &lease_name, &name, &mut candidate, start);
         match timeout(REQUEST_TIMEOUT, look).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "lease: look or renew"),
-            Err(_) => tracing::warn!("lease: no answer in time"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "lease not read or not renewed")
+            }
+            Err(_) => tracing::warn!("lease not renewed: no answer in time"),
         }
         let leads = candidate.leads(start.elapsed());
         let changed = leader.send_if_modified(|held| std::mem::replace(held, leads) != leads);
@@ -133,7 +136,7 @@ pub async fn run(
     if candidate.leads(start.elapsed()) {
         let released = timeout(REQUEST_TIMEOUT, release(&leases, &lease_name, &name)).await;
         if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!("lease: not released, it expires by itself");
+            tracing::warn!("lease not released; it expires after 12 s");
         }
     }
 }

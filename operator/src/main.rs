@@ -1,6 +1,7 @@
 //! `sqlite-backup-operator`: wires the library into a process.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use logging::{Format, chain};
 use operator::args::{Args, LogFormat, LogLevel};
 use operator::certs::manage::CaBundles;
 use operator::certs::{self, Certs};
@@ -25,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
+use tracing::{Instrument, Span};
 
 /// Time for everything to end after a signal.
 const SHUTDOWN: Duration = Duration::from_secs(20);
@@ -33,9 +36,19 @@ const SHUTDOWN: Duration = Duration::from_secs(20);
 const BUNDLE_LOOK: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let args = Args::parse();
     start_log(&args);
+    match start(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %chain(error.as_ref()), "the operator failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(args: Args) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
@@ -132,13 +145,9 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     };
     tasks.spawn(reconciler.run(stopped.clone()));
     let leases = Api::<Lease>::namespaced(client, &args.namespace);
-    tasks.spawn(lease::run(
-        leases,
-        args.lease,
-        args.replica.clone(),
-        lead,
-        stopped,
-    ));
+    let span = object_span("Lease", &args.namespace, &args.lease);
+    let election = lease::run(leases, args.lease, args.replica.clone(), lead, stopped);
+    tasks.spawn(election.instrument(span));
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -170,13 +179,20 @@ fn start_log(args: &Args) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
-    }
+    let format = match args.log_format {
+        LogFormat::Json => Format::Json,
+        LogFormat::Text => Format::Text,
+    };
+    logging::init(logging::Settings {
+        level,
+        format,
+        source: false,
+    });
+}
+
+/// The span of every event about one object.
+fn object_span(kind: &str, namespace: &str, object: &str) -> Span {
+    tracing::info_span!("object", kind, namespace, object)
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -203,6 +219,7 @@ fn start_certs(
         .tls_secret
         .clone()
         .context("no source of certificates")?;
+    let span = object_span("Secret", &args.namespace, &secret);
     let settings = certs::manage::Settings {
         secret,
         names: webhook_names(args)?,
@@ -210,7 +227,7 @@ fn start_certs(
     };
     let secrets = Api::<Secret>::namespaced(client.clone(), &args.namespace);
     let (manager, certs) = certs::manage::Manager::new(secrets, settings, inputs);
-    tasks.spawn(manager.run(stopped.clone()));
+    tasks.spawn(manager.run(stopped.clone()).instrument(span));
     Ok(certs)
 }
 
@@ -284,7 +301,7 @@ async fn serve_http(listener: TcpListener, state: http::State, mut stopped: watc
         .with_graceful_shutdown(shutdown)
         .await;
     if let Err(error) = served {
-        tracing::error!(%error, "serve health and metrics");
+        tracing::error!(error = %chain(&error), "health and metrics are not served any more");
     }
 }
 

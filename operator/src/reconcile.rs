@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::names::WEBHOOK_CONFIGURATION;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -129,7 +130,10 @@ impl WebhookKeeper {
             if leads && self.observer.is_ready() {
                 let entries = self.observer.webhook_entries();
                 if entries.is_none() && !missing {
-                    tracing::error!("the webhook configuration is gone: Pods get no sidecars");
+                    tracing::error!(
+                        object = WEBHOOK_CONFIGURATION,
+                        "the webhook configuration does not exist: new Pods get no sidecars"
+                    );
                 }
                 missing = entries.is_none();
                 let bundle = self.bundle.borrow_and_update().clone();

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use logging::chain;
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -92,7 +93,7 @@ impl Files {
                 Err(_) if failing => {}
                 Err(error) => {
                     error!(
-                        error = &error as &dyn std::error::Error,
+                        error = %chain(&error),
                         "certificate files unusable"
                     );
                     failing = true;

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
+use logging::chain;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -140,7 +141,7 @@ impl Manager {
                 }
                 Err(error) => {
                     error!(
-                        error = &error as &dyn std::error::Error,
+                        error = %chain(&error),
                         "certificates not refreshed"
                     );
                     if self.held.is_some() {
@@ -206,7 +207,7 @@ impl Manager {
             Ok(None) => (self.held.clone(), self.held.is_some()),
             Err(error) => {
                 warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %chain(&error),
                     "the certificate secret is damaged and will be replaced"
                 );
                 (self.held.clone(), self.held.is_some())

@@ -20,6 +20,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use logging::chain;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -318,7 +319,9 @@ async fn follow<K, V>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => cache.take(map(event, &convert), &mut buffer),
-            Err(error) => tracing::warn!(kind, error = &error as &dyn std::error::Error, "watch"),
+            Err(error) => {
+                tracing::warn!(kind, error = %chain(&error), "watch failed; it is started again")
+            }
         }
     }
 }

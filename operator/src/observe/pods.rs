@@ -7,6 +7,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tracing::{Instrument, info_span};
 
 use super::slim::SlimPod;
 use super::{PAGE, follow};
@@ -55,10 +56,11 @@ impl PodWatches {
         let cache = Arc::new(Cache::new(self.changed.clone()));
         let api = Api::<SlimPod>::namespaced(self.client.clone(), namespace);
         let kept = Arc::clone(&cache);
-        let task = tokio::spawn(async move {
+        let watch = async move {
             let config = watcher::Config::default().page_size(PAGE);
             follow(api, config, &kept, PodFacts::from).await;
-        });
+        };
+        let task = tokio::spawn(watch.instrument(info_span!("pods", namespace)));
         Running {
             cache,
             task: task.abort_handle(),

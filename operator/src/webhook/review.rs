@@ -56,8 +56,11 @@ pub struct Answer {
     pub outcome: ReviewOutcome,
     /// Kind of a refusal; empty otherwise.
     pub reason: &'static str,
-    /// For the log: what was reviewed and why it was refused, if it was.
+    /// For the log: the reason of a refusal.
     pub refusal: Option<Refusal>,
+    /// Namespace and name of the Pod. A Pod whose name the API server will generate has the prefix of
+    /// its name.
+    pub pod: (String, String),
 }
 
 /// Answers a review. `backups` gives the SqliteBackups of a namespace.
@@ -117,6 +120,13 @@ impl<'a> Question<'a> {
         })
     }
 
+    fn pod_name(&self) -> &str {
+        let text = |path: &str| self.pod.pointer(path).and_then(Value::as_str);
+        let name = text("/metadata/name").filter(|name| !name.is_empty());
+        name.or_else(|| text("/metadata/generateName"))
+            .unwrap_or_default()
+    }
+
     fn answer(&self, verdict: Result<(Outcome, Option<String>), Refusal>) -> Answer {
         let mut response = Map::new();
         response.insert("uid".to_owned(), json!(self.uid));
@@ -153,6 +163,7 @@ impl<'a> Question<'a> {
             outcome,
             reason,
             refusal,
+            pod: (self.namespace.to_owned(), self.pod_name().to_owned()),
         }
     }
 }

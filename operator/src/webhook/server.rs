@@ -11,10 +11,11 @@ use axum::routing::post;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use logging::chain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info, warn};
+use tracing::{debug, info, info_span, warn};
 
 use super::metrics::{Metrics, ReviewOutcome};
 use super::{Backups, MUTATE_PATH, review, tls};
@@ -116,7 +117,7 @@ pub async fn serve(
             let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await
             {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                Ok(Err(error)) => return debug!(error = %chain(&error), "TLS handshake failed"),
                 Err(_) => return debug!("TLS handshake took too long"),
             };
             let service = Timed {
@@ -125,7 +126,7 @@ pub async fn serve(
             };
             let connection = http.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection).await {
-                debug!(%error, "webhook connection ended");
+                debug!(error = %chain(&error), "webhook connection ended");
             }
         });
     }
@@ -149,13 +150,13 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => {
             if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "cannot set TCP_NODELAY");
+                debug!(error = %chain(&error), "cannot set TCP_NODELAY");
             }
             Some((stream, slot))
         }
         Err(error) => {
             // Out of descriptors, mostly: trying again at once would spin.
-            warn!(%error, "cannot accept a webhook connection");
+            warn!(error = %chain(&error), "cannot accept a webhook connection");
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }
@@ -199,16 +200,19 @@ async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response<Body> {
     let (outcome, reason, response) = match review::answer(&body, backups, &webhook.settings) {
         Ok(answer) => {
             if let Some(refusal) = &answer.refusal {
+                let (namespace, object) = (&*answer.pod.0, &*answer.pod.1);
+                let _pod = info_span!("object", kind = "Pod", namespace, object).entered();
                 info!(
                     backup = refusal.backup,
                     reason = answer.reason,
-                    "refused a Pod: {refusal}"
+                    error = %chain(refusal),
+                    "Pod refused"
                 );
             }
             (answer.outcome, answer.reason, json(answer.body))
         }
         Err(error) => {
-            warn!(%error, "malformed admission review");
+            warn!(error = %chain(&error), "malformed admission review");
             (
                 ReviewOutcome::Malformed,
                 "",

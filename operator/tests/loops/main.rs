@@ -7,6 +7,7 @@
 
 mod api_server;
 mod events;
+mod log;
 mod polls;
 mod webhook_keeper;
 
