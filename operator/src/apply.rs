@@ -107,8 +107,8 @@ impl Applier {
             .filter(|(_, o)| o.failed > 0)
             .map(|(s, _)| s)
             .collect();
-        for notice in plan.notices {
-            let about = &notice.about;
+        for draft in plan.events {
+            let about = &draft.about;
             let key = (
                 about.namespace.clone().unwrap_or_default(),
                 about.name.clone().unwrap_or_default(),
@@ -118,7 +118,7 @@ impl Applier {
                 _ => Subject::Backup(key),
             };
             if !failed.contains(&subject) {
-                self.events.push(notice);
+                self.events.push(draft);
             }
         }
         results

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{Instrument, info_span};
 
-use crate::plan::events::Notice;
+use crate::plan::events::EventDraft;
 
 /// Drafts that wait at most; more are dropped.
 pub const QUEUE_LENGTH: usize = 4096;
@@ -52,13 +52,13 @@ pub fn event_queue(client: Client, replica: String) -> (EventQueue, EventWriter)
 /// Takes drafts of Events. Clones share the queue.
 #[derive(Debug, Clone)]
 pub struct EventQueue {
-    sender: mpsc::Sender<Notice>,
+    sender: mpsc::Sender<EventDraft>,
     lost: Counter,
 }
 
 impl EventQueue {
     /// Queues one Event and never waits: it is dropped when the queue is full.
-    pub fn push(&self, draft: Notice) {
+    pub fn push(&self, draft: EventDraft) {
         if let Err(TrySendError::Full(draft)) = self.sender.try_send(draft) {
             tracing::debug!(reason = draft.reason, "event dropped: the queue is full");
             self.lost.inc();
@@ -83,7 +83,7 @@ impl EventQueue {
 /// Writes the Events of one [`EventQueue`].
 pub struct EventWriter {
     recorder: Recorder,
-    drafts: mpsc::Receiver<Notice>,
+    drafts: mpsc::Receiver<EventDraft>,
     lost: Counter,
 }
 
@@ -125,7 +125,7 @@ impl EventWriter {
     }
 }
 
-async fn write(recorder: &Recorder, draft: Notice, lost: &Counter) {
+async fn write(recorder: &Recorder, draft: EventDraft, lost: &Counter) {
     let event = Event {
         type_: if draft.normal {
             EventType::Normal

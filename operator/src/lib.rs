@@ -1,6 +1,6 @@
 //! The operator's library: everything but the process around it.
 //!
-//! [`observe`] watches the cluster and takes one consistent look, a [`world::World`]; [`plan`] decides
+//! [`observe`] watches the cluster and takes one consistent look, a [`cluster_state::ClusterState`]; [`plan`] decides
 //! from it, without a client or a clock; [`apply`] writes. [`reconcile`] is the loop around them, run
 //! by the replica that [`lease`] makes the leader. Every replica serves the [`webhook`], which lets
 //! [`inject`] change Pods, with certificates from [`certs`].
@@ -10,6 +10,7 @@ pub mod apply;
 pub mod args;
 pub mod cache;
 pub mod certs;
+pub mod cluster_state;
 pub mod event_writer;
 pub mod http;
 pub mod inject;
@@ -22,4 +23,3 @@ pub mod poll_queue;
 pub mod reconcile;
 pub mod schedule;
 pub mod webhook;
-pub mod world;

@@ -23,9 +23,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::answer::{self, Answer, Received, clipped};
+use crate::cluster_state::{PodFacts, Report};
 use crate::observe::Observer;
 use crate::poll_queue::{PollResult, Queue};
-use crate::world::{PodFacts, Report};
 
 /// One look takes at most this long.
 pub const TIMEOUT: Duration = Duration::from_secs(3);

@@ -86,10 +86,10 @@ impl Reconciler {
     async fn pass(&self) -> Pass {
         let now = Timestamp::now();
         self.observer.watch_pods();
-        let world = self.observer.cluster_state(now);
+        let cluster = self.observer.cluster_state(now);
         let started = std::time::Instant::now();
-        let plan = plan::plan(&world, &self.settings);
-        drop(world);
+        let plan = plan::plan(&cluster, &self.settings);
+        drop(cluster);
         let wait = plan.wake.map_or(PASS_AT_LEAST, |at| {
             // A moment later, so that it has passed when we look.
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + PAUSE

@@ -1,4 +1,4 @@
-//! What the cluster looks like: watches, and the one [`World`] that they add up to.
+//! What the cluster looks like: watches, and the one [`ClusterState`] that they add up to.
 //!
 //! Our own kinds, our Jobs and the webhook configuration are watched everywhere; Pods only in
 //! namespaces with a SqliteBackup, so that the rest of a large cluster costs nothing.
@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Entry, Key};
-use crate::world::{JobFacts, PodFacts, Report, Unreadable, World};
+use crate::cluster_state::{ClusterState, JobFacts, PodFacts, Report, Unreadable};
 use pods::PodWatches;
 use slim::SlimJob;
 
@@ -180,7 +180,7 @@ impl Observer {
     }
 
     /// Returns everything that is known at `now`, and changes nothing.
-    pub fn cluster_state(&self, now: Timestamp) -> World {
+    pub fn cluster_state(&self, now: Timestamp) -> ClusterState {
         let all = self.backups.all();
         let notes = self.notes();
         let bad = all.iter().filter_map(|b| match &**b {
@@ -192,7 +192,7 @@ impl Observer {
             .collect();
         let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
         let config_maps = notes.config_maps.iter();
-        World {
+        ClusterState {
             now,
             backups: readable(all).collect(),
             unreadable,

@@ -12,7 +12,7 @@ use tracing::{Instrument, info_span};
 use super::slim::SlimPod;
 use super::{PAGE, follow};
 use crate::cache::Cache;
-use crate::world::PodFacts;
+use crate::cluster_state::PodFacts;
 
 /// The Pods of some namespaces.
 pub(super) struct PodWatches {

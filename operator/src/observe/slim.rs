@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::Deserialize;
 
-use crate::world::{Ended, JobEnd, JobFacts, PodFacts};
+use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
 /// A Pod, as far as it is read.
 #[derive(Debug, Clone, Deserialize, Resource)]

@@ -8,7 +8,7 @@ const MESSAGE_MAX: usize = 32_768;
 
 /// Status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Truth {
+pub enum ConditionStatus {
     /// It holds.
     True,
     /// Nobody could look.
@@ -17,19 +17,23 @@ pub enum Truth {
     False,
 }
 
-impl Truth {
+impl ConditionStatus {
     fn as_str(self) -> &'static str {
         match self {
-            Truth::True => "True",
-            Truth::Unknown => "Unknown",
-            Truth::False => "False",
+            ConditionStatus::True => "True",
+            ConditionStatus::Unknown => "Unknown",
+            ConditionStatus::False => "False",
         }
     }
 }
 
-impl From<bool> for Truth {
-    fn from(value: bool) -> Truth {
-        if value { Truth::True } else { Truth::False }
+impl From<bool> for ConditionStatus {
+    fn from(value: bool) -> ConditionStatus {
+        if value {
+            ConditionStatus::True
+        } else {
+            ConditionStatus::False
+        }
     }
 }
 
@@ -58,11 +62,11 @@ impl Conditions {
     pub fn set(
         &mut self,
         type_: &str,
-        truth: impl Into<Truth>,
+        status: impl Into<ConditionStatus>,
         reason: &str,
         message: impl Into<String>,
     ) {
-        let status = truth.into().as_str();
+        let status = status.into().as_str();
         let old = self.old(type_);
         let since = old
             .filter(|c| c.status == status)
@@ -135,7 +139,7 @@ mod tests {
         assert_eq!(same[0].observed_generation, Some(2));
 
         let mut other = Conditions::new(&same, Some(2), at(300));
-        other.set("Ready", Truth::Unknown, "Gone", "");
+        other.set("Ready", ConditionStatus::Unknown, "Gone", "");
         assert_eq!(other.finish()[0].last_transition_time, Time(at(300)));
     }
 }

@@ -16,23 +16,25 @@ use protocol::config::{
 };
 use protocol::names::{MEMBER_ENV, STATE_DIR, STATUS_PORT};
 
-use super::judge::Judgement;
+use super::acceptance::Acceptance;
 use super::{Change, Plan, key, labels};
 use crate::cache::Key;
-use crate::world::World;
+use crate::cluster_state::ClusterState;
 
 /// Plans the ConfigMaps of every SqliteBackup that is in force.
 ///
 /// One that is refused keeps the configuration that it had: its running Pods go on as before.
-pub fn plan(world: &World, judgements: &BTreeMap<Key, Judgement>, plan: &mut Plan) {
-    for backup in &world.backups {
+pub fn plan(cluster: &ClusterState, acceptances: &BTreeMap<Key, Acceptance>, plan: &mut Plan) {
+    for backup in &cluster.backups {
         let own = key(backup);
-        let accepted = judgements.get(&own).is_some_and(|j| j.schedule().is_some());
+        let accepted = acceptances
+            .get(&own)
+            .is_some_and(|j| j.schedule().is_some());
         if !accepted || backup.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let wanted = config_map(backup);
-        let held = world.config_maps.get(&(own.0, names::config_map(&own.1)));
+        let held = cluster.config_maps.get(&(own.0, names::config_map(&own.1)));
         let same = held.is_some_and(|held| {
             held.data == wanted.data
                 && held.metadata.owner_references == wanted.metadata.owner_references

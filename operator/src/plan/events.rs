@@ -8,7 +8,7 @@ use api::names::{condition, reason};
 
 /// One Event.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Notice {
+pub struct EventDraft {
     /// The object that it is about.
     pub about: ObjectReference,
     /// False: something that a person should look at.
@@ -24,7 +24,7 @@ pub struct Notice {
 /// Longest note of an Event, in characters.
 const NOTE_MAX: usize = 1000;
 
-impl Notice {
+impl EventDraft {
     /// A notice about an object of ours.
     pub fn new<K: Resource<DynamicType = ()>>(
         about: &K,
@@ -32,8 +32,8 @@ impl Notice {
         action: &'static str,
         reason: &str,
         message: &str,
-    ) -> Notice {
-        Notice {
+    ) -> EventDraft {
+        EventDraft {
             about: about.object_ref(&()),
             normal,
             reason: reason.to_owned(),
@@ -60,8 +60,8 @@ pub fn changes<K: Resource<DynamicType = ()>>(
     about: &K,
     old: &[Condition],
     new: &[Condition],
-) -> Vec<Notice> {
-    let mut notices = Vec::new();
+) -> Vec<EventDraft> {
+    let mut drafts = Vec::new();
     for action in TOLD {
         let find = |list: &[Condition]| list.iter().find(|c| c.type_ == action).cloned();
         let Some(now) = find(new) else { continue };
@@ -76,7 +76,7 @@ pub fn changes<K: Resource<DynamicType = ()>>(
             is_news && !before.as_ref().is_some_and(same)
         };
         if told {
-            notices.push(Notice::new(
+            drafts.push(EventDraft::new(
                 about,
                 is_good,
                 action,
@@ -85,7 +85,7 @@ pub fn changes<K: Resource<DynamicType = ()>>(
             ));
         }
     }
-    notices
+    drafts
 }
 
 /// The status of a condition with which all is well.

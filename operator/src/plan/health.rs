@@ -6,7 +6,7 @@ use api::names::reason;
 use protocol::duration::Span;
 use protocol::status::{DatabaseState, TargetState};
 
-use super::conditions::Truth;
+use super::conditions::ConditionStatus;
 use super::members::{Member, View};
 use crate::answer::{Answer, DatabaseSeen, TargetSeen};
 
@@ -14,7 +14,7 @@ use crate::answer::{Answer, DatabaseSeen, TargetSeen};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// Whether it holds.
-    pub truth: Truth,
+    pub status: ConditionStatus,
     /// One word.
     pub reason: &'static str,
     /// For people. It holds no figures, so that it changes only with what it says.
@@ -23,9 +23,13 @@ pub struct Finding {
 
 impl Finding {
     /// A finding.
-    pub fn new(truth: Truth, reason: &'static str, message: impl Into<String>) -> Finding {
+    pub fn new(
+        status: ConditionStatus,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Finding {
         Finding {
-            truth,
+            status,
             reason,
             message: message.into(),
         }
@@ -209,20 +213,26 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     }
     let injected = members.iter().any(|m| m.view != View::NotInjected);
     match worst {
-        _ if !injected => Finding::new(Truth::Unknown, reason::NO_PODS, "no Pod has the sidecar"),
+        _ if !injected => Finding::new(
+            ConditionStatus::Unknown,
+            reason::NO_PODS,
+            "no Pod has the sidecar",
+        ),
         (0..=TOLERATED, ..) => {
             let message = "every commit older than maxLag is stored";
-            Finding::new(Truth::True, reason::UP_TO_DATE, message)
+            Finding::new(ConditionStatus::True, reason::UP_TO_DATE, message)
         }
-        (severity, name, message) if severity >= BAD => Finding::new(Truth::False, name, message),
-        (_, name, message) => Finding::new(Truth::Unknown, name, message),
+        (severity, name, message) if severity >= BAD => {
+            Finding::new(ConditionStatus::False, name, message)
+        }
+        (_, name, message) => Finding::new(ConditionStatus::Unknown, name, message),
     }
 }
 
 /// The condition `CredentialsValid`: whether stores accept what sidecars present.
 pub fn credentials(members: &[Member<'_>]) -> Finding {
     let accepted = "every store accepts the credentials";
-    let mut worst = Finding::new(Truth::True, reason::VALID, accepted);
+    let mut worst = Finding::new(ConditionStatus::True, reason::VALID, accepted);
     let mut asked = false;
     for member in members {
         let Some(answer) = member.answer() else {
@@ -255,23 +265,27 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
                         .position(|known| *known == r)
                 };
                 if rank(reason) > rank(worst.reason) {
-                    worst = Finding::new(Truth::False, reason, message);
+                    worst = Finding::new(ConditionStatus::False, reason, message);
                 }
             }
         }
     }
-    match worst.truth {
-        Truth::True
+    match worst.status {
+        ConditionStatus::True
             if members
                 .iter()
                 .any(|m| matches!(m.view, View::Unreachable(_))) =>
         {
             let message = "a sidecar does not answer, so nothing is known about its credentials";
-            Finding::new(Truth::Unknown, reason::SIDECAR_UNREACHABLE, message)
+            Finding::new(
+                ConditionStatus::Unknown,
+                reason::SIDECAR_UNREACHABLE,
+                message,
+            )
         }
-        Truth::True if !asked => {
+        ConditionStatus::True if !asked => {
             let message = "no store has been asked yet";
-            Finding::new(Truth::Unknown, reason::UNKNOWN, message)
+            Finding::new(ConditionStatus::Unknown, reason::UNKNOWN, message)
         }
         _ => worst,
     }

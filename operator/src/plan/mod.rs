@@ -1,21 +1,21 @@
 //! From what was observed to what should be: pure, so that every decision has a table test.
 //!
-//! [`plan`] looks at one [`World`] and answers with the writes that lead to what should be, and the
+//! [`plan`] looks at one [`ClusterState`] and answers with the writes that lead to what should be, and the
 //! Events that tell about it. The same world always gives the same plan. A plan that was carried
 //! out, wholly or in part, is followed by another look; nothing is remembered between plans.
 
+pub mod acceptance;
 pub mod conditions;
 pub mod config;
 pub mod events;
 pub mod health;
 pub mod job;
-pub mod judge;
 pub mod lag;
 pub mod matching;
 pub mod members;
 pub mod requests;
+pub mod restore_tests;
 pub mod status;
-pub mod tests;
 pub mod verdict;
 pub mod webhook;
 
@@ -30,10 +30,10 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::cache::Key;
+use crate::cluster_state::ClusterState;
 use crate::inject;
-use crate::world::World;
 use conditions::Conditions;
-use events::Notice;
+use events::EventDraft;
 
 /// What the operator was told at its start.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,7 @@ pub struct Plan {
     /// The writes. One that fails keeps those for the same object that follow it from being made.
     pub changes: Vec<Change>,
     /// What to tell; only after the writes have succeeded.
-    pub notices: Vec<Notice>,
+    pub events: Vec<EventDraft>,
     /// When time alone makes a difference.
     pub wake: Option<Timestamp>,
 }
@@ -84,32 +84,32 @@ impl Plan {
 
 /// Decides everything about one look at the cluster, but for webhook entries: [`webhook::plan`] does,
 /// so that they never wait for other writes.
-pub fn plan(world: &World, settings: &Settings) -> Plan {
+pub fn plan(cluster: &ClusterState, settings: &Settings) -> Plan {
     let mut plan = Plan::default();
-    let judgements = judge::judge(world);
-    config::plan(world, &judgements, &mut plan);
-    let runs = tests::plan(world, settings, &judgements, &mut plan);
-    for backup in &world.backups {
+    let acceptances = acceptance::decide(cluster);
+    config::plan(cluster, &acceptances, &mut plan);
+    let runs = restore_tests::plan(cluster, settings, &acceptances, &mut plan);
+    for backup in &cluster.backups {
         let key = key(backup);
         // A namespace whose Pods are not listed yet proves nothing: say nothing.
-        if !world.pods.contains_key(&key.0) {
+        if !cluster.pods.contains_key(&key.0) {
             continue;
         }
-        let Some(judgement) = judgements.get(&key) else {
+        let Some(acceptance) = acceptances.get(&key) else {
             continue;
         };
         let run = runs.get(&key).cloned().unwrap_or_default();
-        status::plan(world, settings, backup, judgement, run, &mut plan);
+        status::plan(cluster, settings, backup, acceptance, run, &mut plan);
     }
-    unreadable(world, &mut plan);
-    restores(world, &mut plan);
+    unreadable(cluster, &mut plan);
+    restores(cluster, &mut plan);
     plan
 }
 
 /// A SqliteBackup that cannot be read is told so, and nothing else happens to it.
-fn unreadable(world: &World, plan: &mut Plan) {
-    for bad in &world.unreadable {
-        let mut conditions = Conditions::new(&[], bad.generation, world.now);
+fn unreadable(cluster: &ClusterState, plan: &mut Plan) {
+    for bad in &cluster.unreadable {
+        let mut conditions = Conditions::new(&[], bad.generation, cluster.now);
         let message = format!("the object cannot be read: {}", bad.error);
         conditions.set(condition::READY, false, reason::INVALID, message);
         let status = SqliteBackupStatus {
@@ -123,11 +123,11 @@ fn unreadable(world: &World, plan: &mut Plan) {
 }
 
 /// SqliteRestores are accepted and told that this version does not serve them.
-fn restores(world: &World, plan: &mut Plan) {
-    for restore in &world.restores {
+fn restores(cluster: &ClusterState, plan: &mut Plan) {
+    for restore in &cluster.restores {
         let old = restore.status.clone().unwrap_or_default();
         let generation = restore.metadata.generation;
-        let mut conditions = Conditions::new(&old.conditions, generation, world.now);
+        let mut conditions = Conditions::new(&old.conditions, generation, cluster.now);
         let message = "this version does not carry SqliteRestores out; use `sqlite-backup restore`";
         conditions.set(condition::SERVED, false, reason::NOT_SERVED_YET, message);
         let status = SqliteRestoreStatus {

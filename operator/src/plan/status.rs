@@ -9,16 +9,16 @@ use api::{SqliteBackup, SqliteBackupStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{Conditions, Truth, whole_second};
+use super::acceptance::Acceptance;
+use super::conditions::{ConditionStatus, Conditions, whole_second};
 use super::health::{self, Finding};
-use super::judge::Judgement;
 use super::members::{Member, View, members};
-use super::tests::{Runs, is_suspended};
+use super::restore_tests::{Runs, is_suspended};
 use super::{Change, Plan, Settings, events, key, lag};
 use crate::answer::Answer;
+use crate::cluster_state::ClusterState;
 use crate::inject;
 use crate::schedule::Schedule;
-use crate::world::World;
 
 /// Figures that move all the time are written at most this often.
 const REFRESH: SignedDuration = SignedDuration::from_secs(30);
@@ -28,18 +28,18 @@ const REFRESH_EACH_MS: i64 = 400;
 
 /// Plans the status of one SqliteBackup, and what to tell about its changes.
 pub fn plan(
-    world: &World,
+    cluster: &ClusterState,
     settings: &Settings,
     backup: &SqliteBackup,
-    judgement: &Judgement,
+    acceptance: &Acceptance,
     runs: Runs,
     plan: &mut Plan,
 ) {
     let old = backup.status.clone().unwrap_or_default();
-    let members = members(world, backup);
-    let mut conditions = Conditions::new(&old.conditions, backup.metadata.generation, world.now);
+    let members = members(cluster, backup);
+    let mut conditions = Conditions::new(&old.conditions, backup.metadata.generation, cluster.now);
 
-    ready(backup, judgement, &mut conditions);
+    ready(backup, acceptance, &mut conditions);
     let pods = pods(backup, &members, settings);
     injected(&pods, &members, &mut conditions);
     set(
@@ -52,14 +52,14 @@ pub fn plan(
         condition::CREDENTIALS_VALID,
         health::credentials(&members),
     );
-    let schedule = judgement.schedule();
-    let summary = tests(world, backup, schedule, runs, old.restore_test.as_ref());
-    let overdue = verdict(world, backup, schedule, &summary, &mut conditions);
+    let schedule = acceptance.schedule();
+    let summary = tests(cluster, backup, schedule, runs, old.restore_test.as_ref());
+    let overdue = verdict(cluster, backup, schedule, &summary, &mut conditions);
     plan.wake_at(overdue);
     set(
         &mut conditions,
         condition::WRITER_CONFLICT,
-        conflict(backup, judgement, &members),
+        conflict(backup, acceptance, &members),
     );
 
     let new = SqliteBackupStatus {
@@ -70,8 +70,8 @@ pub fn plan(
         members: shown(backup, &members, &old.members),
         restore_test: Some(summary.summary),
     };
-    if backup.status.is_none() || is_worth_writing(&old, &new, world.backups.len()) {
-        plan.notices
+    if backup.status.is_none() || is_worth_writing(&old, &new, cluster.backups.len()) {
+        plan.events
             .extend(events::changes(backup, &old.conditions, &new.conditions));
         plan.changes
             .push(Change::BackupStatus(key(backup), Box::new(new)));
@@ -79,19 +79,19 @@ pub fn plan(
 }
 
 fn set(conditions: &mut Conditions, type_: &str, finding: Finding) {
-    conditions.set(type_, finding.truth, finding.reason, finding.message);
+    conditions.set(type_, finding.status, finding.reason, finding.message);
 }
 
-fn ready(backup: &SqliteBackup, judgement: &Judgement, conditions: &mut Conditions) {
-    let (truth, reason, message) = match judgement {
-        Judgement::Refused(refused) => (false, refused.reason, refused.message.clone()),
-        Judgement::Accepted(_) if backup.spec.suspend => {
+fn ready(backup: &SqliteBackup, acceptance: &Acceptance, conditions: &mut Conditions) {
+    let (status, reason, message) = match acceptance {
+        Acceptance::Refused(refused) => (false, refused.reason, refused.message.clone()),
+        Acceptance::Accepted(_) if backup.spec.suspend => {
             let message = "suspended: new Pods get no sidecar, and no restore tests are scheduled";
             (true, reason::SUSPENDED, message.to_owned())
         }
-        Judgement::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
+        Acceptance::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
     };
-    conditions.set(condition::READY, truth, reason, message);
+    conditions.set(condition::READY, status, reason, message);
 }
 
 fn pods(backup: &SqliteBackup, members: &[Member<'_>], settings: &Settings) -> PodsStatus {
@@ -118,9 +118,9 @@ fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditio
         .map(|m| m.pod.name.as_str())
         .take(3)
         .collect();
-    let (truth, reason, message) = if pods.desired == 0 {
+    let (status, reason, message) = if pods.desired == 0 {
         (
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             reason::NO_PODS,
             "no live Pod matches spec.selector".to_owned(),
         )
@@ -130,23 +130,31 @@ fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditio
              recreate them, or label them {INJECT_LABEL}=false",
             missing.join(", ")
         );
-        (Truth::False, reason::PODS_MISSING_SIDECAR, message)
+        (
+            ConditionStatus::False,
+            reason::PODS_MISSING_SIDECAR,
+            message,
+        )
     } else if pods.outdated > 0 {
         let message = "some Pods have an older sidecar; they get the new one when they are \
                        next created";
-        (Truth::False, reason::OUTDATED, message.to_owned())
+        (ConditionStatus::False, reason::OUTDATED, message.to_owned())
     } else {
         let message = "every live Pod has the current sidecar";
-        (Truth::True, reason::ALL_INJECTED, message.to_owned())
+        (
+            ConditionStatus::True,
+            reason::ALL_INJECTED,
+            message.to_owned(),
+        )
     };
-    conditions.set(condition::INJECTED, truth, reason, message);
+    conditions.set(condition::INJECTED, status, reason, message);
 }
 
-fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]) -> Finding {
-    if let Judgement::Refused(refused) = judgement
+fn conflict(backup: &SqliteBackup, acceptance: &Acceptance, members: &[Member<'_>]) -> Finding {
+    if let Acceptance::Refused(refused) = acceptance
         && let Some(reason) = refused.conflict
     {
-        return Finding::new(Truth::True, reason, refused.message.clone());
+        return Finding::new(ConditionStatus::True, reason, refused.message.clone());
     }
     let mut by_member: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for member in members.iter().filter(|m| m.view != View::NotInjected) {
@@ -161,13 +169,13 @@ fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]
              use a StatefulSet, or one replica with strategy Recreate",
             pods[..2].join(" and ")
         );
-        return Finding::new(Truth::True, reason::TOO_MANY_REPLICAS, message);
+        return Finding::new(ConditionStatus::True, reason::TOO_MANY_REPLICAS, message);
     }
     let apart = backup.spec.targets.iter().filter_map(|t| t.place());
     let shared = apart.filter(|p| !p.prefix().contains("{member}")).count() > 0;
     if shared && by_member.len() > 1 {
         let message = "several members write to one prefix; put {member} into it";
-        return Finding::new(Truth::True, reason::SAME_DESTINATION, message);
+        return Finding::new(ConditionStatus::True, reason::SAME_DESTINATION, message);
     }
     let superseded = members
         .iter()
@@ -178,10 +186,10 @@ fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]
              find it by the holder in the store's lease",
             member.pod.name
         );
-        return Finding::new(Truth::True, reason::SUPERSEDED, message);
+        return Finding::new(ConditionStatus::True, reason::SUPERSEDED, message);
     }
     Finding::new(
-        Truth::False,
+        ConditionStatus::False,
         reason::ONE_WRITER,
         "every replica has one writer",
     )
@@ -279,7 +287,7 @@ struct Tests {
 }
 
 fn tests(
-    world: &World,
+    cluster: &ClusterState,
     backup: &SqliteBackup,
     schedule: Option<&Schedule>,
     runs: Runs,
@@ -315,7 +323,7 @@ fn tests(
     summary.running = runs.running;
     summary.last_schedule_time = runs.scheduled.map(stored);
     summary.next_time = match schedule {
-        Some(schedule) if !is_suspended(backup) => schedule.next(world.now).map(stored),
+        Some(schedule) if !is_suspended(backup) => schedule.next(cluster.now).map(stored),
         _ => None,
     };
     Tests { summary, news }
@@ -326,7 +334,7 @@ fn tests(
 /// It keeps its verdict while a run goes on, and when one could not be carried out: only a run that
 /// looked at the data changes it, until too much time has passed.
 fn verdict(
-    world: &World,
+    cluster: &ClusterState,
     backup: &SqliteBackup,
     schedule: Option<&Schedule>,
     tests: &Tests,
@@ -349,12 +357,12 @@ fn verdict(
             conditions.set(type_, false, result, message.as_str());
         }
         Some((_, result, message)) if !had_verdict => {
-            conditions.set(type_, Truth::Unknown, result, message.as_str());
+            conditions.set(type_, ConditionStatus::Unknown, result, message.as_str());
         }
         _ if conditions.keep(type_) => {}
         _ => conditions.set(
             type_,
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             reason::NEVER_RUN,
             "no restore test has finished yet",
         ),
@@ -366,7 +374,7 @@ fn verdict(
     let since = passed.or(backup.metadata.creation_timestamp.as_ref())?.0;
     let deadline = SignedDuration::try_from(backup.spec.restore_test.deadline.0).ok()?;
     let overdue = schedule?.overdue_after(since)?.checked_add(deadline).ok()?;
-    if world.now < overdue {
+    if cluster.now < overdue {
         return Some(overdue);
     }
     if conditions.is_false(type_) {

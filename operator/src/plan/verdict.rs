@@ -8,7 +8,7 @@ use protocol::verify::{VerifyReport, VerifyResult};
 
 use super::conditions::whole_second;
 use super::lag::measured;
-use crate::world::{Ended, JobEnd, JobFacts, PodFacts};
+use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
 /// How long a Job and its Pod may be out of sight of each other: they are watched separately.
 const SETTLE: SignedDuration = SignedDuration::from_secs(20);

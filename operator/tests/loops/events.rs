@@ -6,7 +6,7 @@ use api::SqliteBackup;
 use operator::apply::Applier;
 use operator::event_writer::{AT_ONCE, EventQueue, QUEUE_LENGTH, event_queue};
 use operator::plan::Plan;
-use operator::plan::events::Notice;
+use operator::plan::events::EventDraft;
 use tokio::sync::watch;
 
 use crate::api_server::{ApiServer, within};
@@ -14,9 +14,9 @@ use crate::{backup, observer};
 
 fn plan(count: usize) -> Plan {
     let backup: SqliteBackup = serde_json::from_value(backup()).unwrap();
-    let notice = |n: usize| Notice::new(&backup, false, "Ready", &format!("Reason{n}"), "why");
+    let draft = |n: usize| EventDraft::new(&backup, false, "Ready", &format!("Reason{n}"), "why");
     Plan {
-        notices: (0..count).map(notice).collect(),
+        events: (0..count).map(draft).collect(),
         ..Plan::default()
     }
 }

@@ -5,8 +5,8 @@ use api::names::condition::{READY, WRITER_CONFLICT};
 use api::names::reason;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use operator::cluster_state::Unreadable;
 use operator::plan::Change;
-use operator::world::Unreadable;
 use serde_json::{Value, json};
 
 use crate::fixture::{Cluster, NAMESPACE, backup, pod, start, well};

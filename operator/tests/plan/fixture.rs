@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhook;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::ObjectMeta;
+use operator::cluster_state::{ClusterState, Ended, PodFacts, Report};
 use operator::inject;
 use operator::plan::webhook::{self, Endpoint};
 use operator::plan::{Change, Plan, Settings, plan};
-use operator::world::{Ended, PodFacts, Report, World};
 use protocol::status::{
     DatabaseState, DatabaseStatus, Position, SidecarStatus, TargetState, TargetStatus,
 };
@@ -133,7 +133,7 @@ pub(crate) fn well() -> SidecarStatus {
 
 /// A world that changes as plans are carried out in it.
 pub(crate) struct Cluster {
-    pub(crate) world: World,
+    pub(crate) world: ClusterState,
     pub(crate) webhooks: Option<Vec<MutatingWebhook>>,
     pub(crate) ca_pem: String,
     pub(crate) settings: Settings,
@@ -141,7 +141,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(backups: impl IntoIterator<Item = SqliteBackup>) -> Cluster {
-        let world = World {
+        let world = ClusterState {
             now: start(),
             backups: backups.into_iter().map(Arc::new).collect(),
             unreadable: Vec::new(),
@@ -219,7 +219,7 @@ impl Cluster {
             }
             Change::CreateJob(job) => {
                 let name = job.metadata.name.unwrap();
-                let facts = operator::world::JobFacts {
+                let facts = operator::cluster_state::JobFacts {
                     namespace: NAMESPACE.into(),
                     name: name.clone(),
                     ..Default::default()

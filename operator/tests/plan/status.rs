@@ -292,7 +292,7 @@ fn events_tell_changes_and_only_changes() {
     let told = |cluster: &Cluster| -> Vec<(String, bool)> {
         cluster
             .plan()
-            .notices
+            .events
             .into_iter()
             .map(|n| (n.reason, n.normal))
             .collect()

@@ -10,12 +10,12 @@ use jiff::Timestamp;
 
 use super::key;
 use crate::cache::Key;
+use crate::cluster_state::{ClusterState, PodFacts};
 use crate::schedule::Schedule;
-use crate::world::{PodFacts, World};
 
 /// What is thought of one SqliteBackup.
 #[derive(Debug, Clone)]
-pub enum Judgement {
+pub enum Acceptance {
     /// It is in force.
     Accepted(Box<Schedule>),
     /// It is not put in force.
@@ -33,53 +33,53 @@ pub struct Refused {
     pub conflict: Option<&'static str>,
 }
 
-impl Judgement {
+impl Acceptance {
     /// The schedule of one that is in force.
     pub fn schedule(&self) -> Option<&Schedule> {
         match self {
-            Judgement::Accepted(schedule) => Some(schedule),
-            Judgement::Refused(_) => None,
+            Acceptance::Accepted(schedule) => Some(schedule),
+            Acceptance::Refused(_) => None,
         }
     }
 }
 
 /// Judges every SqliteBackup by itself and against the others. Of two that are in conflict the
 /// older one goes on, so that applying a second one never disturbs the first.
-pub fn judge(world: &World) -> BTreeMap<Key, Judgement> {
-    let mut order: Vec<&Arc<SqliteBackup>> = world.backups.iter().collect();
+pub fn decide(cluster: &ClusterState) -> BTreeMap<Key, Acceptance> {
+    let mut order: Vec<&Arc<SqliteBackup>> = cluster.backups.iter().collect();
     order.sort_by_key(|b| (seniority(b), key(b)));
 
     let mut destinations: BTreeMap<String, Key> = BTreeMap::new();
     let mut seniors: BTreeMap<String, Vec<Key>> = BTreeMap::new();
     let by_key: BTreeMap<Key, &Arc<SqliteBackup>> =
-        world.backups.iter().map(|b| (key(b), b)).collect();
-    let mut judgements = BTreeMap::new();
+        cluster.backups.iter().map(|b| (key(b), b)).collect();
+    let mut acceptances = BTreeMap::new();
     for backup in order {
         let own = key(backup);
-        let pods = world.pods.get(&own.0).map_or(&[][..], Vec::as_slice);
+        let pods = cluster.pods.get(&own.0).map_or(&[][..], Vec::as_slice);
         let seniors = seniors.entry(own.0.clone()).or_default();
-        let judgement = match alone(backup) {
-            Err(refused) => Judgement::Refused(refused),
+        let acceptance = match alone(backup) {
+            Err(refused) => Acceptance::Refused(refused),
             Ok(schedule) => {
                 let rival = same_destination(backup, &destinations).or_else(|| {
                     let rivals = seniors.iter().filter_map(|k| by_key.get(k));
                     same_pods(backup, rivals.map(|b| &***b), pods)
                 });
                 match rival {
-                    Some(refused) => Judgement::Refused(refused),
-                    None => Judgement::Accepted(Box::new(schedule)),
+                    Some(refused) => Acceptance::Refused(refused),
+                    None => Acceptance::Accepted(Box::new(schedule)),
                 }
             }
         };
-        if judgement.schedule().is_some() {
+        if acceptance.schedule().is_some() {
             for place in validate::destinations(backup) {
                 destinations.entry(place).or_insert_with(|| own.clone());
             }
             seniors.push(own.clone());
         }
-        judgements.insert(own, judgement);
+        acceptances.insert(own, acceptance);
     }
-    judgements
+    acceptances
 }
 
 fn seniority(backup: &SqliteBackup) -> Timestamp {

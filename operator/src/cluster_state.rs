@@ -12,7 +12,7 @@ use crate::cache::Key;
 
 /// One consistent look at the cluster.
 #[derive(Debug, Clone)]
-pub struct World {
+pub struct ClusterState {
     /// When it was taken.
     pub now: Timestamp,
     /// Every SqliteBackup that could be read.
