@@ -1,4 +1,4 @@
-//! Carries a plan out: server-side apply under one field manager, and nothing decided.
+//! Executes plans by server-side apply under one field manager. Makes no decisions.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::event_writer::EventQueue;
 use crate::observe::Observer;
 use crate::plan::{Change, Plan};
 
-/// Objects that are written at a time.
+/// Limit on objects written at once.
 const AT_ONCE: usize = 8;
 
-/// One write takes at most this long.
+/// Time limit of one write.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Writes plans to the API server.
@@ -40,16 +40,16 @@ pub struct Applier {
     events: EventQueue,
 }
 
-/// How carrying out one plan went.
+/// Result of one plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// Writes that succeeded.
+    /// Number of successful writes.
     pub written: u64,
-    /// Writes that failed, or were left out because one before them did.
+    /// Number of writes that failed, or were skipped after a failure for the same object.
     pub failed: u64,
 }
 
-/// Why a write failed. Every write is tried again after the next look.
+/// Failure of a write. The next plan contains the write again.
 #[derive(Debug, thiserror::Error)]
 enum ApplyError {
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl From<Error> for ApplyError {
 }
 
 impl Applier {
-    /// An applier that tells what it did through `events`.
+    /// Creates an applier that queues Events in `events`.
     pub fn new(client: Client, observer: Arc<Observer>, events: EventQueue) -> Self {
         Applier {
             client,
@@ -74,8 +74,8 @@ impl Applier {
         }
     }
 
-    /// Makes every write of a plan, those for one object in order. Then it queues the Events of objects
-    /// whose writes succeeded, and does not wait for them.
+    /// Executes the writes of a plan: 8 objects at once, writes for one object in order. Then
+    /// queues the Events of objects whose writes succeeded, without waiting for them.
     pub async fn apply(&self, plan: Plan) -> Outcome {
         let mut groups: Vec<(Subject, Vec<Change>)> = Vec::new();
         for change in plan.changes {
@@ -196,7 +196,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Creates an object whose name follows from what it is for: one that exists already is it.
+    /// Creates an object whose name is derived from its purpose. An existing one counts as success.
     async fn create<K>(&self, object: K) -> Result<(), ApplyError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -218,7 +218,7 @@ impl Applier {
         }
     }
 
-    /// Applies a status; nothing is left to do for an object that is gone.
+    /// Applies a status. `None`: the object no longer exists.
     async fn status<K>(&self, key: &Key, status: &impl Serialize) -> Result<Option<K>, ApplyError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -259,7 +259,7 @@ fn absent_is_done<T>(result: Result<T, Error>) -> Result<Option<T>, ApplyError> 
     }
 }
 
-/// What a write is about: writes about one subject are made in order.
+/// Object whose writes are executed in order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
     Webhooks,
@@ -298,7 +298,7 @@ fn subject(change: &Change) -> Subject {
     }
 }
 
-/// Namespace and name of the owner that an object of ours always has.
+/// Namespace and name of the owner, which each created object has.
 fn owner(meta: &kube::api::ObjectMeta) -> Key {
     let owner = meta.owner_references.iter().flatten().next();
     (

@@ -1,8 +1,8 @@
 //! Writes Events beside the passes: an API server that does not answer delays no pass.
 //!
 //! [`EventQueue`] takes drafts without waiting and holds a limited number of them. [`EventWriter`]
-//! writes several at once. Events are a courtesy: one that cannot be written is logged, counted and
-//! dropped; conditions tell the same.
+//! writes several at once. An Event that cannot be written is logged, counted and dropped: the
+//! conditions show the same.
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ use tracing::{Instrument, info_span};
 
 use crate::plan::events::EventDraft;
 
-/// Drafts that wait at most; more are dropped.
+/// Limit on queued drafts; further ones are dropped.
 pub const QUEUE_LENGTH: usize = 4096;
 
-/// Events that are written at once.
+/// Limit on Events written at once.
 pub const AT_ONCE: usize = 8;
 
 /// Time limit of one write.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Time limit of everything that is queued at shutdown.
+/// Time limit of all queued Events at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Creates a queue and the writer that empties it. Events name `replica` as their source.
@@ -65,12 +65,12 @@ impl EventQueue {
         }
     }
 
-    /// Events that were not written since the start.
+    /// Number of Events that were not written since the start.
     pub fn lost(&self) -> u64 {
         self.lost.get()
     }
 
-    /// Makes the number of lost Events visible under `sqlite_backup_operator_`.
+    /// Registers the number of lost Events under `sqlite_backup_operator_`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "sqlite_backup_operator_events_lost",

@@ -1,4 +1,4 @@
-//! `sqlite-backup-operator`: wires the library into a process.
+//! `sqlite-backup-operator`: starts the loops and servers of the library.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -29,10 +29,10 @@ use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, Span};
 
-/// Time for everything to end after a signal.
+/// Time limit of the shutdown after a signal.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
-/// How often the certificate manager is told what the webhook configuration trusts.
+/// Interval at which the certificate manager gets the bundles of the webhook configuration.
 const BUNDLE_LOOK: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +58,7 @@ async fn start(args: Args) -> anyhow::Result<()> {
     run(args, client).await
 }
 
-/// Runs until SIGTERM or SIGINT; then open reviews end and the lease is released.
+/// Runs until SIGTERM or SIGINT. Then finishes open reviews and releases the lease.
 async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (lead, leader) = watch::channel(false);
@@ -67,7 +67,7 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let http_listener = listen(args.http_address).await?;
 
     let observer = Observer::new(client.clone());
-    // Watches end with the process; everything else ends by itself when it is told to stop.
+    // Watches end with the process; every other task ends after `stopped`.
     let watching = tokio::spawn(Arc::clone(&observer).run(client.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(feed_bundles(
@@ -156,8 +156,8 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     );
     tokio::select! {
         signalled = wait_for_signal() => signalled?,
-        // Nothing ends before it is told to, other than by a defect: let Kubernetes restart us.
-        ended = tasks.join_next() => anyhow::bail!("a part of the operator ended: {ended:?}"),
+        // A task that ends earlier is a defect: exit, so that Kubernetes restarts the container.
+        ended = tasks.join_next() => anyhow::bail!("a task of the operator ended: {ended:?}"),
     }
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -165,7 +165,7 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
         while tasks.join_next().await.is_some() {}
     });
     if ended.await.is_err() {
-        tracing::warn!("some work did not end in time");
+        tracing::warn!("shutdown timed out; some tasks were aborted");
     }
     watching.abort();
     Ok(())
@@ -201,7 +201,7 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listen on {address}"))
 }
 
-/// Starts whichever source of certificates was asked for.
+/// Starts the configured source of certificates.
 fn start_certs(
     args: &Args,
     client: &Client,
@@ -271,7 +271,7 @@ fn endpoint(args: &Args) -> Endpoint {
     }
 }
 
-/// Tells the certificate manager what API servers trust.
+/// Gives the certificate manager the bundles that API servers trust.
 async fn feed_bundles(
     observer: Arc<Observer>,
     publish: watch::Sender<CaBundles>,
@@ -294,7 +294,7 @@ async fn feed_bundles(
 
 async fn serve_http(listener: TcpListener, state: http::State, mut stopped: watch::Receiver<bool>) {
     let shutdown = async move {
-        // The sender is gone only when the process ends.
+        // The sender lives as long as the process.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let served = axum::serve(listener, http::router(state))

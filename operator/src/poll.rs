@@ -1,8 +1,8 @@
-//! Asks sidecars how they are: `GET /status` at each Pod's own address.
+//! Polls the status of sidecars: `GET /status` at each Pod's own address.
 //!
-//! Sidecars need no rights and know nothing of us. Looks are spread over the interval by a hash of
-//! the Pod, and bounded in number, time and size. What answers comes from a Pod of a user, and may be
-//! anything: no answer may take the memory that the others need.
+//! Sidecars need no Kubernetes rights and do not know the operator. Polls are spread over the
+//! interval by a hash of the Pod, and bounded in number, time and size. Answers come from Pods of
+//! users and are not trusted: no answer may use the memory that other answers need.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -27,62 +27,66 @@ use crate::cluster_state::{PodFacts, Report};
 use crate::observe::Observer;
 use crate::poll_queue::{PollResult, Queue};
 
-/// One look takes at most this long.
+/// Time limit of one poll.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest answer, in bytes: ten thousand databases with two targets each.
+/// Limit on one answer, in bytes: enough for 10,000 databases with two targets each.
 pub const ANSWER_BYTES: usize = 16 << 20;
 
-/// Longest answer that is read beside any others, in bytes: some hundred databases.
+/// Limit on an answer that is read without waiting for room, in bytes: enough for about 100
+/// databases.
 pub const SMALL_BYTES: usize = 64 << 10;
 
-/// Room for longer answers while they are read, of all together, in bytes. Who finds none waits, for
-/// as long as a look may take.
+/// Room for all longer answers that are being read, in bytes. A poll waits for room until its time
+/// limit.
 pub const LARGE_BYTES: usize = ANSWER_BYTES;
 
-/// Versions of the answer around ours that are understood: fields are only ever added.
+/// Greatest difference to our version of the answer. Versions only ever add fields.
 const VERSION_SKEW: u32 = 2;
 
-/// Time between two looks at which sidecars are due, and between two notes of answers.
+/// Interval at which Pods are compared with the queue, and at which answers become visible.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Why a sidecar could not be looked at. All of them mean that nothing is known.
+/// Failure of a poll. The state of the sidecar is unknown then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PollError {
-    /// The address is none.
-    #[error("{0:?} is not an address")]
+    /// The Pod's address is invalid.
+    #[error("{0:?} is not an IP address")]
     Address(String),
-    /// No answer in time.
+    /// The sidecar did not answer in time.
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// The connection failed.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// Another answer than 200.
-    #[error("answers {0}")]
+    /// The HTTP status is not 200.
+    #[error("HTTP status {0}")]
     Status(StatusCode),
-    /// The answer broke off.
-    #[error("the answer broke off: {0}")]
+    /// The connection broke during the answer.
+    #[error("the connection broke during the answer: {0}")]
     Body(String),
     /// The answer is too long.
-    #[error("the answer is longer than {} MiB: are there too many databases?", ANSWER_BYTES >> 20)]
+    #[error("the answer is longer than {} MiB; distribute the databases over more Pods", ANSWER_BYTES >> 20)]
     TooLong,
-    /// The answer is not understood.
-    #[error("the answer is not understood: {0}")]
+    /// The answer is not a status.
+    #[error("the answer is not a valid status: {0}")]
     Json(#[from] serde_json::Error),
-    /// Too old or too new.
-    #[error("the answer has version {0}, too far from ours, {STATUS_VERSION}")]
+    /// The version of the answer is too old or too new.
+    #[error(
+        "the answer has version {0}, expected {STATUS_VERSION}; update the older of operator and sidecar"
+    )]
     Version(u32),
-    /// Another Pod has this address now.
-    #[error("the answer is about {0:?}")]
+    /// A sidecar of another SqliteBackup answered: the address was reused.
+    #[error("the answer is from a sidecar of {0:?}: the address was reused")]
     Other(String),
 }
 
-/// Polls until `shutdown`, while this replica leads. Sidecars listen on `port` of their Pod's address.
+/// Polls until `shutdown`, while this replica leads. Sidecars listen on `port` of their Pod's
+/// address.
 ///
-/// Each answer counts as soon as it is there: sidecars that are slow or silent do not hold back the
-/// others. Answers become visible together, every 500 ms, so that they cause few passes.
+/// Each answer counts on arrival: slow or silent sidecars do not delay the others. Answers become
+/// visible together every 500 ms, so that they cause few passes.
 pub async fn run(
     observer: Arc<Observer>,
     port: u16,
@@ -92,7 +96,7 @@ pub async fn run(
     let sidecars = Sidecars::new(port);
     loop {
         tokio::select! {
-            // Without a lease there is nobody who could make us the leader again.
+            // Without the election this replica can never lead again.
             led = leader.wait_for(|leads| *leads) => if led.is_err() { return },
             _ = shutdown.wait_for(|down| *down) => return,
         }
@@ -151,12 +155,12 @@ fn running_sidecars(observer: &Observer) -> BTreeMap<String, Arc<PodFacts>> {
         .collect()
 }
 
-/// What is kept of an error, which may quote what it does not understand.
+/// Bounds the text of an error, which may quote the answer.
 fn said(error: PollError) -> String {
     clipped(&error.to_string())
 }
 
-/// Adds one answer to what was known before.
+/// Combines a new result with the previous report.
 fn report(old: Option<&Report>, answer: Result<Answer, String>, at: Timestamp) -> Report {
     match answer.map(Arc::new) {
         Ok(answer) => Report {
@@ -179,7 +183,7 @@ fn is_well(answer: &Answer) -> bool {
         && answer.targets.iter().all(|t| t.state == TargetState::Ok)
 }
 
-/// What looks have in common.
+/// Client and limits that polls share.
 struct Sidecars {
     client: Client<HttpConnector, Body>,
     large: Semaphore,
@@ -193,7 +197,8 @@ impl Sidecars {
         Sidecars {
             client: Client::builder(TokioExecutor::new())
                 .pool_max_idle_per_host(0)
-                // What comes while an answer waits for room stays in the other's socket.
+                // While a poll waits for room, the rest of its answer stays in the sidecar's
+                // socket.
                 .http1_max_buf_size(SMALL_BYTES)
                 .build(connector),
             large: Semaphore::new(LARGE_BYTES),
@@ -215,8 +220,8 @@ impl Sidecars {
         check(look.await.map_err(|_| PollError::Timeout)??, pod)
     }
 
-    /// Reads one answer. A long one takes its length out of the common room until it is summed up; one
-    /// that does not tell its length takes the most.
+    /// Reads one answer. A long answer reserves its length until it is summarized; an answer
+    /// without a length reserves [`ANSWER_BYTES`].
     async fn fetch(&self, uri: Uri) -> Result<Received, PollError> {
         let request = Request::get(uri)
             .body(Body::empty())
@@ -241,7 +246,7 @@ impl Sidecars {
             }
             false => None,
         };
-        // Memory that nothing is written to costs nothing, and none is copied to grow.
+        // Reserved memory costs nothing until it is written, and growing would copy it.
         let mut json = Vec::with_capacity(limit);
         let mut parts = Body::new(answer.into_body()).into_data_stream();
         while let Some(part) = parts.next().await {
@@ -255,7 +260,7 @@ impl Sidecars {
     }
 }
 
-/// The innermost cause: what the operating system said.
+/// The innermost cause, which is the error of the operating system.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -264,7 +269,8 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// Addresses are used again: an answer counts only when it is about this Pod's SqliteBackup.
+/// Checks version and origin. Pod addresses are reused: only an answer for the Pod's own
+/// SqliteBackup counts.
 fn check(received: Received, pod: &PodFacts) -> Result<Answer, PollError> {
     if received.version.abs_diff(STATUS_VERSION) > VERSION_SKEW {
         return Err(PollError::Version(received.version));

@@ -1,8 +1,8 @@
 //! Decides which sidecar is polled next. Pure: time comes in as an argument.
 //!
-//! A sidecar that does not answer occupies its slot for the whole time limit of a poll. Thus sidecars
-//! that did not answer last time, or were never polled, share a part of the slots only. The rest is
-//! left to sidecars that answer, however many Pods are unreachable.
+//! A sidecar that does not answer occupies its slot for the whole time limit of a poll. Thus
+//! sidecars that did not answer last time, or were never polled, share a part of the slots only.
+//! The rest is left to sidecars that answer, however many Pods are unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,4 +1,4 @@
-//! Looks at sidecars that answer anything.
+//! Polls of sidecars with any kind of answer.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ async fn sidecar(answer: Vec<u8>) -> Uri {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = [0; 1024];
         let _read = stream.read(&mut request).await.unwrap();
-        // Who hears that it is too long hangs up.
+        // The client closes the connection when the answer is too long.
         let _written = stream.write_all(&answer).await;
     });
     uri.parse().unwrap()

@@ -1,7 +1,7 @@
-//! The loops: look, plan, apply, wait.
+//! The loops: observe, plan, apply, wait.
 //!
-//! Webhook entries have a loop of their own: a Pod that is created right after its SqliteBackup must
-//! not depend on how many other writes are waiting.
+//! Webhook entries have a loop of their own, so that a Pod that is created right after its
+//! SqliteBackup does not wait for other writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,33 +18,34 @@ use crate::observe::Observer;
 use crate::plan::webhook::Endpoint;
 use crate::plan::{self, Settings};
 
-/// Time between two passes at least: what changes meanwhile is looked at once.
+/// Least time between two passes. Changes in between are handled together.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Time between two passes at most: what no watch tells, such as a ConfigMap that was deleted.
+/// Greatest time between two passes, for changes without a watch, such as a deleted ConfigMap.
 const PASS_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// Time to the next pass after a failed write, doubled with each failure in a row.
+/// Time to the next pass after a failed write. It doubles with each failure in a row.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Everything that the loop works with.
+/// The main loop: observe, plan, apply.
 #[derive(Debug)]
 pub struct Reconciler {
-    /// What is seen.
+    /// Source of the observed state.
     pub observer: Arc<Observer>,
-    /// What is done.
+    /// Executor of the plans.
     pub applier: Arc<Applier>,
-    /// What was asked for at the start.
+    /// Settings from the command line.
     pub settings: Settings,
-    /// Numbers about the loop itself.
+    /// Metrics of the loop.
     pub figures: Figures,
-    /// Whether we lead.
+    /// True while this replica leads.
     pub leader: watch::Receiver<bool>,
 }
 
 impl Reconciler {
-    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    /// Runs until `shutdown`. Writes only while this replica leads and after every list is
+    /// complete.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut failures = 0u32;
         let mut led = false;
@@ -68,7 +69,7 @@ impl Reconciler {
             }
             let changed = async {
                 sleep(PAUSE).await;
-                // After a failure the answer of the watch must not make us ask again at once.
+                // After a failure, a change must not trigger the next attempt at once.
                 if failures > 0 {
                     sleep(retry(failures).saturating_sub(PAUSE)).await;
                 }
@@ -91,7 +92,7 @@ impl Reconciler {
         let plan = plan::plan(&cluster, &self.settings);
         drop(cluster);
         let wait = plan.wake.map_or(PASS_AT_LEAST, |at| {
-            // A moment later, so that it has passed when we look.
+            // Slightly later, so that the time has passed in the next pass.
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + PAUSE
         });
         let outcome = self.applier.apply(plan).await;
@@ -103,23 +104,24 @@ impl Reconciler {
     }
 }
 
-/// Keeps the webhook entries, and nothing else.
+/// The loop that writes the webhook entries.
 #[derive(Debug)]
 pub struct WebhookKeeper {
-    /// What is seen.
+    /// Source of the observed state.
     pub observer: Arc<Observer>,
-    /// What is done.
+    /// Executor of the plans.
     pub applier: Arc<Applier>,
-    /// Where API servers reach us.
+    /// Address of the webhook for API servers.
     pub endpoint: Endpoint,
     /// The bundle that entries must trust.
     pub bundle: watch::Receiver<Option<Bundle>>,
-    /// Whether we lead.
+    /// True while this replica leads.
     pub leader: watch::Receiver<bool>,
 }
 
 impl WebhookKeeper {
-    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    /// Runs until `shutdown`. Writes only while this replica leads and after every list is
+    /// complete.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut changes = self.observer.changes();
         let mut failures = 0u32;
@@ -149,7 +151,7 @@ impl WebhookKeeper {
                 };
                 failures = if outcome.failed > 0 { failures + 1 } else { 0 };
             }
-            // After a failure only time helps: what changes meanwhile is looked at then.
+            // After a failure wait for the retry: it covers changes in between.
             let calm = failures == 0;
             tokio::select! {
                 _ = changes.changed(), if calm => {}
@@ -162,8 +164,8 @@ impl WebhookKeeper {
     }
 }
 
-/// Runs `work` while this replica leads. `None`: leadership ended first, and `work` was dropped with
-/// the request that was under way. Another leader may write by then.
+/// Runs `work` while this replica leads. `None`: leadership ended first, and `work` was dropped
+/// together with its request, because another leader may write by then.
 async fn while_leading<F: Future>(leader: &watch::Receiver<bool>, work: F) -> Option<F::Output> {
     let mut leader = leader.clone();
     tokio::select! {
@@ -172,7 +174,7 @@ async fn while_leading<F: Future>(leader: &watch::Receiver<bool>, work: F) -> Op
     }
 }
 
-/// How one pass went.
+/// Result of one pass.
 struct Pass {
     failed: bool,
     wait: Duration,

@@ -20,7 +20,7 @@ pub enum Refusal {
         problem: &'static str,
     },
     /// This version does not support the field yet.
-    #[error("this version does not support {field}; remove it, or choose {instead}")]
+    #[error("{field} is not supported by this version; remove it, or choose {instead}")]
     NotServed {
         /// Path of the field.
         field: String,

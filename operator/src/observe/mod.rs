@@ -1,7 +1,8 @@
-//! What the cluster looks like: watches, and the one [`ClusterState`] that they add up to.
+//! Watches of the cluster, and the [`ClusterState`] that they add up to.
 //!
-//! Our own kinds, our Jobs and the webhook configuration are watched everywhere; Pods only in
-//! namespaces with a SqliteBackup, so that the rest of a large cluster costs nothing.
+//! The kinds of `sqlite-backup.dev`, restore test Jobs and the webhook configuration are watched in
+//! all namespaces. Pods are watched only in namespaces with a SqliteBackup, so that the rest of a
+//! large cluster costs nothing.
 
 mod pods;
 mod slim;
@@ -32,20 +33,20 @@ use slim::SlimJob;
 /// Objects in one page of a list.
 pub(crate) const PAGE: u32 = 500;
 
-/// A ConfigMap is applied again after this long, in case somebody changed or deleted it: we have
-/// no right to look.
+/// Age after which a ConfigMap is applied again, in case it was changed or deleted. The operator
+/// has no right to read ConfigMaps.
 const CONFIG_MAP_AGE: SignedDuration = SignedDuration::from_mins(10);
 
-/// A SqliteBackup, or what is left of one that cannot be read.
+/// A SqliteBackup, or the metadata of one that cannot be read.
 #[derive(Debug, PartialEq)]
 pub enum Backup {
-    /// It can be read.
+    /// The object is valid.
     Readable(Arc<SqliteBackup>),
-    /// It cannot.
+    /// The object breaks the types of this version.
     Unreadable(Unreadable),
 }
 
-/// Everything that is watched. Shared by the reconciler, the webhook, the poller and the metrics.
+/// Observed state. Shared by the reconciler, the webhook, the poller and the metrics.
 #[derive(Debug)]
 pub struct Observer {
     changed: watch::Sender<()>,
@@ -58,7 +59,7 @@ pub struct Observer {
     notes: Mutex<Notes>,
 }
 
-/// What we know from our own doing.
+/// State that no watch shows: reports of sidecars, and our own writes.
 #[derive(Debug, Default)]
 struct Notes {
     reports: BTreeMap<String, Arc<Report>>,
@@ -67,7 +68,7 @@ struct Notes {
 }
 
 impl Observer {
-    /// An observer that has seen nothing yet.
+    /// Creates an observer without any state.
     pub fn new(client: Client) -> Arc<Observer> {
         let changed = watch::Sender::new(());
         Arc::new(Observer {
@@ -82,7 +83,7 @@ impl Observer {
         })
     }
 
-    /// Watches until it is dropped. Broken watches are taken up again, ever more slowly.
+    /// Watches until it is dropped. Broken watches are restarted with exponential backoff.
     pub async fn run(self: Arc<Self>, client: Client) {
         let ours = format!("{MANAGED_BY_LABEL}={FIELD_MANAGER}");
         let everything = || watcher::Config::default().page_size(PAGE);
@@ -121,7 +122,7 @@ impl Observer {
         );
     }
 
-    /// A channel that tells, each time, that something has changed.
+    /// A channel that is notified of every change.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -145,12 +146,12 @@ impl Observer {
         readable(self.backups.all()).collect()
     }
 
-    /// Every Pod in namespaces that matter, from memory.
+    /// Every Pod of the watched namespaces, from memory.
     pub fn pods(&self) -> Vec<Arc<PodFacts>> {
         self.pods.listed().into_values().flatten().collect()
     }
 
-    /// What the webhook configuration trusts; `None` before it was looked at.
+    /// The CA bundles in the webhook configuration; `None` before the first list.
     pub fn published_bundles(&self) -> Option<BTreeSet<Vec<u8>>> {
         if !self.webhooks.is_ready() {
             return None;
@@ -179,7 +180,7 @@ impl Observer {
         self.pods.keep(&namespaces);
     }
 
-    /// Returns everything that is known at `now`, and changes nothing.
+    /// Returns the observed state at `now`. Changes nothing.
     pub fn cluster_state(&self, now: Timestamp) -> ClusterState {
         let all = self.backups.all();
         let notes = self.notes();
@@ -208,8 +209,8 @@ impl Observer {
         }
     }
 
-    /// The entries of our webhook configuration; `None` when it does not exist. It belongs to the
-    /// installation: an operator that is being uninstalled must not bring it back.
+    /// The entries of the webhook configuration; `None` when it does not exist. The installation
+    /// creates and removes it: an operator that is being uninstalled must not create it again.
     pub fn webhook_entries(&self) -> Option<Vec<MutatingWebhook>> {
         let configuration = self.webhooks.all().into_iter().next()?;
         Some(configuration.webhooks.clone().unwrap_or_default())
@@ -219,12 +220,12 @@ impl Observer {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what we did: another replica may have led meanwhile.
+    /// Forgets reports and own writes: another replica may have led meanwhile.
     pub fn forget(&self) {
         *self.notes() = Notes::default();
     }
 
-    /// Takes note of answers of sidecars, by Pod UID. Forgets those of Pods that `exists` denies.
+    /// Takes note of reports, by Pod UID. Forgets the reports of Pods for which `exists` is false.
     pub fn note_reports(
         &self,
         answered: BTreeMap<String, Arc<Report>>,
@@ -241,17 +242,17 @@ impl Observer {
         }
     }
 
-    /// The last answer of one sidecar.
+    /// The last report of one sidecar.
     pub fn report(&self, uid: &str) -> Option<Arc<Report>> {
         self.notes().reports.get(uid).cloned()
     }
 
-    /// What sidecars answered last, by Pod UID.
+    /// The last report of each sidecar, by Pod UID.
     pub fn reports(&self) -> BTreeMap<String, Arc<Report>> {
         self.notes().reports.clone()
     }
 
-    /// Takes note of a ConfigMap that we applied.
+    /// Takes note of an applied ConfigMap.
     pub fn note_config_map(&self, config_map: ConfigMap, now: Timestamp) {
         let key = (
             config_map.metadata.namespace.clone().unwrap_or_default(),
@@ -263,7 +264,7 @@ impl Observer {
         notes.config_maps.insert(key, (now, Arc::new(config_map)));
     }
 
-    /// Takes note that a SqliteBackup was told that it cannot be read.
+    /// Takes note that the status of an unreadable SqliteBackup says so.
     pub fn note_told(&self, key: &Key) {
         for backup in self.backups.in_namespace(&key.0) {
             if let Backup::Unreadable(bad) = &*backup
@@ -274,7 +275,7 @@ impl Observer {
         }
     }
 
-    /// Takes over what the API server answered to a write, ahead of the watch.
+    /// Applies the API server's answer to a write, ahead of the watch.
     pub fn note_backup(&self, backup: DeserializeGuard<SqliteBackup>) {
         self.backups.refresh(Backup::from(backup));
     }
@@ -302,7 +303,7 @@ fn readable(all: Vec<Arc<Backup>>) -> impl Iterator<Item = Arc<SqliteBackup>> {
     })
 }
 
-/// Follows one watch for ever.
+/// Runs one watch for ever.
 async fn follow<K, V>(
     api: Api<K>,
     config: watcher::Config,
@@ -336,7 +337,7 @@ fn map<K, V>(event: Event<K>, convert: impl Fn(K) -> V) -> Event<V> {
     }
 }
 
-/// An object without the list of who manages which field, which is half of its size.
+/// Removes `managedFields`, which is half of an object's size.
 fn trimmed<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
     object

@@ -1,4 +1,4 @@
-//! Watches of Pods, one for each namespace that matters.
+//! Watches of Pods: one for each relevant namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use super::{PAGE, follow};
 use crate::cache::Cache;
 use crate::cluster_state::PodFacts;
 
-/// The Pods of some namespaces.
+/// Watches of the Pods of some namespaces.
 pub(super) struct PodWatches {
     client: Client,
     changed: watch::Sender<()>,
@@ -41,7 +41,7 @@ impl PodWatches {
         }
     }
 
-    /// Watches exactly these namespaces from now on. Needs a runtime.
+    /// Starts and ends watches, so that exactly these namespaces are watched. Needs a runtime.
     pub(super) fn keep(&self, namespaces: &BTreeSet<String>) {
         let mut running = self.lock();
         running.retain(|namespace, _| namespaces.contains(namespace));

@@ -1,4 +1,4 @@
-//! Which SqliteBackups are put in force, and which are refused.
+//! Acceptance of SqliteBackups: each is put in force or refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,28 +13,28 @@ use crate::cache::Key;
 use crate::cluster_state::{ClusterState, PodFacts};
 use crate::schedule::Schedule;
 
-/// What is thought of one SqliteBackup.
+/// Decision on one SqliteBackup.
 #[derive(Debug, Clone)]
 pub enum Acceptance {
-    /// It is in force.
+    /// It is in force, with this schedule.
     Accepted(Box<Schedule>),
-    /// It is not put in force.
+    /// It is not in force.
     Refused(Refused),
 }
 
-/// Why a SqliteBackup is not put in force.
+/// Reason for which a SqliteBackup is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// Reason of the condition `Ready`.
     pub reason: &'static str,
-    /// For people.
+    /// Message for people.
     pub message: String,
-    /// For a conflict: the reason of the condition `WriterConflict`.
+    /// Reason of the condition `WriterConflict`; only for a conflict.
     pub conflict: Option<&'static str>,
 }
 
 impl Acceptance {
-    /// The schedule of one that is in force.
+    /// The schedule of an accepted SqliteBackup.
     pub fn schedule(&self) -> Option<&Schedule> {
         match self {
             Acceptance::Accepted(schedule) => Some(schedule),
@@ -43,8 +43,8 @@ impl Acceptance {
     }
 }
 
-/// Judges every SqliteBackup by itself and against the others. Of two that are in conflict the
-/// older one goes on, so that applying a second one never disturbs the first.
+/// Decides on every SqliteBackup, alone and against the others. Of two in conflict the older one
+/// stays in force, so that a second one never disturbs the first.
 pub fn decide(cluster: &ClusterState) -> BTreeMap<Key, Acceptance> {
     let mut order: Vec<&Arc<SqliteBackup>> = cluster.backups.iter().collect();
     order.sort_by_key(|b| (seniority(b), key(b)));
@@ -112,7 +112,7 @@ fn same_destination(backup: &SqliteBackup, taken: &BTreeMap<String, Key>) -> Opt
     Some(Refused {
         reason: reason::CONFLICT,
         message: format!(
-            "SqliteBackup {namespace}/{name} writes to the same place; \
+            "SqliteBackup {namespace}/{name} writes to the same destination; \
              give this one another bucket or prefix"
         ),
         conflict: Some(reason::SAME_DESTINATION),

@@ -1,4 +1,4 @@
-//! The sidecar's configuration: a ConfigMap for each SqliteBackup.
+//! Configuration of the sidecars: a ConfigMap for each SqliteBackup.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::cluster_state::ClusterState;
 
 /// Plans the ConfigMaps of every SqliteBackup that is in force.
 ///
-/// One that is refused keeps the configuration that it had: its running Pods go on as before.
+/// A refused SqliteBackup keeps its previous ConfigMap: its running Pods continue unchanged.
 pub fn plan(cluster: &ClusterState, acceptances: &BTreeMap<Key, Acceptance>, plan: &mut Plan) {
     for backup in &cluster.backups {
         let own = key(backup);
@@ -45,8 +45,8 @@ pub fn plan(cluster: &ClusterState, acceptances: &BTreeMap<Key, Acceptance>, pla
     }
 }
 
-/// Builds the ConfigMap of a SqliteBackup. It goes with its owner; running sidecars keep the
-/// configuration that they have.
+/// Builds the ConfigMap of a SqliteBackup. Kubernetes deletes it with the SqliteBackup; running
+/// sidecars keep the configuration that they have read.
 pub fn config_map(backup: &SqliteBackup) -> ConfigMap {
     let (namespace, name) = key(backup);
     let yaml = serde_yaml::to_string(&config(backup)).expect("a configuration is plain data");
@@ -63,8 +63,8 @@ pub fn config_map(backup: &SqliteBackup) -> ConfigMap {
     }
 }
 
-/// Builds the configuration of the sidecars of a SqliteBackup. The member is left to their
-/// environment, so that all of them share one.
+/// Builds the configuration that all sidecars of a SqliteBackup share. The name of the member comes
+/// from their environment.
 pub fn config(backup: &SqliteBackup) -> Config {
     let spec = &backup.spec;
     let (namespace, name) = key(backup);
@@ -134,7 +134,8 @@ fn database(backup: &SqliteBackup, database: &DatabaseSpec) -> Database {
     }
 }
 
-/// One target of one database; none for a kind that is not served, which is refused before.
+/// One target of one database. `None` for a kind that is not supported: such a spec is refused
+/// before.
 fn replica(backup: &SqliteBackup, target: &Target, database: &str) -> Option<Replica> {
     let place = target.place()?;
     let path = expand(backup, place.prefix(), database);
@@ -165,7 +166,7 @@ fn replica(backup: &SqliteBackup, target: &Target, database: &str) -> Option<Rep
     }
 }
 
-/// Fills in the placeholders of a prefix. `{member}` becomes a variable that each sidecar expands.
+/// Replaces the placeholders of a prefix. `{member}` becomes a variable that each sidecar expands.
 fn expand(backup: &SqliteBackup, prefix: &str, database: &str) -> String {
     let (namespace, name) = key(backup);
     prefix

@@ -1,4 +1,4 @@
-//! What the answers of sidecars mean for a SqliteBackup.
+//! Health of a SqliteBackup, derived from the answers of its sidecars.
 
 use api::SqliteBackup;
 use api::backup::DatabaseSpec;
@@ -10,19 +10,19 @@ use super::conditions::ConditionStatus;
 use super::members::{Member, View};
 use crate::answer::{Answer, DatabaseSeen, TargetSeen};
 
-/// What is to be shown as a condition.
+/// Content of one condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it holds.
+    /// Status of the condition.
     pub status: ConditionStatus,
-    /// One word.
+    /// Reason in one word.
     pub reason: &'static str,
-    /// For people. It holds no figures, so that it changes only with what it says.
+    /// Message for people. It has no figures, so that it changes with its meaning only.
     pub message: String,
 }
 
 impl Finding {
-    /// A finding.
+    /// Creates a finding.
     pub fn new(
         status: ConditionStatus,
         reason: &'static str,
@@ -36,19 +36,19 @@ impl Finding {
     }
 }
 
-/// How bad something is; more is worse.
+/// Rank of a state; a greater one is worse.
 pub type Severity = u8;
 
-/// Severity of an outage that is no loss yet: everything else is as it should be.
+/// Severity of an outage within `maxLag`. It counts as healthy.
 const TOLERATED: Severity = 1;
 
-/// Severity of what has no state yet.
+/// Severity of a database or target without a state yet.
 const STARTING: Severity = 2;
 
-/// Severity of what could not be polled: worse than healthy, better than known to be bad.
+/// Severity of a sidecar that does not answer: worse than healthy, better than known to be bad.
 const UNKNOWN: Severity = 3;
 
-/// From here on a severity means that data is not replicated as it should be.
+/// Least severity that means: data is not replicated as it should be.
 const BAD: Severity = 10;
 
 /// Severity and name of a database state.
@@ -70,7 +70,7 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
     }
 }
 
-/// Whether another writer has taken over something of this sidecar's.
+/// Whether another writer has taken over a replica of this sidecar.
 pub fn is_superseded(answer: &Answer) -> bool {
     (answer.databases.iter()).any(|d| d.state == DatabaseState::Superseded)
         || (answer.targets.iter()).any(|t| t.state == TargetState::Superseded)
@@ -81,8 +81,8 @@ pub fn is_well(backup: &SqliteBackup, answer: &Answer) -> bool {
     !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s <= TOLERATED)
 }
 
-/// Whether a sidecar has nothing to tell yet. With its configuration read and patterns only, it may
-/// be that there is no database so far.
+/// Whether a sidecar has no databases to report yet. A sidecar that has read its configuration and
+/// has patterns only may have no database at all.
 fn is_starting(backup: &SqliteBackup, answer: &Answer) -> bool {
     let may_be_none = backup.spec.databases.iter().all(DatabaseSpec::is_pattern);
     answer.count == 0 && (!answer.is_configured || !may_be_none)
@@ -103,8 +103,8 @@ fn database_found(seen: &DatabaseSeen) -> Found {
     (severity, name, said(&seen.path, &seen.message))
 }
 
-/// Severity of a target. An outage is no loss until commits wait for longer than `max_lag`, or while
-/// nothing was ever stored.
+/// Severity of a target. An outage is tolerated while no commit waits longer than `max_lag`,
+/// provided that a position was ever stored.
 fn target(seen: &TargetSeen, max_lag: Span) -> Found {
     let late = seen.lag_ms > max_lag.as_millis();
     let outage = |severity| match late || !seen.is_stored {
@@ -137,7 +137,7 @@ fn said(what: &str, message: &str) -> String {
     }
 }
 
-/// State of a member for the list in the status: its severity, a word, and a message.
+/// State of a member in the status: severity, state in one word, message.
 pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, String) {
     match member.view {
         View::NotInjected => (BAD, "NotInjected".to_owned(), String::new()),
@@ -172,7 +172,7 @@ pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, 
     }
 }
 
-/// The condition `Replicating`: what is known to be bad counts before what is not known.
+/// The condition `Replicating`. A state that is known to be bad outranks an unknown one.
 pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     let mut worst: (Severity, &'static str, String) = (0, reason::UP_TO_DATE, String::new());
     for member in members {
@@ -187,8 +187,8 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
                 UNKNOWN,
                 reason::SIDECAR_UNREACHABLE,
                 format!(
-                    "the sidecar of Pod {} does not answer, so nothing is known about it; \
-                     is port {} open to the operator?",
+                    "the sidecar of Pod {} does not answer, so its state is unknown; \
+                     check that the operator can reach its port {}",
                     member.pod.name,
                     protocol::names::STATUS_PORT
                 ),
@@ -229,7 +229,7 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     }
 }
 
-/// The condition `CredentialsValid`: whether stores accept what sidecars present.
+/// The condition `CredentialsValid`: whether stores accept the credentials of the sidecars.
 pub fn credentials(members: &[Member<'_>]) -> Finding {
     let accepted = "every store accepts the credentials";
     let mut worst = Finding::new(ConditionStatus::True, reason::VALID, accepted);
@@ -250,7 +250,7 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
                     reason::ROTATION_PENDING,
                     "the store refuses the new credentials; the old ones are still in use",
                 )),
-                // What was not contacted, or not reached, says nothing about credentials.
+                // A target that was not reached proves nothing about credentials.
                 TargetState::Starting | TargetState::DestinationUnavailable => None,
                 _ => {
                     asked = true;
@@ -276,7 +276,7 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
                 .iter()
                 .any(|m| matches!(m.view, View::Unreachable(_))) =>
         {
-            let message = "a sidecar does not answer, so nothing is known about its credentials";
+            let message = "a sidecar does not answer, so the state of its credentials is unknown";
             Finding::new(
                 ConditionStatus::Unknown,
                 reason::SIDECAR_UNREACHABLE,
@@ -284,7 +284,7 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
             )
         }
         ConditionStatus::True if !asked => {
-            let message = "no store has been asked yet";
+            let message = "no store has been contacted yet";
             Finding::new(ConditionStatus::Unknown, reason::UNKNOWN, message)
         }
         _ => worst,

@@ -1,4 +1,4 @@
-//! The members of a SqliteBackup: its live Pods, with what their sidecars say.
+//! Members of a SqliteBackup: its live Pods, with the state of their sidecars.
 
 use api::SqliteBackup;
 use api::names::{self, INJECT_LABEL};
@@ -7,35 +7,35 @@ use super::key;
 use crate::answer::Answer;
 use crate::cluster_state::{ClusterState, PodFacts};
 
-/// Looks in a row that must fail before a sidecar counts as unreachable: one may be a restart.
+/// Failed polls in a row that are tolerated: one may be a restart of the sidecar.
 const FAILURES_TOLERATED: u32 = 1;
 
 /// One live Pod that a SqliteBackup selects.
 #[derive(Debug, Clone)]
 pub struct Member<'a> {
-    /// The member it serves.
+    /// Name of the member.
     pub name: String,
     /// The Pod.
     pub pod: &'a PodFacts,
-    /// What is known about its sidecar.
+    /// State of its sidecar.
     pub view: View<'a>,
 }
 
-/// What is known about a sidecar.
+/// State of a sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View<'a> {
-    /// The Pod has none of ours.
+    /// The Pod has no sidecar of this SqliteBackup.
     NotInjected,
-    /// It does not run yet, or has not been asked yet.
+    /// It does not run yet, or was not polled yet.
     Starting,
-    /// It does not answer: nothing is known.
+    /// It does not answer, so its state is unknown.
     Unreachable(&'a str),
-    /// It answers.
+    /// It answered.
     Answered(&'a Answer),
 }
 
 impl<'a> Member<'a> {
-    /// The answer of its sidecar, if there is a recent one.
+    /// The last answer of a sidecar that is not unreachable.
     pub fn answer(&self) -> Option<&'a Answer> {
         match self.view {
             View::Answered(answer) => Some(answer),

@@ -1,4 +1,4 @@
-//! Restore tests: when they run, what they start, and what came of them.
+//! Plans of restore tests: schedule, Jobs and results.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use crate::cache::Key;
 use crate::cluster_state::{ClusterState, PodFacts};
 use crate::schedule::Schedule;
 
-/// Jobs that are made for one run before a lost result counts as an error.
+/// Limit on the Jobs of one run. After the last one, a lost result is an error.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// How long a run waits for a SqliteBackup that is not there: both may come from one file.
+/// Time that a run waits for a SqliteBackup that does not exist: one file may hold both.
 const BACKUP_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long a run waits for the first answer of sidecars that have started, so that it can hold
-/// the backup against what they acknowledged.
+/// Time that a run waits for the first answer of started sidecars, so that it can compare the
+/// backup with their acknowledged positions.
 const ANSWER_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Restore tests of one SqliteBackup, after this plan.
@@ -38,13 +38,13 @@ const ANSWER_GRACE: SignedDuration = SignedDuration::from_secs(60);
 pub struct Runs {
     /// Finished runs, the oldest first.
     pub finished: Vec<(String, RestoreTestStatus)>,
-    /// The run that is going on.
+    /// Name of the current run.
     pub running: Option<String>,
-    /// The newest scheduled time that was handled.
+    /// The newest scheduled time for which a run was created or skipped.
     pub scheduled: Option<Timestamp>,
 }
 
-/// Plans every run, and those that are due.
+/// Plans every existing run, and creates due ones.
 pub fn plan(
     cluster: &ClusterState,
     settings: &Settings,
@@ -71,7 +71,7 @@ pub fn plan(
             .count(),
         runs: BTreeMap::new(),
     };
-    // Those that run come first, so that one that waits sees who is ahead of it.
+    // Running tests come first, so that a waiting one sees them.
     tests.sort_by_key(|t| phase(t) != RestoreTestPhase::Running);
     for test in tests {
         let own = (test_key(test).0, test.spec.backup_ref.name.clone());
@@ -91,7 +91,7 @@ pub fn plan(
     runs
 }
 
-/// What is known while one run after the other is looked at.
+/// State while the runs are planned one after another.
 struct TestPlanner<'a> {
     cluster: &'a ClusterState,
     settings: &'a Settings,
@@ -101,7 +101,7 @@ struct TestPlanner<'a> {
 }
 
 impl TestPlanner<'_> {
-    /// Moves one run forward, and returns its status after that.
+    /// Plans the next step of one run, and returns its new status.
     fn step(
         &mut self,
         test: &RestoreTest,
@@ -159,14 +159,17 @@ impl TestPlanner<'_> {
                 self.running -= 1;
                 RestoreTestStatus {
                     phase: RestoreTestPhase::Pending,
-                    message: format!("the result is lost, {why}; the test runs again"),
+                    message: format!("the result was lost because {why}; the test runs again"),
                     job: None,
                     ..old.clone()
                 }
             }
             Outcome::Lost(why) => {
                 self.running -= 1;
-                let message = format!("the result is lost, {why}, {} times", old.attempts);
+                let message = format!(
+                    "the result was lost {} times, last because {why}",
+                    old.attempts
+                );
                 verdict::error(old, reason::RESULT_LOST, &message, cluster.now)
             }
         }
@@ -207,7 +210,7 @@ impl TestPlanner<'_> {
         }
         if let Some(other) = self.runs.get(&own).and_then(|r| r.running.as_ref()) {
             return waits(format!(
-                "waits for {other}: one test of a SqliteBackup at a time"
+                "waits for {other}: only one test of a SqliteBackup runs at a time"
             ));
         }
         if self.running >= self.settings.tests_at_once {
@@ -217,7 +220,7 @@ impl TestPlanner<'_> {
             ));
         }
         if !self.cluster.pods.contains_key(&own.0) {
-            return waits("waits until the Pods of the namespace are known".to_owned());
+            return waits("waits for the list of Pods in the namespace".to_owned());
         }
         let members = members(self.cluster, backup);
         let unasked =
@@ -274,7 +277,7 @@ impl TestPlanner<'_> {
         }
     }
 
-    /// Files a run under its SqliteBackup.
+    /// Adds a run to those of its SqliteBackup.
     fn file(&mut self, own: Key, test: &RestoreTest, status: RestoreTestStatus) {
         let runs = self.runs.entry(own).or_default();
         let name = test_key(test).1;
@@ -298,13 +301,13 @@ fn tell_end(
     let name = test.metadata.name.as_deref().unwrap_or_default();
     let message = match (status.phase, status.message.as_str()) {
         (RestoreTestPhase::Passed, _) => format!(
-            "restore test {name} passed: {} databases proven, RPO {}, RTO {}",
+            "restore test {name} passed: {} databases verified, RPO {}, RTO {}",
             status.passed.unwrap_or_default(),
             status.rpo_summary,
             status.rto_summary
         ),
         (RestoreTestPhase::Failed, why) => format!("restore test {name} failed: {why}"),
-        (_, why) => format!("restore test {name} could not be carried out: {why}"),
+        (_, why) => format!("restore test {name} did not run to its end: {why}"),
     };
     plan.events.push(EventDraft::new(
         test,
@@ -324,8 +327,8 @@ fn tell_end(
     }
 }
 
-/// Creates the run that the schedule asks for. Runs that were missed collapse into one; while one
-/// is unfinished, none is added; while tests are suspended, times pass unused.
+/// Creates a due run. Several missed times become one run. No run is created while another one is
+/// unfinished; while tests are suspended, scheduled times are skipped.
 fn due(
     cluster: &ClusterState,
     backup: &SqliteBackup,
@@ -362,12 +365,13 @@ fn due(
         .push(Change::CreateTest(Box::new(scheduled_test(backup, time))));
 }
 
-/// Whether the schedule of a SqliteBackup rests.
+/// Whether the schedule of a SqliteBackup is suspended.
 pub fn is_suspended(backup: &SqliteBackup) -> bool {
     backup.spec.suspend || backup.spec.restore_test.suspend
 }
 
-/// The run for one scheduled time. Its name follows from both, so that two leaders make one.
+/// The run for one scheduled time. Its name is derived from both, so that two leaders create one
+/// object.
 fn scheduled_test(backup: &SqliteBackup, time: Timestamp) -> RestoreTest {
     let (namespace, name) = key(backup);
     let uid = backup.metadata.uid.as_deref().unwrap_or_default();
@@ -389,7 +393,7 @@ fn scheduled_test(backup: &SqliteBackup, time: Timestamp) -> RestoreTest {
     }
 }
 
-/// Deletes old runs of the schedule. The last one that failed stays, whatever the limit.
+/// Deletes old scheduled runs. The last failed one always stays.
 fn prune(cluster: &ClusterState, backup: &SqliteBackup, plan: &mut Plan) {
     let own = key(backup);
     let policy = &backup.spec.restore_test;

@@ -1,4 +1,4 @@
-//! The status of a SqliteBackup: what its members and its restore tests add up to.
+//! Status of a SqliteBackup, derived from its members and restore tests.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::cluster_state::ClusterState;
 use crate::inject;
 use crate::schedule::Schedule;
 
-/// Figures that move all the time are written at most this often.
+/// Least time between two writes of figures that change all the time.
 const REFRESH: SignedDuration = SignedDuration::from_secs(30);
 
-/// With many SqliteBackups they are written less often: this many milliseconds for each.
+/// Additional time for each SqliteBackup in the cluster, in milliseconds.
 const REFRESH_EACH_MS: i64 = 400;
 
-/// Plans the status of one SqliteBackup, and what to tell about its changes.
+/// Plans the status of one SqliteBackup, and the Events about its changes.
 pub fn plan(
     cluster: &ClusterState,
     settings: &Settings,
@@ -126,7 +126,7 @@ fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditio
         )
     } else if !missing.is_empty() {
         let message = format!(
-            "not backed up, because they were created without the sidecar: {}; \
+            "Pods without the sidecar are not backed up: {}; \
              recreate them, or label them {INJECT_LABEL}=false",
             missing.join(", ")
         );
@@ -136,8 +136,8 @@ fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditio
             message,
         )
     } else if pods.outdated > 0 {
-        let message = "some Pods have an older sidecar; they get the new one when they are \
-                       next created";
+        let message = "some Pods have an outdated sidecar; they get the new one when they are \
+                       created again";
         (ConditionStatus::False, reason::OUTDATED, message.to_owned())
     } else {
         let message = "every live Pod has the current sidecar";
@@ -182,7 +182,7 @@ fn conflict(backup: &SqliteBackup, acceptance: &Acceptance, members: &[Member<'_
         .find(|m| m.answer().is_some_and(health::is_superseded));
     if let Some(member) = superseded {
         let message = format!(
-            "another writer has taken over what Pod {} replicates; \
+            "another writer has taken over a replica of Pod {}; \
              find it by the holder in the store's lease",
             member.pod.name
         );
@@ -196,7 +196,7 @@ fn conflict(backup: &SqliteBackup, acceptance: &Acceptance, members: &[Member<'_
 }
 
 fn replication(members: &[Member<'_>], old: Option<&ReplicationStatus>) -> ReplicationStatus {
-    // When data was last stored stays true, also while nobody can be asked.
+    // The time of the last acknowledgement stays valid while sidecars do not answer.
     let before = old.and_then(|r| r.last_sync_time.as_ref()).map(|t| t.0);
     let answers: Vec<&Answer> = members.iter().filter_map(Member::answer).collect();
     let unreachable = members
@@ -241,8 +241,8 @@ fn stored(at: Timestamp) -> Time {
     Time(whole_second(at))
 }
 
-/// The worst members. Without any, those that were shown last stay: a restore test needs to know
-/// which ones there are.
+/// The worst members. Without live members, those of the previous status stay: a restore test needs
+/// their names.
 fn shown(backup: &SqliteBackup, members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
     if members.is_empty() {
         let gone = |m: &MemberStatus| MemberStatus {
@@ -280,10 +280,10 @@ fn member(backup: &SqliteBackup, member: &Member<'_>) -> (health::Severity, Memb
     (severity, status)
 }
 
-/// A summary of restore tests, and the verdict of the run that finished since the last one.
+/// Summary of restore tests, and the result of the run that ended since the previous status.
 struct Tests {
     summary: TestSummary,
-    news: Option<(RestoreTestPhase, String, String)>,
+    latest: Option<(RestoreTestPhase, String, String)>,
 }
 
 fn tests(
@@ -294,7 +294,7 @@ fn tests(
     old: Option<&TestSummary>,
 ) -> Tests {
     let mut summary = old.cloned().unwrap_or_default();
-    let mut news = None;
+    let mut latest = None;
     for (name, run) in &runs.finished {
         let Some(at) = &run.finished else { continue };
         let seen = summary.last_finish_time.as_ref().is_some_and(|last| {
@@ -315,9 +315,10 @@ fn tests(
         } else {
             summary.consecutive_failures += 1;
         }
-        // What could not be carried out says nothing: a verdict before it stays the news.
-        if run.phase != RestoreTestPhase::Error || news.is_none() {
-            news = Some((run.phase, result, run.message.clone()));
+        // A run with an error proves nothing: an earlier result in this list stays the relevant
+        // one.
+        if run.phase != RestoreTestPhase::Error || latest.is_none() {
+            latest = Some((run.phase, result, run.message.clone()));
         }
     }
     summary.running = runs.running;
@@ -326,13 +327,13 @@ fn tests(
         Some(schedule) if !is_suspended(backup) => schedule.next(cluster.now).map(stored),
         _ => None,
     };
-    Tests { summary, news }
+    Tests { summary, latest }
 }
 
-/// Sets `RestoreTestPassed`, and returns when it becomes overdue by itself.
+/// Sets `RestoreTestPassed`, and returns the time at which it becomes overdue.
 ///
-/// It keeps its verdict while a run goes on, and when one could not be carried out: only a run that
-/// looked at the data changes it, until too much time has passed.
+/// Only a run that verified the data changes the condition. Running and failed runs keep it, until
+/// it is overdue.
 fn verdict(
     cluster: &ClusterState,
     backup: &SqliteBackup,
@@ -344,13 +345,13 @@ fn verdict(
     let had_verdict = conditions
         .old(type_)
         .is_some_and(|c| c.status != "Unknown" && c.reason != reason::OVERDUE);
-    match &tests.news {
+    match &tests.latest {
         Some((RestoreTestPhase::Passed, result, _)) => {
             conditions.set(
                 type_,
                 true,
                 result,
-                "the last restore test proved every database",
+                "the last restore test verified every database",
             );
         }
         Some((RestoreTestPhase::Failed, result, message)) => {
@@ -364,7 +365,7 @@ fn verdict(
             type_,
             ConditionStatus::Unknown,
             reason::NEVER_RUN,
-            "no restore test has finished yet",
+            "no restore test has ended yet",
         ),
     }
     if is_suspended(backup) {
@@ -384,13 +385,13 @@ fn verdict(
         Some(result) => format!(
             "no restore test has passed for two scheduled times; the last one ended with {result}"
         ),
-        None => "two scheduled times have passed and no restore test has finished".to_owned(),
+        None => "two scheduled times have passed and no restore test has ended".to_owned(),
     };
     conditions.set(type_, false, reason::OVERDUE, message);
     None
 }
 
-/// Whether a status differs in more than figures that move all the time, or those have moved far.
+/// Whether a status differs by more than figures that change all the time, or these are due.
 fn is_worth_writing(old: &SqliteBackupStatus, new: &SqliteBackupStatus, backups: usize) -> bool {
     if still(old) != still(new) {
         return true;
@@ -417,7 +418,7 @@ fn is_worth_writing(old: &SqliteBackupStatus, new: &SqliteBackupStatus, backups:
     }
 }
 
-/// A status without the figures that move all the time.
+/// A status without the figures that change all the time.
 fn still(status: &SqliteBackupStatus) -> SqliteBackupStatus {
     let mut status = status.clone();
     if let Some(replication) = &mut status.replication {

@@ -25,18 +25,18 @@ use crate::inject::Settings;
 /// Bounds of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at a time; further ones wait to be accepted. API servers keep a few open.
+    /// Limit on open connections; further ones wait to be accepted. API servers keep a few open.
     pub connections: usize,
-    /// Largest body in bytes. A Pod is at most 1.5 MB in the API server, and an UPDATE, which we do
-    /// not review, would carry two.
+    /// Limit on a body, in bytes. A Pod has at most 1.5 MB in the API server; an UPDATE, which is
+    /// not reviewed, would carry two.
     pub body_bytes: usize,
-    /// Time for a TLS handshake.
+    /// Time limit of a TLS handshake.
     pub handshake: Duration,
-    /// Time for the head of a request, also the longest idle time of a connection.
+    /// Time limit of the head of a request, and of the idle time of a connection.
     pub head: Duration,
-    /// Time for reading a body and answering; our entries give the API server 5 s to wait.
+    /// Time limit of a request. The entries make the API server wait 5 s.
     pub request: Duration,
-    /// Time for open requests to end at shutdown.
+    /// Time limit of open requests at shutdown.
     pub drain: Duration,
 }
 
@@ -53,12 +53,12 @@ impl Default for Limits {
     }
 }
 
-/// Everything that an answer needs.
+/// Inputs of the answers.
 #[derive(Clone)]
 pub struct Webhook {
     /// The SqliteBackups of a namespace.
     pub backups: Backups,
-    /// How injected containers look.
+    /// Settings of the injected containers.
     pub settings: Arc<Settings>,
     /// Counters.
     pub metrics: Metrics,
@@ -82,10 +82,10 @@ impl Webhook {
     }
 }
 
-/// Serves until `shutdown` turns true or its sender is gone, then lets open requests end.
+/// Serves until `shutdown` turns true or its sender is gone, then finishes open requests.
 ///
-/// A connection whose handshake comes before the first certificate is there fails; readiness keeps
-/// the API server away until then.
+/// Handshakes fail before the first certificate is loaded. Readiness keeps API servers away until
+/// then.
 pub async fn serve(
     listener: TcpListener,
     serving: watch::Receiver<Option<Serving>>,
@@ -98,7 +98,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut http = hyper::server::conn::http1::Builder::new();
-    // Head and body leave in one write: with two, the second waits for an acknowledgement.
+    // Send head and body in one write: with two, the second waits for an acknowledgement.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .writev(false);
@@ -155,7 +155,7 @@ async fn accept(
             Some((stream, slot))
         }
         Err(error) => {
-            // Out of descriptors, mostly: trying again at once would spin.
+            // Usually the process has no free descriptor: an immediate retry would spin.
             warn!(error = %chain(&error), "cannot accept a webhook connection");
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
@@ -163,7 +163,7 @@ async fn accept(
     }
 }
 
-/// A service whose answers, reading the body included, take bounded time.
+/// A service with a time limit on each request, including its body.
 #[derive(Clone)]
 struct Timed<S> {
     inner: S,

@@ -75,7 +75,7 @@ impl ApiServer {
         }
     }
 
-    /// What a list answers from now on; any other list is empty.
+    /// Sets the items of one list; any other list is empty.
     pub fn list(&self, path: &str, items: Vec<Value>) {
         let mut lists = self.shared.lists.lock().unwrap();
         lists.insert(path.to_owned(), items);
@@ -115,7 +115,7 @@ async fn answer(
         });
         return axum::Json(list).into_response();
     }
-    // It goes with this request, whether it is answered or its connection is closed.
+    // Dropped with this request: after its answer, or when its connection is closed.
     let (_going, over) = mpsc::channel(1);
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let write = Write {
@@ -123,7 +123,7 @@ async fn answer(
         body: body.clone(),
         over,
     };
-    // Nobody reads it when the test is over.
+    // The receiver is gone when the test is over.
     let _ = shared.shown.send(write);
     let mut answering = shared.answering.subscribe();
     let _ = answering.wait_for(|answers| *answers).await;

@@ -1,4 +1,4 @@
-//! A small world to change.
+//! A small cluster that tests change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// The moment at which every world begins.
+/// Start time of every cluster.
 pub(crate) fn start() -> Timestamp {
     at("2026-11-20T12:00:00Z")
 }
@@ -99,7 +99,7 @@ pub(crate) fn position(txid: u64) -> Position {
     }
 }
 
-/// What a sidecar says when all is well.
+/// Status of a healthy sidecar.
 pub(crate) fn well() -> SidecarStatus {
     SidecarStatus {
         version: 1,
@@ -131,7 +131,7 @@ pub(crate) fn well() -> SidecarStatus {
     }
 }
 
-/// A world that changes as plans are carried out in it.
+/// A cluster in which plans are executed.
 pub(crate) struct Cluster {
     pub(crate) world: ClusterState,
     pub(crate) webhooks: Option<Vec<MutatingWebhook>>,

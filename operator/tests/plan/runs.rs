@@ -21,7 +21,7 @@ fn hours(count: i64) -> SignedDuration {
     SignedDuration::from_hours(count)
 }
 
-/// A cluster at rest with one run of the given name that goes on.
+/// A cluster at rest with one running test of this name.
 fn running(name: &str) -> Cluster {
     let mut cluster = Cluster::at_rest();
     cluster.add_test(name);

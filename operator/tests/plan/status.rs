@@ -1,4 +1,4 @@
-//! What members add up to.
+//! Status of a SqliteBackup from its members.
 
 use api::names::condition::{CREDENTIALS_VALID, INJECTED, READY, REPLICATING, WRITER_CONFLICT};
 use api::names::reason;
@@ -305,7 +305,11 @@ fn events_tell_changes_and_only_changes() {
     assert_eq!(told(&cluster), [(reason::UP_TO_DATE.to_owned(), true)]);
     cluster.settle();
     cluster.remove_pods();
-    assert_eq!(told(&cluster), [], "no Pods are no news");
+    assert_eq!(
+        told(&cluster),
+        [],
+        "a SqliteBackup without Pods causes no Event"
+    );
     cluster.settle();
     cluster.add_pod(pod(&backup("orders"), "orders-0"));
     for _ in 0..2 {
