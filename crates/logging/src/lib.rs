@@ -13,8 +13,8 @@
 //! | any other | a field of the event |
 //!
 //! An error is the field `error`, recorded as `error = %logging::chain(&error)`: the error and its
-//! causes in one string. No event has a field `target`, and no span a field `name`: a line would have
-//! the key twice.
+//! causes in one string. No event has a field `target`, and no span a field `name`: a line would
+//! have the key twice.
 
 use std::error::Error;
 use std::fmt;
