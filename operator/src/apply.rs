@@ -177,7 +177,7 @@ impl Applier {
                 let answer = self
                     .status::<DeserializeGuard<SqliteBackup>>(&key, &*status)
                     .await?;
-                self.observer.note_told(&key);
+                self.observer.note_reported(&key);
                 if let Some(backup) = answer {
                     self.observer.note_backup(backup);
                 }

@@ -64,7 +64,7 @@ pub struct Observer {
 struct Notes {
     reports: BTreeMap<String, Arc<Report>>,
     config_maps: BTreeMap<Key, (Timestamp, Arc<ConfigMap>)>,
-    told: BTreeSet<(String, Option<i64>)>,
+    reported: BTreeSet<(String, Option<i64>)>,
 }
 
 impl Observer {
@@ -189,7 +189,7 @@ impl Observer {
             Backup::Readable(_) => None,
         });
         let unreadable = bad
-            .filter(|b| !notes.told.contains(&(b.uid.clone(), b.generation)))
+            .filter(|b| !notes.reported.contains(&(b.uid.clone(), b.generation)))
             .collect();
         let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
         let config_maps = notes.config_maps.iter();
@@ -265,12 +265,14 @@ impl Observer {
     }
 
     /// Takes note that the status of an unreadable SqliteBackup says so.
-    pub fn note_told(&self, key: &Key) {
+    pub fn note_reported(&self, key: &Key) {
         for backup in self.backups.in_namespace(&key.0) {
             if let Backup::Unreadable(bad) = &*backup
                 && bad.key == *key
             {
-                self.notes().told.insert((bad.uid.clone(), bad.generation));
+                self.notes()
+                    .reported
+                    .insert((bad.uid.clone(), bad.generation));
             }
         }
     }

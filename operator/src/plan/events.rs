@@ -44,7 +44,7 @@ impl EventDraft {
 }
 
 /// Conditions whose changes cause Events. Runs of restore tests cause Events of their own.
-const TOLD: [&str; 5] = [
+const REPORTED: [&str; 5] = [
     condition::READY,
     condition::INJECTED,
     condition::REPLICATING,
@@ -62,12 +62,12 @@ pub fn changes<K: Resource<DynamicType = ()>>(
     new: &[Condition],
 ) -> Vec<EventDraft> {
     let mut drafts = Vec::new();
-    for action in TOLD {
+    for action in REPORTED {
         let find = |list: &[Condition]| list.iter().find(|c| c.type_ == action).cloned();
         let Some(now) = find(new) else { continue };
         let before = find(old);
         let is_good = now.status == good(action);
-        let told = if is_good {
+        let is_reported = if is_good {
             before.is_some_and(|before| before.status != now.status)
         } else {
             let is_relevant = now.status != "Unknown" || now.reason == reason::SIDECAR_UNREACHABLE;
@@ -75,7 +75,7 @@ pub fn changes<K: Resource<DynamicType = ()>>(
                 |before: &Condition| before.status == now.status && before.reason == now.reason;
             is_relevant && !before.as_ref().is_some_and(same)
         };
-        if told {
+        if is_reported {
             drafts.push(EventDraft::new(
                 about,
                 is_good,

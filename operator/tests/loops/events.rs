@@ -53,6 +53,21 @@ async fn a_pass_does_not_wait_for_its_events() {
 }
 
 #[tokio::test]
+async fn events_that_are_queued_at_shutdown_are_still_written() {
+    let mut server = ApiServer::start().await;
+    let observer = observer(&server).await;
+    let (events, writer) = event_queue(server.client.clone(), "replica-0".to_owned());
+    let applier = Applier::new(server.client.clone(), observer, events.clone());
+    applier.apply(plan(AT_ONCE * 2)).await;
+    let (_stop, stopped) = watch::channel(true);
+    within(writer.run(stopped)).await;
+    for _ in 0..AT_ONCE * 2 {
+        server.next_write().await;
+    }
+    assert_eq!(events.lost(), 0);
+}
+
+#[tokio::test]
 async fn events_are_bounded_in_number_while_the_api_server_takes_none() {
     let mut server = ApiServer::start().await;
     let events = apply(&server, QUEUE_LENGTH + AT_ONCE + 10).await;
