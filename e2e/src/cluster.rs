@@ -18,10 +18,10 @@ use crate::kubectl::{Kubectl, condition};
 use crate::machine::{Lifetime, Machine, Site, Sweep, sweep};
 use crate::wait::wait_for;
 
-/// How long each part of a cluster may take to be ready. Usual is a tenth of that.
+/// Time limit for each part of a cluster to be ready. A tenth of it is usual.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long a look at a port may take.
+/// Time limit of one connection to a port.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A Kubernetes cluster, usable from many threads.
@@ -186,7 +186,7 @@ fn clusters() -> PathBuf {
     workspace::cache().join("clusters")
 }
 
-/// A cluster's files, and what its programs are told.
+/// A cluster's files, and the arguments of its programs.
 struct Setup {
     program: PathBuf,
     folder: PathBuf,
@@ -293,7 +293,7 @@ impl Setup {
             ("listen-client-urls", format!("http://{node}:2379")),
             ("advertise-client-urls", format!("http://{node}:2379")),
             ("listen-peer-urls", "http://127.0.0.1:2380".to_owned()),
-            // What a power cut would lose here, nobody misses.
+            // Durability does not matter in a test cluster.
             ("unsafe-no-fsync", "true".to_owned()),
         ])
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// What the files depend on.
+/// Inputs of the files.
 #[derive(Debug, Clone)]
 pub(crate) struct Config<'a> {
     /// Name of the image that holds a Pod's namespaces.
@@ -95,7 +95,7 @@ state = "/run/containerd"
         })
     }
 
-    /// The kubelet of a throw-away cluster: whoever reaches it may do anything.
+    /// The kubelet of a throw-away cluster, which permits everything to every client.
     pub(crate) fn kubelet(&self) -> Value {
         json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -121,7 +121,7 @@ state = "/run/containerd"
         })
     }
 
-    /// The Pods' `resolv.conf`: nobody listens there, so every look-up is refused.
+    /// The Pods' `resolv.conf`. No server listens at its address, so every look-up is refused.
     pub(crate) fn resolv_conf(&self) -> &'static str {
         "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
     }

@@ -10,10 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::wait_for;
 
-/// How long a program may take to be there after its start.
+/// Time limit for a program to be ready after its start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a program may take to end after a signal that it can't ignore.
+/// Time limit for a program to end after a signal that it can't ignore.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Lines of a log that a message shows.
@@ -86,7 +86,7 @@ impl Daemon {
         self.signal(Signal::STOP)
     }
 
-    /// Lets a frozen program go on.
+    /// Resumes a frozen program.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }

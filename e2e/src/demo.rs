@@ -105,7 +105,7 @@ pub fn tell(environment: &Environment) -> Result<()> {
     operator::stop(kubectl)?;
     let refusal = operator_down::while_it_is_down(&shop, &context);
     operator::start(kubectl)?;
-    say("The application goes on replicating, and an unrelated Pod starts.");
+    say("The application continues to replicate, and an unrelated Pod starts.");
     say(&format!("A selected Pod is refused: {}", refusal?.trim()));
     shop.wait_for_condition("Replicating", "True")?;
     say("The operator is back, and everything heals.");

@@ -10,7 +10,7 @@ use xtask::process;
 
 use crate::wait::wait_for;
 
-/// What a command that was allowed to fail has done.
+/// Result of a command that was allowed to fail.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// Whether it exited with 0.
@@ -188,7 +188,7 @@ impl Kubectl {
         self.run(&arguments)
     }
 
-    /// What a container has written so far.
+    /// Output of a container so far.
     pub fn logs(&self, namespace: &str, pod: &str, container: &str) -> Result<String> {
         self.run(&[
             "logs",

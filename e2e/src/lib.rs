@@ -27,7 +27,7 @@
 //! }
 //! ```
 //!
-//! What happens later is waited for with [`wait::wait_for`] or one of the `wait_for_*` methods of
+//! Stories wait for later effects with [`wait::wait_for`] or one of the `wait_for_*` methods of
 //! [`Kubectl`]: a look every 200 ms up to a deadline that is ten times the usual.
 
 pub mod cluster;

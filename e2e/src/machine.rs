@@ -6,7 +6,7 @@
 //! iptables rules. So nothing need be cleaned up one by one, and nothing can be forgotten: not
 //! after a panic, nor after `kill -9`, because `init` ends when the pipe to us breaks.
 //!
-//! What is left is what namespaces don't cover: the cluster's folder, and its control groups.
+//! The cluster's folder and its control groups remain, because namespaces don't cover them.
 //! [`sweep`] removes those of clusters that have ended.
 
 use std::ffi::OsStr;
@@ -26,13 +26,13 @@ use crate::network::Network;
 use crate::record::Record;
 use crate::wait::wait_for;
 
-/// How long the kernel may take to end a cluster's processes.
+/// Time limit for the kernel to end a cluster's processes.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How many clusters one machine may have at a time; each has a network of its own.
+/// Limit on clusters at once on one machine; each has a network of its own.
 const MAX_CLUSTERS: u8 = 64;
 
-/// What becomes of the cluster when the program that started it ends.
+/// Fate of the cluster when the program that started it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
     /// It ends too, however that program ended.
@@ -263,7 +263,8 @@ impl Record {
     }
 }
 
-/// Moves a cluster's logs to the folder `logs` beside those of the clusters, in place of older ones.
+/// Moves a cluster's logs to the folder `logs` beside those of the clusters, in place of older
+/// ones.
 fn keep_logs(folder: &Path) -> Result<()> {
     let parent = folder
         .parent()

@@ -1,4 +1,4 @@
-//! What must be known of a cluster to remove it when the program that started it is gone.
+//! Record of a cluster, from which it can be removed after the program that started it has ended.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -20,12 +20,12 @@ use crate::s3::S3Server;
 /// Lines of each container's log that a failure shows.
 const LOG_LINES: &str = "--tail=80";
 
-/// What all stories share.
+/// Environment that all stories share.
 #[derive(Debug)]
 pub struct Environment {
     /// The cluster.
     pub cluster: Cluster,
-    /// The S3 server that nobody stops.
+    /// The S3 server that no story stops.
     pub s3: S3Server,
     /// Operator, sidecar and demo application, which the cluster has.
     pub images: Images,
@@ -66,7 +66,7 @@ impl Environment {
     }
 }
 
-/// What one story is given. The shared environment's fields are its own too.
+/// Context of one story. It dereferences to the shared environment.
 #[derive(Debug)]
 pub struct Context<'a> {
     /// A namespace for this story alone.
@@ -80,7 +80,7 @@ impl Context<'_> {
         self.environment.cluster.kubectl()
     }
 
-    /// What all stories share.
+    /// Environment that all stories share.
     pub fn environment(&self) -> &Environment {
         self.environment
     }
@@ -110,7 +110,7 @@ pub struct Story {
     pub alone: bool,
 }
 
-/// How stories are run.
+/// Options of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Stories at the same time.
@@ -243,7 +243,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// What a person needs to see why a story failed. Looking never fails: what can't be read is said.
+/// Diagnostics of a failed story. Collecting them never fails: a part that can't be read says so.
 fn diagnostics(kubectl: &Kubectl, namespace: &str) -> String {
     let mut report = String::new();
     let mut section = |title: &str, text: Result<String>| {

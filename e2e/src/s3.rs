@@ -17,13 +17,13 @@ use crate::daemon::{Daemon, wait_for_programs};
 use crate::machine::Site;
 use crate::wait::wait_for;
 
-/// How long the server may take to be ready. Usual is 10 s.
+/// Time limit for the server to be ready; 10 s is usual.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long the server may take to let an identity in, or out. Usual is 2 s.
+/// Time limit for the server to accept or reject a changed identity; 2 s is usual.
 const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long one request to the back door may take.
+/// Time limit of one request to the test's own port.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Ports of the first server; those of the next one are all higher by [`PORT_STEP`].
@@ -38,7 +38,7 @@ const PORT_STEP: u16 = 10;
 /// The region that clients must name; SeaweedFS takes any.
 pub const REGION: &str = "us-east-1";
 
-/// Who may do what.
+/// Identities and their rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Name.
@@ -221,7 +221,7 @@ impl S3Server {
                     .strip_prefix(&root)
                     .context("an entry of another bucket")?;
                 if is_folder(&entry) {
-                    // What SeaweedFS keeps for itself, such as unfinished uploads.
+                    // Internal files of SeaweedFS, such as unfinished uploads.
                     if !key.starts_with('.') {
                         folders.push(key.to_owned());
                     }

@@ -24,7 +24,7 @@ pub const DATABASE: &str = "/data/app.db";
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// What the application says of its database.
+/// Report of the application about its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
     /// Number of the newest row.
@@ -37,7 +37,7 @@ pub struct Stats {
 pub struct Shop<'a> {
     context: &'a Context<'a>,
     s3: &'a S3Server,
-    /// Who may read and write the bucket.
+    /// Identity that may read and write the bucket.
     pub identity: Identity,
 }
 
@@ -140,7 +140,7 @@ impl<'a> Shop<'a> {
         )
     }
 
-    /// What the application says of its database.
+    /// Report of the application about its database.
     pub fn stats(&self) -> Result<Stats> {
         self.stats_of("app", DATABASE)
     }
@@ -223,7 +223,7 @@ impl<'a> Shop<'a> {
             })
     }
 
-    /// How often each container of the Pod was restarted, init containers included.
+    /// Number of restarts of each container of the Pod, init containers included.
     pub fn restarts(&self) -> Result<u64> {
         let pod = self.pod()?;
         let count = |kind: &str| -> u64 {
@@ -328,7 +328,7 @@ impl<'a> Shop<'a> {
         })
     }
 
-    /// What the sidecar answers to `sqlite-backup status`.
+    /// Answer of the sidecar to `sqlite-backup status`.
     pub fn sidecar_status(&self) -> Result<Value> {
         let text = self.kubectl().exec(
             self.namespace(),

@@ -1,9 +1,9 @@
-//! What is kept of a sidecar's answer: what plans need of it, and never more than [`KEPT_BYTES`] for
-//! positions and [`TEXT_MAX`] characters for each text, however many databases it has.
+//! Summary of a sidecar's answer, with the parts that plans need. Its size is bounded, however many
+//! databases there are: [`KEPT_BYTES`] for positions, [`TEXT_MAX`] characters for each text.
 //!
-//! What sidecars say comes from Pods of users. It is summed up while it is read, database by
-//! database, so that a long answer does not become a large object of ours; figures are held to what
-//! the API server can store.
+//! Answers come from Pods of users and are not trusted. An answer is summarized while it is read,
+//! database by database, so a long one never becomes a large object in memory. Figures are clamped
+//! to the range that the API server can store.
 
 use std::fmt;
 
@@ -13,11 +13,12 @@ use protocol::verify::DatabaseExpectation;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-/// Most bytes of acknowledged positions that are kept of one sidecar, counted as JSON: some 300 with
-/// ordinary paths, 90 with the longest. A restore test has room for twice as much.
+/// Limit on the acknowledged positions of one sidecar, in bytes of JSON. It holds about 300
+/// positions with ordinary paths, and 90 with the longest. A restore test has room for twice as
+/// much.
 pub const KEPT_BYTES: usize = 64 << 10;
 
-/// Longest text that is kept, in characters.
+/// Limit on each text, in characters.
 pub const TEXT_MAX: usize = 512;
 
 /// Digits of a TXID and of a checksum.
@@ -26,57 +27,57 @@ const DIGITS: usize = 16;
 /// The largest number that the API server can store.
 const NUMBER_MAX: u64 = i64::MAX as u64;
 
-/// What a sidecar answered.
+/// Summary of one answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Answer {
     /// Whether it has read a configuration.
     pub is_configured: bool,
-    /// How many databases it knows.
+    /// Number of its databases.
     pub count: usize,
-    /// Sizes of all of them, in bytes.
+    /// Total size of its databases, in bytes.
     pub size_bytes: u64,
-    /// Age in milliseconds of the oldest commit that some target lacks.
+    /// Age of the oldest commit that some target has not stored, in milliseconds.
     pub lag_ms: u64,
-    /// Bytes that wait for some target.
+    /// Bytes captured and not stored in every target.
     pub backlog_bytes: u64,
-    /// When some target last acknowledged something.
+    /// Time at which a target last acknowledged data.
     pub last_sync: Option<Timestamp>,
-    /// For each state in which there are databases, the first of them.
+    /// The first database of each state.
     pub databases: Vec<DatabaseSeen>,
-    /// For each state in which there are targets, by whether anything was stored and whether new
-    /// credentials wait: the target that lags most.
+    /// The target with the longest lag of each combination of state, [`TargetSeen::is_stored`] and
+    /// [`TargetSeen::rotation_pending`].
     pub targets: Vec<TargetSeen>,
-    /// The newest acknowledged positions, in the order of the databases, as far as they fit.
+    /// The newest acknowledged positions in the order of the databases, up to [`KEPT_BYTES`].
     pub acknowledged: Vec<DatabaseExpectation>,
 }
 
-/// A database that stands for all in its state.
+/// A database that represents all databases in its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatabaseSeen {
     /// Its path.
     pub path: String,
-    /// What the sidecar does with it.
+    /// State of its replication.
     pub state: DatabaseState,
-    /// Why, for people.
+    /// Cause of the state, for people.
     pub message: String,
 }
 
-/// A target of a database that stands for all in its state.
+/// A target that represents all targets in its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSeen {
     /// Path of the database.
     pub path: String,
     /// Name of the target.
     pub name: String,
-    /// How it goes.
+    /// State of the target.
     pub state: TargetState,
-    /// What failed last, for people.
+    /// Last failure, for people.
     pub message: String,
-    /// Whether anything was ever stored.
+    /// Whether it ever stored a position.
     pub is_stored: bool,
-    /// Age in milliseconds of the oldest commit that it lacks.
+    /// Age of the oldest commit that it has not stored, in milliseconds.
     pub lag_ms: u64,
-    /// New credentials are there, and the store refuses them.
+    /// Whether the store refuses new credentials.
     pub rotation_pending: bool,
 }
 
@@ -86,21 +87,21 @@ impl TargetSeen {
     }
 }
 
-/// An answer as it came, with what tells whether it counts.
+/// A received answer, with its version and origin.
 #[derive(Debug)]
 pub struct Received {
     /// Version of the answer.
     pub version: u32,
-    /// The SqliteBackup that it is about, as `namespace/name`.
+    /// The SqliteBackup of the sidecar, as `namespace/name`.
     pub backup: String,
-    /// What it says.
+    /// The summary.
     pub answer: Answer,
 }
 
 /// Reads the JSON of a [`protocol::status::SidecarStatus`].
 ///
 /// # Errors
-/// It is not understood.
+/// When the JSON is not a status.
 pub fn read(json: &[u8]) -> Result<Received, serde_json::Error> {
     let sent: Sent = serde_json::from_slice(json)?;
     let SummedUp { mut answer, .. } = sent.databases;
@@ -113,7 +114,7 @@ pub fn read(json: &[u8]) -> Result<Received, serde_json::Error> {
     })
 }
 
-/// Text of users' Pods, cut to what is kept.
+/// Cuts text of a user's Pod to [`TEXT_MAX`] characters.
 pub fn clipped(text: &str) -> String {
     match text.char_indices().nth(TEXT_MAX) {
         None => text.to_owned(),
@@ -121,7 +122,7 @@ pub fn clipped(text: &str) -> String {
     }
 }
 
-/// The fields of a [`protocol::status::SidecarStatus`] that matter.
+/// The relevant fields of a [`protocol::status::SidecarStatus`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
@@ -132,7 +133,7 @@ struct Sent {
     databases: SummedUp,
 }
 
-/// Databases of which one at a time is in memory.
+/// Databases, of which one at a time is in memory.
 struct SummedUp {
     answer: Answer,
     room: usize,
@@ -184,7 +185,7 @@ impl SummedUp {
         let answer = &mut self.answer;
         answer.lag_ms = answer.lag_ms.max(target.lag_ms.min(NUMBER_MAX));
         answer.backlog_bytes = sum(answer.backlog_bytes, target.backlog_bytes);
-        // The API server knows no times before our era.
+        // The API server rejects times before year 1.
         let synced = target.last_sync.filter(|at| *at >= Timestamp::UNIX_EPOCH);
         answer.last_sync = answer.last_sync.max(synced);
 
@@ -218,7 +219,7 @@ impl SummedUp {
         let Some(position) = &target.position else {
             return;
         };
-        // What cannot fit is not even copied.
+        // A position that cannot fit is not copied.
         let texts = database.path.len() + target.name.len();
         let proper = position.txid.len() == DIGITS && position.checksum.len() == DIGITS;
         if !proper || texts > self.room {
@@ -235,13 +236,14 @@ impl SummedUp {
                 self.room = room;
                 self.answer.acknowledged.push(expectation);
             }
-            // From here on nothing is kept, so that what is kept does not change with each look.
+            // Stop at the first position that does not fit: the summary stays the same between
+            // polls.
             None => self.room = 0,
         }
     }
 }
 
-/// Bytes that an expectation takes in a list of JSON, with its comma.
+/// Size of an expectation in a JSON list with its comma, in bytes.
 pub fn json_bytes(expectation: &DatabaseExpectation) -> usize {
     let json = serde_json::to_string(expectation).expect("an expectation is plain data");
     json.len() + 1

@@ -1,4 +1,4 @@
-//! Carries a plan out: server-side apply under one field manager, and nothing decided.
+//! Executes plans by server-side apply under one field manager. Makes no decisions.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,41 +14,42 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Error, Resource};
+use logging::chain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
+use tracing::{Instrument, Span, info_span};
 
 use crate::cache::Key;
+use crate::event_writer::EventQueue;
 use crate::observe::Observer;
-use crate::plan::events::Notice;
 use crate::plan::{Change, Plan};
 
-/// Objects that are written at a time.
+/// Limit on objects written at once.
 const AT_ONCE: usize = 8;
 
-/// One write takes at most this long.
+/// Time limit of one write.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Writes plans to the API server.
 pub struct Applier {
     client: Client,
     observer: Arc<Observer>,
-    recorder: Recorder,
+    events: EventQueue,
 }
 
-/// How carrying out one plan went.
+/// Result of one plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// Writes that succeeded.
+    /// Number of successful writes.
     pub written: u64,
-    /// Writes that failed, or were left out because one before them did.
+    /// Number of writes that failed, or were skipped after a failure for the same object.
     pub failed: u64,
 }
 
-/// Why a write failed. Every write is tried again after the next look.
+/// Failure of a write. The next plan contains the write again.
 #[derive(Debug, thiserror::Error)]
 enum ApplyError {
     #[error(transparent)]
@@ -64,20 +65,17 @@ impl From<Error> for ApplyError {
 }
 
 impl Applier {
-    /// An applier whose Events name `replica` as their source.
-    pub fn new(client: Client, observer: Arc<Observer>, replica: String) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(replica),
-        };
+    /// Creates an applier that queues Events in `events`.
+    pub fn new(client: Client, observer: Arc<Observer>, events: EventQueue) -> Self {
         Applier {
-            recorder: Recorder::new(client.clone(), reporter),
             client,
             observer,
+            events,
         }
     }
 
-    /// Makes every write of a plan, those for one object in order, and tells what succeeded.
+    /// Executes the writes of a plan: 8 objects at once, writes for one object in order. Then
+    /// queues the Events of objects whose writes succeeded, without waiting for them.
     pub async fn apply(&self, plan: Plan) -> Outcome {
         let mut groups: Vec<(Subject, Vec<Change>)> = Vec::new();
         for change in plan.changes {
@@ -90,7 +88,8 @@ impl Applier {
         let results = futures::stream::iter(groups)
             .map(|(subject, changes)| async move {
                 let planned = changes.len() as u64;
-                let written = self.apply_in_order(&subject, changes).await;
+                let writes = self.apply_in_order(changes).instrument(subject.span());
+                let written = writes.await;
                 (
                     subject,
                     Outcome {
@@ -108,8 +107,8 @@ impl Applier {
             .filter(|(_, o)| o.failed > 0)
             .map(|(s, _)| s)
             .collect();
-        for notice in &plan.notices {
-            let about = &notice.about;
+        for draft in plan.events {
+            let about = &draft.about;
             let key = (
                 about.namespace.clone().unwrap_or_default(),
                 about.name.clone().unwrap_or_default(),
@@ -119,7 +118,7 @@ impl Applier {
                 _ => Subject::Backup(key),
             };
             if !failed.contains(&subject) {
-                self.tell(notice).await;
+                self.events.push(draft);
             }
         }
         results
@@ -130,7 +129,7 @@ impl Applier {
             })
     }
 
-    async fn apply_in_order(&self, subject: &Subject, changes: Vec<Change>) -> u64 {
+    async fn apply_in_order(&self, changes: Vec<Change>) -> u64 {
         let mut written = 0;
         for change in changes {
             let result = match timeout(REQUEST_TIMEOUT, self.write(change)).await {
@@ -140,8 +139,7 @@ impl Applier {
             match result {
                 Ok(()) => written += 1,
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(?subject, error, "write failed, it is tried again");
+                    tracing::warn!(error = %chain(&error), "write failed; it is tried again");
                     break;
                 }
             }
@@ -179,7 +177,7 @@ impl Applier {
                 let answer = self
                     .status::<DeserializeGuard<SqliteBackup>>(&key, &*status)
                     .await?;
-                self.observer.note_told(&key);
+                self.observer.note_reported(&key);
                 if let Some(backup) = answer {
                     self.observer.note_backup(backup);
                 }
@@ -198,7 +196,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Creates an object whose name follows from what it is for: one that exists already is it.
+    /// Creates an object whose name is derived from its purpose. An existing one counts as success.
     async fn create<K>(&self, object: K) -> Result<(), ApplyError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -220,7 +218,7 @@ impl Applier {
         }
     }
 
-    /// Applies a status; nothing is left to do for an object that is gone.
+    /// Applies a status. `None`: the object no longer exists.
     async fn status<K>(&self, key: &Key, status: &impl Serialize) -> Result<Option<K>, ApplyError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -240,29 +238,6 @@ impl Applier {
             api.patch_status(name, &params(), &Patch::Apply(patch))
                 .await,
         )
-    }
-
-    /// Events are a courtesy: one that cannot be written is not tried again.
-    async fn tell(&self, notice: &Notice) {
-        let event = Event {
-            type_: if notice.normal {
-                EventType::Normal
-            } else {
-                EventType::Warning
-            },
-            reason: notice.reason.clone(),
-            note: (!notice.message.is_empty()).then(|| notice.message.clone()),
-            action: notice.action.to_owned(),
-            secondary: None,
-        };
-        let published = timeout(
-            REQUEST_TIMEOUT,
-            self.recorder.publish(&event, &notice.about),
-        )
-        .await;
-        if !matches!(published, Ok(Ok(()))) {
-            tracing::warn!(reason = notice.reason, "event not written");
-        }
     }
 }
 
@@ -284,13 +259,26 @@ fn absent_is_done<T>(result: Result<T, Error>) -> Result<Option<T>, ApplyError> 
     }
 }
 
-/// What a write is about: writes about one subject are made in order.
+/// Object whose writes are executed in order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
     Webhooks,
     Backup(Key),
     Test(Key),
     Restore(Key),
+}
+
+impl Subject {
+    /// The span of every event about this object.
+    fn span(&self) -> Span {
+        let (kind, namespace, object) = match self {
+            Subject::Webhooks => ("MutatingWebhookConfiguration", "", WEBHOOK_CONFIGURATION),
+            Subject::Backup((namespace, name)) => ("SqliteBackup", &**namespace, &**name),
+            Subject::Test((namespace, name)) => ("RestoreTest", &**namespace, &**name),
+            Subject::Restore((namespace, name)) => ("SqliteRestore", &**namespace, &**name),
+        };
+        info_span!("object", kind, namespace, object)
+    }
 }
 
 fn subject(change: &Change) -> Subject {
@@ -310,7 +298,7 @@ fn subject(change: &Change) -> Subject {
     }
 }
 
-/// Namespace and name of the owner that an object of ours always has.
+/// Namespace and name of the owner, which each created object has.
 fn owner(meta: &kube::api::ObjectMeta) -> Key {
     let owner = meta.owner_references.iter().flatten().next();
     (

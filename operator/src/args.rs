@@ -14,11 +14,11 @@ pub struct Args {
     #[arg(long, env = "SIDECAR_IMAGE", value_name = "IMAGE")]
     pub sidecar_image: String,
 
-    /// When nodes pull that image.
+    /// Pull policy of that image.
     #[arg(long, value_enum, default_value_t = PullPolicy::IfNotPresent, value_name = "POLICY")]
     pub sidecar_image_pull_policy: PullPolicy,
 
-    /// Size limit of the volume that holds a sidecar's own state, such as 5Gi; at least 512Mi.
+    /// Size limit of the sidecar's state volume, such as 5Gi; at least 512Mi.
     #[arg(long, value_parser = size_limit, value_name = "QUANTITY")]
     pub state_size_limit: Option<String>,
 
@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, default_value_t = 443, value_name = "PORT")]
     pub webhook_service_port: u16,
 
-    /// URL at which API servers reach the webhook instead, for an operator outside its cluster.
+    /// URL of the webhook instead of a Service, for an operator outside its cluster.
     #[arg(long, value_name = "URL", conflicts_with = "webhook_service")]
     pub webhook_url: Option<String>,
 
@@ -59,45 +59,45 @@ pub struct Args {
     #[arg(long, default_value = "[::]:8080", value_name = "IP:PORT")]
     pub http_address: SocketAddr,
 
-    /// Secret, in the operator's namespace, in which it keeps certificates of its own.
+    /// Secret for self-managed certificates, in the operator's namespace.
     #[arg(long, value_name = "NAME")]
     pub tls_secret: Option<String>,
 
-    /// Directory with tls.crt, tls.key and ca.crt that somebody else keeps fresh.
+    /// Directory with tls.crt, tls.key and ca.crt that another program renews.
     #[arg(long, value_name = "DIR")]
     pub tls_directory: Option<PathBuf>,
 
-    /// Lease by which replicas choose their leader.
+    /// Lease for the election of the leader.
     #[arg(long, default_value = "sqlite-backup-operator", value_name = "NAME")]
     pub lease: String,
 
-    /// Restore tests that may run at once in the whole cluster.
+    /// Limit on restore tests that run at once in the cluster.
     #[arg(long, default_value_t = 10, value_name = "COUNT")]
     pub max_running_restore_tests: u16,
 
-    /// How much to log.
+    /// Least severe level that is logged.
     #[arg(long, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
     pub log_level: LogLevel,
 
-    /// How log lines look.
+    /// Form of log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
 
-/// When nodes pull an image.
+/// Pull policy of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum PullPolicy {
     /// At every start.
     Always,
-    /// When it is not there.
+    /// When the node lacks it.
     IfNotPresent,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
 impl PullPolicy {
-    /// The name as Kubernetes writes it.
+    /// The value as Kubernetes spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             PullPolicy::Always => "Always",
@@ -107,35 +107,35 @@ impl PullPolicy {
     }
 }
 
-/// How much to log.
+/// Least severe level that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
-    /// What a person must look at.
+    /// Errors that need a person.
     Error,
-    /// Also what is odd.
+    /// Warnings and errors.
     Warn,
-    /// Also what changes.
+    /// State changes, warnings and errors.
     Info,
-    /// Also what happens.
+    /// Individual operations, too.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// How log lines look.
+/// Form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// Least size limit in bytes: a sidecar keeps up to 256 MiB of sealed files for each database and one
-/// waiting batch beside them, and a Pod that exceeds its limit is evicted.
+/// Least size limit in bytes: a sidecar keeps up to 256 MiB of sealed files for each database and
+/// one waiting batch beside them, and a Pod that exceeds its limit is evicted.
 const STATE_LEAST: f64 = (512_u64 << 20) as f64;
 
-/// Most that the API server can count, in bytes.
+/// Greatest quantity that the API server can store, in bytes.
 const STATE_MOST: f64 = i64::MAX as f64;
 
 /// Units of quantities of bytes, as Kubernetes spells them.
@@ -155,8 +155,8 @@ const UNITS: [(&str, f64); 13] = [
     ("Ei", (1_u64 << 60) as f64),
 ];
 
-/// Takes a Kubernetes quantity of bytes as it is. One that is not would go into every Pod that we
-/// inject, and the API server would refuse them all.
+/// Checks a Kubernetes quantity of bytes. An invalid one would be injected into every selected Pod,
+/// and the API server would reject all of them.
 fn size_limit(text: &str) -> Result<String, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -167,8 +167,10 @@ fn size_limit(text: &str) -> Result<String, String> {
         return Err("not a quantity of bytes; write a number with a unit, such as 5Gi".to_owned());
     };
     match number * factor {
-        bytes if bytes < STATE_LEAST => Err("less than 512Mi: Pods would be evicted".to_owned()),
-        bytes if bytes > STATE_MOST => Err("more than the API server can count".to_owned()),
+        bytes if bytes < STATE_LEAST => {
+            Err("less than 512Mi: the kubelet would evict Pods".to_owned())
+        }
+        bytes if bytes > STATE_MOST => Err("more than the API server can store".to_owned()),
         _ => Ok(text.to_owned()),
     }
 }

@@ -1,4 +1,8 @@
-//! What a watch has told us, by namespace and name.
+//! Objects of one watch, by namespace and name.
+//!
+//! On top of the events of kube's watcher: equal values cause no change, answers to our own writes
+//! are visible at once, and values are converted to the few fields that plans need. The decision
+//! page 0016 gives the reasons.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,17 +14,17 @@ use tokio::sync::watch;
 /// Namespace (empty for cluster-scoped objects) and name.
 pub type Key = (String, String);
 
-/// Something with a key and a resource version.
+/// A value with a key and a resource version.
 pub trait Entry: PartialEq {
-    /// Where it is kept.
+    /// Namespace and name.
     fn key(&self) -> Key;
     /// Its `metadata.resourceVersion`.
     fn resource_version(&self) -> Option<&str>;
 }
 
-/// The objects of one watch, and whether the first list is complete.
+/// Objects of one watch, and whether the first list is complete.
 ///
-/// Readers get a consistent view of whole lists: a restarted watch replaces everything at once.
+/// Readers see whole lists only: a restarted watch replaces all objects at once.
 #[derive(Debug)]
 pub struct Cache<V> {
     entries: RwLock<BTreeMap<Key, Arc<V>>>,
@@ -29,7 +33,7 @@ pub struct Cache<V> {
 }
 
 impl<V: Entry> Cache<V> {
-    /// An empty cache that tells `changed` whenever its content changes.
+    /// Creates an empty cache that notifies `changed` of every change.
     pub fn new(changed: watch::Sender<()>) -> Self {
         Cache {
             entries: RwLock::default(),
@@ -38,7 +42,7 @@ impl<V: Entry> Cache<V> {
         }
     }
 
-    /// Whether the first list is complete: until then, what is missing proves nothing.
+    /// Whether the first list is complete. Until then a missing object proves nothing.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
     }
@@ -67,7 +71,7 @@ impl<V: Entry> Cache<V> {
             .collect()
     }
 
-    /// Takes over one event of the watch; `buffer` collects a list until it is complete.
+    /// Applies one event of the watch. `buffer` collects a list until it is complete.
     pub fn take(&self, event: Event<V>, buffer: &mut BTreeMap<Key, Arc<V>>) {
         match event {
             Event::Init => buffer.clear(),
@@ -87,12 +91,12 @@ impl<V: Entry> Cache<V> {
         }
     }
 
-    /// Takes over the answer to a write of ours, ahead of the watch. Where nothing is held, the watch
-    /// has not shown the object yet or has seen it go: an answer that comes late must not revive it.
+    /// Applies the answer to a write of ours, ahead of the watch. An object that the cache lacks is
+    /// not added: the watch may have seen its deletion, and a late answer must not bring it back.
     pub fn refresh(&self, value: V) {
         let mut entries = self.write();
         if let Some(held) = entries.get_mut(&value.key())
-            && is_news(held, &value)
+            && is_newer(held, &value)
         {
             *held = Arc::new(value);
             drop(entries);
@@ -100,11 +104,11 @@ impl<V: Entry> Cache<V> {
         }
     }
 
-    /// Keeps what the watch shows, unless our own write is known to have replaced it.
+    /// Applies an object of the watch, unless the answer to a later write of ours is in the cache.
     fn put(&self, value: V) {
         let key = value.key();
         let mut entries = self.write();
-        if entries.get(&key).is_none_or(|held| is_news(held, &value)) {
+        if entries.get(&key).is_none_or(|held| is_newer(held, &value)) {
             entries.insert(key, Arc::new(value));
             drop(entries);
             self.changed.send_replace(());
@@ -113,7 +117,7 @@ impl<V: Entry> Cache<V> {
 }
 
 /// Whether `offered` differs and is not older. Resource versions of one kind are ordered numbers.
-fn is_news<V: Entry>(held: &Arc<V>, offered: &V) -> bool {
+fn is_newer<V: Entry>(held: &Arc<V>, offered: &V) -> bool {
     let version = |v: &V| v.resource_version()?.parse::<u128>().ok();
     let older =
         matches!((version(held), version(offered)), (Some(held), Some(offered)) if held > offered);

@@ -13,14 +13,14 @@ use prometheus_client::registry::Registry;
 use crate::certs::Certs;
 use crate::observe::Observer;
 
-/// What the answers are made of.
+/// Sources of the answers.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Ready only when every list is complete.
+    /// Source of readiness: every list is complete.
     pub observer: Arc<Observer>,
-    /// Ready only when a certificate is served.
+    /// Source of readiness: a certificate is served.
     pub certs: Certs,
-    /// What `/metrics` shows.
+    /// Metrics of `/metrics`.
     pub registry: Arc<Registry>,
 }
 

@@ -1,8 +1,8 @@
-//! Who leads: one replica writes, all serve the webhook.
+//! Leader election: the leader writes, and every replica serves the webhook.
 //!
-//! A Lease names its holder. Clocks of different machines are not compared: a lease has expired
-//! when *we* have seen no renewal for its whole duration, by our own monotonic clock. A paused
-//! leader gives up by the same clock before anybody else may take over.
+//! A Lease names its holder. Clocks of different machines are never compared: a replica regards the
+//! lease as expired when it has observed no renewal for [`DURATION`], by its own monotonic clock. A
+//! paused leader stops after [`GIVE_UP`] by its own clock, before another replica may take over.
 
 use std::time::Duration;
 
@@ -11,42 +11,44 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Error};
+use logging::chain;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
-/// Without a renewal for this long, the lease is free.
+/// Time without a renewal after which another replica may take the lease.
 pub const DURATION: Duration = Duration::from_secs(12);
 
-/// Time between two looks, and between two renewals.
+/// Time between two reads of the Lease, and between two renewals.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 
-/// A leader that could not renew for this long stops leading, before others may start.
+/// Time without a successful renewal after which a leader stops. Shorter than [`DURATION`], so that
+/// two replicas never lead at once.
 pub const GIVE_UP: Duration = Duration::from_secs(8);
 
-/// One request takes at most this long.
+/// Time limit of one read and one write of the Lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a look at the lease showed.
+/// Observed state of the Lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Its holder; empty when released.
+    /// The holder; empty after a release.
     pub holder: String,
-    /// Changes with every renewal.
+    /// `metadata.resourceVersion`, which changes with every renewal.
     pub version: String,
 }
 
-/// What to do about the lease.
+/// Next action on the Lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Create it with us as holder.
+    /// Create it with this replica as holder.
     Create,
-    /// Write us into it: a renewal, or a takeover.
+    /// Write this replica as holder: a renewal or a takeover.
     Write,
-    /// Another replica holds it.
+    /// Do nothing: another replica holds it.
     Wait,
 }
 
-/// What one replica remembers between looks. Time comes in as the span since any fixed start.
+/// Election state of one replica. Times are durations since any fixed start.
 #[derive(Debug, Default)]
 pub struct Candidate {
     name: String,
@@ -55,7 +57,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// A replica with a unique name.
+    /// Creates a candidate with a unique name.
     pub fn new(name: impl Into<String>) -> Self {
         Candidate {
             name: name.into(),
@@ -63,7 +65,7 @@ impl Candidate {
         }
     }
 
-    /// Decides after a look. `lease` is `None` when it does not exist.
+    /// Decides after a read. `lease` is `None` when the Lease does not exist.
     pub fn handle_look(&mut self, lease: Option<Seen>, now: Duration) -> Step {
         let Some(lease) = lease else {
             self.seen = None;
@@ -81,26 +83,26 @@ impl Candidate {
         }
     }
 
-    /// A write succeeded. It counts from `started`, when it was sent.
+    /// Takes note of a successful write. The renewal counts from `started`, the time of sending.
     pub fn handle_written(&mut self, started: Duration) {
         self.renewed = Some(started);
     }
 
-    /// Another replica was faster.
+    /// Takes note that another replica wrote first.
     pub fn handle_lost(&mut self) {
         self.renewed = None;
     }
 
-    /// Whether we lead at this moment.
+    /// Whether this replica leads at `now`.
     pub fn leads(&self, now: Duration) -> bool {
         self.renewed
             .is_some_and(|at| now.saturating_sub(at) < GIVE_UP)
     }
 }
 
-/// Takes part in the election until `shutdown`, then releases the lease if it is ours.
+/// Takes part in the election until `shutdown`, then releases the lease if this replica holds it.
 ///
-/// `leader` tells whether we lead; it is false before the first success.
+/// `leader` is true while this replica leads; it starts as false.
 pub async fn run(
     leases: Api<Lease>,
     lease_name: String,
@@ -120,8 +122,10 @@ pub async fn run(
         let look = attempt(&leases, &lease_name, &name, &mut candidate, start);
         match timeout(REQUEST_TIMEOUT, look).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "lease: look or renew"),
-            Err(_) => tracing::warn!("lease: no answer in time"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "lease not read or not renewed")
+            }
+            Err(_) => tracing::warn!("lease not renewed: no answer in time"),
         }
         let leads = candidate.leads(start.elapsed());
         let changed = leader.send_if_modified(|held| std::mem::replace(held, leads) != leads);
@@ -133,7 +137,7 @@ pub async fn run(
     if candidate.leads(start.elapsed()) {
         let released = timeout(REQUEST_TIMEOUT, release(&leases, &lease_name, &name)).await;
         if !matches!(released, Ok(Ok(()))) {
-            tracing::warn!("lease: not released, it expires by itself");
+            tracing::warn!("lease not released; it expires after 12 s");
         }
     }
 }
@@ -198,8 +202,8 @@ fn seen(lease: &Lease) -> Seen {
     }
 }
 
-/// The lease with us as holder. A replaced one keeps its resource version, so that the write fails
-/// when another replica was faster.
+/// Builds the Lease with this replica as holder. An existing Lease keeps its resource version, so
+/// the write fails when another replica wrote first.
 fn lease(lease_name: &str, name: &str, held: Option<Lease>) -> Lease {
     let now = MicroTime(Timestamp::now());
     let old = held.unwrap_or_default();

@@ -1,6 +1,7 @@
-//! `sqlite-backup-operator`: wires the library into a process.
+//! `sqlite-backup-operator`: starts the loops and servers of the library.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +11,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
+use logging::{Format, chain};
 use operator::args::{Args, LogFormat, LogLevel};
 use operator::certs::manage::CaBundles;
 use operator::certs::{self, Certs};
+use operator::event_writer::event_queue;
 use operator::observe::Observer;
 use operator::plan::Settings;
 use operator::plan::webhook::Endpoint;
@@ -24,17 +27,28 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
+use tracing::{Instrument, Span};
 
-/// Time for everything to end after a signal.
+/// Time limit of the shutdown after a signal.
 const SHUTDOWN: Duration = Duration::from_secs(20);
 
-/// How often the certificate manager is told what the webhook configuration trusts.
+/// Interval at which the certificate manager gets the bundles of the webhook configuration.
 const BUNDLE_LOOK: Duration = Duration::from_secs(2);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let args = Args::parse();
     start_log(&args);
+    match start(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %chain(error.as_ref()), "the operator failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(args: Args) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
@@ -44,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     run(args, client).await
 }
 
-/// Runs until SIGTERM or SIGINT; then open reviews end and the lease is released.
+/// Runs until SIGTERM or SIGINT. Then finishes open reviews and releases the lease.
 async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let (lead, leader) = watch::channel(false);
@@ -53,7 +67,7 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let http_listener = listen(args.http_address).await?;
 
     let observer = Observer::new(client.clone());
-    // Watches end with the process; everything else ends by itself when it is told to stop.
+    // Watches end with the process; every other task ends after `stopped`.
     let watching = tokio::spawn(Arc::clone(&observer).run(client.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(feed_bundles(
@@ -73,6 +87,8 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     reviews.register(&mut registry);
     figures.register(&mut registry);
+    let (events, event_writer) = event_queue(client.clone(), args.replica.clone());
+    events.register(&mut registry);
     registry.register_collector(Box::new(metrics::Live {
         observer: Arc::clone(&observer),
         leader: leader.clone(),
@@ -104,11 +120,13 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     ));
     tasks.spawn(poll::run(
         Arc::clone(&observer),
+        protocol::names::STATUS_PORT,
         leader.clone(),
         stopped.clone(),
     ));
-    let applier = apply::Applier::new(client.clone(), Arc::clone(&observer), args.replica.clone());
+    let applier = apply::Applier::new(client.clone(), Arc::clone(&observer), events);
     let applier = Arc::new(applier);
+    tasks.spawn(event_writer.run(stopped.clone()));
     let settings = settings(&args, inject);
     let keeper = WebhookKeeper {
         observer: Arc::clone(&observer),
@@ -127,13 +145,9 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     };
     tasks.spawn(reconciler.run(stopped.clone()));
     let leases = Api::<Lease>::namespaced(client, &args.namespace);
-    tasks.spawn(lease::run(
-        leases,
-        args.lease,
-        args.replica.clone(),
-        lead,
-        stopped,
-    ));
+    let span = object_span("Lease", &args.namespace, &args.lease);
+    let election = lease::run(leases, args.lease, args.replica.clone(), lead, stopped);
+    tasks.spawn(election.instrument(span));
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -142,8 +156,8 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
     );
     tokio::select! {
         signalled = wait_for_signal() => signalled?,
-        // Nothing ends before it is told to, other than by a defect: let Kubernetes restart us.
-        ended = tasks.join_next() => anyhow::bail!("a part of the operator ended: {ended:?}"),
+        // A task that ends earlier is a defect: exit, so that Kubernetes restarts the container.
+        ended = tasks.join_next() => anyhow::bail!("a task of the operator ended: {ended:?}"),
     }
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -151,7 +165,7 @@ async fn run(args: Args, client: Client) -> anyhow::Result<()> {
         while tasks.join_next().await.is_some() {}
     });
     if ended.await.is_err() {
-        tracing::warn!("some work did not end in time");
+        tracing::warn!("shutdown timed out; some tasks were aborted");
     }
     watching.abort();
     Ok(())
@@ -165,13 +179,20 @@ fn start_log(args: &Args) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
-    }
+    let format = match args.log_format {
+        LogFormat::Json => Format::Json,
+        LogFormat::Text => Format::Text,
+    };
+    logging::init(logging::Settings {
+        level,
+        format,
+        source: false,
+    });
+}
+
+/// The span of every event about one object.
+fn object_span(kind: &str, namespace: &str, object: &str) -> Span {
+    tracing::info_span!("object", kind, namespace, object)
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -180,7 +201,7 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listen on {address}"))
 }
 
-/// Starts whichever source of certificates was asked for.
+/// Starts the configured source of certificates.
 fn start_certs(
     args: &Args,
     client: &Client,
@@ -198,6 +219,7 @@ fn start_certs(
         .tls_secret
         .clone()
         .context("no source of certificates")?;
+    let span = object_span("Secret", &args.namespace, &secret);
     let settings = certs::manage::Settings {
         secret,
         names: webhook_names(args)?,
@@ -205,7 +227,7 @@ fn start_certs(
     };
     let secrets = Api::<Secret>::namespaced(client.clone(), &args.namespace);
     let (manager, certs) = certs::manage::Manager::new(secrets, settings, inputs);
-    tasks.spawn(manager.run(stopped.clone()));
+    tasks.spawn(manager.run(stopped.clone()).instrument(span));
     Ok(certs)
 }
 
@@ -249,7 +271,7 @@ fn endpoint(args: &Args) -> Endpoint {
     }
 }
 
-/// Tells the certificate manager what API servers trust.
+/// Gives the certificate manager the bundles that API servers trust.
 async fn feed_bundles(
     observer: Arc<Observer>,
     publish: watch::Sender<CaBundles>,
@@ -272,14 +294,14 @@ async fn feed_bundles(
 
 async fn serve_http(listener: TcpListener, state: http::State, mut stopped: watch::Receiver<bool>) {
     let shutdown = async move {
-        // The sender is gone only when the process ends.
+        // The sender lives as long as the process.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let served = axum::serve(listener, http::router(state))
         .with_graceful_shutdown(shutdown)
         .await;
     if let Err(error) = served {
-        tracing::error!(%error, "serve health and metrics");
+        tracing::error!(error = %chain(&error), "health and metrics are not served any more");
     }
 }
 

@@ -1,7 +1,8 @@
-//! Metrics about SqliteBackups and about ourselves.
+//! Metrics about SqliteBackups and about the operator.
 //!
-//! Series about a SqliteBackup are made from its stored status whenever somebody asks: they survive
-//! our restarts and go with the object. Only the leader shows them, so that each exists once.
+//! Each scrape builds the series of a SqliteBackup from its stored status: they survive restarts of
+//! the operator and disappear with the object. Only the leader exposes them, so that each exists
+//! once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::observe::Observer;
 /// Labels of one series.
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-/// Numbers about the reconcile loop. Clones share them.
+/// Metrics of the reconcile loop. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Figures {
     seconds: Histogram,
@@ -46,7 +47,7 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// Makes the numbers visible under `sqlite_backup_operator_`.
+    /// Registers the metrics under `sqlite_backup_operator_`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "sqlite_backup_operator_pass_duration_seconds",
@@ -60,7 +61,7 @@ impl Figures {
         );
         registry.register(
             "sqlite_backup_operator_write_errors",
-            "Writes to the API server that failed and are tried again",
+            "Writes to the API server that failed; each is tried again",
             self.errors.clone(),
         );
     }
@@ -73,14 +74,14 @@ impl Figures {
     }
 }
 
-/// Everything that is looked up when somebody asks.
+/// Collector of the metrics that are built at each scrape.
 #[derive(Debug)]
 pub struct Live {
-    /// Where SqliteBackups are.
+    /// Source of the SqliteBackups.
     pub observer: Arc<Observer>,
-    /// Whether we lead.
+    /// True while this replica leads.
     pub leader: watch::Receiver<bool>,
-    /// The certificate served.
+    /// The served certificate.
     pub serving: watch::Receiver<Option<Serving>>,
 }
 
@@ -98,7 +99,7 @@ impl Collector for Live {
         family(
             &mut encoder,
             "sqlite_backup_operator_certificate_expiry_timestamp_seconds",
-            "When the served certificate ends",
+            "End of the served certificate",
             expiry.map(|at| (Vec::new(), at)).into_iter().collect(),
         )?;
         if leads {
@@ -173,7 +174,7 @@ fn figures(
     let families: [(&str, &str, Value); 10] = [
         (
             "sqlite_backup_created_timestamp_seconds",
-            "When the SqliteBackup was made",
+            "Creation time of the SqliteBackup",
             |b| b.metadata.creation_timestamp.as_ref().map(time),
         ),
         (
@@ -188,22 +189,22 @@ fn figures(
         ),
         (
             "sqlite_backup_last_sync_timestamp_seconds",
-            "When data was last stored",
+            "Time at which a store last acknowledged data",
             |b| replication(b)?.last_sync_time.as_ref().map(time),
         ),
         (
             "sqlite_backup_restore_test_last_success_timestamp_seconds",
-            "When a restore test last passed",
+            "Time at which a restore test last passed",
             |b| test(b)?.last_success_time.as_ref().map(time),
         ),
         (
             "sqlite_backup_restore_test_last_finish_timestamp_seconds",
-            "When a restore test last finished",
+            "Time at which a restore test last ended",
             |b| test(b)?.last_finish_time.as_ref().map(time),
         ),
         (
             "sqlite_backup_restore_test_next_timestamp_seconds",
-            "When the next restore test is due",
+            "Time of the next scheduled restore test",
             |b| test(b)?.next_time.as_ref().map(time),
         ),
         (
@@ -213,12 +214,12 @@ fn figures(
         ),
         (
             "sqlite_backup_restore_test_rpo_seconds",
-            "Span of commits that a restore would have lost, as last measured",
+            "Recovery point of the last passed restore test",
             |b| test(b)?.rpo_seconds.map(number),
         ),
         (
             "sqlite_backup_restore_test_rto_seconds",
-            "Time that a restore took, as last measured",
+            "Recovery time of the last passed restore test",
             |b| test(b)?.rto_seconds.map(number),
         ),
     ];
@@ -261,7 +262,7 @@ fn seconds(at: Timestamp) -> f64 {
     number(u64::try_from(at.as_second()).unwrap_or_default())
 }
 
-/// Exact up to 2^53, which no second and no byte count of ours reaches.
+/// Exact up to 2^53, which no time in seconds and no byte count here reaches.
 fn number(value: u64) -> f64 {
     value as f64
 }

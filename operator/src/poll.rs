@@ -1,184 +1,166 @@
-//! Asks sidecars how they are: `GET /status` at each Pod's own address.
+//! Polls the status of sidecars: `GET /status` at each Pod's own address.
 //!
-//! Sidecars need no rights and know nothing of us. Looks are spread over the interval by a hash of
-//! the Pod, and bounded in number, time and size. What answers comes from a Pod of a user, and may be
-//! anything: no answer may take the memory that the others need.
+//! Sidecars need no Kubernetes rights and do not know the operator. Polls are spread over the
+//! interval by a hash of the Pod, and bounded in number, time and size. Answers come from Pods of
+//! users and are not trusted: no answer may use the memory that other answers need.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
-use protocol::names::{STATUS_PORT, STATUS_VERSION};
+use protocol::names::STATUS_VERSION;
 use protocol::status::TargetState;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::answer::{self, Answer, Received, clipped};
+use crate::cluster_state::{PodFacts, Report};
 use crate::observe::Observer;
-use crate::world::{PodFacts, Report};
+use crate::poll_queue::{PollResult, Queue};
 
-/// Time between two looks at a sidecar that is well.
-pub const INTERVAL: Duration = Duration::from_secs(10);
-
-/// Time between two looks while something is wrong or new.
-pub const INTERVAL_UNWELL: Duration = Duration::from_secs(5);
-
-/// One look takes at most this long.
+/// Time limit of one poll.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Looks at a time.
-pub const AT_ONCE: usize = 64;
-
-/// Longest answer, in bytes: ten thousand databases with two targets each.
+/// Limit on one answer, in bytes: enough for 10,000 databases with two targets each.
 pub const ANSWER_BYTES: usize = 16 << 20;
 
-/// Longest answer that is read beside any others, in bytes: some hundred databases.
+/// Limit on an answer that is read without waiting for room, in bytes: enough for about 100
+/// databases.
 pub const SMALL_BYTES: usize = 64 << 10;
 
-/// Room for longer answers while they are read, of all together, in bytes. Who finds none waits, for
-/// as long as a look may take.
+/// Room for all longer answers that are being read, in bytes. A poll waits for room until its time
+/// limit.
 pub const LARGE_BYTES: usize = ANSWER_BYTES;
 
-/// Versions of the answer around ours that are understood: fields are only ever added.
+/// Greatest difference to our version of the answer. Versions only ever add fields.
 const VERSION_SKEW: u32 = 2;
 
-/// How often we see who is due.
+/// Interval at which Pods are compared with the queue, and at which answers become visible.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Why a sidecar could not be looked at. All of them mean that nothing is known.
+/// Failure of a poll. The state of the sidecar is unknown then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PollError {
-    /// The address is none.
-    #[error("{0:?} is not an address")]
+    /// The Pod's address is invalid.
+    #[error("{0:?} is not an IP address")]
     Address(String),
-    /// No answer in time.
+    /// The sidecar did not answer in time.
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// The connection failed.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// Another answer than 200.
-    #[error("answers {0}")]
+    /// The HTTP status is not 200.
+    #[error("HTTP status {0}")]
     Status(StatusCode),
-    /// The answer broke off.
-    #[error("the answer broke off: {0}")]
+    /// The connection broke during the answer.
+    #[error("the connection broke during the answer: {0}")]
     Body(String),
     /// The answer is too long.
-    #[error("the answer is longer than {} MiB: are there too many databases?", ANSWER_BYTES >> 20)]
+    #[error("the answer is longer than {} MiB; distribute the databases over more Pods", ANSWER_BYTES >> 20)]
     TooLong,
-    /// The answer is not understood.
-    #[error("the answer is not understood: {0}")]
+    /// The answer is not a status.
+    #[error("the answer is not a valid status: {0}")]
     Json(#[from] serde_json::Error),
-    /// Too old or too new.
-    #[error("the answer has version {0}, too far from ours, {STATUS_VERSION}")]
+    /// The version of the answer is too old or too new.
+    #[error(
+        "the answer has version {0}, expected {STATUS_VERSION}; update the older of operator and sidecar"
+    )]
     Version(u32),
-    /// Another Pod has this address now.
-    #[error("the answer is about {0:?}")]
+    /// A sidecar of another SqliteBackup answered: the address was reused.
+    #[error("the answer is from a sidecar of {0:?}: the address was reused")]
     Other(String),
 }
 
-/// Asks until `shutdown`, while we lead.
+/// Polls until `shutdown`, while this replica leads. Sidecars listen on `port` of their Pod's
+/// address.
+///
+/// Each answer counts on arrival: slow or silent sidecars do not delay the others. Answers become
+/// visible together every 500 ms, so that they cause few passes.
 pub async fn run(
     observer: Arc<Observer>,
-    leader: watch::Receiver<bool>,
+    port: u16,
+    mut leader: watch::Receiver<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(TIMEOUT));
-    let sidecars = Sidecars {
-        client: Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            // What comes while an answer waits for room stays in the other's socket.
-            .http1_max_buf_size(SMALL_BYTES)
-            .build(connector),
-        large: Semaphore::new(LARGE_BYTES),
-    };
-    let mut due: BTreeMap<String, Instant> = BTreeMap::new();
+    let sidecars = Sidecars::new(port);
+    loop {
+        tokio::select! {
+            // Without the election this replica can never lead again.
+            led = leader.wait_for(|leads| *leads) => if led.is_err() { return },
+            _ = shutdown.wait_for(|down| *down) => return,
+        }
+        tokio::select! {
+            () = poll(&observer, &sidecars) => {}
+            _ = leader.wait_for(|leads| !*leads) => {}
+            _ = shutdown.wait_for(|down| *down) => return,
+        }
+    }
+}
+
+/// Polls for as long as this replica leads.
+async fn poll(observer: &Observer, sidecars: &Sidecars) {
+    let mut queue = Queue::default();
+    let mut pods = BTreeMap::new();
+    let mut answered = BTreeMap::new();
+    let mut polls = FuturesUnordered::new();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
-            _ = shutdown.wait_for(|down| *down) => return,
+            _ = ticks.tick() => {
+                pods = running_sidecars(observer);
+                queue.handle_sidecars(pods.keys().map(String::as_str), Instant::now());
+                observer.note_reports(std::mem::take(&mut answered), |uid| pods.contains_key(uid));
+            }
+            Some((pod, answer)) = polls.next() => {
+                let pod: Arc<PodFacts> = pod;
+                let old = observer.report(&pod.uid);
+                let report = report(old.as_deref(), answer, Timestamp::now());
+                let result = match &report.answer {
+                    Ok(answer) if is_well(answer) => PollResult::Healthy,
+                    Ok(_) => PollResult::Unhealthy,
+                    Err(_) => PollResult::Silent,
+                };
+                if queue.handle_result(&pod.uid, result, Instant::now()) {
+                    answered.insert(pod.uid.clone(), Arc::new(report));
+                }
+            }
         }
-        if !*leader.borrow() {
-            due.clear();
-            continue;
+        while let Some(uid) = queue.next(Instant::now()) {
+            let pod = Arc::clone(pods.get(&uid).expect("the queue holds these Pods only"));
+            polls.push(async move {
+                let answer = sidecars.ask(&pod).await;
+                (pod, answer.map_err(said))
+            });
         }
-        look(&observer, &sidecars, &mut due).await;
     }
 }
 
-/// Looks at every sidecar that is due, and takes note of all answers at once.
-async fn look(observer: &Observer, sidecars: &Sidecars, due: &mut BTreeMap<String, Instant>) {
-    let now = Instant::now();
-    let pods: BTreeMap<String, Arc<PodFacts>> = observer
-        .pods()
-        .into_iter()
-        .filter(|p| p.has_sidecar && p.sidecar_running && p.is_live() && p.ip.is_some())
+/// The Pods with a running sidecar that has an address, by UID.
+fn running_sidecars(observer: &Observer) -> BTreeMap<String, Arc<PodFacts>> {
+    let pods = observer.pods().into_iter();
+    pods.filter(|p| p.has_sidecar && p.sidecar_running && p.is_live() && p.ip.is_some())
         .map(|p| (p.uid.clone(), p))
-        .collect();
-    due.retain(|uid, _| pods.contains_key(uid));
-    let asked: Vec<Arc<PodFacts>> = pods
-        .iter()
-        .filter(|(uid, _)| due.get(*uid).is_none_or(|at| *at <= now))
-        .map(|(_, pod)| Arc::clone(pod))
-        .collect();
-    let mut reports = observer.reports();
-    let known = reports.len();
-    reports.retain(|uid, _| pods.contains_key(uid));
-    if asked.is_empty() && reports.len() == known {
-        return;
-    }
-    let answers = futures::stream::iter(asked)
-        .map(|pod| async move {
-            let answer = sidecars.ask(&pod).await;
-            (pod, answer.map_err(said))
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect::<Vec<_>>()
-        .await;
-    for (pod, answer) in answers {
-        let report = report(
-            reports.get(&pod.uid).map(|r| &**r),
-            answer,
-            Timestamp::now(),
-        );
-        let wait = if is_well(&report) {
-            INTERVAL
-        } else {
-            INTERVAL_UNWELL
-        };
-        due.insert(pod.uid.clone(), Instant::now() + spread(&pod.uid, wait));
-        reports.insert(pod.uid.clone(), Arc::new(report));
-    }
-    observer.note_reports(reports);
+        .collect()
 }
 
-/// A span around `wait`, up to a tenth shorter, that is always the same for one Pod.
-fn spread(uid: &str, wait: Duration) -> Duration {
-    let mut hasher = DefaultHasher::new();
-    uid.hash(&mut hasher);
-    let share = u32::try_from(hasher.finish() % 100).expect("less than 100");
-    wait - wait * share / 1000
-}
-
-/// What is kept of an error, which may quote what it does not understand.
+/// Bounds the text of an error, which may quote the answer.
 fn said(error: PollError) -> String {
     clipped(&error.to_string())
 }
 
-/// Adds one answer to what was known before.
+/// Combines a new result with the previous report.
 fn report(old: Option<&Report>, answer: Result<Answer, String>, at: Timestamp) -> Report {
     match answer.map(Arc::new) {
         Ok(answer) => Report {
@@ -196,20 +178,34 @@ fn report(old: Option<&Report>, answer: Result<Answer, String>, at: Timestamp) -
     }
 }
 
-fn is_well(report: &Report) -> bool {
-    report.answer.as_ref().is_ok_and(|answer| {
-        answer.databases.iter().all(|d| d.state.is_healthy())
-            && answer.targets.iter().all(|t| t.state == TargetState::Ok)
-    })
+fn is_well(answer: &Answer) -> bool {
+    answer.databases.iter().all(|d| d.state.is_healthy())
+        && answer.targets.iter().all(|t| t.state == TargetState::Ok)
 }
 
-/// What looks have in common.
+/// Client and limits that polls share.
 struct Sidecars {
     client: Client<HttpConnector, Body>,
     large: Semaphore,
+    port: u16,
 }
 
 impl Sidecars {
+    fn new(port: u16) -> Sidecars {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(TIMEOUT));
+        Sidecars {
+            client: Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                // While a poll waits for room, the rest of its answer stays in the sidecar's
+                // socket.
+                .http1_max_buf_size(SMALL_BYTES)
+                .build(connector),
+            large: Semaphore::new(LARGE_BYTES),
+            port,
+        }
+    }
+
     async fn ask(&self, pod: &PodFacts) -> Result<Answer, PollError> {
         let text = pod.ip.as_deref().unwrap_or_default();
         let wrong = || PollError::Address(text.to_owned());
@@ -218,14 +214,14 @@ impl Sidecars {
             IpAddr::V4(v4) => v4.to_string(),
             IpAddr::V6(v6) => format!("[{v6}]"),
         };
-        let uri = format!("http://{host}:{STATUS_PORT}/status");
+        let uri = format!("http://{host}:{}/status", self.port);
         let uri: Uri = uri.parse().map_err(|_| wrong())?;
         let look = timeout(TIMEOUT, self.fetch(uri));
         check(look.await.map_err(|_| PollError::Timeout)??, pod)
     }
 
-    /// Reads one answer. A long one takes its length out of the common room until it is summed up; one
-    /// that does not tell its length takes the most.
+    /// Reads one answer. A long answer reserves its length until it is summarized; an answer
+    /// without a length reserves [`ANSWER_BYTES`].
     async fn fetch(&self, uri: Uri) -> Result<Received, PollError> {
         let request = Request::get(uri)
             .body(Body::empty())
@@ -250,7 +246,7 @@ impl Sidecars {
             }
             false => None,
         };
-        // Memory that nothing is written to costs nothing, and none is copied to grow.
+        // Reserved memory costs nothing until it is written, and growing would copy it.
         let mut json = Vec::with_capacity(limit);
         let mut parts = Body::new(answer.into_body()).into_data_stream();
         while let Some(part) = parts.next().await {
@@ -264,7 +260,7 @@ impl Sidecars {
     }
 }
 
-/// The innermost cause: what the operating system said.
+/// The innermost cause, which is the error of the operating system.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -273,7 +269,8 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// Addresses are used again: an answer counts only when it is about this Pod's SqliteBackup.
+/// Checks version and origin. Pod addresses are reused: only an answer for the Pod's own
+/// SqliteBackup counts.
 fn check(received: Received, pod: &PodFacts) -> Result<Answer, PollError> {
     if received.version.abs_diff(STATUS_VERSION) > VERSION_SKEW {
         return Err(PollError::Version(received.version));

@@ -1,4 +1,4 @@
-//! Looks at sidecars that answer anything.
+//! Polls of sidecars with any kind of answer.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,12 +8,7 @@ use tokio::net::TcpListener;
 use super::*;
 
 fn sidecars() -> Sidecars {
-    Sidecars {
-        client: Client::builder(TokioExecutor::new())
-            .http1_max_buf_size(SMALL_BYTES)
-            .build(HttpConnector::new()),
-        large: Semaphore::new(LARGE_BYTES),
-    }
+    Sidecars::new(protocol::names::STATUS_PORT)
 }
 
 /// A sidecar that answers one request with these bytes.
@@ -24,7 +19,7 @@ async fn sidecar(answer: Vec<u8>) -> Uri {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = [0; 1024];
         let _read = stream.read(&mut request).await.unwrap();
-        // Who hears that it is too long hangs up.
+        // The client closes the connection when the answer is too long.
         let _written = stream.write_all(&answer).await;
     });
     uri.parse().unwrap()

@@ -1,11 +1,12 @@
-//! The loops: look, plan, apply, wait.
+//! The loops: observe, plan, apply, wait.
 //!
-//! Webhook entries have a loop of their own: a Pod that is created right after its SqliteBackup must
-//! not depend on how many other writes are waiting.
+//! Webhook entries have a loop of their own, so that a Pod that is created right after its
+//! SqliteBackup does not wait for other writes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::names::WEBHOOK_CONFIGURATION;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -17,33 +18,34 @@ use crate::observe::Observer;
 use crate::plan::webhook::Endpoint;
 use crate::plan::{self, Settings};
 
-/// Time between two passes at least: what changes meanwhile is looked at once.
+/// Least time between two passes. Changes in between are handled together.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Time between two passes at most: what no watch tells, such as a ConfigMap that was deleted.
+/// Greatest time between two passes, for changes without a watch, such as a deleted ConfigMap.
 const PASS_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// Time to the next pass after a failed write, doubled with each failure in a row.
+/// Time to the next pass after a failed write. It doubles with each failure in a row.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Everything that the loop works with.
+/// The main loop: observe, plan, apply.
 #[derive(Debug)]
 pub struct Reconciler {
-    /// What is seen.
+    /// Source of the observed state.
     pub observer: Arc<Observer>,
-    /// What is done.
+    /// Executor of the plans.
     pub applier: Arc<Applier>,
-    /// What was asked for at the start.
+    /// Settings from the command line.
     pub settings: Settings,
-    /// Numbers about the loop itself.
+    /// Metrics of the loop.
     pub figures: Figures,
-    /// Whether we lead.
+    /// True while this replica leads.
     pub leader: watch::Receiver<bool>,
 }
 
 impl Reconciler {
-    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    /// Runs until `shutdown`. Writes only while this replica leads and after every list is
+    /// complete.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut failures = 0u32;
         let mut led = false;
@@ -56,10 +58,8 @@ impl Reconciler {
             led = leads;
             let mut wait = PASS_AT_LEAST;
             if leads && self.observer.is_ready() {
-                let mut leader = self.leader.clone();
-                let pass = tokio::select! {
-                    pass = self.pass() => pass,
-                    _ = leader.wait_for(|leads| !*leads) => continue,
+                let Some(pass) = while_leading(&self.leader, self.pass()).await else {
+                    continue;
                 };
                 failures = if pass.failed { failures + 1 } else { 0 };
                 wait = wait.min(pass.wait);
@@ -69,7 +69,7 @@ impl Reconciler {
             }
             let changed = async {
                 sleep(PAUSE).await;
-                // After a failure the answer of the watch must not make us ask again at once.
+                // After a failure, a change must not trigger the next attempt at once.
                 if failures > 0 {
                     sleep(retry(failures).saturating_sub(PAUSE)).await;
                 }
@@ -86,12 +86,13 @@ impl Reconciler {
 
     async fn pass(&self) -> Pass {
         let now = Timestamp::now();
-        let world = self.observer.world(now);
+        self.observer.watch_pods();
+        let cluster = self.observer.cluster_state(now);
         let started = std::time::Instant::now();
-        let plan = plan::plan(&world, &self.settings);
-        drop(world);
+        let plan = plan::plan(&cluster, &self.settings);
+        drop(cluster);
         let wait = plan.wake.map_or(PASS_AT_LEAST, |at| {
-            // A moment later, so that it has passed when we look.
+            // Slightly later, so that the time has passed in the next pass.
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + PAUSE
         });
         let outcome = self.applier.apply(plan).await;
@@ -103,23 +104,24 @@ impl Reconciler {
     }
 }
 
-/// Keeps the webhook entries, and nothing else.
+/// The loop that writes the webhook entries.
 #[derive(Debug)]
 pub struct WebhookKeeper {
-    /// What is seen.
+    /// Source of the observed state.
     pub observer: Arc<Observer>,
-    /// What is done.
+    /// Executor of the plans.
     pub applier: Arc<Applier>,
-    /// Where API servers reach us.
+    /// Address of the webhook for API servers.
     pub endpoint: Endpoint,
     /// The bundle that entries must trust.
     pub bundle: watch::Receiver<Option<Bundle>>,
-    /// Whether we lead.
+    /// True while this replica leads.
     pub leader: watch::Receiver<bool>,
 }
 
 impl WebhookKeeper {
-    /// Runs until `shutdown`. Only a leader writes; it does so after every list is complete.
+    /// Runs until `shutdown`. Writes only while this replica leads and after every list is
+    /// complete.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut changes = self.observer.changes();
         let mut failures = 0u32;
@@ -130,7 +132,10 @@ impl WebhookKeeper {
             if leads && self.observer.is_ready() {
                 let entries = self.observer.webhook_entries();
                 if entries.is_none() && !missing {
-                    tracing::error!("the webhook configuration is gone: Pods get no sidecars");
+                    tracing::error!(
+                        object = WEBHOOK_CONFIGURATION,
+                        "the webhook configuration does not exist: new Pods get no sidecars"
+                    );
                 }
                 missing = entries.is_none();
                 let bundle = self.bundle.borrow_and_update().clone();
@@ -140,10 +145,13 @@ impl WebhookKeeper {
                     bundle.as_ref().map(|b| b.ca_pem.as_str()),
                     &self.endpoint,
                 );
-                let failed = self.applier.apply(plan).await.failed > 0;
-                failures = if failed { failures + 1 } else { 0 };
+                let write = self.applier.apply(plan);
+                let Some(outcome) = while_leading(&self.leader, write).await else {
+                    continue;
+                };
+                failures = if outcome.failed > 0 { failures + 1 } else { 0 };
             }
-            // After a failure only time helps: what changes meanwhile is looked at then.
+            // After a failure wait for the retry: it covers changes in between.
             let calm = failures == 0;
             tokio::select! {
                 _ = changes.changed(), if calm => {}
@@ -156,7 +164,17 @@ impl WebhookKeeper {
     }
 }
 
-/// How one pass went.
+/// Runs `work` while this replica leads. `None`: leadership ended first, and `work` was dropped
+/// together with its request, because another leader may write by then.
+async fn while_leading<F: Future>(leader: &watch::Receiver<bool>, work: F) -> Option<F::Output> {
+    let mut leader = leader.clone();
+    tokio::select! {
+        output = work => Some(output),
+        _ = leader.wait_for(|leads| !*leads) => None,
+    }
+}
+
+/// Result of one pass.
 struct Pass {
     failed: bool,
     wait: Duration,

@@ -1,14 +1,13 @@
-//! When restore tests are due.
+//! Schedules of restore tests.
 //!
-//! A schedule is five cron fields in a time zone. `H` in a field stands for a value that is drawn
-//! from a hash of the object's UID: objects spread out, and one object always keeps its time.
+//! A schedule is five cron fields in a time zone. `H` in a field stands for a value from a hash of
+//! the object's UID: runs of different objects spread out, and each object keeps its time.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sha2::{Digest, Sha256};
 
-/// Lowest and highest value that `H` may stand for, by field. Days stop at 28, so that every month
-/// has one.
+/// Least and greatest value of `H`, by field. Days end at 28, so that every month has one.
 const HASH_RANGES: [(u32, u32); 5] = [(0, 59), (0, 23), (1, 28), (1, 12), (0, 6)];
 
 /// A parsed schedule of one object.
@@ -18,31 +17,31 @@ pub struct Schedule {
     zone: TimeZone,
 }
 
-/// Why a schedule cannot be used.
+/// Reason for which a schedule is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
-    /// Not five fields.
+    /// The schedule does not have five fields.
     #[error("{schedule:?} has {fields} fields, expected 5: minute hour day month weekday")]
     Fields {
         /// As given.
         schedule: String,
-        /// How many there are.
+        /// Number of fields.
         fields: usize,
     },
-    /// A field is not understood.
+    /// A field is invalid.
     #[error("{schedule:?} is not a cron schedule: {problem}")]
     Cron {
         /// As given.
         schedule: String,
-        /// What is wrong.
+        /// Cause.
         problem: String,
     },
-    /// No such time zone.
+    /// The time zone does not exist.
     #[error("{0:?} is not an IANA time zone")]
     Zone(String),
-    /// The schedule is well formed and never comes, such as 30 February.
-    #[error("{0:?} never comes")]
+    /// The schedule is well formed but has no time, such as 30 February.
+    #[error("{0:?} never matches a date")]
     Never(String),
 }
 
@@ -50,7 +49,7 @@ impl Schedule {
     /// Parses a schedule for the object with this UID.
     ///
     /// # Errors
-    /// [`ScheduleError`]; none of them heals by trying again.
+    /// [`ScheduleError`]; a retry never helps.
     pub fn parse(schedule: &str, zone: &str, uid: &str) -> Result<Schedule, ScheduleError> {
         let fields: Vec<&str> = schedule.split_whitespace().collect();
         if fields.len() != HASH_RANGES.len() {
@@ -79,14 +78,14 @@ impl Schedule {
         Ok(schedule_)
     }
 
-    /// The first time after `after`; none when the calendar ends before it.
+    /// The first time after `after`; `None` at the end of the calendar.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
         let start = after.to_zoned(self.zone.clone());
         let found = self.cron.find_next_occurrence(&start, false).ok()?;
         Some(found.timestamp())
     }
 
-    /// The newest time in `(after, now]`: runs that were missed collapse into this one.
+    /// The newest time in `(after, now]`. Several missed runs become this one run.
     pub fn due(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let end = now.to_zoned(self.zone.clone());
         let found = self
@@ -97,14 +96,14 @@ impl Schedule {
         (found > after && found <= now).then_some(found)
     }
 
-    /// When a test that passed at `since` counts as overdue: two scheduled times later, if none of
-    /// them brought another pass.
+    /// Time at which a test that passed at `since` counts as overdue: after two scheduled times
+    /// without another pass.
     pub fn overdue_after(&self, since: Timestamp) -> Option<Timestamp> {
         self.next(self.next(since)?)
     }
 }
 
-/// Replaces `H`, `H/n`, `H(a-b)` and `H(a-b)/n` of one field by numbers.
+/// Replaces `H`, `H/n`, `H(a-b)` and `H(a-b)/n` in one field by numbers.
 fn resolve(field: &str, index: usize, uid: &str) -> Result<String, String> {
     let Some(rest) = field.strip_prefix('H') else {
         return match field.contains('H') && !field.contains("TH") && !field.contains("MAR") {
@@ -135,7 +134,7 @@ fn resolve(field: &str, index: usize, uid: &str) -> Result<String, String> {
         Some(step) => {
             let step = number(step)?;
             if step == 0 || step > high - low + 1 {
-                return Err(format!("the step of {field:?} does not fit"));
+                return Err(format!("the step of {field:?} is out of range"));
             }
             Ok(format!("{}-{high}/{step}", low + draw(uid, index, step)))
         }

@@ -1,7 +1,7 @@
 //! The Helm chart, rendered by the real helm.
 //!
-//! `cargo xtask test` sets what they need. The definitions in the chart are copies of `crds/`: `UPDATE_CRDS=1`
-//! makes them anew.
+//! `cargo xtask test` sets what they need. The definitions in the chart are copies of `crds/`:
+//! `UPDATE_CRDS=1` makes them anew.
 
 #![expect(
     clippy::unwrap_used,

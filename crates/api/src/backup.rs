@@ -1,4 +1,4 @@
-//! `SqliteBackup`: what to protect, where backups go, and how they are proven.
+//! `SqliteBackup`: the databases to protect, the targets of their backups, and the restore tests.
 
 #![expect(
     clippy::duplicated_attributes,
@@ -19,10 +19,10 @@ use crate::selector::PodSelector;
 use crate::status::SqliteBackupStatus;
 use crate::target::{SecretKeyRef, Target};
 
-/// Continuous backup of SQLite databases, with restores that are proven on a schedule.
+/// Continuous backup of SQLite databases, with restores that are tested on a schedule.
 ///
-/// Pods that the selector chooses get a container that restores missing databases before the
-/// application starts, and one that replicates them while it runs.
+/// Each selected Pod gets an init container, which restores missing databases before the
+/// application starts, and a sidecar, which replicates them while it runs.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[kube(
@@ -34,7 +34,7 @@ use crate::target::{SecretKeyRef, Target};
     namespaced,
     status = "SqliteBackupStatus",
     derive = "PartialEq",
-    doc = "Continuous backup of the SQLite databases of some Pods, with restores proven on a schedule.",
+    doc = "Continuous backup of the SQLite databases of selected Pods, with restores tested on a schedule.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -45,13 +45,13 @@ use crate::target::{SecretKeyRef, Target};
         name = "Pods",
         type_ = "string",
         json_path = ".status.pods.summary",
-        description = "Selected Pods that replicate, of all selected."
+        description = "Replicating Pods / selected Pods."
     ),
     printcolumn(
         name = "Lag",
         type_ = "string",
         json_path = ".status.replication.lagSummary",
-        description = "Age of the oldest commit that is not stored, of the worst member."
+        description = "Age of the oldest commit that is not stored yet, for the worst member."
     ),
     printcolumn(
         name = "Last-Sync",
@@ -63,7 +63,7 @@ use crate::target::{SecretKeyRef, Target};
         name = "Test",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"RestoreTestPassed\")].reason",
-        description = "Verdict of the last restore test."
+        description = "Result of the last restore test."
     ),
     printcolumn(
         name = "Tested",
@@ -88,13 +88,12 @@ use crate::target::{SecretKeyRef, Target};
     ),
 ]))]
 pub struct SqliteBackupSpec {
-    /// The Pods of this namespace to protect, by label. Pods that run already get their
-    /// containers when they are next created. Label a Pod `sqlite-backup.dev/inject: "false"` to
-    /// leave it out.
+    /// Labels of the Pods to protect, in this namespace. Running Pods get the containers when they
+    /// are created again. A Pod with the label `sqlite-backup.dev/inject: "false"` is left out.
     pub selector: PodSelector,
 
-    /// The container whose mounts and user the sidecar takes over. Needed only when several
-    /// containers mount the databases.
+    /// Container whose volume mounts and user the sidecar uses. Required only when several
+    /// containers mount the databases. Default: the only container that mounts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 63),
@@ -102,62 +101,64 @@ pub struct SqliteBackupSpec {
     )]
     pub container: Option<String>,
 
-    /// The databases, 1 to 64.
+    /// Databases to back up, 1 to 64 entries.
     #[schemars(
         length(min = 1, max = 64),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"])
     )]
     pub databases: Vec<DatabaseSpec>,
 
-    /// Where backups go, 1 to 4 places. Each gets everything; restores try them in this order.
+    /// Stores that receive the backups, 1 to 4. Each target gets every file; restores try the
+    /// targets in this order.
     #[schemars(
         length(min = 1, max = 4),
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub targets: Vec<Target>,
 
-    /// How often data is sent, and how far behind it may be.
+    /// Upload interval, and the longest acceptable lag.
     #[serde(default)]
     pub replication: Replication,
 
-    /// Full copies.
+    /// Snapshots: complete images of a database, from which restores begin.
     #[serde(default)]
     pub snapshots: Snapshots,
 
-    /// How long what is kept.
+    /// Retention: how long each kind of file is kept.
     #[serde(default)]
     pub retention: Retention,
 
-    /// Encryption of what is stored. Not served yet.
+    /// Encryption of stored files. Not supported yet: an object that sets it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
 
-    /// What happens before the application starts.
+    /// Restore before the application starts.
     #[serde(default)]
     pub startup: Startup,
 
-    /// What happens when the Pod stops.
+    /// Last upload when the Pod stops.
     #[serde(default)]
     pub shutdown: Shutdown,
 
-    /// The containers that we add.
+    /// Containers that the operator injects.
     #[serde(default)]
     pub sidecar: Sidecar,
 
-    /// Restores that prove the backup. On by default, once a week.
+    /// Restore tests: scheduled restores that prove the backup. Default: once a week.
     #[serde(default)]
     pub restore_test: RestoreTestPolicy,
 
-    /// What happens to stored backups when this object is deleted. Retain keeps them.
+    /// Fate of the stored backups when this object is deleted. Default: `Retain`, which keeps them.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
-    /// True: add no containers to new Pods and run no restore tests. Pods that replicate go on.
+    /// `true` stops the injection into new Pods and the schedule of restore tests. Running sidecars
+    /// continue to replicate. Default: `false`.
     #[serde(default)]
     pub suspend: bool,
 }
 
-/// One database, or every database that a pattern finds.
+/// One database, or every database that matches a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -167,9 +168,9 @@ pub struct SqliteBackupSpec {
     ),
 ]))]
 pub struct DatabaseSpec {
-    /// Absolute path of the database file in the container. `*` stands for any part of a name and
-    /// `**` for any directories: every database there, now and later. Their volume must be mounted
-    /// at or above the directory before the first `*`.
+    /// Absolute path of the database file in the container, 2 to 512 characters. `*` matches any
+    /// part of a name, and `**` any directories; databases that appear later are included. The
+    /// volume must be mounted at or above the directory before the first `*`.
     #[schemars(length(min = 2, max = 512))]
     #[schemars(extend("x-kubernetes-validations" = [
         rule(
@@ -194,20 +195,22 @@ pub struct DatabaseSpec {
         ),
     ]))]
     pub path: String,
-    /// With a pattern: files to leave out, such as `*.tmp.db`. At most 16.
+    /// Patterns of files to leave out, such as `*.tmp.db`, up to 16. Only valid when `path` has a
+    /// `*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
     pub exclude: Vec<String>,
 }
 
 impl DatabaseSpec {
-    /// Whether it stands for any number of databases.
+    /// Whether the path is a pattern, which matches any number of databases.
     pub fn is_pattern(&self) -> bool {
         self.path.contains('*')
     }
 
-    /// The path of the one database, or the directory before the first `*`: what `{database}` in a
-    /// target's prefix stands for. The paths of a pattern's databases below it follow the prefix.
+    /// The value of `{database}` in the prefix of a target: the path of the database, or the
+    /// directory before the first `*`. For a pattern, each database adds its path below that
+    /// directory.
     pub fn place(&self) -> &str {
         match self.path.find('*') {
             Some(star) => self.path[..star]
@@ -218,7 +221,7 @@ impl DatabaseSpec {
     }
 }
 
-/// How often data is sent, and how far behind it may be.
+/// Upload interval, and the longest acceptable lag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -228,14 +231,14 @@ impl DatabaseSpec {
     ),
 ]))]
 pub struct Replication {
-    /// Under load, send once each interval on average. The first commit after a quiet time goes at once,
-    /// a burst after it more than twice each interval, out of what the quiet time saved; no commit waits
-    /// longer than the interval.
+    /// Average time between two uploads under load, `100ms` to `1h`; default `1s`. No commit waits
+    /// longer. The first commit after a quiet time is uploaded at once, and a burst after it more
+    /// often than once in each interval.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("100ms", "1h")]))]
     pub sync_interval: Span,
-    /// The oldest commit that is not stored may be this old. Beyond it `Replicating` is False, and
-    /// restore tests fail with Stale.
+    /// Longest acceptable age of a commit that is not stored yet, `1s` to `168h`; default `60s`.
+    /// Beyond it, the condition `Replicating` is False and restore tests fail with `Stale`.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1s", "168h")]))]
     pub max_lag: Span,
@@ -250,11 +253,12 @@ impl Default for Replication {
     }
 }
 
-/// Full copies.
+/// Snapshots: complete images of a database, from which restores begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Snapshots {
-    /// Time between full copies of a database that changes.
+    /// Time between two snapshots of a database that changes, `1m` to `720h`; default `24h`. A
+    /// shorter interval makes restores faster and stores more bytes.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1m", "720h")]))]
     pub interval: Span,
@@ -268,7 +272,7 @@ impl Default for Snapshots {
     }
 }
 
-/// How long what is kept.
+/// Retention: how long each kind of file is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -278,21 +282,22 @@ impl Default for Snapshots {
     ),
 ]))]
 pub struct Retention {
-    /// Every captured moment inside this span can be restored.
+    /// Age up to which every captured point can be restored, `0s` to `8784h`; default `24h`. At
+    /// most `window`.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("0s", "8784h")]))]
     pub exact: Span,
-    /// Moments 30 s apart inside this span can be restored.
+    /// Age up to which points about 30 s apart can be restored, `1m` to `8784h`; default `168h`.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1m", "8784h")]))]
     pub window: Span,
-    /// Daily full copies to keep beyond the window.
+    /// Number of daily snapshots to keep beyond `window`, 0 to 366; default 7.
     #[schemars(range(min = 0, max = 366))]
     pub daily: u32,
-    /// Weekly full copies to keep beyond the window.
+    /// Number of weekly snapshots to keep beyond `window`, 0 to 520; default 4.
     #[schemars(range(min = 0, max = 520))]
     pub weekly: u32,
-    /// Monthly full copies to keep beyond the window.
+    /// Number of monthly snapshots to keep beyond `window`, 0 to 120; default 3.
     #[schemars(range(min = 0, max = 120))]
     pub monthly: u32,
 }
@@ -309,75 +314,78 @@ impl Default for Retention {
     }
 }
 
-/// Encryption of what is stored.
+/// Encryption of stored files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Encryption {
-    /// The age format.
+    /// Encryption in the age format.
     pub age: Age,
 }
 
-/// The age format.
+/// Encryption in the age format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Age {
-    /// Where the age identity is. Without it nothing can be restored: keep a copy elsewhere.
+    /// Secret with the age identity. Nothing can be restored without it: keep a copy outside the
+    /// cluster.
     pub identity_secret_ref: SecretKeyRef,
 }
 
-/// What happens before the application starts.
+/// Restore before the application starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Startup {
-    /// The local database is missing. Restore: restore it, and start empty only when the store says
-    /// that there is no backup. RequireBackup: wait when there is none. StartEmpty: start empty.
+    /// Action when the local database is missing. `Restore` (default) restores it, and starts empty
+    /// only when the store confirms that no backup exists. `RequireBackup` waits until a backup
+    /// exists. `StartEmpty` never restores.
     pub on_missing: OnMissing,
-    /// The local database does not descend from the newest backup. Block: replicate nothing and
-    /// report. NewLineage: back it up as the new truth; earlier points stay restorable.
+    /// Action when the local database does not descend from the newest backup. `Block` (default)
+    /// replicates nothing and reports it. `NewLineage` backs the local database up; earlier points
+    /// stay restorable.
     pub on_divergence: OnDivergence,
-    /// The store cannot be asked. StartIfLocalExists: start when every database is there, else
-    /// wait. Wait: always wait.
+    /// Action when no target can be reached. `StartIfLocalExists` (default) starts the application
+    /// when every database exists locally, and waits otherwise. `Wait` always waits.
     pub when_unreachable: WhenUnreachable,
 }
 
-/// What to do when the local database is missing.
+/// Action when the local database is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnMissing {
-    /// Restore; start empty only when the store says that there is no backup.
+    /// Restore it. Start empty only when the store confirms that no backup exists.
     #[default]
     Restore,
-    /// Restore; wait when there is no backup.
+    /// Restore it. Wait until a backup exists.
     RequireBackup,
-    /// Start empty, whatever is stored.
+    /// Start empty, even when a backup exists.
     StartEmpty,
 }
 
-/// What to do when the local database does not descend from the newest backup.
+/// Action when the local database does not descend from the newest backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnDivergence {
-    /// Replicate nothing and report.
+    /// Replicate nothing and report it.
     #[default]
     Block,
-    /// Back the local database up as the new truth.
+    /// Back the local database up. Earlier points stay restorable.
     NewLineage,
 }
 
-/// What to do when the store cannot be asked.
+/// Action when no target can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum WhenUnreachable {
-    /// Start when every database is there.
+    /// Start when every database exists locally, else wait.
     #[default]
     StartIfLocalExists,
     /// Wait for the store.
     Wait,
 }
 
-/// What happens when the Pod stops.
+/// Last upload when the Pod stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Shutdown {
-    /// How long the last upload may take after the application has ended. The Pod's grace period
-    /// grows by as much.
+    /// Time limit of the last upload, after the application has ended: `1s` to `10m`, default
+    /// `30s`. The Pod's termination grace period is extended by this time.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1s", "10m")]))]
     pub drain: Span,
@@ -391,60 +399,61 @@ impl Default for Shutdown {
     }
 }
 
-/// The containers that we add.
+/// Containers that the operator injects.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Sidecar {
-    /// Requests and limits; left out: small requests and a memory limit.
+    /// Resource requests and limits of the containers. Default: small requests and a memory limit.
     pub resources: Resources,
-    /// How much to log.
+    /// Least severe level that is logged: `error`, `warn`, `info` (default), `debug` or `trace`.
     pub log_level: LogLevel,
-    /// When running Pods get a newer sidecar. OnNextPodStart: when they are next created. Rollout
-    /// and InPlace are not served yet.
+    /// Time at which running Pods get a newer sidecar. `OnNextPodStart` (default): when they are
+    /// created again. `Rollout` and `InPlace` are not supported yet.
     pub update_policy: UpdatePolicy,
-    /// Numeric user to run as; only when the container's own user is given by its image alone.
+    /// Numeric user ID of the sidecar, 0 to 2147483647. Required when only the image of the
+    /// container names its user. It must be the owner of the databases.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub run_as_user: Option<i64>,
-    /// Numeric group to run as, likewise.
+    /// Numeric group ID of the sidecar, 0 to 2147483647. Required in the same case.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub run_as_group: Option<i64>,
 }
 
-/// Requests and limits, as those of a container.
+/// Resource requests and limits, as in a container.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
-    /// What is reserved, such as `memory: 32Mi`.
+    /// Reserved resources, such as `memory: 32Mi`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "crate::schema::quantities")]
     pub requests: BTreeMap<String, Quantity>,
-    /// What may be used at most, such as `memory: 128Mi`.
+    /// Upper limits, such as `memory: 128Mi`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "crate::schema::quantities")]
     pub limits: BTreeMap<String, Quantity>,
 }
 
-/// How much to log.
+/// Least severe level that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// What a person must look at.
+    /// Errors that need a person.
     Error,
-    /// Also what is odd.
+    /// Warnings and errors.
     Warn,
-    /// Also what changes.
+    /// State changes, warnings and errors.
     #[default]
     Info,
-    /// Also what happens.
+    /// Individual operations, too.
     Debug,
     /// Everything.
     Trace,
 }
 
 impl LogLevel {
-    /// The name in configuration files.
+    /// The value as configuration files spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             LogLevel::Error => "error",
@@ -456,24 +465,24 @@ impl LogLevel {
     }
 }
 
-/// When running Pods get a newer sidecar.
+/// Time at which running Pods get a newer sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum UpdatePolicy {
-    /// When they are next created.
+    /// When the Pods are created again.
     #[default]
     OnNextPodStart,
-    /// By a rollout of their workload. Not served yet.
+    /// By a rollout of their workload. Not supported yet.
     Rollout,
-    /// In place, by restarting the sidecar alone. Not served yet.
+    /// In place, by a restart of the sidecar alone. Not supported yet.
     InPlace,
 }
 
-/// What happens to stored backups when the object is deleted.
+/// Fate of the stored backups when the SqliteBackup is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
-    /// They stay.
+    /// Keep every stored file.
     #[default]
     Retain,
-    /// They are deleted. Not served yet.
+    /// Delete the stored files. Not supported yet.
     Delete,
 }

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions as they are installed.
+//! The CustomResourceDefinitions that the chart installs.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -33,7 +33,7 @@ pub fn files() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Turns the derived schema into one that the API server takes without warnings.
+/// Turns the derived schema into one that the API server accepts without warnings.
 fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(crd).expect("a definition is plain data");
     clean_value(&mut value);
@@ -43,7 +43,7 @@ fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     serde_json::from_value(value).expect("cleaning keeps the shape")
 }
 
-/// Names of our objects, and a label, are made from the name of a SqliteBackup.
+/// Limits the name of a SqliteBackup: names of its objects, and a label, contain it.
 fn limit_name(crd: &mut Value) {
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = json!([{
         "rule": "size(self.metadata.name) <= 52",
@@ -51,7 +51,7 @@ fn limit_name(crd: &mut Value) {
     }]);
 }
 
-/// Joins the lines of each paragraph: `kubectl explain` breaks lines itself.
+/// Joins the lines of each paragraph: `kubectl explain` wraps lines itself.
 fn unwrapped(text: &str) -> String {
     let paragraphs = text.split("\n\n").map(|p| p.replace('\n', " "));
     paragraphs.collect::<Vec<_>>().join("\n\n")
@@ -59,8 +59,8 @@ fn unwrapped(text: &str) -> String {
 
 /// Removes `nullable` and the number formats that Kubernetes does not know.
 ///
-/// An optional field that is given as null is then pruned like one that is absent; otherwise rules
-/// would see it as present.
+/// The API server then prunes an optional field that is null, as if it were absent. Otherwise rules
+/// would treat it as present.
 fn clean_value(value: &mut Value) {
     match value {
         Value::Object(map) => {

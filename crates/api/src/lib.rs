@@ -1,8 +1,8 @@
 //! The Kubernetes resources of `sqlite-backup.dev`: types, names, defaults, rules.
 //!
-//! Everything that can be judged from one object is judged by its schema, so that `kubectl apply`
-//! says no at once; [`validate`] holds what a schema cannot say. The texts here are what
-//! `kubectl explain` shows. There is no I/O, no client and no clock.
+//! Rules that concern one object are in its schema, so that `kubectl apply` rejects violations at
+//! once. [`validate`] holds the rules that a schema cannot express. `kubectl explain` shows the
+//! field docs. There is no I/O, no client and no clock.
 
 pub mod backup;
 pub mod crd;

@@ -15,22 +15,22 @@ pub const BACKUP: &str = "sqlite-backup.dev/backup";
 /// Label on the Job and Pod of a restore test: the UID of the RestoreTest.
 pub const RESTORE_TEST_LABEL: &str = "sqlite-backup.dev/restore-test";
 
-/// Annotation on a RestoreTest made by the schedule: the time it stands for, RFC 3339.
+/// Annotation on a scheduled RestoreTest: its scheduled time, RFC 3339.
 pub const SCHEDULED_FOR: &str = "sqlite-backup.dev/scheduled-for";
 
-/// Annotation on injected Pods: hash of what was injected, to tell outdated Pods.
+/// Annotation on injected Pods: hash of the injected containers, to recognize outdated Pods.
 pub const INJECTION_HASH: &str = "sqlite-backup.dev/injection";
 
-/// Annotation on injected Pods: the sidecar image, to tell outdated Pods.
+/// Annotation on injected Pods: the sidecar image, to recognize outdated Pods.
 pub const SIDECAR_IMAGE: &str = "sqlite-backup.dev/sidecar-image";
 
-/// Annotation on injected Pods: the member it serves.
+/// Annotation on injected Pods: the name of the member.
 pub const MEMBER: &str = "sqlite-backup.dev/member";
 
-/// Annotation on injected Pods: the grace period in seconds before we raised it.
+/// Annotation on injected Pods: the grace period in seconds before the operator raised it.
 pub const ORIGINAL_GRACE: &str = "sqlite-backup.dev/original-termination-grace-period-seconds";
 
-/// Label that says which program manages an object.
+/// Label with the program that manages an object.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
 /// Init container that restores before the application starts.
@@ -63,7 +63,7 @@ pub const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceacc
 /// Directory under which the volumes of `file` targets are mounted, one directory for each.
 pub const TARGETS_DIR: &str = "/var/run/sqlite-backup/targets";
 
-/// The MutatingWebhookConfiguration that the operator keeps.
+/// The MutatingWebhookConfiguration whose entries the operator writes.
 pub const WEBHOOK_CONFIGURATION: &str = "sqlite-backup-operator";
 
 /// Key of the configuration in the ConfigMap of [`config_map`].
@@ -106,9 +106,9 @@ pub fn target_dir(name: &str) -> String {
     format!("{TARGETS_DIR}/{name}")
 }
 
-/// Returns the member that a Pod serves: its own name when a StatefulSet owns it, because that
-/// name comes back with its data; else the SqliteBackup's name, because one Pod at a time is the
-/// rule.
+/// Returns the name of a Pod's member. A Pod of a StatefulSet is its own member, because its name
+/// stays with its data. Any other Pod has the SqliteBackup's name, because one Pod at a time is the
+/// rule there.
 ///
 /// `owner_kind` is the kind of the Pod's controlling owner, if it has one.
 pub fn member<'a>(owner_kind: Option<&str>, pod: &'a str, backup: &'a str) -> &'a str {
@@ -120,7 +120,7 @@ pub fn member<'a>(owner_kind: Option<&str>, pod: &'a str, backup: &'a str) -> &'
 
 /// Condition types.
 pub mod condition {
-    /// The spec is accepted and in force. Run-time health has types of its own.
+    /// The spec is accepted and in force. Other types tell the health at run time.
     pub const READY: &str = "Ready";
     /// Every live selected Pod has the current sidecar.
     pub const INJECTED: &str = "Injected";
@@ -130,27 +130,28 @@ pub mod condition {
     pub const CREDENTIALS_VALID: &str = "CredentialsValid";
     /// The last finished restore test passed and is not overdue.
     pub const RESTORE_TEST_PASSED: &str = "RestoreTestPassed";
-    /// Two writers reach for one replica. True is bad.
+    /// Two writers want to write one replica. True is bad.
     pub const WRITER_CONFLICT: &str = "WriterConflict";
     /// On a SqliteRestore: whether this version serves it.
     pub const SERVED: &str = "Served";
 }
 
-/// Reasons of conditions and Events; those of verdicts and databases are in `protocol`.
+/// Reasons of conditions and Events. Results of restore tests and states of databases are in
+/// `protocol`.
 pub mod reason {
-    /// All is well, for `Ready`.
+    /// `Ready` is True.
     pub const ACCEPTED: &str = "Accepted";
     /// The spec breaks a rule that the schema cannot check.
     pub const INVALID: &str = "Invalid";
-    /// Another SqliteBackup has the same Pods or the same place.
+    /// Another SqliteBackup has the same Pods or the same destination.
     pub const CONFLICT: &str = "Conflict";
-    /// The spec uses a feature that this version does not serve.
+    /// The spec uses a feature that this version does not support.
     pub const NOT_SERVED: &str = "NotServed";
     /// As [`NOT_SERVED`], for a whole kind.
     pub const NOT_SERVED_YET: &str = "NotServedYet";
     /// `spec.suspend` is set.
     pub const SUSPENDED: &str = "Suspended";
-    /// All is well, for `Injected`.
+    /// `Injected` is True.
     pub const ALL_INJECTED: &str = "AllInjected";
     /// Live Pods are selected and have no sidecar.
     pub const PODS_MISSING_SIDECAR: &str = "PodsMissingSidecar";
@@ -158,15 +159,15 @@ pub mod reason {
     pub const OUTDATED: &str = "Outdated";
     /// No live Pod is selected.
     pub const NO_PODS: &str = "NoPods";
-    /// All is well, for `Replicating`.
+    /// `Replicating` is True.
     pub const UP_TO_DATE: &str = "UpToDate";
     /// Commits wait longer than `maxLag`.
     pub const LAG_EXCEEDED: &str = "LagExceeded";
-    /// A sidecar does not answer: we could not look.
+    /// A sidecar does not answer, so its state is unknown.
     pub const SIDECAR_UNREACHABLE: &str = "SidecarUnreachable";
     /// Sidecars have started and have nothing to report yet.
     pub const STARTING: &str = "Starting";
-    /// All is well, for `CredentialsValid`.
+    /// `CredentialsValid` is True.
     pub const VALID: &str = "Valid";
     /// The store refuses the credentials.
     pub const DENIED: &str = "Denied";
@@ -178,23 +179,23 @@ pub mod reason {
     pub const UNKNOWN: &str = "Unknown";
     /// No restore test has finished.
     pub const NEVER_RUN: &str = "NeverRun";
-    /// Restore tests should have finished and have not.
+    /// A scheduled restore test has not ended in time.
     pub const OVERDUE: &str = "Overdue";
     /// The members of a SqliteBackup do not fit into one restore test.
     pub const TOO_MANY_MEMBERS: &str = "TooManyMembers";
     /// The deadline of a restore test passed.
     pub const TIMED_OUT: &str = "TimedOut";
-    /// The verdict went away with its Pod; the test runs again.
+    /// The result was lost with its Pod; the test runs again.
     pub const RESULT_LOST: &str = "ResultLost";
     /// No writer conflict.
     pub const ONE_WRITER: &str = "OneWriter";
-    /// Two SqliteBackups, or two members, write to the same place.
+    /// Two SqliteBackups, or two members, write to the same destination.
     pub const SAME_DESTINATION: &str = "SameDestination";
     /// Two SqliteBackups select the same Pod.
     pub const SAME_PODS: &str = "SamePods";
     /// More than one Pod serves one member.
     pub const TOO_MANY_REPLICAS: &str = "TooManyReplicas";
-    /// Another writer has taken a replica over.
+    /// Another writer has taken over a replica.
     pub const SUPERSEDED: &str = "Superseded";
     /// A restore test was started.
     pub const TEST_STARTED: &str = "RestoreTestStarted";

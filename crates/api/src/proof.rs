@@ -1,4 +1,4 @@
-//! `spec.restoreTest` of a SqliteBackup: when restores are tried, and what they have to show.
+//! `spec.restoreTest` of a SqliteBackup: the schedule of restore tests, and their checks.
 
 use protocol::Span;
 use schemars::JsonSchema;
@@ -7,18 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::schema::{between, rule};
 use crate::target::Credentials;
 
-/// Most characters that all checks of a SqliteBackup may have together, of those texts that may be
-/// long. A restore test carries them in one string of 128 KiB, in which a character takes up to six
+/// Limit on the characters in `query`, `equals` and `database` of all checks together. The Job of a
+/// restore test passes them in one string of at most 128 KiB, where a character takes up to 6
 /// bytes.
 pub const CHECKS_CHARACTERS: usize = 16_384;
 
-/// Restores that prove the backup: into scratch space, away from the application.
+/// Restore tests: scheduled restores into scratch space, away from the application, that prove the
+/// backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RestoreTestPolicy {
-    /// When to test, as five cron fields: minute, hour, day of month, month, day of week. `H`
-    /// stands for a value that differs between objects and never changes for one, so that tests
-    /// spread out.
+    /// Schedule as five cron fields: minute, hour, day of month, month, day of week. `H` stands for
+    /// a fixed value that differs between objects, so that tests spread out. Default: `H H * * H`,
+    /// once a week.
     #[schemars(length(min = 1, max = 128))]
     #[schemars(extend("x-kubernetes-validations" = [
         rule(
@@ -27,22 +28,22 @@ pub struct RestoreTestPolicy {
         ),
     ]))]
     pub schedule: String,
-    /// Time zone of the schedule, by its IANA name.
+    /// IANA name of the schedule's time zone. Default: `Etc/UTC`.
     #[schemars(
         length(min = 1, max = 64),
         regex(pattern = "^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")
     )]
     pub time_zone: String,
-    /// How deep to look. Quick: the database opens and `quick_check` passes. Full: also
-    /// `integrity_check`, `foreign_key_check` and your checks. Checksum: also every byte equals
-    /// what the live sidecar had sent.
+    /// Depth of the verification. `Quick`: the database opens and `quick_check` passes. `Full`
+    /// (default): also `integrity_check`, `foreign_key_check` and your checks. `Checksum`: also,
+    /// every page equals the one that the live sidecar sent.
     pub level: TestLevel,
-    /// How long a test may take before it counts as TimedOut.
+    /// Time limit of one test, `10s` to `168h`; default `1h`. Beyond it, the result is `TimedOut`.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("10s", "168h")]))]
     pub deadline: Span,
-    /// Queries that must hold in the restored database. At most 32, with 16384 characters of
-    /// query, equals and database together.
+    /// Queries whose results are checked in the restored databases. At most 32, with at most 16384
+    /// characters in `query`, `equals` and `database` together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 32),
@@ -56,19 +57,22 @@ pub struct RestoreTestPolicy {
         )
     )]
     pub checks: Vec<CheckSpec>,
-    /// A query that lists the databases that must be in the backup. Not served yet.
+    /// Query that lists the databases that the backup must hold. Not supported yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect_databases: Option<ExpectDatabases>,
-    /// Credentials of tests, best read-only; left out: those of the targets.
+    /// Credentials of restore tests; read-only ones suffice. Default: the credentials of each
+    /// target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
-    /// How many passed RestoreTests to keep.
+    /// Number of passed RestoreTests to keep, 0 to 100; default 3.
     #[schemars(range(min = 0, max = 100))]
     pub successful_history_limit: u32,
-    /// How many failed RestoreTests to keep. The last failed one always stays.
+    /// Number of failed RestoreTests to keep, 0 to 100; default 5. The last failed one always
+    /// stays.
     #[schemars(range(min = 0, max = 100))]
     pub failed_history_limit: u32,
-    /// True: schedule no tests. Those made by hand still run.
+    /// `true` stops the schedule. RestoreTests that are created by hand still run. Default:
+    /// `false`.
     pub suspend: bool,
 }
 
@@ -89,20 +93,20 @@ impl Default for RestoreTestPolicy {
     }
 }
 
-/// How deep a restore test looks; each level includes those before it.
+/// Depth of the verification. Each level includes the levels before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum TestLevel {
     /// The database opens and `quick_check` passes.
     Quick,
-    /// `integrity_check`, `foreign_key_check`, the user's checks.
+    /// `integrity_check`, `foreign_key_check` and the user's checks pass.
     #[default]
     Full,
-    /// The whole database equals what the live sidecar had sent.
+    /// Every page equals the one that the live sidecar sent.
     Checksum,
 }
 
-/// One query that must hold in the restored database. Expect either min and max, or rows, or
-/// equals, or maxAge.
+/// One query on a restored database, and the expected result. Exactly one expectation is required:
+/// `min` and/or `max`, `rows`, `equals`, or `maxAge`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -116,34 +120,35 @@ pub enum TestLevel {
     ),
 ]))]
 pub struct CheckSpec {
-    /// Name of the check in reports; unique.
+    /// Unique name of the check in reports, 1 to 63 characters.
     #[schemars(
         length(min = 1, max = 63),
         regex(pattern = "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
     )]
     pub name: String,
-    /// Path or file name of the database to ask; left out or `*`: every one.
+    /// Path or file name of the database to query. Default: `*`, every database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub database: Option<String>,
-    /// One SQL statement. It can only read.
+    /// One read-only SQL statement, up to 4096 characters; it may take 60 s.
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
-    /// The first value of the first row is at least this.
+    /// Least allowed value of the first column in the first row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<i64>,
-    /// The first value of the first row is at most this.
+    /// Greatest allowed value of the first column in the first row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<i64>,
-    /// The number of rows is exactly this.
+    /// Exact number of rows, up to 1000000000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000000000))]
     pub rows: Option<u64>,
-    /// The first value of the first row, as text, is exactly this.
+    /// Exact value of the first column in the first row, as text of up to 1024 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub equals: Option<String>,
-    /// The first value of the first row is a time at most this much older than the restored point.
+    /// Greatest allowed age of the time in the first column of the first row, `1s` to `8784h`. The
+    /// age is counted back from the restored point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional_span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1s", "8784h")]))]
@@ -151,7 +156,7 @@ pub struct CheckSpec {
 }
 
 impl CheckSpec {
-    /// How much of [`CHECKS_CHARACTERS`] it takes.
+    /// The characters of this check that count towards [`CHECKS_CHARACTERS`].
     pub fn characters(&self) -> usize {
         let long = [
             Some(&self.query),
@@ -162,11 +167,11 @@ impl CheckSpec {
     }
 }
 
-/// A query that lists the databases that must be in the backup.
+/// Query that lists the databases that the backup must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExpectDatabases {
-    /// The database to ask.
+    /// Path or file name of the database to query.
     #[schemars(length(min = 1, max = 512))]
     pub database: String,
     /// One SQL statement whose first column lists file names.

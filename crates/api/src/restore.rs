@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::restore_test::{BackupRef, TestPoint};
 use crate::schema::rule;
 
-/// One restore of databases to a chosen point. Not served yet: such objects are accepted, and
-/// their condition Served says so.
+/// One restore of databases to a chosen point. Not supported yet: objects are accepted, and their
+/// condition `Served` is False.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[kube(
@@ -25,7 +25,7 @@ use crate::schema::rule;
     namespaced,
     status = "SqliteRestoreStatus",
     derive = "PartialEq",
-    doc = "One restore of databases to a chosen point. Not served yet: the condition Served says so.",
+    doc = "One restore of databases to a chosen point. Not supported yet: the condition Served is False.",
     printcolumn(name = "Backup", type_ = "string", json_path = ".spec.backupRef.name"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(
@@ -56,64 +56,64 @@ use crate::schema::rule;
 pub struct SqliteRestoreSpec {
     /// The SqliteBackup to restore from.
     pub backup_ref: BackupRef,
-    /// The member to restore; left out: the only one.
+    /// The member to restore. Default: the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     pub member: Option<String>,
-    /// Paths of the databases to restore; left out: all. At most 64.
+    /// Paths of the databases to restore, at most 64. Default: every database.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 2, max = 512)))]
     pub databases: Vec<String>,
-    /// The point to restore; left out: the newest.
+    /// The point to restore. Default: the newest one.
     #[serde(default)]
     pub point: TestPoint,
-    /// Where the result goes. InPlace: over the live databases, which are kept beside it.
-    /// NewClaim: into a new PersistentVolumeClaim.
+    /// Destination of the restore. `InPlace` replaces the live databases and keeps them beside the
+    /// result. `NewClaim` creates a new PersistentVolumeClaim.
     pub mode: RestoreMode,
-    /// For InPlace: the name of the SqliteBackup once more.
+    /// The name of the SqliteBackup again. Required for `InPlace`, which replaces live data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub confirm: Option<String>,
-    /// For NewClaim: the claim to make.
+    /// The claim to create. Required for `NewClaim`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_claim: Option<NewClaim>,
 }
 
-/// Where the result of a restore goes.
+/// Destination of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RestoreMode {
-    /// Over the live databases.
+    /// Replace the live databases.
     InPlace,
-    /// Into a new PersistentVolumeClaim.
+    /// Create a new PersistentVolumeClaim.
     NewClaim,
 }
 
-/// A PersistentVolumeClaim to make.
+/// A PersistentVolumeClaim to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewClaim {
-    /// Its name.
+    /// Name of the claim.
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     pub name: String,
-    /// Its size, such as `5Gi`.
+    /// Size of the claim, such as `5Gi`.
     #[schemars(length(min = 1, max = 32), regex(pattern = "^[0-9.]+[EPTGMKmkin]*$"))]
     pub storage: String,
 }
 
-/// What came of the restore.
+/// Result of the restore.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SqliteRestoreStatus {
-    /// The generation of the spec that this status is about.
+    /// The generation of the spec to which this status applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Served says whether this version carries such a restore out.
+    /// Conditions. `Served` is True when this version carries out such restores.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -1,4 +1,4 @@
-//! `RestoreTest`: one run of a restore that proves a backup.
+//! `RestoreTest`: one run of a restore test.
 
 #![expect(
     clippy::duplicated_attributes,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema::rule;
 
-/// One restore test, made by the schedule of a SqliteBackup or by hand with `kubectl create`.
+/// One run of a restore test, created by the schedule of a SqliteBackup or with `kubectl create`.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[kube(
@@ -23,7 +23,7 @@ use crate::schema::rule;
     namespaced,
     status = "RestoreTestStatus",
     derive = "PartialEq",
-    doc = "One restore of a backup into scratch space, verified. Made by the schedule or by hand.",
+    doc = "One restore of a backup into scratch space, with its verification. Created by the schedule or by hand.",
     selectable = ".spec.backupRef.name",
     printcolumn(name = "Backup", type_ = "string", json_path = ".spec.backupRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -31,19 +31,19 @@ use crate::schema::rule;
         name = "Result",
         type_ = "string",
         json_path = ".status.result",
-        description = "The verdict."
+        description = "Result in one word."
     ),
     printcolumn(
         name = "RPO",
         type_ = "string",
         json_path = ".status.rpoSummary",
-        description = "Span of commits that a restore would have lost."
+        description = "Age of the newest restored commit, against the newest one of the application."
     ),
     printcolumn(
         name = "RTO",
         type_ = "string",
         json_path = ".status.rtoSummary",
-        description = "Time that the restore took."
+        description = "Duration of the slowest restore."
     ),
     printcolumn(
         name = "Age",
@@ -64,14 +64,14 @@ use crate::schema::rule;
     ),
 ]))]
 pub struct RestoreTestSpec {
-    /// The SqliteBackup to prove.
+    /// The SqliteBackup to test.
     pub backup_ref: BackupRef,
-    /// The point to restore; left out: the newest.
+    /// The point to restore. Default: the newest one.
     #[serde(default)]
     pub at: TestPoint,
 }
 
-/// A SqliteBackup of the same namespace.
+/// Reference to a SqliteBackup of the same namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupRef {
@@ -83,7 +83,7 @@ pub struct BackupRef {
     pub name: String,
 }
 
-/// A point in the history of a backup. Exactly one of latest, timestamp and txid.
+/// A point in the history of a backup. Exactly one of `latest`, `timestamp` and `txid` is required.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -97,13 +97,13 @@ pub struct BackupRef {
     ),
 ]))]
 pub struct TestPoint {
-    /// The newest stored position, looked up when the restore runs.
+    /// The newest stored position at the start of the restore; only `true` is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latest: Option<bool>,
-    /// The newest position at or before this time.
+    /// The newest position at or before this RFC 3339 time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<Time>,
-    /// Exactly this position: 16 lowercase hex digits, as status shows them.
+    /// Exactly this position: a TXID of 16 lowercase hex digits, as in the status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 16, max = 16), regex(pattern = "^[0-9a-f]{16}$"))]
     pub txid: Option<String>,
@@ -119,77 +119,79 @@ impl Default for TestPoint {
     }
 }
 
-/// How far a run is.
+/// Phase of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum RestoreTestPhase {
-    /// Waits for its turn.
+    /// The run waits for its turn.
     #[default]
     Pending,
-    /// Its Job exists.
+    /// The Job exists.
     Running,
-    /// Everything holds.
+    /// Every database was restored and verified.
     Passed,
-    /// The backup is bad.
+    /// The verification failed: the backup is bad.
     Failed,
-    /// The surroundings failed: nothing is said about the backup.
+    /// The run itself failed, for example on credentials. It proves nothing about the backup.
     Error,
 }
 
 impl RestoreTestPhase {
-    /// True when nothing more will happen.
+    /// Whether the run has ended.
     pub fn is_finished(self) -> bool {
         !matches!(self, RestoreTestPhase::Pending | RestoreTestPhase::Running)
     }
 }
 
-/// What came of the run.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RestoreTestStatus {
-    /// How far the run is.
+    /// Phase of the run.
     pub phase: RestoreTestPhase,
-    /// The verdict in one word, once there is one: Passed, Stale, ChecksumMismatch, CheckFailed…
+    /// Result in one word, once the run has ended: `Passed`, `Stale`, `ChecksumMismatch`,
+    /// `CheckFailed`…
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// For people: what is wrong, or what the run waits for.
+    /// Explanation for people: the cause of a failure, or of the wait.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The Job that runs it.
+    /// Name of the Job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
-    /// Jobs started for it; more than one when a result was lost.
+    /// Number of Jobs started for this run; more than one when a result was lost.
     pub attempts: u32,
-    /// When its Job was made.
+    /// Creation time of the Job.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<Time>,
-    /// When the verdict was given.
+    /// End of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished: Option<Time>,
-    /// Databases restored and proven.
+    /// Number of databases restored and verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passed: Option<u32>,
-    /// Databases that failed.
+    /// Number of databases that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<u32>,
     /// Bytes read from the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Seconds of commits that a restore would have lost; absent when nobody could tell.
+    /// Recovery point, in seconds: the span of commits that a restore would have lost. Absent when
+    /// no sidecar was alive to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpo_seconds: Option<u64>,
-    /// The same for people; `NotEvaluated` when no sidecar was alive to compare with.
+    /// Recovery point for people. `NotEvaluated` when no sidecar was alive to compare with.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rpo_summary: String,
-    /// Seconds that the restore took, for the slowest database.
+    /// Recovery time, in seconds: the duration of the slowest restore.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rto_seconds: Option<u64>,
-    /// The same for people.
+    /// Recovery time for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rto_summary: String,
-    /// SQLite's version in the run.
+    /// Version of SQLite in the run.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sqlite_version: String,
-    /// Databases, failed ones first. At most 32.
+    /// Results of single databases, failed ones first. At most 32.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub databases: Vec<TestedDatabase>,
@@ -199,36 +201,36 @@ pub struct RestoreTestStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestedDatabase {
-    /// The member.
+    /// Name of the member.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub member: String,
-    /// Its path.
+    /// Path of the database.
     pub path: String,
-    /// The target it was restored from.
+    /// Name of the target from which it was restored.
     pub target: String,
-    /// The verdict on it.
+    /// Result in one word.
     pub result: String,
-    /// For people.
+    /// Explanation for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The position reached.
+    /// The restored position: a TXID of 16 hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub txid: Option<String>,
-    /// The user's checks. At most 32.
+    /// Results of the user's checks. At most 32.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub checks: Vec<TestedCheck>,
 }
 
-/// One check of the user's.
+/// Result of one of the user's checks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestedCheck {
     /// Name of the check.
     pub name: String,
-    /// Whether it held.
+    /// Whether the result was as expected.
     pub ok: bool,
-    /// What was found, against what was expected.
+    /// The actual result beside the expected one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }

@@ -3,13 +3,13 @@
 use kube::core::Rule;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// A CEL rule and what to say when it does not hold.
+/// A CEL rule, and the message when it is violated.
 pub(crate) fn rule(expression: &str, message: &str) -> Rule {
     Rule::new(expression).message(message)
 }
 
-/// A prefix is a relative path of characters that mean the same to every store, to URLs and to
-/// the configuration file, in which `$` would be expanded.
+/// A prefix is a relative path. Its characters have the same meaning for every store, in URLs and
+/// in the configuration file, where `$` would be expanded.
 pub(crate) fn relative_prefix() -> Rule {
     Rule::new(
         "self.matches('^[A-Za-z0-9_.{}=+@-]+(/[A-Za-z0-9_.{}=+@-]+)*$') \
@@ -21,16 +21,16 @@ pub(crate) fn relative_prefix() -> Rule {
     )
 }
 
-/// A misspelt placeholder would become part of the key.
+/// Rejects unknown placeholders, which would become part of the key.
 pub(crate) fn known_placeholders() -> Rule {
     Rule::new(
         "!self.replace('{namespace}', '').replace('{backup}', '')\
          .replace('{member}', '').replace('{database}', '').matches('[{}]')",
     )
-    .message("knows only the placeholders {namespace}, {backup}, {member} and {database}")
+    .message("may only contain the placeholders {namespace}, {backup}, {member} and {database}")
 }
 
-/// A duration field inside these bounds, both given as durations and both allowed.
+/// A duration field between two bounds, both included and both written as durations.
 pub(crate) fn between(least: &str, most: &str) -> Rule {
     Rule::new(format!(
         "self >= duration('{least}') && self <= duration('{most}')"

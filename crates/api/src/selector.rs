@@ -1,4 +1,4 @@
-//! Which Pods a SqliteBackup serves.
+//! Selection of the Pods that a SqliteBackup protects.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema::rule;
 
-/// A label value.
+/// Pattern of a label value.
 pub(crate) const VALUE_PATTERN: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
 
-/// Pods by label. Both parts must hold; at least one of them must be given.
+/// Labels of the Pods to protect. Both parts must match, and at least one is required.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -25,17 +25,17 @@ pub(crate) const VALUE_PATTERN: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-
     ),
 ]))]
 pub struct PodSelector {
-    /// Labels that a Pod must have, with these values. At most 16.
+    /// Labels and values that a Pod must have. At most 16.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "crate::schema::labels")]
     pub match_labels: BTreeMap<String, String>,
-    /// Further requirements on a Pod's labels; all must hold. At most 16.
+    /// Further requirements on the labels of a Pod; all must match. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub match_expressions: Vec<LabelRequirement>,
 }
 
-/// One requirement on a Pod's labels.
+/// One requirement on the labels of a Pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -53,9 +53,9 @@ pub struct LabelRequirement {
         )
     )]
     pub key: String,
-    /// How the label is compared.
+    /// Comparison: `In`, `NotIn`, `Exists` or `DoesNotExist`.
     pub operator: LabelOperator,
-    /// Values for In and NotIn. At most 32.
+    /// Values for `In` and `NotIn`. At most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(max = 63), regex(pattern = VALUE_PATTERN)))]
     pub values: Vec<String>,
@@ -64,13 +64,13 @@ pub struct LabelRequirement {
 /// How a label is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LabelOperator {
-    /// The label is there, with one of the values.
+    /// The label exists with one of the values.
     In,
-    /// The label is not there, or has none of the values.
+    /// The label does not exist, or has none of the values.
     NotIn,
-    /// The label is there.
+    /// The label exists.
     Exists,
-    /// The label is not there.
+    /// The label does not exist.
     DoesNotExist,
 }
 
@@ -99,12 +99,13 @@ impl LabelRequirement {
 }
 
 impl PodSelector {
-    /// True when nothing is required; such a selector is refused, and matches nothing here.
+    /// Whether nothing is required. Such a selector is refused, and [`PodSelector::matches`] is
+    /// false.
     pub fn is_empty(&self) -> bool {
         self.match_labels.is_empty() && self.match_expressions.is_empty()
     }
 
-    /// Whether a Pod with these labels is selected, as the API server would judge it.
+    /// Whether a Pod with these labels is selected, by the rules of the API server.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         !self.is_empty()
             && self
@@ -114,7 +115,7 @@ impl PodSelector {
             && self.match_expressions.iter().all(|e| e.matches(labels))
     }
 
-    /// The same selector as the API's own type.
+    /// The same selector as the type of the Kubernetes API.
     pub fn to_label_selector(&self) -> LabelSelector {
         let expressions = self
             .match_expressions

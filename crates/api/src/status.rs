@@ -1,35 +1,36 @@
-//! What the operator reports in a SqliteBackup.
+//! Status of a SqliteBackup, written by the operator.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most members that a status lists, the worst first.
+/// Limit on the members in a status; the worst ones are listed.
 pub const MEMBERS_SHOWN: usize = 20;
 
-/// What was observed, written by the operator.
+/// Observed state, written by the operator.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SqliteBackupStatus {
-    /// The generation of the spec that this status is about.
+    /// The generation of the spec to which this status applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Injected, Replicating, CredentialsValid, RestoreTestPassed and WriterConflict. Only
-    /// for WriterConflict is True bad. Unknown means that nobody could look.
+    /// Conditions `Ready`, `Injected`, `Replicating`, `CredentialsValid`, `RestoreTestPassed` and
+    /// `WriterConflict`. True is bad for `WriterConflict` only. Unknown means that the operator
+    /// could not find out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
     /// Counts of the selected Pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pods: Option<PodsStatus>,
-    /// How replication goes, for the worst member.
+    /// State of replication, for the worst member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replication: Option<ReplicationStatus>,
-    /// Members, the worst first. At most 20.
+    /// The worst members, at most 20.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub members: Vec<MemberStatus>,
-    /// Restore tests.
+    /// Summary of restore tests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_test: Option<TestSummary>,
 }
@@ -38,96 +39,98 @@ pub struct SqliteBackupStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodsStatus {
-    /// Selected Pods.
+    /// Number of selected Pods.
     pub desired: u32,
-    /// Those with our sidecar.
+    /// Number of them with the sidecar.
     pub injected: u32,
-    /// Those whose databases are all replicating.
+    /// Number of them whose databases all replicate.
     pub replicating: u32,
-    /// Those whose sidecar is older than the operator's or than the spec.
+    /// Number of them with an outdated sidecar: of an older operator or an older spec.
     pub outdated: u32,
-    /// Replicating of desired, such as `3/3`.
+    /// Replicating Pods / selected Pods, such as `3/3`.
     pub summary: String,
 }
 
-/// How replication goes, for the worst member.
+/// State of replication, for the worst member.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReplicationStatus {
-    /// Age of the oldest commit that is not stored, in seconds, rounded up to coarse steps.
+    /// Age of the oldest commit that is not stored yet, in seconds, rounded up to coarse steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_seconds: Option<u64>,
-    /// The same for people; `unknown` when a sidecar does not answer, empty without sidecars.
+    /// The lag for people. `unknown` when a sidecar does not answer; empty without sidecars.
     // Always written: an object that loses its last field by server-side apply becomes null.
     pub lag_summary: String,
-    /// Bytes captured and not stored yet, all members together.
+    /// Bytes captured and not stored yet, in all members together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog_bytes: Option<u64>,
-    /// When the store last acknowledged data of any member.
+    /// Time at which a store last acknowledged data of any member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
-    /// The newest stored position, when there is one member with one database.
+    /// The newest stored TXID, 16 hex digits. Only present for one member with one database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
 }
 
-/// One member: a Pod's name for a StatefulSet, the SqliteBackup's name otherwise.
+/// One member. Its name is the Pod's name for a StatefulSet, else the SqliteBackup's name.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemberStatus {
-    /// The member.
+    /// Name of the member.
     pub name: String,
-    /// The Pod that serves it.
+    /// Name of its Pod.
     pub pod: String,
-    /// State of its worst database, or SidecarUnreachable, or NotInjected.
+    /// State of its worst database or target, or `SidecarUnreachable`, or `NotInjected`. It agrees
+    /// with the reason of the condition `Replicating`.
     pub state: String,
-    /// For people: what is wrong and what to do.
+    /// Explanation for people: the cause, and the remedy. Also an outage that is within `maxLag`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Databases that the sidecar knows.
+    /// Number of databases that the sidecar has found.
     pub databases: u32,
-    /// Age of its oldest commit that is not stored, in seconds.
+    /// Age of its oldest commit that is not stored yet, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_seconds: Option<u64>,
     /// Bytes captured and not stored yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backlog_bytes: Option<u64>,
-    /// When the store last acknowledged data of it.
+    /// Time at which a store last acknowledged data of this member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
 }
 
-/// Restore tests of a SqliteBackup.
+/// Summary of the restore tests of a SqliteBackup.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TestSummary {
-    /// The scheduled time that was handled last.
+    /// The scheduled time for which a run was last created or skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_schedule_time: Option<Time>,
-    /// When the next test is due; absent when suspended.
+    /// Time of the next scheduled run. Absent while suspended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_time: Option<Time>,
-    /// The RestoreTest that finished last.
+    /// Name of the RestoreTest that ended last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_run: Option<String>,
-    /// Its verdict.
+    /// Its result in one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_result: Option<String>,
-    /// When it finished.
+    /// Time at which it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_finish_time: Option<Time>,
-    /// When a test last passed.
+    /// Time at which a run last passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_success_time: Option<Time>,
-    /// Tests in a row that did not pass.
+    /// Number of runs in a row that did not pass.
     pub consecutive_failures: u32,
-    /// Seconds of commits that a restore would have lost, as the last passed test measured.
+    /// Recovery point of the last passed run, in seconds: the span of commits that a restore would
+    /// have lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rpo_seconds: Option<u64>,
-    /// Seconds that the restore took, as the last passed test measured.
+    /// Recovery time of the last passed run, in seconds: the duration of the slowest restore.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rto_seconds: Option<u64>,
-    /// The RestoreTest that runs now.
+    /// Name of the RestoreTest that runs now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running: Option<String>,
 }

@@ -1,19 +1,19 @@
-//! Where backups go.
+//! Targets: the stores that receive backups.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::schema::{known_placeholders, relative_prefix, rule};
 
-/// The prefix of a target that names none: it keeps namespaces, backups, members and databases
-/// apart.
+/// Default prefix of a target. It keeps namespaces, backups, members and databases apart.
 pub const DEFAULT_PREFIX: &str = "{namespace}/{backup}/{member}/{database}";
 
 fn default_prefix() -> String {
     DEFAULT_PREFIX.to_owned()
 }
 
-/// A place that backups go to. Exactly one of s3, gcs, azure, sftp and file.
+/// A store that receives backups. Exactly one of `s3`, `gcs`, `azure`, `sftp` and `file` is
+/// required.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -27,34 +27,34 @@ fn default_prefix() -> String {
     ),
 ]))]
 pub struct Target {
-    /// Name of the target in status, metrics and logs; unique. Lowercase letters, digits and
-    /// dashes, at most 40.
+    /// Unique name of the target in status, metrics and logs: 1 to 40 lowercase letters, digits and
+    /// dashes.
     #[schemars(
         length(min = 1, max = 40),
         regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub name: String,
-    /// Amazon S3, or a server that speaks its protocol.
+    /// Amazon S3, or an S3-compatible server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3>,
-    /// Google Cloud Storage. Not served yet.
+    /// Google Cloud Storage. Not supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gcs: Option<Gcs>,
-    /// Azure Blob Storage. Not served yet.
+    /// Azure Blob Storage. Not supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub azure: Option<Azure>,
-    /// A directory on an SFTP server. Not served yet.
+    /// A directory on an SFTP server. Not supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sftp: Option<Sftp>,
     /// A directory on a PersistentVolumeClaim of this namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileTarget>,
-    /// How to prove who we are. Left out: workload identity, from the Pod's service account.
+    /// Credentials for the store. Default: workload identity, from the Pod's service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
 }
 
-/// Amazon S3, or a server that speaks its protocol.
+/// Amazon S3, or an S3-compatible server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -64,15 +64,15 @@ pub struct Target {
     ),
 ]))]
 pub struct S3 {
-    /// Name of the bucket. It must exist.
+    /// Name of an existing bucket.
     #[schemars(
         length(min = 3, max = 255),
         regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub bucket: String,
-    /// Prefix of the keys. `{namespace}`, `{backup}`, `{member}` and `{database}` are replaced;
-    /// `{member}` is the Pod's name for a StatefulSet and the SqliteBackup's name otherwise,
-    /// `{database}` the path of the database without its first slash.
+    /// Prefix of the keys, up to 512 characters, with the placeholders `{namespace}`, `{backup}`,
+    /// `{member}` and `{database}`. `{member}` is the Pod's name for a StatefulSet, else the
+    /// SqliteBackup's name. `{database}` is the path of the database without its first slash.
     #[serde(default = "default_prefix")]
     #[schemars(length(min = 1, max = 512))]
     #[schemars(extend("x-kubernetes-validations" = [
@@ -80,11 +80,12 @@ pub struct S3 {
         known_placeholders(),
     ]))]
     pub prefix: String,
-    /// Region of the bucket; left out: from the environment, else `us-east-1`.
+    /// Region of the bucket. Default: the region of the environment, else `us-east-1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-z0-9-]+$"))]
     pub region: Option<String>,
-    /// URL of an S3-compatible server, such as `https://minio.example.com:9000`; left out: Amazon.
+    /// URL of an S3-compatible server, such as `https://minio.example.com:9000`. Default: Amazon
+    /// S3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^$]*$"))]
     #[schemars(extend("x-kubernetes-validations" = [
@@ -94,7 +95,8 @@ pub struct S3 {
         ),
     ]))]
     pub endpoint: Option<String>,
-    /// Put the bucket into the path instead of the host name; left out: true with an endpoint.
+    /// Whether the bucket is part of the URL's path instead of its host name. Default: `true` when
+    /// `endpoint` is set, else `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_path_style: Option<bool>,
 }
@@ -115,7 +117,7 @@ pub struct Gcs {
         regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")
     )]
     pub bucket: String,
-    /// Prefix of the object names, as for s3.
+    /// Prefix of the object names, with the placeholders of `s3.prefix`.
     #[serde(default = "default_prefix")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^$]*$"))]
     pub prefix: String,
@@ -137,7 +139,7 @@ pub struct Azure {
     /// Name of the container.
     #[schemars(length(min = 3, max = 63), regex(pattern = "^[a-z0-9$-]+$"))]
     pub container: String,
-    /// Prefix of the blob names, as for s3.
+    /// Prefix of the blob names, with the placeholders of `s3.prefix`.
     #[serde(default = "default_prefix")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^$]*$"))]
     pub prefix: String,
@@ -153,24 +155,24 @@ pub struct Azure {
     ),
 ]))]
 pub struct Sftp {
-    /// Name or address of the server.
+    /// Host name or IP address of the server.
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[^$/]*$"))]
     pub host: String,
-    /// TCP port; default 22.
+    /// TCP port. Default: 22.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
-    /// User to log in as.
+    /// User name for the login.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[^$]*$"))]
     pub user: String,
-    /// Path below the login directory, as the prefix of s3.
+    /// Path below the login directory, with the placeholders of `s3.prefix`.
     #[serde(default = "default_prefix")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^$]*$"))]
     pub prefix: String,
 }
 
 /// A directory on a PersistentVolumeClaim. Every selected Pod and every restore test mounts the
-/// claim, so its access mode must allow that.
+/// claim: its access mode must allow that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -186,7 +188,7 @@ pub struct FileTarget {
         regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     pub claim_name: String,
-    /// Directory in the volume, as the prefix of s3.
+    /// Directory in the volume, with the placeholders of `s3.prefix`.
     #[serde(default = "default_prefix")]
     #[schemars(length(min = 1, max = 512))]
     #[schemars(extend("x-kubernetes-validations" = [
@@ -196,17 +198,17 @@ pub struct FileTarget {
     pub prefix: String,
 }
 
-/// How to prove who we are.
+/// Credentials for a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credentials {
-    /// A Secret of this namespace. For s3 its keys are `AWS_ACCESS_KEY_ID`,
-    /// `AWS_SECRET_ACCESS_KEY` and optionally `AWS_SESSION_TOKEN`. It is mounted, and read again
-    /// when it changes; the operator never reads it.
+    /// Secret with the credentials, in this namespace. The keys for `s3` are `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY` and optionally `AWS_SESSION_TOKEN`. The sidecar mounts the Secret
+    /// and takes over changes without a restart; the operator never reads it.
     pub secret_ref: SecretRef,
 }
 
-/// A Secret of the same namespace.
+/// Reference to a Secret of the same namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
@@ -218,7 +220,7 @@ pub struct SecretRef {
     pub name: String,
 }
 
-/// One value of a Secret of the same namespace.
+/// Reference to one key of a Secret of the same namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
@@ -228,12 +230,12 @@ pub struct SecretKeyRef {
         regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
     pub name: String,
-    /// Key in the Secret.
+    /// Key inside the Secret.
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._A-Za-z0-9]+$"))]
     pub key: String,
 }
 
-/// The one place that a [`Target`] names.
+/// The store of a [`Target`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place<'a> {
     /// S3.
@@ -244,12 +246,12 @@ pub enum Place<'a> {
     Azure(&'a Azure),
     /// SFTP.
     Sftp(&'a Sftp),
-    /// A volume.
+    /// A directory on a volume.
     File(&'a FileTarget),
 }
 
 impl Place<'_> {
-    /// The field of the spec that names this place.
+    /// The field of the spec that names this kind of store.
     pub fn field(&self) -> &'static str {
         match self {
             Place::S3(_) => "s3",
@@ -260,7 +262,7 @@ impl Place<'_> {
         }
     }
 
-    /// The prefix as written, with its placeholders.
+    /// The prefix with its placeholders.
     pub fn prefix(&self) -> &str {
         match self {
             Place::S3(place) => &place.prefix,
@@ -273,7 +275,7 @@ impl Place<'_> {
 }
 
 impl Target {
-    /// The place, or `None` for an object that escaped the schema and names none.
+    /// The store, or `None` for an object that bypassed the schema and names none.
     pub fn place(&self) -> Option<Place<'_>> {
         self.s3
             .as_ref()
@@ -284,12 +286,12 @@ impl Target {
             .or(self.sftp.as_ref().map(Place::Sftp))
     }
 
-    /// True when the Pod's own service-account token is what proves who we are.
+    /// Whether the credentials are those of the Pod's service account.
     pub fn uses_workload_identity(&self) -> bool {
         self.credentials.is_none() && self.file.is_none()
     }
 
-    /// Name of the Secret with the credentials, if there is one.
+    /// Name of the Secret with the credentials, if the target has one.
     pub fn secret(&self) -> Option<&str> {
         self.credentials
             .as_ref()

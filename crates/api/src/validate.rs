@@ -1,4 +1,4 @@
-//! What a schema cannot say about a SqliteBackup.
+//! Rules for a SqliteBackup that a schema cannot express.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use crate::backup::{DatabaseSpec, DeletionPolicy, SqliteBackupSpec, UpdatePolicy
 use crate::proof::{CHECKS_CHARACTERS, CheckSpec};
 use crate::selector::PodSelector;
 
-/// Why a spec is not put in force.
+/// Reason for which a spec is not put in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The object escaped the schema: stored before a rule existed, or with rules switched off.
+    /// The object bypassed the schema: it was stored before a rule existed, or with rules disabled.
     #[error("{field} {problem}")]
     Invalid {
         /// Path of the field.
         field: String,
-        /// What is wrong with it.
+        /// The violated rule.
         problem: &'static str,
     },
-    /// This version does not serve the field yet.
-    #[error("{field} is not served by this version; remove it, or choose {instead}")]
+    /// This version does not support the field yet.
+    #[error("{field} is not supported by this version; remove it, or choose {instead}")]
     NotServed {
         /// Path of the field.
         field: String,
-        /// What works.
+        /// A supported alternative.
         instead: &'static str,
     },
 }
 
-/// Checks what the schema of an older version may have let through, and what is not served.
+/// Checks rules that the schema of an older version may lack, and rejects unsupported features.
 ///
 /// # Errors
-/// The first field that keeps the spec from being put in force.
+/// The first field that violates a rule.
 pub fn validate(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
     selector(&spec.selector)?;
     databases(spec)?;
@@ -41,7 +41,7 @@ pub fn validate(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
     not_served(spec)
 }
 
-/// Whether the API server would take this selector as that of a webhook.
+/// Whether the API server accepts this selector for a webhook entry.
 pub fn is_valid_selector(pods: &PodSelector) -> bool {
     selector(pods).is_ok()
 }
@@ -111,7 +111,7 @@ fn targets(spec: &SqliteBackupSpec) -> Result<(), Refusal> {
         let Some(place) = target.place() else {
             return Err(Refusal::Invalid {
                 field: field(""),
-                problem: "names no place",
+                problem: "must have one of s3 and file",
             });
         };
         if place.prefix().contains('$') {
@@ -188,7 +188,8 @@ fn is_label_key(key: &str) -> bool {
     !name.is_empty() && is_label_value(name) && prefix.is_none_or(dns)
 }
 
-/// Whether text is a label value: empty, or at most 63 characters that begin and end well.
+/// Whether text is a label value: empty, or up to 63 characters with a letter or digit at both
+/// ends.
 fn is_label_value(value: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     value.len() <= 63
@@ -199,8 +200,8 @@ fn is_label_value(value: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-/// The places that a SqliteBackup writes to, expanded as far as its name goes, so that two objects
-/// with an equal entry write over each other.
+/// The destinations of a SqliteBackup, with `{namespace}` and `{backup}` replaced. Two objects with
+/// an equal destination would overwrite each other.
 ///
 /// `{member}` and `{database}` stay: they differ between Pods, never between SqliteBackups.
 pub fn destinations(backup: &SqliteBackup) -> Vec<String> {

@@ -8,7 +8,7 @@ use kube::CustomResourceExt;
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
-/// What the rules of a kind say about an object; empty when all hold.
+/// Violations of the rules of a kind by an object.
 fn broken<K: CustomResourceExt>(object: &Value, old: Option<&Value>) -> Vec<String> {
     let name = K::crd_name();
     let crd = api::crds()
@@ -218,7 +218,7 @@ fn a_prefix_is_a_relative_path_with_known_placeholders() {
         refuses::<SqliteBackup>(&prefix(bad), "must be a relative path");
     }
     for bad in ["{pod}", "{Member}", "x/{", "{database"] {
-        refuses::<SqliteBackup>(&prefix(bad), "knows only the placeholders");
+        refuses::<SqliteBackup>(&prefix(bad), "may only contain the placeholders");
     }
 }
 
@@ -259,7 +259,7 @@ fn durations_stay_within_their_bounds() {
         ("/spec/shutdown/drain", "10m", "11m"),
         ("/spec/restoreTest/deadline", "10s", "1s"),
     ] {
-        // What must be ordered with the field under test gives way.
+        // Adjust the fields whose order with the tested field has a rule.
         let mut object = backup();
         for (other, value) in [("maxLag", "168h"), ("syncInterval", "100ms")] {
             object = with(object, &format!("/spec/replication/{other}"), json!(value));

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-/// How long a statement waits for another process's lock.
+/// Time that a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// SQLite's journal modes that the tests are about.
@@ -78,7 +78,7 @@ impl Database {
         Ok(u64::try_from(newest)?)
     }
 
-    /// What is in the database: `count`, `max_id`, `max_written_at_ms`, `contiguous` (rows 1 to
+    /// Content of the database: `count`, `max_id`, `max_written_at_ms`, `contiguous` (rows 1 to
     /// `max_id` are all there) and `integrity` (`"ok"`, or SQLite's first complaint).
     pub(crate) fn stats(&self) -> Result<Value> {
         let (count, max_id, max_written_at_ms): (i64, i64, i64) = self

@@ -95,7 +95,7 @@ pub(super) fn two_namespaces_do_not_touch_each_other(context: &Context<'_>) -> R
                 .find(|key| !key.starts_with(namespace));
             ensure!(foreign.is_none(), "{namespace} has {foreign:?}");
         }
-        // The backup of one is deleted; the other goes on.
+        // The SqliteBackup of one is deleted; the other one continues to replicate.
         one.kubectl()
             .delete(one.namespace(), "sqlitebackup", crate::shop::NAME)?;
         let rows = two.stats()?;

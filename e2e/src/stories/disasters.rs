@@ -11,7 +11,7 @@ use crate::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What the application had committed, and what its successor began with.
+/// Rows that the application had committed, and rows with which its successor began.
 #[derive(Debug, Clone, Copy)]
 pub struct Disaster {
     /// The newest committed row.
@@ -31,7 +31,7 @@ pub(super) fn a_deleted_pod_comes_back_with_every_row(context: &Context<'_>) -> 
     shop.wait_until_replicating()?;
     shop.wait_for_rows_beyond(50)?;
     let disaster = delete_gracefully(&shop)?;
-    // What it told is known from its log, whose last lines may go with the container.
+    // Its log shows the acknowledged rows; the last lines may be lost with the container.
     ensure!(
         disaster.restored >= disaster.committed.newest,
         "{disaster:?}"

@@ -1,4 +1,4 @@
-//! What users rely on, told once each against a real cluster.
+//! User stories, each run once against a real cluster.
 
 mod cluster;
 mod containers;

@@ -31,7 +31,7 @@ pub(super) fn a_stopped_operator_stops_no_application(context: &Context<'_>) -> 
     Ok(())
 }
 
-/// Replication goes on, an unrelated Pod starts, a selected one is refused: with these words.
+/// Replication continues, an unrelated Pod starts, and a selected one is refused with this message.
 pub fn while_it_is_down(shop: &Shop<'_>, context: &Context<'_>) -> Result<String> {
     let rows = shop.stats()?;
     shop.wait_for_sync_after(rows.written_at_ms)?;

@@ -1,4 +1,4 @@
-//! What the API server refuses, and what the operator may not do.
+//! Refusals of the API server, and limits on the operator's rights.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};

@@ -13,7 +13,7 @@ use crate::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Pods reach it; it lets in whom it knows, and nobody else; tests can get at its objects.
+/// Pods reach the S3 server. It accepts known identities only. Tests can read its objects.
 pub(super) fn s3_server_is_reachable_from_a_pod(context: &Context<'_>) -> Result<()> {
     let (s3, bucket) = (&context.s3, context.bucket());
     s3.create_bucket(bucket)?;
@@ -88,7 +88,7 @@ fn refuses_a_stranger_in_a_pod(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What an S3 client gets: the body, a space and the status.
+/// Answer to an S3 client: the body, a space and the status.
 fn fetch(url: &str, identity: &Identity) -> Result<String> {
     output(
         Command::new("curl")

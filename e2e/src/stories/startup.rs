@@ -12,7 +12,7 @@ use crate::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Replaces the keys in the Secret by ones that nobody knows.
+/// Replaces the keys in the Secret by unknown ones.
 fn with_wrong_keys(object: &mut Value) {
     if object["kind"] == "Secret" {
         object["stringData"] = json!({
@@ -22,7 +22,7 @@ fn with_wrong_keys(object: &mut Value) {
     }
 }
 
-/// Without a local database, the application waits until somebody may be asked.
+/// Without a local database, the application waits until a store accepts the credentials.
 pub(super) fn wrong_credentials_never_start_an_empty_database(context: &Context<'_>) -> Result<()> {
     let shop = Shop::open_with(context, &context.s3, with_wrong_keys)?;
     wait_for("the restore to say why it waits", DEADLINE, || {

@@ -1,4 +1,4 @@
-//! What is left when everything of ours is deleted: running Pods, and every backup.
+//! After an uninstall: running Pods and every backup stay.
 
 use anyhow::{Result, ensure};
 
@@ -61,7 +61,7 @@ pub(super) fn deleting_everything_of_ours_leaves_pods_and_data_alone(
     shop.wait_until_running()?;
     ensure!(
         shop.pod()?["spec"]["initContainers"].is_null(),
-        "somebody still injects"
+        "the sidecar is still injected"
     );
     ensure!(!shop.objects()?.is_empty(), "the backups are gone");
 

@@ -1,4 +1,4 @@
-//! Point 8 of the demo: nobody is locked in.
+//! Point 8 of the demo: there is no lock-in.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,11 +1,12 @@
-//! Certificates that somebody else keeps in files, such as a mounted cert-manager Secret.
+//! Certificates from files that another program renews, such as a mounted cert-manager Secret.
 //!
-//! The files are read again every [`POLL`]; a set that does not fit together (half written, or a
-//! key of another certificate) is reported and the one before stays in use.
+//! The files are read every [`POLL`]. An inconsistent set, such as a half-written one or a key of
+//! another certificate, is logged, and the previous set stays in use.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use logging::chain;
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -15,22 +16,22 @@ use super::{Bundle, Certs, Publisher, Serving};
 /// Time between two reads.
 pub const POLL: Duration = Duration::from_secs(10);
 
-/// Largest file read, in bytes.
+/// Limit on a file, in bytes.
 const MAX_BYTES: u64 = 256 * 1024;
 
-/// Where the files are.
+/// Paths of the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
     /// Certificate chain, the served one first.
     pub cert: PathBuf,
     /// Private key.
     pub key: PathBuf,
-    /// What webhook configurations must trust.
+    /// CA bundle for the webhook configuration.
     pub ca: PathBuf,
 }
 
 impl Paths {
-    /// The names that a Secret of type `kubernetes.io/tls` by cert-manager has in a directory.
+    /// The file names of a mounted cert-manager Secret of type `kubernetes.io/tls`.
     pub fn in_directory(directory: &Path) -> Self {
         Paths {
             cert: directory.join("tls.crt"),
@@ -40,30 +41,30 @@ impl Paths {
     }
 }
 
-/// Why the files cannot be used. Tried again at the next read.
+/// Reason for which the files cannot be used. The next read may succeed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
     /// A file cannot be read.
     #[error("read {path}")]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file is absurdly large.
+    /// A file is larger than the limit.
     #[error("{path} is larger than {MAX_BYTES} bytes")]
     TooLarge {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The content is not what it should be.
+    /// The content is not a valid certificate or key.
     #[error(transparent)]
     Cert(#[from] CertError),
 }
 
-/// Reads files and publishes what they hold.
+/// Reads the files and publishes their certificates.
 #[derive(Debug)]
 pub struct Files {
     paths: Paths,
@@ -71,7 +72,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// A reader and the channels that it feeds; nothing happens before [`Files::run`].
+    /// Creates a reader and its channels. Nothing is read before [`Files::run`].
     pub fn new(paths: Paths) -> (Self, Certs) {
         let (publisher, certs) = Publisher::new();
         (Files { paths, publisher }, certs)
@@ -84,16 +85,16 @@ impl Files {
             match self.read() {
                 Ok(()) => {
                     if failing {
-                        info!("certificate files are good again");
+                        info!("certificate files are valid again");
                     }
                     failing = false;
                 }
-                // Said once; a set that stays bad would fill the log every few seconds.
+                // Logged once: a set that stays bad would fill the log.
                 Err(_) if failing => {}
                 Err(error) => {
                     error!(
-                        error = &error as &dyn std::error::Error,
-                        "certificate files unusable"
+                        error = %chain(&error),
+                        "certificate files invalid; the previous certificate stays in use"
                     );
                     failing = true;
                 }
@@ -108,7 +109,7 @@ impl Files {
     /// Reads the files once and publishes them.
     ///
     /// # Errors
-    /// When they do not fit together; nothing is published then.
+    /// When the files are inconsistent; nothing is published then.
     pub fn read(&self) -> Result<(), FilesError> {
         let leaf = Leaf::parse(read(&self.paths.cert)?, read(&self.paths.key)?)?;
         let ca_pem = read(&self.paths.ca)?;

@@ -1,9 +1,10 @@
-//! The driver of self-managed certificates: one Secret, read by every replica, written by the
-//! leader.
+//! Driver of self-managed certificates: one Secret, which every replica reads and the leader
+//! writes.
 //!
-//! The Secret is the truth: a certificate is served only after it was read from there or written
-//! there, so replicas never serve something that the others do not know. Needs the rights `get` and
-//! `update` on that one name; the Secret itself is created empty by whoever installs us.
+//! The Secret is authoritative: a replica serves a certificate only after it has read it from there
+//! or written it there. The operator needs `get` and `update` on this one name; the installation
+//! creates the Secret empty. Each write carries the resource version that was read, so a former
+//! leader cannot overwrite a newer state.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
+use logging::chain;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -20,21 +22,21 @@ use super::rotation::{Action, Facts, Published, State, advance, decide};
 use super::secret::{self, SecretError};
 use super::{Certs, Publisher, Serving};
 
-/// Time between two looks at the Secret; far below [`super::rotation::SETTLE`].
+/// Time between two reads of the Secret; far below [`super::rotation::SETTLE`].
 pub const POLL: Duration = Duration::from_secs(30);
 
-/// Time between two looks before anything was loaded, and after a conflict.
+/// Time between two reads before the first load, and after a conflict.
 const POLL_FIRST: Duration = Duration::from_secs(1);
 
-/// A look takes at most this long.
+/// Time limit of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The distinct values of `caBundle` in the webhook configuration, as the cluster has it.
 ///
-/// `None` before the first look. Empty when there is no entry: nobody verifies us then.
+/// `None` before the first list. Empty without entries: no API server verifies the webhook then.
 pub type CaBundles = Option<BTreeSet<Vec<u8>>>;
 
-/// What to manage.
+/// Settings of the driver.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Name of the Secret.
@@ -45,23 +47,23 @@ pub struct Settings {
     pub clock: fn() -> Timestamp,
 }
 
-/// What the driver must be told while it runs.
+/// Inputs of the driver while it runs.
 #[derive(Debug, Clone)]
 pub struct Inputs {
     /// Whether this replica leads: only the leader writes.
     pub leader: watch::Receiver<bool>,
-    /// What the webhook configuration carries.
+    /// The CA bundles in the webhook configuration.
     pub published: watch::Receiver<CaBundles>,
 }
 
-/// Why one look failed. Each is tried again.
+/// Failure of one step. Every step is tried again.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManageError {
     /// The Secret does not exist; the chart creates it.
-    #[error("secret {name} does not exist; it must be created empty by the installation")]
+    #[error("secret {name} does not exist; the installation must create it empty")]
     NoSecret {
-        /// Its name.
+        /// The Secret's name.
         name: String,
     },
     /// The API server refuses or cannot be reached.
@@ -71,7 +73,7 @@ pub enum ManageError {
         verb: &'static str,
         /// The Secret's name.
         name: String,
-        /// What the client says.
+        /// Error of the client.
         source: Box<kube::Error>,
     },
     /// The API server did not answer in time.
@@ -80,13 +82,13 @@ pub enum ManageError {
         /// The Secret's name.
         name: String,
     },
-    /// Another writer was faster; the next look sees what it wrote.
-    #[error("secret {name} was changed meanwhile")]
+    /// Another writer wrote first; the next read returns its state.
+    #[error("secret {name} was changed by another writer")]
     Conflict {
         /// The Secret's name.
         name: String,
     },
-    /// The Secret holds something else than our state.
+    /// The Secret does not hold a valid state.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// A certificate cannot be made or served.
@@ -94,7 +96,7 @@ pub enum ManageError {
     Cert(#[from] CertError),
 }
 
-/// Keeps the Secret's certificates fresh and publishes them.
+/// Renews the certificates in the Secret and publishes them.
 #[derive(Debug)]
 pub struct Manager {
     api: Api<Secret>,
@@ -103,12 +105,12 @@ pub struct Manager {
     publisher: Publisher,
     /// The state last read or written.
     held: Option<State>,
-    /// The bundle last seen in force, and since when.
+    /// The bundle last observed in every entry, and the time of the first observation.
     seen: Option<(String, Timestamp)>,
 }
 
 impl Manager {
-    /// A manager and the channels that it feeds; nothing happens before [`Manager::run`].
+    /// Creates a manager and its channels. Nothing is read before [`Manager::run`].
     pub fn new(api: Api<Secret>, settings: Settings, inputs: Inputs) -> (Self, Certs) {
         let (publisher, certs) = Publisher::new();
         (
@@ -140,8 +142,8 @@ impl Manager {
                 }
                 Err(error) => {
                     error!(
-                        error = &error as &dyn std::error::Error,
-                        "certificates not refreshed"
+                        error = %chain(&error),
+                        "certificates not renewed; the step is tried again"
                     );
                     if self.held.is_some() {
                         POLL
@@ -152,7 +154,7 @@ impl Manager {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                // A closed channel never changes again; the poll goes on without it.
+                // A closed channel never changes again; the polls continue without it.
                 Ok(()) = leader.changed() => {}
                 Ok(()) = published.changed() => {}
                 _ = shutdown.wait_for(|stop| *stop) => return,
@@ -160,7 +162,7 @@ impl Manager {
         }
     }
 
-    /// Reads the Secret, takes at most one step, publishes. Returns when to look again.
+    /// Reads the Secret, takes at most one step, publishes. Returns the time to the next read.
     async fn look(&mut self) -> Result<Duration, ManageError> {
         let now = (self.settings.clock)();
         let object = self.read().await?;
@@ -197,8 +199,8 @@ impl Manager {
         }
     }
 
-    /// The state to work from, and whether the Secret was emptied under us: then our own copy keeps
-    /// running connections verifiable while new keys are introduced.
+    /// The present state, and whether the Secret was emptied while the operator runs. Then the copy
+    /// in memory stays in force while new keys are introduced.
     fn decode(&self, object: &Secret) -> (Option<State>, bool) {
         let data = object.data.clone().unwrap_or_default();
         match secret::decode(&data) {
@@ -206,8 +208,8 @@ impl Manager {
             Ok(None) => (self.held.clone(), self.held.is_some()),
             Err(error) => {
                 warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the certificate secret is damaged and will be replaced"
+                    error = %chain(&error),
+                    "the certificate secret is damaged; it will be replaced"
                 );
                 (self.held.clone(), self.held.is_some())
             }
@@ -226,7 +228,8 @@ impl Manager {
         Ok(())
     }
 
-    /// Whether every entry of the webhook configuration carries the state's bundle, and since when.
+    /// Whether every entry of the webhook configuration holds the bundle of the state, and since
+    /// when.
     fn published(&mut self, state: Option<&State>, now: Timestamp) -> Published {
         let bundle = state.map(|state| state.bundle().ca_pem);
         let carried = match (&bundle, &*self.inputs.published.borrow()) {
@@ -259,7 +262,7 @@ impl Manager {
         }
     }
 
-    /// Replaces the data; the resource version that was read makes a second writer lose.
+    /// Replaces the data. The resource version of the read makes the second of two writers fail.
     async fn write(&self, mut object: Secret, state: &State) -> Result<(), ManageError> {
         object.data = Some(secret::encode(state));
         let name = &self.settings.secret;
@@ -284,7 +287,7 @@ impl Manager {
     }
 }
 
-/// Until the time, but never beyond [`POLL`], for others write too.
+/// Time until `until`, at most [`POLL`], because other replicas write, too.
 fn pause(now: Timestamp, until: Timestamp) -> Duration {
     let wait = Duration::try_from(until.duration_since(now)).unwrap_or_default();
     wait.clamp(POLL_FIRST, POLL)

@@ -1,4 +1,4 @@
-//! Keys and certificates: made, and read back from PEM.
+//! Keys and certificates: creation, and reading from PEM.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,43 +13,43 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 
-/// Life of an authority. P-256, because each webhook entry carries the bundle and the object
-/// that holds the entries has a size limit.
+/// Lifetime of an authority. Its key is P-256, because each webhook entry holds the bundle, and the
+/// object of the entries has a size limit.
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Life of a served certificate.
+/// Lifetime of a served certificate.
 pub const LEAF_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
-/// Certificates begin this long before they are made, for API servers whose clock is behind.
+/// Time by which certificates are backdated, for API servers whose clock is late.
 pub const BACKDATE: Duration = Duration::from_secs(3600);
 
-/// Why a certificate or key cannot be made or read.
+/// Reason for which a certificate or key cannot be created or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertError {
     /// Key generation or signing failed.
-    #[error("make a certificate")]
+    #[error("create a certificate")]
     Mint(#[from] rcgen::Error),
-    /// The bytes are not the PEM that they should be.
+    /// The bytes are not valid PEM.
     #[error("{what} is not valid PEM")]
     Pem {
-        /// Which part.
+        /// The part that is invalid.
         what: &'static str,
-        /// What the parser says.
+        /// Error of the parser.
         source: rustls::pki_types::pem::Error,
     },
     /// The PEM does not hold a certificate.
     #[error("{what} is not an X.509 certificate")]
     X509 {
-        /// Which part.
+        /// The part that is invalid.
         what: &'static str,
     },
-    /// Certificate and key do not belong together, or the key's kind is not supported.
-    #[error("the key does not fit the certificate")]
+    /// The key does not belong to the certificate, or its kind is not supported.
+    #[error("the key does not belong to the certificate")]
     Key(#[source] rustls::Error),
 }
 
-/// The time inside which a certificate holds.
+/// Validity of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
     /// First second.
@@ -59,7 +59,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// From `now`, backdated, for `life`, and not beyond `limit`.
+    /// Creates a backdated validity of `life` from `now`, which ends at `limit` at the latest.
     fn starting(now: Timestamp, life: Duration, limit: Option<Timestamp>) -> Self {
         let not_after = now + life;
         Validity {
@@ -68,17 +68,17 @@ impl Validity {
         }
     }
 
-    /// True inside the validity.
+    /// Whether `now` is inside the validity.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.not_before <= now && now < self.not_after
     }
 
-    /// When it was made.
+    /// Time of creation.
     pub fn made(&self) -> Timestamp {
         self.not_before + BACKDATE
     }
 
-    /// When a successor is due: after two thirds of the life.
+    /// Time at which a successor is due: after two thirds of the lifetime.
     pub fn renewal(&self) -> Timestamp {
         let life = self.not_after.duration_since(self.made());
         self.made() + life * 2 / 3
@@ -92,7 +92,7 @@ pub struct Authority {
     pub cert_pem: String,
     /// Private key, PEM (PKCS #8).
     pub key_pem: SecretPem,
-    /// When it holds.
+    /// Validity.
     pub validity: Validity,
 }
 
@@ -103,9 +103,9 @@ pub struct Leaf {
     pub cert_pem: String,
     /// Private key, PEM (PKCS #8).
     pub key_pem: SecretPem,
-    /// When it holds.
+    /// Validity.
     pub validity: Validity,
-    /// DNS names and addresses that it is for.
+    /// DNS names and IP addresses of the certificate.
     pub names: Vec<String>,
 }
 
@@ -120,15 +120,15 @@ impl std::fmt::Debug for SecretPem {
 }
 
 impl Authority {
-    /// Makes an authority with a new key.
+    /// Creates an authority with a new key.
     ///
     /// # Errors
-    /// [`CertError::Mint`] when the system gives no randomness.
+    /// [`CertError::Mint`] when the system provides no randomness.
     pub fn mint(now: Timestamp) -> Result<Self, CertError> {
         let validity = Validity::starting(now, AUTHORITY_LIFE, None);
         let mut params = CertificateParams::new(Vec::new())?;
         set_validity(&mut params, &validity);
-        // The time tells two authorities of one rotation apart for a reader; verifiers use keys.
+        // The time in the name is for people; verifiers compare keys.
         let name = format!("sqlite-backup-operator {}", now.as_second());
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -138,10 +138,10 @@ impl Authority {
         Self::parse(cert.pem(), key.serialize_pem())
     }
 
-    /// Reads an authority back.
+    /// Reads an authority from PEM.
     ///
     /// # Errors
-    /// When either text is not what it should be.
+    /// When one of the texts is invalid.
     pub fn parse(cert_pem: String, key_pem: String) -> Result<Self, CertError> {
         let validity = facts(&cert_pem, "the authority's certificate")?.validity;
         KeyPair::from_pem(&key_pem)?;
@@ -152,7 +152,7 @@ impl Authority {
         })
     }
 
-    /// Makes a certificate for `names`, at most as long-lived as the authority.
+    /// Creates a certificate for `names`, which does not outlive the authority.
     ///
     /// # Errors
     /// [`CertError::Mint`] when a name is not ASCII or the authority cannot sign.
@@ -175,10 +175,11 @@ impl Authority {
 }
 
 impl Leaf {
-    /// Reads a served certificate back; `cert_pem` may hold a chain, the certificate first.
+    /// Reads a served certificate from PEM. `cert_pem` may hold a chain, with the certificate
+    /// first.
     ///
     /// # Errors
-    /// When either text is not what it should be.
+    /// When one of the texts is invalid.
     pub fn parse(cert_pem: String, key_pem: String) -> Result<Self, CertError> {
         let Facts { validity, names } = facts(&cert_pem, "the served certificate")?;
         Ok(Leaf {
@@ -189,10 +190,10 @@ impl Leaf {
         })
     }
 
-    /// The form that the TLS server needs.
+    /// Converts to the type of the TLS server.
     ///
     /// # Errors
-    /// When the key does not fit the certificate.
+    /// When the key does not belong to the certificate.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, CertError> {
         let chain = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
@@ -216,7 +217,7 @@ impl Leaf {
 /// Reads the validity of the first certificate in a PEM text.
 ///
 /// # Errors
-/// When there is none.
+/// When the text has no certificate.
 pub fn validity(cert_pem: &str) -> Result<Validity, CertError> {
     Ok(facts(cert_pem, "the certificate")?.validity)
 }

@@ -1,14 +1,14 @@
 //! Certificates of the admission webhook.
 //!
 //! The API server calls the webhook over TLS and trusts only the bundle in the webhook
-//! configuration, so bundle and served certificate must fit at every moment, also while both are
-//! replaced. Two sources feed the same pair of channels:
+//! configuration. So bundle and served certificate must match at every moment, also while both are
+//! replaced. There are two sources, and both publish through [`Certs`]:
 //!
-//! - [`manage`]: our own authority, kept in one Secret, rotated in two phases ([`rotation`]);
-//! - [`files`]: files that somebody else keeps fresh, such as a mounted cert-manager Secret.
+//! - [`manage`]: an authority of the operator in one Secret, rotated in two phases ([`rotation`]);
+//! - [`files`]: files that another program renews, such as a mounted cert-manager Secret.
 //!
-//! Decisions are pure ([`rotation::decide`]); [`mint`] makes keys and certificates; [`secret`]
-//! maps the state to the Secret's data.
+//! Decisions are pure ([`rotation::decide`]). [`mint`] creates keys and certificates. [`secret`]
+//! maps the state to the data of the Secret.
 
 use std::sync::Arc;
 
@@ -25,39 +25,39 @@ pub mod secret;
 #[cfg(test)]
 mod rotation_tests;
 
-/// What webhook configurations must trust.
+/// CA bundle for the webhook configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
     /// One or two certificates of authorities, PEM; the value of `caBundle`.
     pub ca_pem: String,
 }
 
-/// What the TLS server presents.
+/// Certificate of the TLS server.
 #[derive(Debug, Clone)]
 pub struct Serving {
     /// Certificate chain and key.
     pub key: Arc<CertifiedKey>,
-    /// When the certificate ends; shown as a metric.
+    /// End of the certificate, which is also a metric.
     pub not_after: Timestamp,
 }
 
-/// Where the rest of the operator reads certificates. Both hold none until the first load.
+/// Channels with the current certificates. Both are `None` until the first load.
 #[derive(Debug, Clone)]
 pub struct Certs {
-    /// The bundle to publish.
+    /// The bundle for the webhook configuration.
     pub bundle: watch::Receiver<Option<Bundle>>,
-    /// The certificate to serve.
+    /// The certificate of the TLS server.
     pub serving: watch::Receiver<Option<Serving>>,
 }
 
 impl Certs {
-    /// True once a certificate is served: part of readiness.
+    /// Whether a certificate is served, which readiness requires.
     pub fn loaded(&self) -> bool {
         self.serving.borrow().is_some()
     }
 }
 
-/// The sending ends of [`Certs`].
+/// The senders of [`Certs`].
 #[derive(Debug)]
 struct Publisher {
     bundle: watch::Sender<Option<Bundle>>,
@@ -77,7 +77,7 @@ impl Publisher {
         )
     }
 
-    /// Publishes what changed; readers of an equal value are not woken.
+    /// Publishes both values. Receivers of an equal value are not notified.
     fn publish(&self, bundle: Bundle, serving: Serving) {
         self.bundle.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&bundle);

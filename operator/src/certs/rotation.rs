@@ -1,10 +1,10 @@
-//! When and how certificates change, so that no served one is ever unverifiable.
+//! Rotation of certificates, such that every served certificate is verifiable.
 //!
-//! An authority is replaced in two phases. First the new one is published beside the current one
-//! and nothing signed by it is served. Only when every entry of the webhook configuration carries
-//! both, and API servers had [`PROPAGATION`] to notice, a certificate of the new one is served.
-//! The old one stays published for [`SETTLE`], until every replica has surely loaded the new
-//! certificate. A certificate of an authority that is published already can change at any time.
+//! An authority is replaced in two phases. First the new one is published beside the current one,
+//! and none of its certificates is served. Once every entry of the webhook configuration has held
+//! both for [`PROPAGATION`], a certificate of the new authority is served. The old authority stays
+//! published for [`SETTLE`], until every replica has loaded the new certificate. A certificate of
+//! an authority that is published already can change at any time.
 
 use std::time::Duration;
 
@@ -13,36 +13,37 @@ use jiff::Timestamp;
 use super::Bundle;
 use super::mint::{Authority, CertError, Leaf, Validity};
 
-/// API servers read webhook configurations by a watch; they are given this long to see a change.
+/// Time in which API servers must observe a change of the webhook configuration.
 pub const PROPAGATION: Duration = Duration::from_secs(60);
 
-/// Replicas load the Secret every half minute; they are given this long.
+/// Time in which every replica must load the Secret, which it reads every 30 s.
 pub const SETTLE: Duration = Duration::from_secs(3600);
 
-/// Everything that the Secret holds.
+/// State in the Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
-    /// Signs, and has signed the served certificate.
+    /// The current authority, which signed the served certificate.
     pub current: Authority,
-    /// Published, but nothing signed by it is served yet.
+    /// The next authority: published, and none of its certificates is served yet.
     pub next: Option<Authority>,
-    /// Published until every replica serves a certificate of `current`. Its key is gone.
+    /// The previous authority, published until every replica serves a certificate of `current`. Its
+    /// key was deleted.
     pub old: Option<Anchor>,
     /// The served certificate.
     pub leaf: Leaf,
 }
 
-/// A trusted certificate whose key we no longer have.
+/// A trusted certificate whose key was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Anchor {
     /// Certificate, PEM.
     pub cert_pem: String,
-    /// When it holds.
+    /// Validity.
     pub validity: Validity,
 }
 
 impl State {
-    /// What webhook configurations must trust in this state.
+    /// CA bundle for the webhook configuration in this state.
     pub fn bundle(&self) -> Bundle {
         let next = self.next.iter().map(|a| a.cert_pem.as_str());
         let old = self.old.iter().map(|a| a.cert_pem.as_str());
@@ -55,32 +56,32 @@ impl State {
     }
 }
 
-/// Whether the webhook configuration carries the bundle of the state.
+/// Whether the webhook configuration holds the bundle of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
-    /// Some entry does not carry it, or nobody has looked.
+    /// An entry does not hold it, or the configuration was not observed yet.
     NotYet,
-    /// Every entry has carried it since then.
+    /// Every entry has held it since this time.
     Since(Timestamp),
 }
 
-/// What the decision rests on, besides the state.
+/// Inputs of the decision besides the state.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// DNS names under which API servers call us.
+    /// DNS names and IP addresses of the webhook.
     pub names: &'a [String],
-    /// Whether the webhook configuration carries the state's bundle.
+    /// Whether the webhook configuration holds the bundle of the state.
     pub published: Published,
-    /// The Secret was emptied while we run: somebody wants new keys.
+    /// Whether the Secret was emptied while the operator runs, which asks for new keys.
     pub forced: bool,
 }
 
 /// The next step of the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing before that time, as far as the state tells.
+    /// Do nothing before this time.
     Wait(Timestamp),
-    /// Begin anew: nothing usable is there, so there is nothing to keep verifiable.
+    /// Create everything: no usable state exists, so no served certificate must stay verifiable.
     Bootstrap,
     /// Issue another certificate by the current authority.
     IssueLeaf,
@@ -92,14 +93,14 @@ pub enum Action {
     DropOld,
 }
 
-/// Decides the next step. Safe to repeat; each step changes what the next call sees.
+/// Decides the next step. Safe to repeat: after each step the next call decides from the new state.
 pub fn decide(now: Timestamp, state: Option<&State>, facts: &Facts<'_>) -> Action {
     let Some(state) = state else {
         return Action::Bootstrap;
     };
     let next = state.next.as_ref().filter(|next| next.validity.holds(now));
     if !state.current.validity.holds(now) {
-        // Nothing that is served verifies any more, so waiting protects nobody.
+        // The served certificate is not verifiable any more, so waiting would protect nothing.
         return if next.is_some() {
             Action::SwitchAuthority
         } else {
@@ -134,15 +135,15 @@ pub fn decide(now: Timestamp, state: Option<&State>, facts: &Facts<'_>) -> Actio
 
 fn leaf_due(now: Timestamp, state: &State, names: &[String]) -> bool {
     let validity = &state.leaf.validity;
-    // A certificate cut short by its authority cannot be bettered by the same authority.
+    // The same authority cannot issue a certificate that ends later than itself.
     let last = validity.not_after >= state.current.validity.not_after;
     state.leaf.names != names || !validity.holds(now) || (now >= validity.renewal() && !last)
 }
 
-/// Carries a step out. `None` is only right before [`Action::Bootstrap`].
+/// Executes a step. `state` may be `None` for [`Action::Bootstrap`] only.
 ///
 /// # Errors
-/// When keys or certificates cannot be made; nothing has changed then.
+/// When keys or certificates cannot be created; the state is unchanged then.
 pub fn advance(
     action: Action,
     state: Option<&State>,

@@ -27,7 +27,7 @@ fn names() -> Vec<String> {
     vec![NAME.to_owned()]
 }
 
-/// What an API server does with our certificate.
+/// Verifies a certificate as an API server does.
 fn verifies(leaf_pem: &str, bundle_pem: &str, now: Timestamp) -> bool {
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(bundle_pem.as_bytes()) {
@@ -225,7 +225,7 @@ enum Event {
     Load(usize),
     /// Another replica takes the lead and has observed nothing yet.
     NewLeader,
-    /// Somebody empties the Secret.
+    /// The Secret is emptied.
     Force,
 }
 
@@ -275,7 +275,7 @@ impl World {
         match event {
             Event::Pass(time) => {
                 self.now += *time;
-                // The promise that SETTLE rests on: nobody serves without reading the Secret.
+                // The promise that SETTLE rests on: no replica serves without reading the Secret.
                 for replica in 0..self.replicas.len() {
                     if self
                         .now

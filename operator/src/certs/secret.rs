@@ -1,11 +1,11 @@
-//! The rotation's state as the data of a Secret.
+//! State of the rotation as the data of a Secret.
 //!
 //! | key | content |
 //! |---|---|
 //! | `tls.crt`, `tls.key` | the served certificate and its key |
 //! | `ca.crt`, `ca.key` | the authority that signed it |
-//! | `next-ca.crt`, `next-ca.key` | the authority to come, while one is being introduced |
-//! | `old-ca.crt` | the authority before, while replicas may still serve its certificate |
+//! | `next-ca.crt`, `next-ca.key` | the next authority, while one is introduced |
+//! | `old-ca.crt` | the previous authority, while replicas may still serve its certificate |
 
 use std::collections::BTreeMap;
 
@@ -25,11 +25,11 @@ const OLD_CA_CERT: &str = "old-ca.crt";
 /// The data of a Secret.
 pub type Data = BTreeMap<String, ByteString>;
 
-/// Why a Secret does not hold a state.
+/// Reason for which a Secret does not hold a valid state.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SecretError {
-    /// A key is missing or empty while others are there.
+    /// A key is missing or empty while others exist.
     #[error("key {key} is missing")]
     Missing {
         /// The key.
@@ -49,7 +49,7 @@ pub enum SecretError {
 /// Reads a state; `None` when the Secret is empty, as the chart creates it.
 ///
 /// # Errors
-/// When something is there that is not a whole state.
+/// When the data is not a complete state.
 pub fn decode(data: &Data) -> Result<Option<State>, SecretError> {
     if data.values().all(|value| value.0.is_empty()) {
         return Ok(None);
@@ -74,7 +74,7 @@ pub fn decode(data: &Data) -> Result<Option<State>, SecretError> {
     }))
 }
 
-/// Writes a state; the result replaces all data of the Secret.
+/// Encodes a state. The result replaces all data of the Secret.
 pub fn encode(state: &State) -> Data {
     let mut data = Data::new();
     let mut put = |key: &str, value: &str| {

@@ -1,4 +1,4 @@
-//! The containers and volumes that a SqliteBackup adds to a Pod, whole.
+//! Builds the containers and volumes that a SqliteBackup adds to a Pod.
 
 use api::names::{
     self, CONFIG_VOLUME, NO_TOKEN_VOLUME, RESTORE_CONTAINER, SERVICE_ACCOUNT_DIR,
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::Settings;
 use super::source::Source;
 
-/// Variable with the Pod's name, of which [`HOLDER_ENV`] is made. A Pod of a Deployment has no name
-/// yet when it is admitted.
+/// Variable with the Pod's name, for [`HOLDER_ENV`]. A Pod of a Deployment has no name yet at its
+/// admission.
 const POD_NAME_ENV: &str = "SQLITE_BACKUP_POD_NAME";
 
-/// The init container that restores what is missing before the application starts.
+/// The init container, which restores missing databases before the application starts.
 pub(super) fn restore(
     backup: &SqliteBackup,
     member: &str,
@@ -32,7 +32,8 @@ pub(super) fn restore(
     container(RESTORE_CONTAINER, &args, backup, member, source, settings)
 }
 
-/// The native sidecar that replicates while the application runs, and after it.
+/// The native sidecar, which replicates while the application runs, and until the last upload after
+/// it.
 pub(super) fn sidecar(
     backup: &SqliteBackup,
     member: &str,
@@ -104,11 +105,11 @@ fn mounts(backup: &SqliteBackup, source: &Source) -> Vec<Value> {
     mounts
 }
 
-/// The volumes that the mounts name and that the Pod does not have.
+/// The volumes that the mounts need and that the Pod lacks.
 pub(super) fn volumes(backup: &SqliteBackup, settings: &Settings) -> Vec<Value> {
     let backup_name = backup.metadata.name.as_deref().unwrap_or_default();
     let mut volumes = vec![
-        // Optional, as the Secrets are: one that is missing would hold the whole Pod back.
+        // Optional, like the Secrets: a missing one would keep the whole Pod from starting.
         json!({
             "name": CONFIG_VOLUME,
             "configMap": {"name": names::config_map(backup_name), "optional": true},
@@ -117,8 +118,8 @@ pub(super) fn volumes(backup: &SqliteBackup, settings: &Settings) -> Vec<Value> 
     ];
     for (index, target) in backup.spec.targets.iter().enumerate() {
         if let Some(secret) = target.secret() {
-            // Only our containers mount it, and without an fsGroup they are neither its owner nor in
-            // its group.
+            // Readable for all: only the injected containers mount it, and without an fsGroup they
+            // are neither its owner nor in its group.
             volumes.push(json!({
                 "name": names::credentials_volume(index),
                 "secret": {"secretName": secret, "optional": true, "defaultMode": 0o444},
@@ -137,8 +138,9 @@ pub(super) fn volumes(backup: &SqliteBackup, settings: &Settings) -> Vec<Value> 
     volumes
 }
 
-/// Admission mounts the application's token into every container that has nothing mounted there.
-/// An empty volume keeps it out, unless the token is what proves to the store who we are.
+/// Mounts an empty volume over the token directory. Otherwise admission would mount the
+/// application's token into the container. With workload identity the container needs that token,
+/// and keeps it.
 fn hides_token(backup: &SqliteBackup) -> bool {
     !backup
         .spec
@@ -155,8 +157,9 @@ fn resources(backup: &SqliteBackup, settings: &Settings) -> Value {
     json!(own)
 }
 
-/// What the "restricted" Pod security standard asks for, on the container itself, for some checkers
-/// do not look at the Pod. Only an application that runs as root takes `runAsNonRoot` from us.
+/// Settings of the "restricted" Pod security standard. They are on the container itself, because
+/// some checkers ignore those of the Pod. `runAsNonRoot` is absent only for an application that
+/// runs as root.
 fn security_context(source: &Source) -> Value {
     let mut context = json!({
         "allowPrivilegeEscalation": false,

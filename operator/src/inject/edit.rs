@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::pod::text;
 
-/// The document and what was done to it so far. Nothing is recorded that changes nothing, so the
-/// patch is minimal and empty on a document that is as wanted.
+/// A document and its changes so far. A call that changes nothing records nothing, so the patch is
+/// minimal, and empty for a document in the desired state.
 #[derive(Debug)]
 pub(super) struct Editor {
     document: Value,
@@ -63,7 +63,7 @@ impl Editor {
         }
     }
 
-    /// Makes sure that a member is there, and not null, which Kubernetes reads as absent.
+    /// Ensures that a member exists and is not null, which Kubernetes reads as absent.
     pub(super) fn ensure(&mut self, path: Path<'_>, empty: Value) {
         if self.at(path).is_none_or(Value::is_null) {
             self.set(path, empty);
@@ -90,7 +90,7 @@ impl Editor {
         }
     }
 
-    /// Removes a member or an element, if it is there.
+    /// Removes a member or an element, if it exists.
     pub(super) fn remove(&mut self, path: Path<'_>) {
         let (parent, key) = split(path);
         let removed = match self.at_mut(parent) {
@@ -117,8 +117,8 @@ impl Editor {
         }
     }
 
-    /// Makes sure that an array holds an element, told by the member `key`. The array is made when
-    /// it is not there.
+    /// Ensures that an array holds an element, identified by its member `key`. Creates a missing
+    /// array.
     pub(super) fn upsert(&mut self, array: Path<'_>, key: &str, element: &Value) {
         self.ensure(array, Value::Array(Vec::new()));
         let wanted = text(element, key);
@@ -150,7 +150,7 @@ impl Editor {
     }
 }
 
-/// Whether a value is as wanted; members that others added, such as defaults, are fine.
+/// Whether a value holds the desired one. Additional members, such as defaults, are ignored.
 fn contains(there: &Value, wanted: &Value) -> bool {
     match (there, wanted) {
         (Value::Object(there), Value::Object(wanted)) => wanted

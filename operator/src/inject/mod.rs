@@ -1,10 +1,9 @@
-//! Adding our containers to a Pod, as a JSON Patch.
+//! Injection of the containers into a Pod, as a JSON Patch.
 //!
-//! Pure: a Pod as the API server sent it goes in, a patch or a refusal comes out. The Pod is
-//! generic JSON throughout, so fields that this program does not know survive. Applying the patch and
-//! asking again gives [`Outcome::Already`]; when others changed the Pod in between (a mesh added its
-//! proxy, an old webhook dropped a field), the second patch repairs what matters to us: that the
-//! containers are there, in order, with their variables and mounts.
+//! Pure: the input is a Pod from the API server, the output a patch or a refusal. The Pod is
+//! generic JSON throughout, so unknown fields survive. A second review after the patch gives
+//! [`Outcome::Already`]. When other webhooks changed the Pod in between, the second patch repairs
+//! the injected containers: their presence, order, variables and mounts.
 
 use api::names::{
     BACKUP, INJECT_LABEL, INJECTION_HASH, MEMBER, ORIGINAL_GRACE, RESTORE_CONTAINER,
@@ -31,28 +30,29 @@ use edit::Editor;
 use pod::Pod;
 use refusal::Problem::{Malformed, NameTaken, OperatingSystem};
 
-/// Kubernetes' own default, for a Pod that says nothing.
+/// Default of Kubernetes for a Pod without a grace period, in seconds.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
-/// Raised when what is injected changes in a way that [`fingerprint`] would not see.
+/// Version of the injected containers. Increase it with changes that [`fingerprint`] does not
+/// cover.
 const SHAPE: u32 = 1;
 
-/// What the operator was told about injected containers.
+/// Settings of the injected containers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Image of the sidecar, with tag or digest.
     pub image: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
-    /// `resources` of the injected containers of a SqliteBackup that says nothing about them.
+    /// Default `resources` of the injected containers.
     pub resources: Value,
-    /// `sizeLimit` of the sidecar's state volume. A Pod that exceeds it is evicted, so it must be
-    /// larger than the backlog that the sidecar allows itself.
+    /// `sizeLimit` of the sidecar's state volume. The kubelet evicts a Pod that exceeds it, so it
+    /// must be larger than the sidecar's own limit on its backlog.
     pub state_size_limit: String,
 }
 
 impl Settings {
-    /// Settings with our defaults for everything but the image.
+    /// Default settings with this image.
     pub fn new(image: impl Into<String>) -> Self {
         Settings {
             image: image.into(),
@@ -66,18 +66,18 @@ impl Settings {
     }
 }
 
-/// What becomes of a Pod.
+/// Result for a Pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// This patch adds or repairs what is missing.
     Patch(Patch),
-    /// Everything is there.
+    /// The Pod has everything already.
     Already,
     /// The SqliteBackup does not select the Pod, or is suspended or being deleted.
     NotSelected,
 }
 
-/// Whether a SqliteBackup puts its containers into this Pod of its namespace.
+/// Whether a SqliteBackup injects its containers into this Pod of its namespace.
 pub fn selects(pod: &Value, backup: &SqliteBackup) -> bool {
     let labels = Pod(pod).labels();
     let opted_out = labels
@@ -87,10 +87,10 @@ pub fn selects(pod: &Value, backup: &SqliteBackup) -> bool {
     in_force && !opted_out && backup.spec.selector.matches(&labels)
 }
 
-/// Computes what to change in a Pod of the SqliteBackup's namespace that is being created.
+/// Computes the patch for a new Pod in the SqliteBackup's namespace.
 ///
 /// # Errors
-/// [`Refusal`] when the Pod is selected and cannot be served.
+/// [`Refusal`] when the Pod is selected but the containers cannot be injected.
 pub fn inject(pod: &Value, backup: &SqliteBackup, settings: &Settings) -> Result<Outcome, Refusal> {
     if !selects(pod, backup) {
         return Ok(Outcome::NotSelected);
@@ -149,9 +149,9 @@ pub fn several_select(selected: &[&SqliteBackup]) -> Option<Refusal> {
     ))
 }
 
-/// Hash of everything that shapes injected containers, 16 hex digits; it is kept in the annotation
-/// [`INJECTION_HASH`]. A Pod with another value gets what is new when it is next created. What the
-/// sidecar reads from its ConfigMap, such as buckets and retention, is not part of it.
+/// Hash of all inputs of the injected containers: 16 hex digits, stored in the annotation
+/// [`INJECTION_HASH`]. A Pod with another value is outdated until it is created again. Settings
+/// that the sidecar reads from its ConfigMap, such as buckets and retention, are not part of it.
 pub fn fingerprint(backup: &SqliteBackup, settings: &Settings) -> String {
     let spec = &backup.spec;
     let paths: Vec<&str> = spec.databases.iter().map(|d| d.path.as_str()).collect();
@@ -195,7 +195,7 @@ fn member<'a>(pod: Pod<'a>, backup: &'a SqliteBackup) -> &'a str {
     names::member(pod.owner_kind(), pod.name(), name)
 }
 
-/// Whether containers with our names are this SqliteBackup's.
+/// Whether the containers with reserved names belong to this SqliteBackup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ownership {
     Untouched,
@@ -289,7 +289,7 @@ fn put_volumes(editor: &mut Editor, backup: &SqliteBackup, settings: &Settings) 
     editor.ensure(&["spec", "volumes"], json!([]));
     for volume in build::volumes(backup, settings) {
         let name = pod::text(&volume, "name").unwrap_or_default();
-        // One that is there has defaults filled in by now; it is ours, for others are refused.
+        // An existing one has defaults by now. It is ours, because foreign ones are refused.
         if Pod(editor.document()).volume(name).is_none() {
             editor.push(&["spec", "volumes"], volume);
         }
@@ -313,8 +313,8 @@ fn put_containers(editor: &mut Editor, containers: [(&str, Value); 2]) {
     order::arrange(editor);
 }
 
-/// Restores what our container cannot work without. The rest is left: a registry mirror rewrites
-/// images, a limit range sets resources, an identity webhook adds variables and mounts.
+/// Restores the fields that the container needs. Others stay as they are: a registry mirror
+/// rewrites images, a limit range sets resources, an identity webhook adds variables and mounts.
 fn repair(editor: &mut Editor, index: usize, wanted: &Value) {
     let index = index.to_string();
     let at = |member| ["spec", "initContainers", index.as_str(), member];
@@ -330,7 +330,8 @@ fn repair(editor: &mut Editor, index: usize, wanted: &Value) {
     }
 }
 
-/// Gives the sidecar time for its last upload after the application has used all of its own.
+/// Extends the grace period, so that the sidecar has time for its last upload after the
+/// application.
 fn put_grace(editor: &mut Editor, pod: Pod<'_>, backup: &SqliteBackup) {
     let original = pod
         .annotation(ORIGINAL_GRACE)

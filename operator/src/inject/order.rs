@@ -1,5 +1,5 @@
-//! The order of init containers: network and identity first, then restore, then replication, then
-//! what the user runs before the application, such as migrations.
+//! Order of init containers: network and identity, restore, replication, and then the user's own
+//! init containers, such as migrations.
 
 use api::names::{RESTORE_CONTAINER, SIDECAR_CONTAINER};
 use serde_json::Value;
@@ -19,9 +19,9 @@ const PROXIES: [&str; 8] = [
     "spiffe-helper",
 ];
 
-/// Init containers that prepare the network for those. They go before us only together with a proxy
-/// that is a native sidecar: with a proxy that starts with the application, whatever comes after
-/// them has no network.
+/// Init containers that prepare the network for those sidecars. They come first only together with
+/// a proxy that is a native sidecar. With a proxy that starts with the application, any init
+/// container after them has no network.
 const PROXY_INITS: [&str; 8] = [
     "istio-init",
     "istio-validation",
@@ -36,7 +36,7 @@ const PROXY_INITS: [&str; 8] = [
 /// Path of the list.
 const INIT_CONTAINERS: [&str; 2] = ["spec", "initContainers"];
 
-/// What an init container is to the order. The order of the variants is the order in the Pod.
+/// Position of an init container. The order of the variants is the order in the Pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Surroundings,
@@ -45,7 +45,7 @@ enum Rank {
     User,
 }
 
-/// Brings the init containers into order, changing the relative order of nobody else's.
+/// Sorts the init containers. Foreign containers keep their relative order.
 pub(super) fn arrange(editor: &mut Editor) {
     let Some(Value::Array(all)) = editor.at(&INIT_CONTAINERS) else {
         return;
@@ -65,7 +65,7 @@ pub(super) fn arrange(editor: &mut Editor) {
     }
 }
 
-/// Where a container of ours belongs in a list that is in order but for it.
+/// The index of an injected container in a list that is otherwise sorted.
 pub(super) fn position(editor: &Editor, name: &str) -> usize {
     let all: Vec<&Value> = items(editor.at(&INIT_CONTAINERS)).collect();
     let own = if name == RESTORE_CONTAINER {

@@ -1,4 +1,4 @@
-//! Reading a Pod as generic JSON: what the API server sent, fields of newer versions included.
+//! Views of a Pod as generic JSON, which keeps fields of newer Kubernetes versions.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ impl<'a> Pod<'a> {
             .as_str()
     }
 
-    /// The name, which a Pod of a ReplicaSet or Job does not have yet.
+    /// The name; a Pod of a ReplicaSet or Job has none yet.
     pub(super) fn name(self) -> &'a str {
         self.0
             .pointer("/metadata/name")

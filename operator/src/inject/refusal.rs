@@ -1,59 +1,59 @@
-//! Why a selected Pod cannot be served.
+//! Refusals of selected Pods.
 
 use protocol::names::STATUS_PORT;
 
-/// A Pod that a SqliteBackup selects and that we cannot serve. The message goes to whoever creates
-/// the Pod, so it names the SqliteBackup and the field to change.
+/// Refusal of a Pod that a SqliteBackup selects. The creator of the Pod sees the message, so it
+/// names the SqliteBackup and the field to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("SqliteBackup {backup}: {field}: {problem}")]
 pub struct Refusal {
     /// The SqliteBackup, as `namespace/name`.
     pub backup: String,
-    /// The field of the SqliteBackup, or of the Pod, that does not fit.
+    /// The field to change, in the SqliteBackup or in the Pod.
     pub field: String,
-    /// What does not fit.
+    /// Cause of the refusal.
     pub problem: Problem,
 }
 
-/// What does not fit.
+/// Cause of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// The spec itself is not in force.
+    /// The spec is not in force.
     #[error("{0}")]
     Spec(api::validate::Refusal),
-    /// The Pod is not shaped like a Pod.
+    /// The Pod does not have the structure of a Pod.
     #[error("expected {expected}")]
     Malformed {
-        /// What should be there.
+        /// The expected structure.
         expected: &'static str,
     },
     /// `spec.container` names none of the Pod's containers.
     #[error("the Pod has no container {name:?}; it has {}", list(.found))]
     ContainerNotFound {
-        /// The name asked for.
+        /// The name in `spec.container`.
         name: String,
         /// The Pod's containers.
         found: Vec<String>,
     },
     /// Several containers mount every database.
-    #[error("containers {} all mount the databases; say whose user and mounts to take over", list(.found))]
+    #[error("containers {} all mount the databases; name the one whose user and mounts the sidecar uses", list(.found))]
     ContainerAmbiguous {
         /// Those containers.
         found: Vec<String>,
     },
-    /// The path is in no volume, so the sidecar could not see it, and it would not outlive the
+    /// The path is in no volume: the sidecar could not read it, and the file would not outlive the
     /// container.
-    #[error("{path} is in no volume of container {container:?}; mount one there")]
+    #[error("{path} is in no volume of container {container:?}; mount a volume at its directory")]
     NotInVolume {
         /// The database.
         path: String,
         /// The container.
         container: String,
     },
-    /// The database file itself is a mount, so its log files would be elsewhere.
+    /// The database file itself is a mount, so its `-wal` file would be on another file system.
     #[error(
-        "{path} is itself a mount point of container {container:?}; mount its directory, for the -wal file must be beside it"
+        "{path} is itself a mount point of container {container:?}; mount its directory, because the -wal file must be beside it"
     )]
     FileMount {
         /// The database.
@@ -62,11 +62,11 @@ pub enum Problem {
         container: String,
     },
     /// The mount is read-only.
-    #[error("volume {volume:?} is mounted read-only at {mount_path}; SQLite needs to write there")]
+    #[error("volume {volume:?} is mounted read-only at {mount_path}; SQLite must write there")]
     ReadOnly {
         /// The volume.
         volume: String,
-        /// Where.
+        /// Path of the mount.
         mount_path: String,
     },
     /// SQLite cannot work safely on this kind of volume.
@@ -76,7 +76,7 @@ pub enum Problem {
         volume: String,
         /// Its kind as Kubernetes names it.
         kind: String,
-        /// What goes wrong.
+        /// Consequence for SQLite.
         why: &'static str,
     },
     /// The mount names a volume that the Pod does not have.
@@ -87,58 +87,58 @@ pub enum Problem {
         /// The container.
         container: String,
     },
-    /// The path is where the sidecar keeps files of its own.
-    #[error("{path} is in {directory}, which the sidecar needs for itself")]
+    /// The path is in a directory that the sidecar uses.
+    #[error("{path} is in {directory}, which is reserved for the sidecar")]
     OwnDirectory {
         /// The database.
         path: String,
         /// The sidecar's directory.
         directory: &'static str,
     },
-    /// `subPathExpr` needs a variable that is not in the container's `env`.
+    /// `subPathExpr` uses a variable that is not in the container's `env`.
     #[error(
-        "subPathExpr of {mount_path} needs variable {variable}, which is not in the env of container {container:?}"
+        "subPathExpr of {mount_path} uses variable {variable}, which is not in the env of container {container:?}"
     )]
     UnknownVariable {
-        /// Where.
+        /// Path of the mount.
         mount_path: String,
         /// The variable.
         variable: String,
         /// The container.
         container: String,
     },
-    /// Another SqliteBackup serves the Pod.
+    /// The Pod has the sidecar of another SqliteBackup.
     #[error(
-        "the Pod is already served by SqliteBackup {other:?}; one Pod has one SqliteBackup, which may have several databases and targets"
+        "the Pod has the sidecar of SqliteBackup {other:?}; only one SqliteBackup may select a Pod, and it may have several databases and targets"
     )]
     AlreadyServed {
         /// The other one's name.
         other: String,
     },
     /// Several SqliteBackups select the Pod.
-    #[error("SqliteBackups {} select the same Pod; make their selectors disjoint, or merge them: one may have several databases and targets", list(.all))]
+    #[error("SqliteBackups {} select the same Pod; make their selectors disjoint, or combine them into one with several databases and targets", list(.all))]
     SeveralSelect {
         /// Their names.
         all: Vec<String>,
     },
-    /// A container, init container or volume with one of our names is there and is not ours.
-    #[error("{what} {name:?} has the name of an injected one; rename it")]
+    /// A foreign container, init container or volume has a reserved name.
+    #[error("the name of {what} {name:?} is reserved for an injected one; rename it")]
     NameTaken {
         /// `container`, `init container` or `volume`.
         what: &'static str,
         /// The name.
         name: String,
     },
-    /// Another container of the Pod listens on the sidecar's port.
+    /// Another container of the Pod uses the sidecar's port.
     #[error(
-        "container {container:?} uses port {STATUS_PORT}, which the sidecar needs; containers of a Pod share their ports"
+        "container {container:?} uses port {STATUS_PORT}, which is reserved for the sidecar; choose another port, because containers of a Pod share them"
     )]
     PortTaken {
         /// The container.
         container: String,
     },
-    /// We only run on Linux.
-    #[error("the Pod runs on {os}; only linux is served")]
+    /// The sidecar only runs on Linux.
+    #[error("the Pod runs on {os}; the sidecar only runs on linux")]
     OperatingSystem {
         /// The system.
         os: String,

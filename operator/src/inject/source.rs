@@ -1,4 +1,5 @@
-//! What we take over from the application: its mounts, its user, what its mounts need.
+//! Settings that the injected containers take over from the application: its mounts, their
+//! variables, and its user.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +10,8 @@ use serde_json::{Map, Value};
 use super::pod::{Container, Mount, Pod, is_under, text};
 use super::refusal::Problem;
 
-/// Volumes of these kinds are file systems over a network, on which SQLite's locks are not
-/// dependable and its shared memory does not work, or hold files that nobody can write.
+/// Kinds of volumes on which SQLite cannot work. On network file systems its locks are unreliable
+/// and its shared memory does not work; the others are read-only.
 const UNFIT_KINDS: [(&str, &str); 12] = [
     ("nfs", NETWORK),
     ("cephfs", NETWORK),
@@ -28,7 +29,7 @@ const UNFIT_KINDS: [(&str, &str); 12] = [
 const NETWORK: &str = "SQLite's locks and shared memory are not safe";
 const READ_ONLY: &str = "databases cannot be written";
 
-/// Directories in which the injected containers have files of their own.
+/// Directories that are reserved for the injected containers.
 const OWN_DIRECTORIES: [&str; 5] = [
     CONFIG_DIR,
     STATE_DIR,
@@ -37,7 +38,7 @@ const OWN_DIRECTORIES: [&str; 5] = [
     api::names::SERVICE_ACCOUNT_DIR,
 ];
 
-/// Variables by which workload identity reaches a container, copied when the target has no Secret.
+/// Variables of workload identity, which are copied for a target without a Secret.
 const IDENTITY_VARIABLES: [&str; 8] = [
     "AWS_ROLE_ARN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -49,31 +50,31 @@ const IDENTITY_VARIABLES: [&str; 8] = [
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
 ];
 
-/// Of those, the ones that name a file.
+/// Those variables whose value is the path of a file.
 const IDENTITY_FILES: [&str; 2] = [
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
 ];
 
-/// What the injected containers take over.
+/// Settings that the injected containers take over.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Source {
-    /// Mounts, as the injected containers get them.
+    /// Mounts of the injected containers.
     pub(super) mounts: Vec<Value>,
     /// Variables that the mounts or workload identity need.
     pub(super) env: Vec<Value>,
-    /// User that the databases belong to, if it can be seen.
+    /// User that owns the databases, if the Pod names it.
     pub(super) user: Option<i64>,
-    /// Its group.
+    /// Group of that user.
     pub(super) group: Option<i64>,
     /// SELinux label of the container.
     pub(super) selinux: Option<Value>,
 }
 
-/// A field and what is wrong with it.
+/// A field and its problem.
 pub(super) type Misfit = (String, Problem);
 
-/// Reads all that from the Pod.
+/// Reads the settings from the Pod.
 pub(super) fn read(pod: Pod<'_>, backup: &SqliteBackup) -> Result<Source, Misfit> {
     let spec = &backup.spec;
     let container = choose(pod, spec)?;
@@ -135,7 +136,7 @@ fn choose<'a>(pod: Pod<'a>, spec: &SqliteBackupSpec) -> Result<Container<'a>, Mi
     let fitting: Vec<Container<'a>> = all.iter().copied().filter(mounts_all).collect();
     match (fitting.as_slice(), all.first()) {
         ([only], _) => Ok(*only),
-        // The first container gives the clearer refusal: which path it does not mount.
+        // The refusal is clearer for one container: it names the path without a mount.
         ([], Some(first)) => Ok(*first),
         ([], None) => Err((
             "spec.containers of the Pod".to_owned(),
@@ -152,7 +153,7 @@ fn choose<'a>(pod: Pod<'a>, spec: &SqliteBackupSpec) -> Result<Container<'a>, Mi
     }
 }
 
-/// The mount that holds a database, if SQLite can work there.
+/// The mount of a database, on which SQLite can work.
 fn fit_mount<'a>(pod: Pod<'a>, container: Container<'a>, path: &str) -> Result<Mount<'a>, Problem> {
     if let Some(directory) = OWN_DIRECTORIES.into_iter().find(|own| is_under(path, own)) {
         return Err(Problem::OwnDirectory {
@@ -211,7 +212,8 @@ fn fit_mount<'a>(pod: Pod<'a>, container: Container<'a>, path: &str) -> Result<M
     Ok(mount)
 }
 
-/// Only what says which files appear where: propagation and the like are the application's own.
+/// Copies the fields that define which files appear where. Propagation and the like stay with the
+/// application.
 fn mirrored(mount: Mount<'_>) -> Value {
     let keys = ["name", "mountPath", "subPath", "subPathExpr"];
     let kept = keys
@@ -220,7 +222,7 @@ fn mirrored(mount: Mount<'_>) -> Value {
     Value::Object(kept.collect::<Map<String, Value>>())
 }
 
-/// The variables that a mount's `subPathExpr` refers to, and those that they refer to, before them.
+/// The variables of a mount's `subPathExpr`, each after the variables in its value.
 fn env_of_mount(container: Container<'_>, mount: Mount<'_>) -> Result<Vec<Value>, Problem> {
     let mut found = Vec::new();
     let Some(expression) = mount.sub_path_expr() else {
@@ -239,8 +241,8 @@ fn env_of_mount(container: Container<'_>, mount: Mount<'_>) -> Result<Vec<Value>
     Ok(found)
 }
 
-/// Adds a variable after those that its value refers to. `visited` ends cycles, which Kubernetes
-/// leaves unexpanded.
+/// Adds a variable after the variables in its value. `visited` ends cycles, which Kubernetes does
+/// not expand.
 fn collect_env<'a>(
     container: Container<'a>,
     variable: &'a str,
@@ -261,7 +263,7 @@ fn collect_env<'a>(
     }
 }
 
-/// The names in `$(NAME)`; `$$(NAME)` is an escaped one.
+/// The names in `$(NAME)`. `$$(NAME)` is an escape.
 fn references(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -281,8 +283,8 @@ fn references(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Copies what an identity webhook that ran before us gave the application. One that runs after us
-/// sees our containers itself.
+/// Copies the variables and mounts that an earlier identity webhook added to the application. A
+/// later one adds them to the injected containers itself.
 fn add_identity(source: &mut Source, container: Container<'_>, taken: &BTreeSet<&str>) {
     let mut mounted = BTreeSet::new();
     for variable in IDENTITY_VARIABLES {

@@ -1,7 +1,8 @@
-//! What the cluster looks like: watches, and the one [`World`] that they add up to.
+//! Watches of the cluster, and the [`ClusterState`] that they add up to.
 //!
-//! Our own kinds, our Jobs and the webhook configuration are watched everywhere; Pods only in
-//! namespaces with a SqliteBackup, so that the rest of a large cluster costs nothing.
+//! The kinds of `sqlite-backup.dev`, restore test Jobs and the webhook configuration are watched in
+//! all namespaces. Pods are watched only in namespaces with a SqliteBackup, so that the rest of a
+//! large cluster costs nothing.
 
 mod pods;
 mod slim;
@@ -20,31 +21,32 @@ use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use logging::chain;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Entry, Key};
-use crate::world::{JobFacts, PodFacts, Report, Unreadable, World};
+use crate::cluster_state::{ClusterState, JobFacts, PodFacts, Report, Unreadable};
 use pods::PodWatches;
 use slim::SlimJob;
 
 /// Objects in one page of a list.
 pub(crate) const PAGE: u32 = 500;
 
-/// A ConfigMap is applied again after this long, in case somebody changed or deleted it: we have
-/// no right to look.
+/// Age after which a ConfigMap is applied again, in case it was changed or deleted. The operator
+/// has no right to read ConfigMaps.
 const CONFIG_MAP_AGE: SignedDuration = SignedDuration::from_mins(10);
 
-/// A SqliteBackup, or what is left of one that cannot be read.
+/// A SqliteBackup, or the metadata of one that cannot be read.
 #[derive(Debug, PartialEq)]
 pub enum Backup {
-    /// It can be read.
+    /// The object is valid.
     Readable(Arc<SqliteBackup>),
-    /// It cannot.
+    /// The object breaks the types of this version.
     Unreadable(Unreadable),
 }
 
-/// Everything that is watched. Shared by the reconciler, the webhook, the poller and the metrics.
+/// Observed state. Shared by the reconciler, the webhook, the poller and the metrics.
 #[derive(Debug)]
 pub struct Observer {
     changed: watch::Sender<()>,
@@ -57,16 +59,16 @@ pub struct Observer {
     notes: Mutex<Notes>,
 }
 
-/// What we know from our own doing.
+/// State that no watch shows: reports of sidecars, and our own writes.
 #[derive(Debug, Default)]
 struct Notes {
     reports: BTreeMap<String, Arc<Report>>,
     config_maps: BTreeMap<Key, (Timestamp, Arc<ConfigMap>)>,
-    told: BTreeSet<(String, Option<i64>)>,
+    reported: BTreeSet<(String, Option<i64>)>,
 }
 
 impl Observer {
-    /// An observer that has seen nothing yet.
+    /// Creates an observer without any state.
     pub fn new(client: Client) -> Arc<Observer> {
         let changed = watch::Sender::new(());
         Arc::new(Observer {
@@ -81,7 +83,7 @@ impl Observer {
         })
     }
 
-    /// Watches until it is dropped. Broken watches are taken up again, ever more slowly.
+    /// Watches until it is dropped. Broken watches are restarted with exponential backoff.
     pub async fn run(self: Arc<Self>, client: Client) {
         let ours = format!("{MANAGED_BY_LABEL}={FIELD_MANAGER}");
         let everything = || watcher::Config::default().page_size(PAGE);
@@ -120,7 +122,7 @@ impl Observer {
         );
     }
 
-    /// A channel that tells, each time, that something has changed.
+    /// A channel that is notified of every change.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -144,12 +146,12 @@ impl Observer {
         readable(self.backups.all()).collect()
     }
 
-    /// Every Pod in namespaces that matter, from memory.
+    /// Every Pod of the watched namespaces, from memory.
     pub fn pods(&self) -> Vec<Arc<PodFacts>> {
         self.pods.listed().into_values().flatten().collect()
     }
 
-    /// What the webhook configuration trusts; `None` before it was looked at.
+    /// The CA bundles in the webhook configuration; `None` before the first list.
     pub fn published_bundles(&self) -> Option<BTreeSet<Vec<u8>>> {
         if !self.webhooks.is_ready() {
             return None;
@@ -167,46 +169,48 @@ impl Observer {
         )
     }
 
-    /// Takes one consistent look, and begins or ends watches of Pods as namespaces come and go.
-    pub fn world(&self, now: Timestamp) -> World {
-        let all = self.backups.all();
-        let tests = self.tests.all();
-        let unfinished = tests
-            .iter()
-            .filter(|t| !t.status.as_ref().is_some_and(|s| s.phase.is_finished()))
-            .filter_map(|t| t.namespace());
-        let namespaces = all.iter().map(|b| b.key().0).chain(unfinished).collect();
+    /// Begins and ends watches of Pods: they are watched in namespaces with a SqliteBackup or an
+    /// unfinished RestoreTest. Needs a runtime; call before each [`Observer::cluster_state`].
+    pub fn watch_pods(&self) {
+        let unfinished =
+            |t: &Arc<RestoreTest>| !t.status.as_ref().is_some_and(|s| s.phase.is_finished());
+        let tests = self.tests.all().into_iter().filter(unfinished);
+        let backups = self.backups.all().into_iter().map(|b| b.key().0);
+        let namespaces = backups.chain(tests.filter_map(|t| t.namespace())).collect();
         self.pods.keep(&namespaces);
+    }
 
-        let mut notes = self.notes();
-        notes
-            .config_maps
-            .retain(|_, (at, _)| now.duration_since(*at) < CONFIG_MAP_AGE);
+    /// Returns the observed state at `now`. Changes nothing.
+    pub fn cluster_state(&self, now: Timestamp) -> ClusterState {
+        let all = self.backups.all();
+        let notes = self.notes();
         let bad = all.iter().filter_map(|b| match &**b {
             Backup::Unreadable(bad) => Some(bad.clone()),
             Backup::Readable(_) => None,
         });
         let unreadable = bad
-            .filter(|b| !notes.told.contains(&(b.uid.clone(), b.generation)))
+            .filter(|b| !notes.reported.contains(&(b.uid.clone(), b.generation)))
             .collect();
+        let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
         let config_maps = notes.config_maps.iter();
-        World {
+        ClusterState {
             now,
             backups: readable(all).collect(),
             unreadable,
-            tests,
+            tests: self.tests.all(),
             restores: self.restores.all(),
             pods: self.pods.listed(),
             jobs: self.jobs.all().into_iter().map(|j| (j.key(), j)).collect(),
             config_maps: config_maps
+                .filter(|(_, (at, _))| fresh(at))
                 .map(|(k, (_, v))| (k.clone(), Arc::clone(v)))
                 .collect(),
             reports: notes.reports.clone(),
         }
     }
 
-    /// The entries of our webhook configuration; `None` when it does not exist. It belongs to the
-    /// installation: an operator that is being uninstalled must not bring it back.
+    /// The entries of the webhook configuration; `None` when it does not exist. The installation
+    /// creates and removes it: an operator that is being uninstalled must not create it again.
     pub fn webhook_entries(&self) -> Option<Vec<MutatingWebhook>> {
         let configuration = self.webhooks.all().into_iter().next()?;
         Some(configuration.webhooks.clone().unwrap_or_default())
@@ -216,45 +220,64 @@ impl Observer {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what we did: another replica may have led meanwhile.
+    /// Forgets reports and own writes: another replica may have led meanwhile.
     pub fn forget(&self) {
         *self.notes() = Notes::default();
     }
 
-    /// Takes note of what sidecars answered; Pods that are gone are forgotten.
-    pub fn note_reports(&self, reports: BTreeMap<String, Arc<Report>>) {
-        self.notes().reports = reports;
-        self.changed.send_replace(());
+    /// Takes note of reports, by Pod UID. Forgets the reports of Pods for which `exists` is false.
+    pub fn note_reports(
+        &self,
+        answered: BTreeMap<String, Arc<Report>>,
+        exists: impl Fn(&str) -> bool,
+    ) {
+        let mut notes = self.notes();
+        let known = notes.reports.len();
+        notes.reports.retain(|uid, _| exists(uid));
+        let changed = notes.reports.len() != known || !answered.is_empty();
+        notes.reports.extend(answered);
+        drop(notes);
+        if changed {
+            self.changed.send_replace(());
+        }
     }
 
-    /// What sidecars answered last, by Pod UID.
+    /// The last report of one sidecar.
+    pub fn report(&self, uid: &str) -> Option<Arc<Report>> {
+        self.notes().reports.get(uid).cloned()
+    }
+
+    /// The last report of each sidecar, by Pod UID.
     pub fn reports(&self) -> BTreeMap<String, Arc<Report>> {
         self.notes().reports.clone()
     }
 
-    /// Takes note of a ConfigMap that we applied.
+    /// Takes note of an applied ConfigMap.
     pub fn note_config_map(&self, config_map: ConfigMap, now: Timestamp) {
         let key = (
             config_map.metadata.namespace.clone().unwrap_or_default(),
             config_map.metadata.name.clone().unwrap_or_default(),
         );
-        self.notes()
-            .config_maps
-            .insert(key, (now, Arc::new(config_map)));
+        let mut notes = self.notes();
+        let fresh = |at: &Timestamp| now.duration_since(*at) < CONFIG_MAP_AGE;
+        notes.config_maps.retain(|_, (at, _)| fresh(at));
+        notes.config_maps.insert(key, (now, Arc::new(config_map)));
     }
 
-    /// Takes note that a SqliteBackup was told that it cannot be read.
-    pub fn note_told(&self, key: &Key) {
+    /// Takes note that the status of an unreadable SqliteBackup says so.
+    pub fn note_reported(&self, key: &Key) {
         for backup in self.backups.in_namespace(&key.0) {
             if let Backup::Unreadable(bad) = &*backup
                 && bad.key == *key
             {
-                self.notes().told.insert((bad.uid.clone(), bad.generation));
+                self.notes()
+                    .reported
+                    .insert((bad.uid.clone(), bad.generation));
             }
         }
     }
 
-    /// Takes over what the API server answered to a write, ahead of the watch.
+    /// Applies the API server's answer to a write, ahead of the watch.
     pub fn note_backup(&self, backup: DeserializeGuard<SqliteBackup>) {
         self.backups.refresh(Backup::from(backup));
     }
@@ -282,7 +305,7 @@ fn readable(all: Vec<Arc<Backup>>) -> impl Iterator<Item = Arc<SqliteBackup>> {
     })
 }
 
-/// Follows one watch for ever.
+/// Runs one watch for ever.
 async fn follow<K, V>(
     api: Api<K>,
     config: watcher::Config,
@@ -299,7 +322,9 @@ async fn follow<K, V>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => cache.take(map(event, &convert), &mut buffer),
-            Err(error) => tracing::warn!(kind, error = &error as &dyn std::error::Error, "watch"),
+            Err(error) => {
+                tracing::warn!(kind, error = %chain(&error), "watch failed; it is started again")
+            }
         }
     }
 }
@@ -314,7 +339,7 @@ fn map<K, V>(event: Event<K>, convert: impl Fn(K) -> V) -> Event<V> {
     }
 }
 
-/// An object without the list of who manages which field, which is half of its size.
+/// Removes `managedFields`, which is half of an object's size.
 fn trimmed<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
     object

@@ -1,4 +1,4 @@
-//! Watches of Pods, one for each namespace that matters.
+//! Watches of Pods: one for each relevant namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,13 +7,14 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tracing::{Instrument, info_span};
 
 use super::slim::SlimPod;
 use super::{PAGE, follow};
 use crate::cache::Cache;
-use crate::world::PodFacts;
+use crate::cluster_state::PodFacts;
 
-/// The Pods of some namespaces.
+/// Watches of the Pods of some namespaces.
 pub(super) struct PodWatches {
     client: Client,
     changed: watch::Sender<()>,
@@ -40,7 +41,7 @@ impl PodWatches {
         }
     }
 
-    /// Watches exactly these namespaces from now on. Needs a runtime.
+    /// Starts and ends watches, so that exactly these namespaces are watched. Needs a runtime.
     pub(super) fn keep(&self, namespaces: &BTreeSet<String>) {
         let mut running = self.lock();
         running.retain(|namespace, _| namespaces.contains(namespace));
@@ -55,10 +56,11 @@ impl PodWatches {
         let cache = Arc::new(Cache::new(self.changed.clone()));
         let api = Api::<SlimPod>::namespaced(self.client.clone(), namespace);
         let kept = Arc::clone(&cache);
-        let task = tokio::spawn(async move {
+        let watch = async move {
             let config = watcher::Config::default().page_size(PAGE);
             follow(api, config, &kept, PodFacts::from).await;
-        });
+        };
+        let task = tokio::spawn(watch.instrument(info_span!("pods", namespace)));
         Running {
             cache,
             task: task.abort_handle(),

@@ -1,6 +1,6 @@
-//! Pods and Jobs with the few fields that matter, so that many of them fit into little memory.
+//! Pods and Jobs with the relevant fields only, so that many of them need little memory.
 //!
-//! The rest of each object is dropped while it is read from the wire.
+//! Deserialization drops all other fields.
 
 use api::names::{BACKUP, INJECTION_HASH, SIDECAR_CONTAINER, VERIFY_CONTAINER};
 use k8s_openapi::api::batch::v1::Job;
@@ -9,9 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::Deserialize;
 
-use crate::world::{Ended, JobEnd, JobFacts, PodFacts};
+use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
-/// A Pod, as far as it is read.
+/// The relevant fields of a Pod.
 #[derive(Debug, Clone, Deserialize, Resource)]
 #[resource(inherit = "Pod")]
 pub(super) struct SlimPod {
@@ -66,7 +66,7 @@ struct SlimTerminated {
     message: String,
 }
 
-/// A Job, as far as it is read.
+/// The relevant fields of a Job.
 #[derive(Debug, Clone, Deserialize, Resource)]
 #[resource(inherit = "Job")]
 pub(super) struct SlimJob {

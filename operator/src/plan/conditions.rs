@@ -1,39 +1,43 @@
-//! Conditions that keep their transition time until their status changes.
+//! Conditions of one object. The transition time changes with the status only.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// Longest message of a condition that the API server takes, in characters.
+/// Limit of the API server on the message of a condition, in characters.
 const MESSAGE_MAX: usize = 32_768;
 
 /// Status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Truth {
-    /// It holds.
+pub enum ConditionStatus {
+    /// The condition holds.
     True,
-    /// Nobody could look.
+    /// The operator could not find out.
     Unknown,
-    /// It does not hold.
+    /// The condition does not hold.
     False,
 }
 
-impl Truth {
+impl ConditionStatus {
     fn as_str(self) -> &'static str {
         match self {
-            Truth::True => "True",
-            Truth::Unknown => "Unknown",
-            Truth::False => "False",
+            ConditionStatus::True => "True",
+            ConditionStatus::Unknown => "Unknown",
+            ConditionStatus::False => "False",
         }
     }
 }
 
-impl From<bool> for Truth {
-    fn from(value: bool) -> Truth {
-        if value { Truth::True } else { Truth::False }
+impl From<bool> for ConditionStatus {
+    fn from(value: bool) -> ConditionStatus {
+        if value {
+            ConditionStatus::True
+        } else {
+            ConditionStatus::False
+        }
     }
 }
 
-/// The conditions of one object, being written.
+/// New conditions of one object, built from the previous ones.
 #[derive(Debug)]
 pub struct Conditions {
     old: Vec<Condition>,
@@ -43,26 +47,27 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// Begins with what the object shows now.
+    /// Starts from the conditions in the object's present status.
     pub fn new(old: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
         Conditions {
             old: old.to_vec(),
             new: Vec::new(),
             generation,
-            // Conditions are stored to the second; more would never compare as equal.
+            // Times in conditions are stored in whole seconds: a fraction would never compare as
+            // equal.
             now: whole_second(now),
         }
     }
 
-    /// Sets one condition. `message` is for people and must not contain what changes all the time.
+    /// Sets one condition. `message` is for people and has no figures that change all the time.
     pub fn set(
         &mut self,
         type_: &str,
-        truth: impl Into<Truth>,
+        status: impl Into<ConditionStatus>,
         reason: &str,
         message: impl Into<String>,
     ) {
-        let status = truth.into().as_str();
+        let status = status.into().as_str();
         let old = self.old(type_);
         let since = old
             .filter(|c| c.status == status)
@@ -80,7 +85,7 @@ impl Conditions {
         self.new.push(condition);
     }
 
-    /// Leaves a condition as it was shown before; false when there was none.
+    /// Keeps a condition from the previous status. False when there was none.
     pub fn keep(&mut self, type_: &str) -> bool {
         let Some(mut old) = self.old(type_).cloned() else {
             return false;
@@ -98,18 +103,18 @@ impl Conditions {
             .any(|c| c.type_ == type_ && c.status == "False")
     }
 
-    /// The condition as it was shown before.
+    /// The condition in the previous status.
     pub fn old(&self, type_: &str) -> Option<&Condition> {
         self.old.iter().find(|c| c.type_ == type_)
     }
 
-    /// The list to write, in the order in which conditions were set.
+    /// The conditions in the order in which they were set.
     pub fn finish(self) -> Vec<Condition> {
         self.new
     }
 }
 
-/// A timestamp as the API keeps it.
+/// A time in whole seconds, as the API server stores it.
 pub fn whole_second(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
@@ -135,7 +140,7 @@ mod tests {
         assert_eq!(same[0].observed_generation, Some(2));
 
         let mut other = Conditions::new(&same, Some(2), at(300));
-        other.set("Ready", Truth::Unknown, "Gone", "");
+        other.set("Ready", ConditionStatus::Unknown, "Gone", "");
         assert_eq!(other.finish()[0].last_transition_time, Time(at(300)));
     }
 }

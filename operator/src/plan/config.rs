@@ -1,4 +1,4 @@
-//! The sidecar's configuration: a ConfigMap for each SqliteBackup.
+//! Configuration of the sidecars: a ConfigMap for each SqliteBackup.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,23 +16,25 @@ use protocol::config::{
 };
 use protocol::names::{MEMBER_ENV, STATE_DIR, STATUS_PORT};
 
-use super::judge::Judgement;
+use super::acceptance::Acceptance;
 use super::{Change, Plan, key, labels};
 use crate::cache::Key;
-use crate::world::World;
+use crate::cluster_state::ClusterState;
 
 /// Plans the ConfigMaps of every SqliteBackup that is in force.
 ///
-/// One that is refused keeps the configuration that it had: its running Pods go on as before.
-pub fn plan(world: &World, judgements: &BTreeMap<Key, Judgement>, plan: &mut Plan) {
-    for backup in &world.backups {
+/// A refused SqliteBackup keeps its previous ConfigMap: its running Pods continue unchanged.
+pub fn plan(cluster: &ClusterState, acceptances: &BTreeMap<Key, Acceptance>, plan: &mut Plan) {
+    for backup in &cluster.backups {
         let own = key(backup);
-        let accepted = judgements.get(&own).is_some_and(|j| j.schedule().is_some());
+        let accepted = acceptances
+            .get(&own)
+            .is_some_and(|j| j.schedule().is_some());
         if !accepted || backup.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let wanted = config_map(backup);
-        let held = world.config_maps.get(&(own.0, names::config_map(&own.1)));
+        let held = cluster.config_maps.get(&(own.0, names::config_map(&own.1)));
         let same = held.is_some_and(|held| {
             held.data == wanted.data
                 && held.metadata.owner_references == wanted.metadata.owner_references
@@ -43,8 +45,8 @@ pub fn plan(world: &World, judgements: &BTreeMap<Key, Judgement>, plan: &mut Pla
     }
 }
 
-/// Builds the ConfigMap of a SqliteBackup. It goes with its owner; running sidecars keep the
-/// configuration that they have.
+/// Builds the ConfigMap of a SqliteBackup. Kubernetes deletes it with the SqliteBackup; running
+/// sidecars keep the configuration that they have read.
 pub fn config_map(backup: &SqliteBackup) -> ConfigMap {
     let (namespace, name) = key(backup);
     let yaml = serde_yaml::to_string(&config(backup)).expect("a configuration is plain data");
@@ -61,8 +63,8 @@ pub fn config_map(backup: &SqliteBackup) -> ConfigMap {
     }
 }
 
-/// Builds the configuration of the sidecars of a SqliteBackup. The member is left to their
-/// environment, so that all of them share one.
+/// Builds the configuration that all sidecars of a SqliteBackup share. The name of the member comes
+/// from their environment.
 pub fn config(backup: &SqliteBackup) -> Config {
     let spec = &backup.spec;
     let (namespace, name) = key(backup);
@@ -132,7 +134,8 @@ fn database(backup: &SqliteBackup, database: &DatabaseSpec) -> Database {
     }
 }
 
-/// One target of one database; none for a kind that is not served, which is refused before.
+/// One target of one database. `None` for a kind that is not supported: such a spec is refused
+/// before.
 fn replica(backup: &SqliteBackup, target: &Target, database: &str) -> Option<Replica> {
     let place = target.place()?;
     let path = expand(backup, place.prefix(), database);
@@ -163,7 +166,7 @@ fn replica(backup: &SqliteBackup, target: &Target, database: &str) -> Option<Rep
     }
 }
 
-/// Fills in the placeholders of a prefix. `{member}` becomes a variable that each sidecar expands.
+/// Replaces the placeholders of a prefix. `{member}` becomes a variable that each sidecar expands.
 fn expand(backup: &SqliteBackup, prefix: &str, database: &str) -> String {
     let (namespace, name) = key(backup);
     prefix

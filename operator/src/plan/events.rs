@@ -1,4 +1,4 @@
-//! What is told about an object, once, when its state changes.
+//! Drafts of Events: one for each relevant change of an object's state.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -6,34 +6,34 @@ use kube::Resource;
 
 use api::names::{condition, reason};
 
-/// One Event.
+/// Draft of one Event.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Notice {
-    /// The object that it is about.
+pub struct EventDraft {
+    /// The object of the Event.
     pub about: ObjectReference,
-    /// False: something that a person should look at.
+    /// True for an Event of type Normal, false for a Warning, which needs a person.
     pub normal: bool,
-    /// One word.
+    /// Reason in one word.
     pub reason: String,
-    /// For people.
+    /// Message for people, up to 1000 characters.
     pub message: String,
-    /// What we were doing: a condition type, or `RestoreTest`.
+    /// Action of the Event: a condition type, or `RestoreTest`.
     pub action: &'static str,
 }
 
-/// Longest note of an Event, in characters.
+/// Limit on the note of an Event, in characters.
 const NOTE_MAX: usize = 1000;
 
-impl Notice {
-    /// A notice about an object of ours.
+impl EventDraft {
+    /// Creates a draft about an object of `sqlite-backup.dev`.
     pub fn new<K: Resource<DynamicType = ()>>(
         about: &K,
         normal: bool,
         action: &'static str,
         reason: &str,
         message: &str,
-    ) -> Notice {
-        Notice {
+    ) -> EventDraft {
+        EventDraft {
             about: about.object_ref(&()),
             normal,
             reason: reason.to_owned(),
@@ -43,8 +43,8 @@ impl Notice {
     }
 }
 
-/// Conditions whose changes are told. Those of restore tests are told by the run itself.
-const TOLD: [&str; 5] = [
+/// Conditions whose changes cause Events. Runs of restore tests cause Events of their own.
+const REPORTED: [&str; 5] = [
     condition::READY,
     condition::INJECTED,
     condition::REPLICATING,
@@ -52,31 +52,31 @@ const TOLD: [&str; 5] = [
     condition::WRITER_CONFLICT,
 ];
 
-/// The changes from `old` to `new` that are worth an Event.
+/// Drafts Events for the changes from `old` to `new`.
 ///
-/// Bad news are told whenever they are new, good news when they end something else. Of what is
-/// unknown only a sidecar that fell silent is news: starting up and having no Pods are not.
+/// A new bad state causes a Warning, and a return to the good state a Normal Event. Of the Unknown
+/// reasons only `SidecarUnreachable` causes an Event: `Starting` and `NoPods` are ordinary.
 pub fn changes<K: Resource<DynamicType = ()>>(
     about: &K,
     old: &[Condition],
     new: &[Condition],
-) -> Vec<Notice> {
-    let mut notices = Vec::new();
-    for action in TOLD {
+) -> Vec<EventDraft> {
+    let mut drafts = Vec::new();
+    for action in REPORTED {
         let find = |list: &[Condition]| list.iter().find(|c| c.type_ == action).cloned();
         let Some(now) = find(new) else { continue };
         let before = find(old);
         let is_good = now.status == good(action);
-        let told = if is_good {
+        let is_reported = if is_good {
             before.is_some_and(|before| before.status != now.status)
         } else {
-            let is_news = now.status != "Unknown" || now.reason == reason::SIDECAR_UNREACHABLE;
+            let is_relevant = now.status != "Unknown" || now.reason == reason::SIDECAR_UNREACHABLE;
             let same =
                 |before: &Condition| before.status == now.status && before.reason == now.reason;
-            is_news && !before.as_ref().is_some_and(same)
+            is_relevant && !before.as_ref().is_some_and(same)
         };
-        if told {
-            notices.push(Notice::new(
+        if is_reported {
+            drafts.push(EventDraft::new(
                 about,
                 is_good,
                 action,
@@ -85,10 +85,10 @@ pub fn changes<K: Resource<DynamicType = ()>>(
             ));
         }
     }
-    notices
+    drafts
 }
 
-/// The status of a condition with which all is well.
+/// The status of a condition in the good state.
 fn good(type_: &str) -> &'static str {
     if type_ == condition::WRITER_CONFLICT {
         "False"

@@ -1,43 +1,54 @@
-//! What the answers of sidecars mean for a SqliteBackup.
+//! Health of a SqliteBackup, derived from the answers of its sidecars.
 
 use api::SqliteBackup;
 use api::backup::DatabaseSpec;
 use api::names::reason;
+use protocol::duration::Span;
 use protocol::status::{DatabaseState, TargetState};
 
-use super::conditions::Truth;
+use super::conditions::ConditionStatus;
 use super::members::{Member, View};
 use crate::answer::{Answer, DatabaseSeen, TargetSeen};
 
-/// What is to be shown as a condition.
+/// Content of one condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether it holds.
-    pub truth: Truth,
-    /// One word.
+    /// Status of the condition.
+    pub status: ConditionStatus,
+    /// Reason in one word.
     pub reason: &'static str,
-    /// For people. It holds no figures, so that it changes only with what it says.
+    /// Message for people. It has no figures, so that it changes with its meaning only.
     pub message: String,
 }
 
 impl Finding {
-    /// A finding.
-    pub fn new(truth: Truth, reason: &'static str, message: impl Into<String>) -> Finding {
+    /// Creates a finding.
+    pub fn new(
+        status: ConditionStatus,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Finding {
         Finding {
-            truth,
+            status,
             reason,
             message: message.into(),
         }
     }
 }
 
-/// How bad something is; more is worse.
+/// Rank of a state; a greater one is worse.
 pub type Severity = u8;
 
-/// Severity of what could not be looked at: worse than well, better than known to be bad.
-const UNKNOWN: Severity = 2;
+/// Severity of an outage within `maxLag`. It counts as healthy.
+const TOLERATED: Severity = 1;
 
-/// From here on a severity means that data is not replicated as it should be.
+/// Severity of a database or target without a state yet.
+const STARTING: Severity = 2;
+
+/// Severity of a sidecar that does not answer: worse than healthy, better than known to be bad.
+const UNKNOWN: Severity = 3;
+
+/// Least severity that means: data is not replicated as it should be.
 const BAD: Severity = 10;
 
 /// Severity and name of a database state.
@@ -45,8 +56,8 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
     match state {
         DatabaseState::Idle => (0, "Idle"),
         DatabaseState::Replicating => (0, "Replicating"),
-        DatabaseState::Starting => (1, reason::STARTING),
-        DatabaseState::Missing => (1, "Missing"),
+        DatabaseState::Starting => (STARTING, reason::STARTING),
+        DatabaseState::Missing => (STARTING, "Missing"),
         DatabaseState::DiskFull => (BAD + 1, "DiskFull"),
         DatabaseState::ExclusiveLocking => (BAD + 2, "ExclusiveLocking"),
         DatabaseState::NotWal => (BAD + 3, "NotWal"),
@@ -59,23 +70,7 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
     }
 }
 
-/// Severity and name of a target state, which alone says little: an outage is no loss until the
-/// lag is too long.
-fn target(state: TargetState) -> (Severity, &'static str) {
-    match state {
-        TargetState::Ok => (0, "Ok"),
-        TargetState::Starting => (1, reason::STARTING),
-        TargetState::DestinationUnavailable => (3, "DestinationUnavailable"),
-        TargetState::CredentialsMissing => (4, "CredentialsMissing"),
-        TargetState::Denied => (5, reason::DENIED),
-        TargetState::NoBucket => (BAD + 5, "NoBucket"),
-        TargetState::Corrupt => (BAD + 6, "Corrupt"),
-        TargetState::Superseded => (BAD + 8, reason::SUPERSEDED),
-        TargetState::Diverged => (BAD + 9, "Diverged"),
-    }
-}
-
-/// Whether another writer has taken over something of this sidecar's.
+/// Whether another writer has taken over a replica of this sidecar.
 pub fn is_superseded(answer: &Answer) -> bool {
     (answer.databases.iter()).any(|d| d.state == DatabaseState::Superseded)
         || (answer.targets.iter()).any(|t| t.state == TargetState::Superseded)
@@ -83,36 +78,20 @@ pub fn is_superseded(answer: &Answer) -> bool {
 
 /// Whether every database of a sidecar is replicated as it should be.
 pub fn is_well(backup: &SqliteBackup, answer: &Answer) -> bool {
-    !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s == 0)
+    !is_starting(backup, answer) && findings(backup, answer).all(|(s, _, _)| s <= TOLERATED)
 }
 
-/// Whether a sidecar has nothing to tell yet. With its configuration read and patterns only, it may
-/// be that there is no database so far.
+/// Whether a sidecar has no databases to report yet. A sidecar that has read its configuration and
+/// has patterns only may have no database at all.
 fn is_starting(backup: &SqliteBackup, answer: &Answer) -> bool {
     let may_be_none = backup.spec.databases.iter().all(DatabaseSpec::is_pattern);
     answer.count == 0 && (!answer.is_configured || !may_be_none)
 }
 
-/// What one sidecar says, each part with its severity.
+/// Every database and target of one sidecar, each with its severity.
 fn findings<'a>(backup: &'a SqliteBackup, answer: &'a Answer) -> impl Iterator<Item = Found> + 'a {
     let max_lag = backup.spec.replication.max_lag;
-    let targets = answer.targets.iter().map(move |t| {
-        let (severity, name, message) = target_found(t);
-        let late = t.lag_ms > max_lag.as_millis();
-        match severity {
-            0 if late => {
-                let message = format!(
-                    "{} to {}: commits wait longer than maxLag ({max_lag})",
-                    t.path, t.name
-                );
-                (BAD, reason::LAG_EXCEEDED, message)
-            }
-            // An outage is bad once commits wait too long, or when nothing was ever stored.
-            3..BAD if late || !t.is_stored => (severity + BAD, name, message),
-            3..BAD => (0, name, String::new()),
-            _ => (severity, name, message),
-        }
-    });
+    let targets = answer.targets.iter().map(move |t| target(t, max_lag));
     answer.databases.iter().map(database_found).chain(targets)
 }
 
@@ -124,9 +103,30 @@ fn database_found(seen: &DatabaseSeen) -> Found {
     (severity, name, said(&seen.path, &seen.message))
 }
 
-fn target_found(seen: &TargetSeen) -> Found {
-    let (severity, name) = target(seen.state);
+/// Severity of a target. An outage is tolerated while no commit waits longer than `max_lag`,
+/// provided that a position was ever stored.
+fn target(seen: &TargetSeen, max_lag: Span) -> Found {
+    let late = seen.lag_ms > max_lag.as_millis();
+    let outage = |severity| match late || !seen.is_stored {
+        true => BAD + severity,
+        false => TOLERATED,
+    };
     let place = format!("{} to {}", seen.path, seen.name);
+    let (severity, name) = match seen.state {
+        TargetState::Ok if late => {
+            let message = format!("{place}: commits wait longer than maxLag ({max_lag})");
+            return (BAD, reason::LAG_EXCEEDED, message);
+        }
+        TargetState::Ok => (0, "Ok"),
+        TargetState::Starting => (STARTING, reason::STARTING),
+        TargetState::DestinationUnavailable => (outage(3), "DestinationUnavailable"),
+        TargetState::CredentialsMissing => (outage(4), "CredentialsMissing"),
+        TargetState::Denied => (outage(5), reason::DENIED),
+        TargetState::NoBucket => (BAD + 5, "NoBucket"),
+        TargetState::Corrupt => (BAD + 6, "Corrupt"),
+        TargetState::Superseded => (BAD + 8, reason::SUPERSEDED),
+        TargetState::Diverged => (BAD + 9, "Diverged"),
+    };
     (severity, name, said(&place, &seen.message))
 }
 
@@ -137,43 +137,49 @@ fn said(what: &str, message: &str) -> String {
     }
 }
 
-/// State of a member for the list in the status: its severity, a word, and a message.
+/// State of a member in the status: severity, state in one word, message.
 pub fn member(backup: &SqliteBackup, member: &Member<'_>) -> (Severity, String, String) {
     match member.view {
         View::NotInjected => (BAD, "NotInjected".to_owned(), String::new()),
-        View::Starting => (1, reason::STARTING.to_owned(), String::new()),
+        View::Starting => (STARTING, reason::STARTING.to_owned(), String::new()),
         View::Unreachable(error) => (
             UNKNOWN,
             reason::SIDECAR_UNREACHABLE.to_owned(),
             error.to_owned(),
         ),
         View::Answered(answer) => {
-            let databases = answer.databases.iter().map(database_found);
-            let all = databases.chain(answer.targets.iter().map(target_found));
-            match all.max_by_key(|(severity, ..)| *severity) {
+            let worst = findings(backup, answer).max_by_key(|(severity, ..)| *severity);
+            match worst {
                 None if is_starting(backup, answer) => {
-                    (1, reason::STARTING.to_owned(), String::new())
+                    (STARTING, reason::STARTING.to_owned(), String::new())
                 }
-                None | Some((0, _, _)) => {
+                Some((severity, name, message)) if severity > TOLERATED => {
+                    (severity, name.to_owned(), message)
+                }
+                healthy => {
                     let mut databases = answer.databases.iter();
                     let idle = databases.all(|d| d.state == DatabaseState::Idle);
                     let state = if idle { "Idle" } else { "Replicating" };
-                    (0, state.to_owned(), String::new())
+                    let tolerated = healthy.filter(|(severity, ..)| *severity == TOLERATED);
+                    let (severity, message) = tolerated.map_or_else(
+                        || (0, String::new()),
+                        |(severity, _, message)| (severity, message),
+                    );
+                    (severity, state.to_owned(), message)
                 }
-                Some((severity, name, message)) => (severity, name.to_owned(), message),
             }
         }
     }
 }
 
-/// The condition `Replicating`: what is known to be bad counts before what is not known.
+/// The condition `Replicating`. A state that is known to be bad outranks an unknown one.
 pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     let mut worst: (Severity, &'static str, String) = (0, reason::UP_TO_DATE, String::new());
     for member in members {
         let found = match member.view {
             View::NotInjected => continue,
             View::Starting => (
-                1,
+                STARTING,
                 reason::STARTING,
                 format!("Pod {} is starting", member.pod.name),
             ),
@@ -181,28 +187,25 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
                 UNKNOWN,
                 reason::SIDECAR_UNREACHABLE,
                 format!(
-                    "the sidecar of Pod {} does not answer, so nothing is known about it; \
-                     is port {} open to the operator?",
+                    "the sidecar of Pod {} does not answer, so its state is unknown; \
+                     check that the operator can reach its port {}",
                     member.pod.name,
                     protocol::names::STATUS_PORT
                 ),
             ),
-            View::Answered(answer) => findings(backup, answer)
-                .max_by_key(|(severity, ..)| *severity)
-                .map_or(
-                    (
-                        u8::from(is_starting(backup, answer)),
-                        reason::STARTING,
-                        String::new(),
-                    ),
-                    |(severity, name, message)| {
-                        (
-                            severity,
-                            name,
-                            format!("Pod {}: {message}", member.pod.name),
-                        )
-                    },
-                ),
+            View::Answered(answer) => {
+                let worst = findings(backup, answer).max_by_key(|(severity, ..)| *severity);
+                match worst {
+                    Some((severity, name, message)) => {
+                        let message = format!("Pod {}: {message}", member.pod.name);
+                        (severity, name, message)
+                    }
+                    None if is_starting(backup, answer) => {
+                        (STARTING, reason::STARTING, String::new())
+                    }
+                    None => continue,
+                }
+            }
         };
         if found.0 > worst.0 {
             worst = found;
@@ -210,20 +213,26 @@ pub fn replicating(backup: &SqliteBackup, members: &[Member<'_>]) -> Finding {
     }
     let injected = members.iter().any(|m| m.view != View::NotInjected);
     match worst {
-        _ if !injected => Finding::new(Truth::Unknown, reason::NO_PODS, "no Pod has the sidecar"),
-        (0, ..) => {
+        _ if !injected => Finding::new(
+            ConditionStatus::Unknown,
+            reason::NO_PODS,
+            "no Pod has the sidecar",
+        ),
+        (0..=TOLERATED, ..) => {
             let message = "every commit older than maxLag is stored";
-            Finding::new(Truth::True, reason::UP_TO_DATE, message)
+            Finding::new(ConditionStatus::True, reason::UP_TO_DATE, message)
         }
-        (severity, name, message) if severity >= BAD => Finding::new(Truth::False, name, message),
-        (_, name, message) => Finding::new(Truth::Unknown, name, message),
+        (severity, name, message) if severity >= BAD => {
+            Finding::new(ConditionStatus::False, name, message)
+        }
+        (_, name, message) => Finding::new(ConditionStatus::Unknown, name, message),
     }
 }
 
-/// The condition `CredentialsValid`: whether stores accept what sidecars present.
+/// The condition `CredentialsValid`: whether stores accept the credentials of the sidecars.
 pub fn credentials(members: &[Member<'_>]) -> Finding {
     let accepted = "every store accepts the credentials";
-    let mut worst = Finding::new(Truth::True, reason::VALID, accepted);
+    let mut worst = Finding::new(ConditionStatus::True, reason::VALID, accepted);
     let mut asked = false;
     for member in members {
         let Some(answer) = member.answer() else {
@@ -241,7 +250,7 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
                     reason::ROTATION_PENDING,
                     "the store refuses the new credentials; the old ones are still in use",
                 )),
-                // What was not contacted, or not reached, says nothing about credentials.
+                // A target that was not reached proves nothing about credentials.
                 TargetState::Starting | TargetState::DestinationUnavailable => None,
                 _ => {
                     asked = true;
@@ -256,23 +265,27 @@ pub fn credentials(members: &[Member<'_>]) -> Finding {
                         .position(|known| *known == r)
                 };
                 if rank(reason) > rank(worst.reason) {
-                    worst = Finding::new(Truth::False, reason, message);
+                    worst = Finding::new(ConditionStatus::False, reason, message);
                 }
             }
         }
     }
-    match worst.truth {
-        Truth::True
+    match worst.status {
+        ConditionStatus::True
             if members
                 .iter()
                 .any(|m| matches!(m.view, View::Unreachable(_))) =>
         {
-            let message = "a sidecar does not answer, so nothing is known about its credentials";
-            Finding::new(Truth::Unknown, reason::SIDECAR_UNREACHABLE, message)
+            let message = "a sidecar does not answer, so the state of its credentials is unknown";
+            Finding::new(
+                ConditionStatus::Unknown,
+                reason::SIDECAR_UNREACHABLE,
+                message,
+            )
         }
-        Truth::True if !asked => {
-            let message = "no store has been asked yet";
-            Finding::new(Truth::Unknown, reason::UNKNOWN, message)
+        ConditionStatus::True if !asked => {
+            let message = "no store has been contacted yet";
+            Finding::new(ConditionStatus::Unknown, reason::UNKNOWN, message)
         }
         _ => worst,
     }

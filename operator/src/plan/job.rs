@@ -27,23 +27,23 @@ use super::members::Member;
 use super::{key, labels};
 use crate::inject;
 
-/// User and group of the test: no one's in particular, it touches only its own scratch space.
+/// User and group of a restore test, which only uses its own scratch space.
 const USER: i64 = 65_532;
 
-/// How long a Job stays after its end, in seconds: long enough for us to come back and read it.
+/// Time that a Job stays after its end, in seconds: enough for the operator to restart and read it.
 const TTL_SECONDS: i32 = 7200;
 
-/// Tries when the surroundings fail; bad data is never tried again.
+/// Number of retries when the surroundings fail. Bad data is never retried.
 const BACKOFF_LIMIT: i32 = 2;
 
-/// Scratch space beyond one and a half times the known sizes, in bytes.
+/// Scratch space in addition to 1.5 times the known sizes, in bytes.
 const SCRATCH_MARGIN: u64 = 256 << 20;
 
 /// Returns the name of the Job of the given attempt, from 1.
 pub fn job_name(test: &RestoreTest, attempt: u32) -> String {
     let name = test.metadata.name.as_deref().unwrap_or_default();
     let uid = test.metadata.uid.as_deref().unwrap_or_default();
-    // A Job's name is at most 63 characters and, unlike ours, has no dots in its Pods' names.
+    // A Job's name has at most 63 characters, and its Pods' names may not contain dots.
     let readable: String = name.replace('.', "-").chars().take(50).collect();
     format!(
         "{}-{}",
@@ -52,7 +52,7 @@ pub fn job_name(test: &RestoreTest, attempt: u32) -> String {
     )
 }
 
-/// Ten hex digits that differ between different texts.
+/// Ten hex digits of a hash of the text.
 pub fn short_hash(text: &str) -> String {
     Sha256::digest(text)
         .iter()
@@ -61,7 +61,7 @@ pub fn short_hash(text: &str) -> String {
         .collect()
 }
 
-/// Builds the Job that carries out `request` for a run.
+/// Builds the Job of a run, which executes `request`.
 pub fn job(
     backup: &SqliteBackup,
     test: &RestoreTest,
@@ -105,7 +105,8 @@ pub fn job(
     }
 }
 
-/// Bad data and an empty store end the Job at once; a node that goes away does not count.
+/// Bad data and an empty store end the Job at once. A Pod that is lost with its node does not count
+/// as a failure.
 fn failure_policy() -> PodFailurePolicy {
     PodFailurePolicy {
         rules: vec![
@@ -181,12 +182,12 @@ fn container(
         name: VERIFY_CONTAINER.to_owned(),
         image: Some(settings.image.clone()),
         image_pull_policy: Some(settings.image_pull_policy.clone()),
-        // A test that dies without a word leaves the end of its log.
+        // A test that ends without a report leaves the end of its log.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         args: Some(args.map(str::to_owned).to_vec()),
         env: Some(vec![EnvVar {
             name: VERIFY_REQUEST_ENV.to_owned(),
-            // Kubernetes expands $(NAME) in values; a query of the user's may hold one.
+            // Kubernetes expands $(NAME) in values, and a user's query may contain one.
             value: Some(request.replace("$(", "$$(")),
             value_from: None,
         }]),
@@ -254,8 +255,8 @@ fn volumes(backup: &SqliteBackup, members: &[Member<'_>]) -> (Vec<Volume>, Vec<V
     ];
     let own = backup.spec.restore_test.credentials.as_ref();
     for (index, target) in backup.spec.targets.iter().enumerate() {
-        // A target without a Secret has no directory in the configuration: a Secret for tests
-        // would not be read.
+        // The configuration of a target without a Secret names no directory: the test would not
+        // read its own Secret.
         let secret = target
             .secret()
             .map(|s| own.map_or(s, |c| c.secret_ref.name.as_str()));
@@ -298,7 +299,8 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-/// Limit of the scratch space, from the sizes that live sidecars report; none when one is unknown.
+/// Limit on the scratch space, from the sizes that live sidecars report. `None` when one is
+/// unknown.
 fn scratch_bytes(members: &[Member<'_>]) -> Option<u64> {
     let mut bytes = 0u64;
     for member in members {
@@ -308,7 +310,7 @@ fn scratch_bytes(members: &[Member<'_>]) -> Option<u64> {
         bytes
             .saturating_add(bytes / 2)
             .saturating_add(SCRATCH_MARGIN)
-            // The API server counts no further.
+            // The greatest quantity of the API server.
             .min(i64::MAX as u64)
     })
 }

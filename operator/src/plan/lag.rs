@@ -1,14 +1,14 @@
-//! Lag in coarse steps, so that a status is not rewritten at each look.
+//! Lag in coarse steps, so that not every poll rewrites a status.
 
 use std::time::Duration;
 
-/// Steps in seconds. Beyond the last one, whole hours.
+/// Steps in seconds. Beyond the last one the steps are whole hours.
 const STEPS: [u64; 18] = [
     0, 1, 2, 3, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600,
 ];
 
-/// Rounds a lag to a step: up, so that a figure never looks better than it is, except that less
-/// than a second is none.
+/// Rounds a lag up to a step, so that it never looks better than it is. A lag below one second is
+/// 0.
 pub fn step_seconds(lag_ms: u64) -> u64 {
     if lag_ms < 1000 {
         return 0;
@@ -20,7 +20,7 @@ pub fn step_seconds(lag_ms: u64) -> u64 {
     }
 }
 
-/// A span for a column: the largest unit that loses nothing, such as `45s`, `3m` or `2h`.
+/// Formats a duration for a column in the largest exact unit, such as `45s`, `3m` or `2h`.
 pub fn text(seconds: u64) -> String {
     match seconds {
         s if s >= 3600 && s % 3600 == 0 => format!("{}h", s / 3600),
@@ -29,7 +29,7 @@ pub fn text(seconds: u64) -> String {
     }
 }
 
-/// A measured span for a column, with its milliseconds when it is short.
+/// Formats a measured duration for a column; below 10 s with tenths of a second.
 pub fn measured(ms: u64) -> String {
     match Duration::from_millis(ms) {
         d if d.as_secs() >= 600 => format!("{}m", d.as_secs() / 60),

@@ -1,6 +1,6 @@
 //! Label selectors as a CEL expression, for a webhook entry that several SqliteBackups share.
 //!
-//! The selectors are data, and one rule walks them:
+//! The selectors are data, and one rule evaluates them:
 //!
 //! ```text
 //! [has(object.metadata.labels) ? object.metadata.labels : {}].exists(l, [
@@ -10,16 +10,16 @@
 //!   (r[0] in l && (size(r) == 2 || '=' + l[r[0]] in r)) == (r[1] in ['In', 'Exists']))))
 //! ```
 //!
-//! Data rather than a condition for each selector, because an API server compiles the expression
-//! after every change of the configuration, while a Pod waits: 1,000 conditions joined by `||` took
-//! 3 s, in time that grows with their square; as data they take 45 ms. An empty list would bring
-//! the square back, for its type must be inferred; there is none. A value has `=` before it, so
-//! that it is never taken for the key or the operator in the same list.
+//! The API server compiles the expression after every change of the configuration, while a Pod
+//! waits. 1,000 conditions joined by `||` took 3 s, with quadratic growth; as data they take 45 ms.
+//! An empty list would be quadratic again, because its type must be inferred, so there is none.
+//! Each value has a `=` before it, so that it never equals the key or the operator in the same
+//! list.
 
 use api::selector::{LabelOperator, PodSelector};
 
-/// Longest expression in bytes. API servers take 100,000 characters and a cost of 1,000,000; half of
-/// the one stays far from the other, and holds any selector that the schema lets through.
+/// Limit on an expression, in bytes. API servers accept 100,000 characters and a cost of 1,000,000.
+/// Half of that length stays far below that cost, and holds any selector that the schema accepts.
 pub const EXPRESSION_BYTES: usize = 50_000;
 
 const HEAD: &str = "[has(object.metadata.labels) ? object.metadata.labels : {}].exists(l, [";
@@ -27,10 +27,10 @@ const TAIL: &str = "].exists(s, s.all(r, \
                     (r[0] in l && (size(r) == 2 || '=' + l[r[0]] in r)) == (r[1] in ['In', 'Exists']))))";
 const BETWEEN: &str = ", ";
 
-/// Builds as few expressions as hold these selectors. Each is true for a Pod that one of its
+/// Builds the fewest expressions that hold these selectors. Each is true for a Pod that one of its
 /// selectors selects, false for every other Pod, and never an error.
 ///
-/// The selectors are valid ([`api::validate::is_valid_selector`]) and [`fits`] is true for each.
+/// Precondition: each selector is valid ([`api::validate::is_valid_selector`]) and [`fits`].
 pub fn expressions<'a>(selectors: impl IntoIterator<Item = &'a PodSelector>) -> Vec<String> {
     let room = EXPRESSION_BYTES - HEAD.len() - TAIL.len();
     let mut lists: Vec<String> = Vec::new();
@@ -52,7 +52,7 @@ pub fn fits(selector: &PodSelector) -> bool {
     HEAD.len() + data(selector).len() + TAIL.len() <= EXPRESSION_BYTES
 }
 
-/// A selector as a list of requirements, each a list of key, operator and values.
+/// Formats a selector as a list of requirements, each a list of key, operator and values.
 fn data(selector: &PodSelector) -> String {
     let labels = selector
         .match_labels
@@ -72,7 +72,8 @@ fn requirement(key: &str, operator: LabelOperator, values: &[String]) -> String 
     format!("[{}]", words.join(BETWEEN))
 }
 
-/// A string literal. Valid keys and values need no escapes; an invalid one must not become code.
+/// Formats a string literal. Valid keys and values need no escapes, and invalid ones must not
+/// become code.
 fn quoted(text: &str) -> String {
     let mut literal = String::from("'");
     for character in text.chars() {

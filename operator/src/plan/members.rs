@@ -1,41 +1,41 @@
-//! The members of a SqliteBackup: its live Pods, with what their sidecars say.
+//! Members of a SqliteBackup: its live Pods, with the state of their sidecars.
 
 use api::SqliteBackup;
 use api::names::{self, INJECT_LABEL};
 
 use super::key;
 use crate::answer::Answer;
-use crate::world::{PodFacts, World};
+use crate::cluster_state::{ClusterState, PodFacts};
 
-/// Looks in a row that must fail before a sidecar counts as unreachable: one may be a restart.
+/// Failed polls in a row that are tolerated: one may be a restart of the sidecar.
 const FAILURES_TOLERATED: u32 = 1;
 
 /// One live Pod that a SqliteBackup selects.
 #[derive(Debug, Clone)]
 pub struct Member<'a> {
-    /// The member it serves.
+    /// Name of the member.
     pub name: String,
     /// The Pod.
     pub pod: &'a PodFacts,
-    /// What is known about its sidecar.
+    /// State of its sidecar.
     pub view: View<'a>,
 }
 
-/// What is known about a sidecar.
+/// State of a sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View<'a> {
-    /// The Pod has none of ours.
+    /// The Pod has no sidecar of this SqliteBackup.
     NotInjected,
-    /// It does not run yet, or has not been asked yet.
+    /// It does not run yet, or was not polled yet.
     Starting,
-    /// It does not answer: nothing is known.
+    /// It does not answer, so its state is unknown.
     Unreachable(&'a str),
-    /// It answers.
+    /// It answered.
     Answered(&'a Answer),
 }
 
 impl<'a> Member<'a> {
-    /// The answer of its sidecar, if there is a recent one.
+    /// The last answer of a sidecar that is not unreachable.
     pub fn answer(&self) -> Option<&'a Answer> {
         match self.view {
             View::Answered(answer) => Some(answer),
@@ -45,9 +45,9 @@ impl<'a> Member<'a> {
 }
 
 /// Returns the members of a SqliteBackup, ordered by Pod name.
-pub fn members<'a>(world: &'a World, backup: &'a SqliteBackup) -> Vec<Member<'a>> {
+pub fn members<'a>(cluster: &'a ClusterState, backup: &'a SqliteBackup) -> Vec<Member<'a>> {
     let (namespace, name) = key(backup);
-    let pods = world.pods.get(&namespace).map_or(&[][..], Vec::as_slice);
+    let pods = cluster.pods.get(&namespace).map_or(&[][..], Vec::as_slice);
     let selected = pods.iter().filter(|pod| {
         let opted_out = pod.labels.get(INJECT_LABEL).is_some_and(|v| v == "false");
         pod.is_live() && !opted_out && backup.spec.selector.matches(&pod.labels)
@@ -55,19 +55,19 @@ pub fn members<'a>(world: &'a World, backup: &'a SqliteBackup) -> Vec<Member<'a>
     let member = |pod: &'a PodFacts| Member {
         name: names::member(pod.owner_kind.as_deref(), &pod.name, &name).to_owned(),
         pod,
-        view: view(world, &name, pod),
+        view: view(cluster, &name, pod),
     };
     selected.map(|pod| member(pod)).collect()
 }
 
-fn view<'a>(world: &'a World, backup: &str, pod: &'a PodFacts) -> View<'a> {
+fn view<'a>(cluster: &'a ClusterState, backup: &str, pod: &'a PodFacts) -> View<'a> {
     if !pod.has_sidecar || pod.backup.as_deref() != Some(backup) {
         return View::NotInjected;
     }
     if !pod.sidecar_running {
         return View::Starting;
     }
-    let Some(report) = world.reports.get(&pod.uid) else {
+    let Some(report) = cluster.reports.get(&pod.uid) else {
         return View::Starting;
     };
     match (&report.answer, &report.last_answer) {

@@ -1,21 +1,22 @@
-//! From what was observed to what should be: pure, so that every decision has a table test.
+//! From the observed state to the desired state: pure, so that every decision has a table test.
 //!
-//! [`plan`] looks at one [`World`] and answers with the writes that lead to what should be, and the
-//! Events that tell about it. The same world always gives the same plan. A plan that was carried
-//! out, wholly or in part, is followed by another look; nothing is remembered between plans.
+//! [`plan`] takes one [`ClusterState`] and returns the writes that lead to the desired state, and
+//! the drafts of Events. The same state always gives the same plan. After a plan, whether executed
+//! or not, the cluster is observed again. Plans share no memory; the observer holds the ConfigMaps
+//! that were applied and the reports of sidecars.
 
+pub mod acceptance;
 pub mod conditions;
 pub mod config;
 pub mod events;
 pub mod health;
 pub mod job;
-pub mod judge;
 pub mod lag;
 pub mod matching;
 pub mod members;
 pub mod requests;
+pub mod restore_tests;
 pub mod status;
-pub mod tests;
 pub mod verdict;
 pub mod webhook;
 
@@ -30,28 +31,28 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::cache::Key;
+use crate::cluster_state::ClusterState;
 use crate::inject;
-use crate::world::World;
 use conditions::Conditions;
-use events::Notice;
+use events::EventDraft;
 
-/// What the operator was told at its start.
+/// Settings from the command line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// What is injected.
+    /// Settings of the injected containers.
     pub inject: inject::Settings,
-    /// Restore tests that may run at once, in the whole cluster.
+    /// Limit on restore tests that run at once in the cluster.
     pub tests_at_once: usize,
 }
 
-/// One write.
+/// One write to the API server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// Apply a sidecar configuration.
     ConfigMap(Box<ConfigMap>),
     /// Apply the webhook entries.
     Webhooks(Box<MutatingWebhookConfiguration>),
-    /// Create a run that the schedule asks for; it may exist already.
+    /// Create a scheduled run; it may exist already.
     CreateTest(Box<RestoreTest>),
     /// Delete an old run.
     DeleteTest(Key),
@@ -65,14 +66,14 @@ pub enum Change {
     RestoreStatus(Key, Box<SqliteRestoreStatus>),
 }
 
-/// What to do, in this order, and when to look again although nothing changes.
+/// Writes in their order, drafts of Events, and the time of the next plan.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
-    /// The writes. One that fails keeps those for the same object that follow it from being made.
+    /// The writes. After a failure the later writes for the same object are skipped.
     pub changes: Vec<Change>,
-    /// What to tell; only after the writes have succeeded.
-    pub notices: Vec<Notice>,
-    /// When time alone makes a difference.
+    /// Drafts of Events, which are written only after the writes for their object have succeeded.
+    pub events: Vec<EventDraft>,
+    /// Time at which the next plan is due even without a change.
     pub wake: Option<Timestamp>,
 }
 
@@ -82,34 +83,34 @@ impl Plan {
     }
 }
 
-/// Decides everything about one look at the cluster, but for webhook entries: [`webhook::plan`] does,
-/// so that they never wait for other writes.
-pub fn plan(world: &World, settings: &Settings) -> Plan {
+/// Plans everything but webhook entries. [`webhook::plan`] plans those, so that they never wait for
+/// other writes.
+pub fn plan(cluster: &ClusterState, settings: &Settings) -> Plan {
     let mut plan = Plan::default();
-    let judgements = judge::judge(world);
-    config::plan(world, &judgements, &mut plan);
-    let runs = tests::plan(world, settings, &judgements, &mut plan);
-    for backup in &world.backups {
+    let acceptances = acceptance::decide(cluster);
+    config::plan(cluster, &acceptances, &mut plan);
+    let runs = restore_tests::plan(cluster, settings, &acceptances, &mut plan);
+    for backup in &cluster.backups {
         let key = key(backup);
-        // A namespace whose Pods are not listed yet proves nothing: say nothing.
-        if !world.pods.contains_key(&key.0) {
+        // Without a list of the Pods nothing is known about this namespace yet.
+        if !cluster.pods.contains_key(&key.0) {
             continue;
         }
-        let Some(judgement) = judgements.get(&key) else {
+        let Some(acceptance) = acceptances.get(&key) else {
             continue;
         };
         let run = runs.get(&key).cloned().unwrap_or_default();
-        status::plan(world, settings, backup, judgement, run, &mut plan);
+        status::plan(cluster, settings, backup, acceptance, run, &mut plan);
     }
-    unreadable(world, &mut plan);
-    restores(world, &mut plan);
+    unreadable(cluster, &mut plan);
+    restores(cluster, &mut plan);
     plan
 }
 
-/// A SqliteBackup that cannot be read is told so, and nothing else happens to it.
-fn unreadable(world: &World, plan: &mut Plan) {
-    for bad in &world.unreadable {
-        let mut conditions = Conditions::new(&[], bad.generation, world.now);
+/// Sets `Ready` to False on SqliteBackups that cannot be read, and does nothing else with them.
+fn unreadable(cluster: &ClusterState, plan: &mut Plan) {
+    for bad in &cluster.unreadable {
+        let mut conditions = Conditions::new(&[], bad.generation, cluster.now);
         let message = format!("the object cannot be read: {}", bad.error);
         conditions.set(condition::READY, false, reason::INVALID, message);
         let status = SqliteBackupStatus {
@@ -122,13 +123,13 @@ fn unreadable(world: &World, plan: &mut Plan) {
     }
 }
 
-/// SqliteRestores are accepted and told that this version does not serve them.
-fn restores(world: &World, plan: &mut Plan) {
-    for restore in &world.restores {
+/// Sets `Served` to False on SqliteRestores: this version does not support them.
+fn restores(cluster: &ClusterState, plan: &mut Plan) {
+    for restore in &cluster.restores {
         let old = restore.status.clone().unwrap_or_default();
         let generation = restore.metadata.generation;
-        let mut conditions = Conditions::new(&old.conditions, generation, world.now);
-        let message = "this version does not carry SqliteRestores out; use `sqlite-backup restore`";
+        let mut conditions = Conditions::new(&old.conditions, generation, cluster.now);
+        let message = "this version does not support SqliteRestores; use `sqlite-backup restore`";
         conditions.set(condition::SERVED, false, reason::NOT_SERVED_YET, message);
         let status = SqliteRestoreStatus {
             observed_generation: generation,
@@ -153,7 +154,7 @@ pub(crate) fn key(backup: &SqliteBackup) -> Key {
     )
 }
 
-/// Labels of everything that we make for a SqliteBackup.
+/// Labels of every object that the operator creates for a SqliteBackup.
 pub(crate) fn labels(backup: &str) -> BTreeMap<String, String> {
     use api::names::{BACKUP, FIELD_MANAGER, MANAGED_BY_LABEL};
     BTreeMap::from([

@@ -1,4 +1,4 @@
-//! What a restore test is asked.
+//! Requests of restore tests.
 
 use std::collections::BTreeSet;
 
@@ -11,26 +11,25 @@ use super::key;
 use super::members::Member;
 use crate::answer::json_bytes;
 
-/// Longest request in bytes. It travels in an environment variable, and Linux takes 128 KiB for each
-/// with its name, `=` and a zero at the end.
+/// Limit on a request, in bytes. It is passed in an environment variable; Linux limits each to 128
+/// KiB, with its name, `=` and a final zero byte.
 pub const REQUEST_BYTES: usize = (128 << 10) - VERIFY_REQUEST_ENV.len() - 2;
 
-/// There are so many members that their names alone do not fit into one request.
+/// The names of the members alone exceed the limit of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{members} members do not fit into one restore test; divide them among several SqliteBackups"
 )]
 pub struct TooManyMembers {
-    /// How many there are.
+    /// Number of members.
     pub members: usize,
 }
 
-/// Builds the request of one run: what to restore, and what live sidecars had acknowledged at this
-/// moment, so that a backup that has fallen behind cannot pass. As many positions go along as there is
-/// room for, beside checks and members.
+/// Builds the request of one run: the members to restore, and the positions that live sidecars have
+/// acknowledged, so that a stale backup cannot pass. Positions are added while there is room.
 ///
 /// # Errors
-/// The members do not fit. Checks do: the schema bounds them.
+/// The members do not fit. Checks always fit: the schema limits them.
 pub fn request(
     backup: &SqliteBackup,
     test: &RestoreTest,
@@ -66,7 +65,7 @@ fn point(test: &RestoreTest) -> Point {
     }
 }
 
-/// The members that run, else those that ran last, else the one that a Deployment has.
+/// The live members, else the members of the last status, else the one member of a Deployment.
 fn names(backup: &SqliteBackup, members: &[Member<'_>]) -> Vec<MemberExpectation> {
     let mut names: BTreeSet<String> = members.iter().map(|m| m.name.clone()).collect();
     if names.is_empty() {
@@ -83,13 +82,13 @@ fn names(backup: &SqliteBackup, members: &[Member<'_>]) -> Vec<MemberExpectation
     names.into_iter().map(expectation).collect()
 }
 
-/// Adds what was acknowledged, member by member, until `room` bytes of JSON are used.
+/// Adds acknowledged positions, member by member, until `room` bytes of JSON are used.
 fn add_positions(expected: &mut [MemberExpectation], members: &[Member<'_>], mut room: usize) {
     for member in members {
         let Some(answer) = member.answer() else {
             continue;
         };
-        // They are ordered by name.
+        // Members are ordered by name.
         let Ok(place) = expected.binary_search_by(|e| e.member.cmp(&member.name)) else {
             continue;
         };

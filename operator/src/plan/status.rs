@@ -1,4 +1,4 @@
-//! The status of a SqliteBackup: what its members and its restore tests add up to.
+//! Status of a SqliteBackup, derived from its members and restore tests.
 
 use std::collections::BTreeMap;
 
@@ -9,37 +9,37 @@ use api::{SqliteBackup, SqliteBackupStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{Conditions, Truth, whole_second};
+use super::acceptance::Acceptance;
+use super::conditions::{ConditionStatus, Conditions, whole_second};
 use super::health::{self, Finding};
-use super::judge::Judgement;
 use super::members::{Member, View, members};
-use super::tests::{Runs, is_suspended};
+use super::restore_tests::{Runs, is_suspended};
 use super::{Change, Plan, Settings, events, key, lag};
 use crate::answer::Answer;
+use crate::cluster_state::ClusterState;
 use crate::inject;
 use crate::schedule::Schedule;
-use crate::world::World;
 
-/// Figures that move all the time are written at most this often.
+/// Least time between two writes of figures that change all the time.
 const REFRESH: SignedDuration = SignedDuration::from_secs(30);
 
-/// With many SqliteBackups they are written less often: this many milliseconds for each.
+/// Additional time for each SqliteBackup in the cluster, in milliseconds.
 const REFRESH_EACH_MS: i64 = 400;
 
-/// Plans the status of one SqliteBackup, and what to tell about its changes.
+/// Plans the status of one SqliteBackup, and the Events about its changes.
 pub fn plan(
-    world: &World,
+    cluster: &ClusterState,
     settings: &Settings,
     backup: &SqliteBackup,
-    judgement: &Judgement,
+    acceptance: &Acceptance,
     runs: Runs,
     plan: &mut Plan,
 ) {
     let old = backup.status.clone().unwrap_or_default();
-    let members = members(world, backup);
-    let mut conditions = Conditions::new(&old.conditions, backup.metadata.generation, world.now);
+    let members = members(cluster, backup);
+    let mut conditions = Conditions::new(&old.conditions, backup.metadata.generation, cluster.now);
 
-    ready(backup, judgement, &mut conditions);
+    ready(backup, acceptance, &mut conditions);
     let pods = pods(backup, &members, settings);
     injected(&pods, &members, &mut conditions);
     set(
@@ -52,14 +52,14 @@ pub fn plan(
         condition::CREDENTIALS_VALID,
         health::credentials(&members),
     );
-    let schedule = judgement.schedule();
-    let summary = tests(world, backup, schedule, runs, old.restore_test.as_ref());
-    let overdue = verdict(world, backup, schedule, &summary, &mut conditions);
+    let schedule = acceptance.schedule();
+    let summary = tests(cluster, backup, schedule, runs, old.restore_test.as_ref());
+    let overdue = verdict(cluster, backup, schedule, &summary, &mut conditions);
     plan.wake_at(overdue);
     set(
         &mut conditions,
         condition::WRITER_CONFLICT,
-        conflict(backup, judgement, &members),
+        conflict(backup, acceptance, &members),
     );
 
     let new = SqliteBackupStatus {
@@ -70,8 +70,8 @@ pub fn plan(
         members: shown(backup, &members, &old.members),
         restore_test: Some(summary.summary),
     };
-    if backup.status.is_none() || is_worth_writing(&old, &new, world.backups.len()) {
-        plan.notices
+    if backup.status.is_none() || is_worth_writing(&old, &new, cluster.backups.len()) {
+        plan.events
             .extend(events::changes(backup, &old.conditions, &new.conditions));
         plan.changes
             .push(Change::BackupStatus(key(backup), Box::new(new)));
@@ -79,19 +79,19 @@ pub fn plan(
 }
 
 fn set(conditions: &mut Conditions, type_: &str, finding: Finding) {
-    conditions.set(type_, finding.truth, finding.reason, finding.message);
+    conditions.set(type_, finding.status, finding.reason, finding.message);
 }
 
-fn ready(backup: &SqliteBackup, judgement: &Judgement, conditions: &mut Conditions) {
-    let (truth, reason, message) = match judgement {
-        Judgement::Refused(refused) => (false, refused.reason, refused.message.clone()),
-        Judgement::Accepted(_) if backup.spec.suspend => {
+fn ready(backup: &SqliteBackup, acceptance: &Acceptance, conditions: &mut Conditions) {
+    let (status, reason, message) = match acceptance {
+        Acceptance::Refused(refused) => (false, refused.reason, refused.message.clone()),
+        Acceptance::Accepted(_) if backup.spec.suspend => {
             let message = "suspended: new Pods get no sidecar, and no restore tests are scheduled";
             (true, reason::SUSPENDED, message.to_owned())
         }
-        Judgement::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
+        Acceptance::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
     };
-    conditions.set(condition::READY, truth, reason, message);
+    conditions.set(condition::READY, status, reason, message);
 }
 
 fn pods(backup: &SqliteBackup, members: &[Member<'_>], settings: &Settings) -> PodsStatus {
@@ -118,35 +118,43 @@ fn injected(pods: &PodsStatus, members: &[Member<'_>], conditions: &mut Conditio
         .map(|m| m.pod.name.as_str())
         .take(3)
         .collect();
-    let (truth, reason, message) = if pods.desired == 0 {
+    let (status, reason, message) = if pods.desired == 0 {
         (
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             reason::NO_PODS,
             "no live Pod matches spec.selector".to_owned(),
         )
     } else if !missing.is_empty() {
         let message = format!(
-            "not backed up, because they were created without the sidecar: {}; \
+            "Pods without the sidecar are not backed up: {}; \
              recreate them, or label them {INJECT_LABEL}=false",
             missing.join(", ")
         );
-        (Truth::False, reason::PODS_MISSING_SIDECAR, message)
+        (
+            ConditionStatus::False,
+            reason::PODS_MISSING_SIDECAR,
+            message,
+        )
     } else if pods.outdated > 0 {
-        let message = "some Pods have an older sidecar; they get the new one when they are \
-                       next created";
-        (Truth::False, reason::OUTDATED, message.to_owned())
+        let message = "some Pods have an outdated sidecar; they get the new one when they are \
+                       created again";
+        (ConditionStatus::False, reason::OUTDATED, message.to_owned())
     } else {
         let message = "every live Pod has the current sidecar";
-        (Truth::True, reason::ALL_INJECTED, message.to_owned())
+        (
+            ConditionStatus::True,
+            reason::ALL_INJECTED,
+            message.to_owned(),
+        )
     };
-    conditions.set(condition::INJECTED, truth, reason, message);
+    conditions.set(condition::INJECTED, status, reason, message);
 }
 
-fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]) -> Finding {
-    if let Judgement::Refused(refused) = judgement
+fn conflict(backup: &SqliteBackup, acceptance: &Acceptance, members: &[Member<'_>]) -> Finding {
+    if let Acceptance::Refused(refused) = acceptance
         && let Some(reason) = refused.conflict
     {
-        return Finding::new(Truth::True, reason, refused.message.clone());
+        return Finding::new(ConditionStatus::True, reason, refused.message.clone());
     }
     let mut by_member: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for member in members.iter().filter(|m| m.view != View::NotInjected) {
@@ -161,34 +169,34 @@ fn conflict(backup: &SqliteBackup, judgement: &Judgement, members: &[Member<'_>]
              use a StatefulSet, or one replica with strategy Recreate",
             pods[..2].join(" and ")
         );
-        return Finding::new(Truth::True, reason::TOO_MANY_REPLICAS, message);
+        return Finding::new(ConditionStatus::True, reason::TOO_MANY_REPLICAS, message);
     }
     let apart = backup.spec.targets.iter().filter_map(|t| t.place());
     let shared = apart.filter(|p| !p.prefix().contains("{member}")).count() > 0;
     if shared && by_member.len() > 1 {
         let message = "several members write to one prefix; put {member} into it";
-        return Finding::new(Truth::True, reason::SAME_DESTINATION, message);
+        return Finding::new(ConditionStatus::True, reason::SAME_DESTINATION, message);
     }
     let superseded = members
         .iter()
         .find(|m| m.answer().is_some_and(health::is_superseded));
     if let Some(member) = superseded {
         let message = format!(
-            "another writer has taken over what Pod {} replicates; \
+            "another writer has taken over a replica of Pod {}; \
              find it by the holder in the store's lease",
             member.pod.name
         );
-        return Finding::new(Truth::True, reason::SUPERSEDED, message);
+        return Finding::new(ConditionStatus::True, reason::SUPERSEDED, message);
     }
     Finding::new(
-        Truth::False,
+        ConditionStatus::False,
         reason::ONE_WRITER,
         "every replica has one writer",
     )
 }
 
 fn replication(members: &[Member<'_>], old: Option<&ReplicationStatus>) -> ReplicationStatus {
-    // When data was last stored stays true, also while nobody can be asked.
+    // The time of the last acknowledgement stays valid while sidecars do not answer.
     let before = old.and_then(|r| r.last_sync_time.as_ref()).map(|t| t.0);
     let answers: Vec<&Answer> = members.iter().filter_map(Member::answer).collect();
     let unreachable = members
@@ -233,8 +241,8 @@ fn stored(at: Timestamp) -> Time {
     Time(whole_second(at))
 }
 
-/// The worst members. Without any, those that were shown last stay: a restore test needs to know
-/// which ones there are.
+/// The worst members. Without live members, those of the previous status stay: a restore test needs
+/// their names.
 fn shown(backup: &SqliteBackup, members: &[Member<'_>], old: &[MemberStatus]) -> Vec<MemberStatus> {
     if members.is_empty() {
         let gone = |m: &MemberStatus| MemberStatus {
@@ -272,21 +280,21 @@ fn member(backup: &SqliteBackup, member: &Member<'_>) -> (health::Severity, Memb
     (severity, status)
 }
 
-/// A summary of restore tests, and the verdict of the run that finished since the last one.
+/// Summary of restore tests, and the result of the run that ended since the previous status.
 struct Tests {
     summary: TestSummary,
-    news: Option<(RestoreTestPhase, String, String)>,
+    latest: Option<(RestoreTestPhase, String, String)>,
 }
 
 fn tests(
-    world: &World,
+    cluster: &ClusterState,
     backup: &SqliteBackup,
     schedule: Option<&Schedule>,
     runs: Runs,
     old: Option<&TestSummary>,
 ) -> Tests {
     let mut summary = old.cloned().unwrap_or_default();
-    let mut news = None;
+    let mut latest = None;
     for (name, run) in &runs.finished {
         let Some(at) = &run.finished else { continue };
         let seen = summary.last_finish_time.as_ref().is_some_and(|last| {
@@ -307,26 +315,27 @@ fn tests(
         } else {
             summary.consecutive_failures += 1;
         }
-        // What could not be carried out says nothing: a verdict before it stays the news.
-        if run.phase != RestoreTestPhase::Error || news.is_none() {
-            news = Some((run.phase, result, run.message.clone()));
+        // A run with an error proves nothing: an earlier result in this list stays the relevant
+        // one.
+        if run.phase != RestoreTestPhase::Error || latest.is_none() {
+            latest = Some((run.phase, result, run.message.clone()));
         }
     }
     summary.running = runs.running;
     summary.last_schedule_time = runs.scheduled.map(stored);
     summary.next_time = match schedule {
-        Some(schedule) if !is_suspended(backup) => schedule.next(world.now).map(stored),
+        Some(schedule) if !is_suspended(backup) => schedule.next(cluster.now).map(stored),
         _ => None,
     };
-    Tests { summary, news }
+    Tests { summary, latest }
 }
 
-/// Sets `RestoreTestPassed`, and returns when it becomes overdue by itself.
+/// Sets `RestoreTestPassed`, and returns the time at which it becomes overdue.
 ///
-/// It keeps its verdict while a run goes on, and when one could not be carried out: only a run that
-/// looked at the data changes it, until too much time has passed.
+/// Only a run that verified the data changes the condition. Running and failed runs keep it, until
+/// it is overdue.
 fn verdict(
-    world: &World,
+    cluster: &ClusterState,
     backup: &SqliteBackup,
     schedule: Option<&Schedule>,
     tests: &Tests,
@@ -336,27 +345,27 @@ fn verdict(
     let had_verdict = conditions
         .old(type_)
         .is_some_and(|c| c.status != "Unknown" && c.reason != reason::OVERDUE);
-    match &tests.news {
+    match &tests.latest {
         Some((RestoreTestPhase::Passed, result, _)) => {
             conditions.set(
                 type_,
                 true,
                 result,
-                "the last restore test proved every database",
+                "the last restore test verified every database",
             );
         }
         Some((RestoreTestPhase::Failed, result, message)) => {
             conditions.set(type_, false, result, message.as_str());
         }
         Some((_, result, message)) if !had_verdict => {
-            conditions.set(type_, Truth::Unknown, result, message.as_str());
+            conditions.set(type_, ConditionStatus::Unknown, result, message.as_str());
         }
         _ if conditions.keep(type_) => {}
         _ => conditions.set(
             type_,
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             reason::NEVER_RUN,
-            "no restore test has finished yet",
+            "no restore test has ended yet",
         ),
     }
     if is_suspended(backup) {
@@ -366,7 +375,7 @@ fn verdict(
     let since = passed.or(backup.metadata.creation_timestamp.as_ref())?.0;
     let deadline = SignedDuration::try_from(backup.spec.restore_test.deadline.0).ok()?;
     let overdue = schedule?.overdue_after(since)?.checked_add(deadline).ok()?;
-    if world.now < overdue {
+    if cluster.now < overdue {
         return Some(overdue);
     }
     if conditions.is_false(type_) {
@@ -376,13 +385,13 @@ fn verdict(
         Some(result) => format!(
             "no restore test has passed for two scheduled times; the last one ended with {result}"
         ),
-        None => "two scheduled times have passed and no restore test has finished".to_owned(),
+        None => "two scheduled times have passed and no restore test has ended".to_owned(),
     };
     conditions.set(type_, false, reason::OVERDUE, message);
     None
 }
 
-/// Whether a status differs in more than figures that move all the time, or those have moved far.
+/// Whether a status differs by more than figures that change all the time, or these are due.
 fn is_worth_writing(old: &SqliteBackupStatus, new: &SqliteBackupStatus, backups: usize) -> bool {
     if still(old) != still(new) {
         return true;
@@ -409,7 +418,7 @@ fn is_worth_writing(old: &SqliteBackupStatus, new: &SqliteBackupStatus, backups:
     }
 }
 
-/// A status without the figures that move all the time.
+/// A status without the figures that change all the time.
 fn still(status: &SqliteBackupStatus) -> SqliteBackupStatus {
     let mut status = status.clone();
     if let Some(replication) = &mut status.replication {

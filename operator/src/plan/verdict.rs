@@ -1,4 +1,4 @@
-//! What came of the Job of a restore test.
+//! Result of the Job of a restore test.
 
 use api::names::reason;
 use api::restore_test::{RestoreTestPhase, RestoreTestStatus, TestedCheck, TestedDatabase};
@@ -8,32 +8,32 @@ use protocol::verify::{VerifyReport, VerifyResult};
 
 use super::conditions::whole_second;
 use super::lag::measured;
-use crate::world::{Ended, JobEnd, JobFacts, PodFacts};
+use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
-/// How long a Job and its Pod may be out of sight of each other: they are watched separately.
+/// Time that the watches of Jobs and Pods may differ.
 const SETTLE: SignedDuration = SignedDuration::from_secs(20);
 
-/// Beyond a Job's own deadline, we wait this long for Kubernetes to enforce it.
+/// Time beyond a Job's deadline that Kubernetes gets to enforce it.
 const ENFORCE: SignedDuration = SignedDuration::from_mins(5);
 
-/// Most databases that a RestoreTest lists.
+/// Limit on the databases in the status of a RestoreTest.
 const DATABASES_MAX: usize = 32;
 
-/// Longest part of an unreadable message that is shown, in characters.
+/// Limit on the quote from an unreadable message, in characters.
 const EXCERPT: usize = 200;
 
-/// What is known about a run.
+/// State of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It goes on; time alone matters at this moment.
+    /// It continues; the next step is due at this time, if any.
     Waiting(Option<Timestamp>),
-    /// It is over.
+    /// It has ended with this status.
     Finished(Box<RestoreTestStatus>),
-    /// It ended, and its result is gone.
+    /// It has ended and its result was lost, for this reason.
     Lost(&'static str),
 }
 
-/// Judges a run whose Job was made: `status` as it is, and what is seen of its Job and Pods.
+/// Evaluates a run whose Job was created, from its status, its Job and its Pods.
 pub fn look(
     status: &RestoreTestStatus,
     job: Option<&JobFacts>,
@@ -50,7 +50,7 @@ pub fn look(
     let Some(job) = job else {
         let gone = started + SETTLE;
         return if now >= gone {
-            Outcome::Lost("its Job is gone")
+            Outcome::Lost("its Job no longer exists")
         } else {
             Outcome::Waiting(Some(gone))
         };
@@ -74,8 +74,8 @@ pub fn look(
             let settled = job.ended.unwrap_or(started) + SETTLE;
             match (now >= settled, end) {
                 (false, _) => Outcome::Waiting(Some(settled)),
-                (true, JobEnd::Complete) => Outcome::Lost("its Pod is gone"),
-                (true, JobEnd::Failed(_)) => Outcome::Lost("its Pods are gone"),
+                (true, JobEnd::Complete) => Outcome::Lost("its Pod no longer exists"),
+                (true, JobEnd::Failed(_)) => Outcome::Lost("its Pods no longer exist"),
             }
         }
     }
@@ -89,12 +89,12 @@ fn parse(ended: &Ended) -> Option<VerifyReport> {
     serde_json::from_str(&ended.message).ok()
 }
 
-/// Whether trying again could not change the verdict.
+/// Whether a retry could not change the result.
 fn is_final(result: VerifyResult) -> bool {
     !result.exit_code().is_environment()
 }
 
-/// The phase that a verdict leads to.
+/// The phase for a result.
 fn phase(result: VerifyResult) -> RestoreTestPhase {
     match result {
         VerifyResult::Passed => RestoreTestPhase::Passed,
@@ -103,7 +103,7 @@ fn phase(result: VerifyResult) -> RestoreTestPhase {
     }
 }
 
-/// The status of a run that ended without a verdict on the backup.
+/// The status of a run that ended without a result for the backup.
 pub fn error(
     status: &RestoreTestStatus,
     result: &str,
@@ -120,8 +120,8 @@ pub fn error(
 }
 
 fn timed_out(status: &RestoreTestStatus, now: Timestamp) -> RestoreTestStatus {
-    let message = "the deadline passed; nothing is said about the backup. \
-                   Look at the Pod of the Job: can it be scheduled and pull its image? \
+    let message = "the deadline passed, so nothing is known about the backup. \
+                   Check that the Pod of the Job can be scheduled and can pull its image; \
                    Large databases need a longer spec.restoreTest.deadline";
     error(status, reason::TIMED_OUT, message, now)
 }

@@ -1,8 +1,8 @@
-//! The webhook entries: only selected Pods depend on us, and those always.
+//! Webhook entries. Selected Pods, and no others, depend on the operator.
 //!
 //! Each SqliteBackup has an entry of its own, with its selector and its name, which refusals show.
-//! Where there are too many for that, those of a namespace share entries, whose selectors are in an
-//! expression ([`matching`]); these select the same Pods and fail in the same way.
+//! Where there are too many, the SqliteBackups of a namespace share entries with their selectors in
+//! an expression ([`matching`]). Shared entries select the same Pods and fail in the same way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,41 +24,41 @@ use super::{Change, Plan, key, matching};
 /// Path on which the webhook is served.
 pub const PATH: &str = "/mutate";
 
-/// SqliteBackups of one namespace that have entries of their own; more share theirs.
+/// Limit on SqliteBackups of one namespace with entries of their own. More of them share entries.
 pub const ENTRIES_PER_NAMESPACE: usize = 20;
 
-/// Size in bytes, as JSON, of entries that certainly fit into one object. With more, all namespaces
-/// share theirs. An API server refuses an object beyond 1.5 MiB, in an encoding that was never
-/// larger than this one; an entry is 1.6 KB, while an authority is replaced 2.4 KB.
+/// Limit on all entries, in bytes of JSON. Beyond it, every namespace shares its entries. API
+/// servers refuse an object of more than 1.5 MiB in their encoding, which was never larger than
+/// JSON. An entry has 1.6 KB, or 2.4 KB while an authority is replaced.
 pub const CONFIGURATION_BYTES: usize = 1_400_000;
 
-/// Size in bytes, as JSON, of what is the same in every entry beside where we are reached.
+/// Size of the constant part of an entry without its endpoint, in bytes of JSON.
 const OTHER_FIELDS_BYTES: usize = 370;
 
-/// How long an API server waits for us, in seconds.
+/// Time limit of the API server for one review, in seconds.
 const TIMEOUT_SECONDS: i32 = 5;
 
 /// Label that every namespace has.
 const NAMESPACE_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// Where API servers reach us.
+/// Address of the webhook for API servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// A Service.
     Service {
-        /// Its namespace.
+        /// Namespace of the Service.
         namespace: String,
-        /// Its name.
+        /// Name of the Service.
         name: String,
-        /// Its port.
+        /// Port of the Service.
         port: i32,
     },
     /// An URL such as `https://127.0.0.1:9443`, for an operator outside its cluster.
     Url(String),
 }
 
-/// Plans the webhook configuration. Before certificates are loaded there is nothing to say, and one
-/// that does not exist is not made: it goes with the installation.
+/// Plans the webhook configuration. The plan is empty before certificates are loaded, and when the
+/// object does not exist: the installation creates and removes it.
 pub fn plan(
     backups: &[Arc<SqliteBackup>],
     held: Option<&[MutatingWebhook]>,
@@ -76,8 +76,8 @@ pub fn plan(
     plan
 }
 
-/// Wraps entries into the object that we fill. Its labels and annotations belong to helm, which
-/// made it and removes it: with one of them ours, neither an upgrade nor an uninstall would work.
+/// Wraps entries into the webhook configuration. Its labels and annotations belong to Helm: if the
+/// operator owned one of them, neither an upgrade nor an uninstall would work.
 pub fn configuration(webhooks: Vec<MutatingWebhook>) -> MutatingWebhookConfiguration {
     MutatingWebhookConfiguration {
         metadata: ObjectMeta {
@@ -88,11 +88,11 @@ pub fn configuration(webhooks: Vec<MutatingWebhook>) -> MutatingWebhookConfigura
     }
 }
 
-/// Builds the entries of every SqliteBackup that is neither suspended nor being deleted, ordered
-/// by name. Every field is written out, so that what the API server returns compares as equal.
+/// Builds the entries of every SqliteBackup that is neither suspended nor being deleted, ordered by
+/// name. Every field is explicit, so that the answer of the API server compares as equal.
 ///
-/// A SqliteBackup that is refused has its entry all the same: its Pods are refused with the reason,
-/// rather than created without a backup.
+/// A refused SqliteBackup has an entry, too: its Pods are refused with the reason, rather than
+/// created without a backup.
 pub fn entries<'a>(
     backups: impl Iterator<Item = &'a SqliteBackup>,
     ca_pem: &str,
@@ -101,7 +101,7 @@ pub fn entries<'a>(
     let mut by_namespace: BTreeMap<String, Vec<&SqliteBackup>> = BTreeMap::new();
     for backup in backups {
         let active = !backup.spec.suspend && backup.metadata.deletion_timestamp.is_none();
-        // One selector that the API server refuses would take every other entry with it.
+        // The API server would reject all entries because of one invalid selector.
         if active && is_valid_selector(&backup.spec.selector) {
             by_namespace.entry(key(backup).0).or_default().push(backup);
         }
@@ -125,7 +125,7 @@ pub fn entries<'a>(
     build(1)
 }
 
-/// The entries of one namespace. Its SqliteBackups have their own if they are few enough.
+/// The entries of one namespace: one for each SqliteBackup, or shared ones when there are many.
 fn entries_of(
     namespace: &str,
     backups: &[&SqliteBackup],
@@ -133,7 +133,7 @@ fn entries_of(
     client: &WebhookClientConfig,
 ) -> Vec<MutatingWebhook> {
     let crowded = backups.len() > own_at_most;
-    // No selector that the schema accepts is too long for an expression.
+    // The schema limits selectors to a length that fits into an expression.
     let (shared, own): (Vec<&SqliteBackup>, Vec<&SqliteBackup>) = backups
         .iter()
         .partition(|backup| crowded && matching::fits(&backup.spec.selector));
@@ -152,7 +152,8 @@ fn entries_of(
     entries
 }
 
-/// The name of a shared entry, which the refusal of a Pod shows while we are down.
+/// The name of a shared entry. The API server shows it when it refuses a Pod while the webhook is
+/// down.
 fn shared_name(namespace: &str, index: usize) -> String {
     match index {
         0 => format!("sqlitebackups.{namespace}.{}", api::GROUP),
@@ -160,9 +161,9 @@ fn shared_name(namespace: &str, index: usize) -> String {
     }
 }
 
-/// The size of entries as JSON, or a little more.
+/// Upper estimate of the size of entries, in bytes of JSON.
 fn size_bytes(entries: &[MutatingWebhook], client: &WebhookClientConfig) -> usize {
-    // The same in each, and most of it.
+    // Constant in each entry, and most of its size.
     let client_bytes = json_bytes(client);
     let of_entry = |entry: &MutatingWebhook| {
         let own = (&entry.name, &entry.namespace_selector);
@@ -202,7 +203,7 @@ fn entry(
         name,
         admission_review_versions: vec!["v1".to_owned()],
         client_config: client.clone(),
-        // A Pod that we were not asked about must not be created.
+        // A selected Pod must not be created without a review.
         failure_policy: Some("Fail".to_owned()),
         match_policy: Some("Equivalent".to_owned()),
         namespace_selector: Some(LabelSelector {

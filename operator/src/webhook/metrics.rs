@@ -8,18 +8,18 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// What became of a review.
+/// Outcome of a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum ReviewOutcome {
-    /// The Pod got our containers, or a repair.
+    /// The Pod got the containers, or a repair.
     Patched,
-    /// The Pod had everything.
+    /// The Pod had everything already.
     Already,
     /// No SqliteBackup selects the Pod.
     NotSelected,
-    /// The Pod is selected and cannot be served.
+    /// The Pod was selected and refused.
     Refused,
-    /// The question was not understood.
+    /// The request was not a valid review.
     Malformed,
 }
 
@@ -31,7 +31,7 @@ struct Labels {
     reason: &'static str,
 }
 
-/// The webhook's metrics. Cheap to clone; clones share the numbers.
+/// Metrics of the webhook. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     reviews: Family<Labels, Counter>,
@@ -50,7 +50,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics visible:
+    /// Registers the metrics:
     /// `sqlite_backup_webhook_reviews_total{outcome,reason}` and
     /// `sqlite_backup_webhook_review_duration_seconds`. The registry has no prefix of its own.
     pub fn register(&self, registry: &mut Registry) {

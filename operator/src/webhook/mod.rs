@@ -1,9 +1,9 @@
-//! The admission webhook: the API server asks about each Pod that a SqliteBackup selects.
+//! The admission webhook: the API server sends a review for each Pod that a SqliteBackup selects.
 //!
-//! [`review`] turns the bytes of a question into the bytes of an answer and touches nothing else; the
-//! SqliteBackups come from memory, so no answer waits for another request. [`server`] speaks TLS
-//! with a certificate that can change at any time ([`tls`]), and bounds everything: connections,
-//! body, time. [`metrics`] counts outcomes.
+//! [`review`] turns the bytes of a review into the bytes of an answer, without I/O. The
+//! SqliteBackups come from memory, so no answer waits for another request. [`server`] serves TLS
+//! with a certificate that can change at any time ([`tls`]), and bounds connections, body and time.
+//! [`metrics`] counts outcomes.
 
 use std::sync::Arc;
 

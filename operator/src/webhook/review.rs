@@ -1,4 +1,4 @@
-//! From the bytes of an AdmissionReview to the bytes of its answer.
+//! Answers an AdmissionReview: bytes in, bytes out.
 
 use std::sync::Arc;
 
@@ -9,21 +9,21 @@ use serde_json::{Map, Value, json};
 use super::metrics::ReviewOutcome;
 use crate::inject::{self, Outcome, Refusal, Settings};
 
-/// The only version of `AdmissionReview` that is spoken.
+/// The only supported version of `AdmissionReview`.
 const API_VERSION: &str = "admission.k8s.io/v1";
 
 /// The status code of a refusal, which `kubectl` shows as "Forbidden".
 const FORBIDDEN: u16 = 403;
 
-/// Why a question was not understood. The API server shows it in the error of whoever creates the
-/// Pod, for our entries have `failurePolicy: Fail`.
+/// Reason for which a request is not a valid review. The API server shows it to the creator of the
+/// Pod, because the entries have `failurePolicy: Fail`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReviewError {
     /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     NotJson(#[from] serde_json::Error),
-    /// The body is something else than an AdmissionReview of the version we speak.
+    /// The body is not an AdmissionReview of the supported version.
     #[error("expected kind AdmissionReview of {API_VERSION}, got kind {kind:?} of {api_version:?}")]
     NotAReview {
         /// `kind` as sent.
@@ -31,13 +31,13 @@ pub enum ReviewError {
         /// `apiVersion` as sent.
         api_version: String,
     },
-    /// A field that every review has is missing.
+    /// A required field is missing.
     #[error("{field} is missing")]
     Missing {
-        /// Its path.
+        /// Path of the field.
         field: &'static str,
     },
-    /// The webhook is asked about something else than the creation of Pods.
+    /// The review is not about the creation of a Pod.
     #[error("only CREATE of pods is reviewed, not {operation} of {resource}")]
     NotAPod {
         /// `request.operation`.
@@ -52,18 +52,21 @@ pub enum ReviewError {
 pub struct Answer {
     /// The AdmissionReview as JSON.
     pub body: Vec<u8>,
-    /// What became of the Pod.
+    /// Outcome for the Pod.
     pub outcome: ReviewOutcome,
     /// Kind of a refusal; empty otherwise.
     pub reason: &'static str,
-    /// For the log: what was reviewed and why it was refused, if it was.
+    /// For the log: the reason of a refusal.
     pub refusal: Option<Refusal>,
+    /// Namespace and name of the Pod. A Pod whose name the API server will generate has the prefix
+    /// of its name.
+    pub pod: (String, String),
 }
 
 /// Answers a review. `backups` gives the SqliteBackups of a namespace.
 ///
 /// # Errors
-/// When the question is not one; it then deserves the HTTP status 400.
+/// When the request is not a valid review; the HTTP status is 400 then.
 pub fn answer(
     body: &[u8],
     backups: &dyn Fn(&str) -> Vec<Arc<SqliteBackup>>,
@@ -75,7 +78,7 @@ pub fn answer(
     Ok(question.answer(verdict))
 }
 
-/// What matters of a request.
+/// The relevant fields of a request.
 struct Question<'a> {
     uid: &'a str,
     namespace: &'a str,
@@ -117,6 +120,13 @@ impl<'a> Question<'a> {
         })
     }
 
+    fn pod_name(&self) -> &str {
+        let text = |path: &str| self.pod.pointer(path).and_then(Value::as_str);
+        let name = text("/metadata/name").filter(|name| !name.is_empty());
+        name.or_else(|| text("/metadata/generateName"))
+            .unwrap_or_default()
+    }
+
     fn answer(&self, verdict: Result<(Outcome, Option<String>), Refusal>) -> Answer {
         let mut response = Map::new();
         response.insert("uid".to_owned(), json!(self.uid));
@@ -153,6 +163,7 @@ impl<'a> Question<'a> {
             outcome,
             reason,
             refusal,
+            pod: (self.namespace.to_owned(), self.pod_name().to_owned()),
         }
     }
 }

@@ -11,10 +11,11 @@ use axum::routing::post;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use logging::chain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, info, warn};
+use tracing::{debug, info, info_span, warn};
 
 use super::metrics::{Metrics, ReviewOutcome};
 use super::{Backups, MUTATE_PATH, review, tls};
@@ -24,18 +25,18 @@ use crate::inject::Settings;
 /// Bounds of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at a time; further ones wait to be accepted. API servers keep a few open.
+    /// Limit on open connections; further ones wait to be accepted. API servers keep a few open.
     pub connections: usize,
-    /// Largest body in bytes. A Pod is at most 1.5 MB in the API server, and an UPDATE, which we do
-    /// not review, would carry two.
+    /// Limit on a body, in bytes. A Pod has at most 1.5 MB in the API server; an UPDATE, which is
+    /// not reviewed, would carry two.
     pub body_bytes: usize,
-    /// Time for a TLS handshake.
+    /// Time limit of a TLS handshake.
     pub handshake: Duration,
-    /// Time for the head of a request, also the longest idle time of a connection.
+    /// Time limit of the head of a request, and of the idle time of a connection.
     pub head: Duration,
-    /// Time for reading a body and answering; our entries give the API server 5 s to wait.
+    /// Time limit of a request. The entries make the API server wait 5 s.
     pub request: Duration,
-    /// Time for open requests to end at shutdown.
+    /// Time limit of open requests at shutdown.
     pub drain: Duration,
 }
 
@@ -52,12 +53,12 @@ impl Default for Limits {
     }
 }
 
-/// Everything that an answer needs.
+/// Inputs of the answers.
 #[derive(Clone)]
 pub struct Webhook {
     /// The SqliteBackups of a namespace.
     pub backups: Backups,
-    /// How injected containers look.
+    /// Settings of the injected containers.
     pub settings: Arc<Settings>,
     /// Counters.
     pub metrics: Metrics,
@@ -81,10 +82,10 @@ impl Webhook {
     }
 }
 
-/// Serves until `shutdown` turns true or its sender is gone, then lets open requests end.
+/// Serves until `shutdown` turns true or its sender is gone, then finishes open requests.
 ///
-/// A connection whose handshake comes before the first certificate is there fails; readiness keeps
-/// the API server away until then.
+/// Handshakes fail before the first certificate is loaded. Readiness keeps API servers away until
+/// then.
 pub async fn serve(
     listener: TcpListener,
     serving: watch::Receiver<Option<Serving>>,
@@ -97,7 +98,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut http = hyper::server::conn::http1::Builder::new();
-    // Head and body leave in one write: with two, the second waits for an acknowledgement.
+    // Send head and body in one write: with two, the second waits for an acknowledgement.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .writev(false);
@@ -116,7 +117,7 @@ pub async fn serve(
             let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await
             {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
+                Ok(Err(error)) => return debug!(error = %chain(&error), "TLS handshake failed"),
                 Err(_) => return debug!("TLS handshake took too long"),
             };
             let service = Timed {
@@ -125,7 +126,7 @@ pub async fn serve(
             };
             let connection = http.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection).await {
-                debug!(%error, "webhook connection ended");
+                debug!(error = %chain(&error), "webhook connection ended");
             }
         });
     }
@@ -149,20 +150,20 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => {
             if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "cannot set TCP_NODELAY");
+                debug!(error = %chain(&error), "cannot set TCP_NODELAY");
             }
             Some((stream, slot))
         }
         Err(error) => {
-            // Out of descriptors, mostly: trying again at once would spin.
-            warn!(%error, "cannot accept a webhook connection");
+            // Usually the process has no free descriptor: an immediate retry would spin.
+            warn!(error = %chain(&error), "cannot accept a webhook connection");
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }
     }
 }
 
-/// A service whose answers, reading the body included, take bounded time.
+/// A service with a time limit on each request, including its body.
 #[derive(Clone)]
 struct Timed<S> {
     inner: S,
@@ -199,16 +200,19 @@ async fn mutate(State(webhook): State<Webhook>, body: Bytes) -> Response<Body> {
     let (outcome, reason, response) = match review::answer(&body, backups, &webhook.settings) {
         Ok(answer) => {
             if let Some(refusal) = &answer.refusal {
+                let (namespace, object) = (&*answer.pod.0, &*answer.pod.1);
+                let _pod = info_span!("object", kind = "Pod", namespace, object).entered();
                 info!(
                     backup = refusal.backup,
                     reason = answer.reason,
-                    "refused a Pod: {refusal}"
+                    error = %chain(refusal),
+                    "Pod refused"
                 );
             }
             (answer.outcome, answer.reason, json(answer.body))
         }
         Err(error) => {
-            warn!(%error, "malformed admission review");
+            warn!(error = %chain(&error), "malformed admission review");
             (
                 ReviewOutcome::Malformed,
                 "",

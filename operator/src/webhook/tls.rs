@@ -1,4 +1,4 @@
-//! TLS with a certificate that is looked up for each handshake.
+//! TLS with the current certificate at each handshake.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::certs::Serving;
 
-/// Serves whatever certificate is current. Connections that are up keep theirs.
+/// Resolves the current certificate. Open connections keep theirs.
 #[derive(Debug)]
 struct Current(watch::Receiver<Option<Serving>>);
 

@@ -144,7 +144,7 @@ async fn replicas_rotate_through_one_secret() {
     assert_eq!(
         leader.served().await,
         leaf_of_the_old,
-        "nobody has seen the new authority yet"
+        "the new authority was not observed yet"
     );
 
     // Phase 2: seen everywhere, so a certificate of the new one is served.

@@ -53,7 +53,7 @@ fn pod(labels: &Value) -> DynamicObject {
     serde_json::from_value(pod).unwrap()
 }
 
-/// What the API server says about a Pod with these labels; `Err` holds the refusal.
+/// Answer of the API server for a Pod with these labels; `Err` holds the refusal.
 async fn create(pods: &Api<DynamicObject>, labels: &Value) -> Result<DynamicObject, String> {
     match pods.create(&dry_run(), &pod(labels)).await {
         Ok(created) => Ok(created),
@@ -153,7 +153,7 @@ async fn shared_entries_and_the_policy_select_what_the_selectors_select() {
     let (client, namespace) = cluster("agree").await;
     let (pods, name) = (pods(&client, &namespace), format!("test-{namespace}"));
     let (mut selected, mut labels) = samples();
-    // What is written last is seen last.
+    // The last write is observed last.
     let mut last = PodSelector::default();
     last.match_labels.insert(CASE.to_owned(), "last".to_owned());
     labels.push(last.match_labels.clone());
@@ -242,7 +242,7 @@ fn samples() -> (Vec<PodSelector>, Vec<BTreeMap<String, String>>) {
     (selected, all)
 }
 
-/// What one expression may hold is more than any namespace has; the API server must take it all the
+/// One expression may hold more than any namespace has; the API server must accept it all the
 /// same, and must not find it too costly for any Pod.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_full_expressions_and_large_selectors() {

@@ -1,4 +1,4 @@
-//! What the operator repeats, and what the API server makes of it.
+//! Repeated writes of the operator at a real API server.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ async fn what_is_applied_again_as_it_was_is_not_written() {
             .unwrap()
     };
     let first = apply().await;
-    // Who manages which field is noted with a time, in seconds.
+    // `managedFields` has times in whole seconds.
     tokio::time::sleep(Duration::from_millis(1100)).await; // bounded: a second of that time
     assert_eq!(apply().await.metadata, first.metadata);
 }

@@ -10,7 +10,7 @@ use kube::{Api, Client, Error, Resource};
 
 use crate::helm::{of_kind, rendered};
 
-/// What the chart installs beside an operator: the kind, the policy and its binding.
+/// Objects that the chart installs beside an operator: the kind, the policy and its binding.
 pub(crate) struct Policy {
     client: Client,
     objects: Vec<DynamicObject>,

@@ -26,7 +26,7 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// One that serves these SqliteBackups to whoever asks.
+    /// Creates a replica that serves the webhook with these SqliteBackups.
     pub(crate) async fn start(backups: &[SqliteBackup]) -> Replica {
         let now = Timestamp::now();
         let authority = mint::Authority::mint(now).unwrap();
@@ -93,8 +93,8 @@ impl Replica {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Writes the entries of these SqliteBackups, as the operator would, into a configuration of the
-    /// test's own.
+    /// Writes the entries of these SqliteBackups, as the operator would, into a configuration of
+    /// the test's own.
     pub(crate) async fn install<'a>(
         &self,
         client: &Client,

@@ -1,4 +1,4 @@
-//! What the webhook answers, and what the API server makes of it.
+//! Answers of the webhook at a real API server.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn the_api_server_accepts_what_the_webhook_answers() {
     }
     assert_eq!(created.data["spec"]["terminationGracePeriodSeconds"], 60);
 
-    // What came out goes in again, as after a backup of the namespace by other tools.
+    // Create the injected Pod again, as other backup tools do when they restore a namespace.
     let mut again = created.clone();
     again.metadata = ObjectMeta {
         name: Some("again".to_owned()),

@@ -1,4 +1,4 @@
-//! What sidecars are told.
+//! Configuration of the sidecars.
 
 use api::backup::DeletionPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -5,8 +5,8 @@ use api::names::condition::{READY, WRITER_CONFLICT};
 use api::names::reason;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use operator::cluster_state::Unreadable;
 use operator::plan::Change;
-use operator::world::Unreadable;
 use serde_json::{Value, json};
 
 use crate::fixture::{Cluster, NAMESPACE, backup, pod, start, well};
@@ -46,7 +46,7 @@ fn of_two_with_one_destination_the_older_goes_on() {
         ("False", reason::CONFLICT)
     );
     assert!(
-        message.contains("SqliteBackup shop/b writes to the same place"),
+        message.contains("SqliteBackup shop/b writes to the same destination"),
         "{message}"
     );
     let configured = changes
@@ -151,7 +151,7 @@ fn a_schedule_that_cannot_be_is_invalid() {
     cluster.settle();
     let (_, reason, message) = ready(&cluster, "orders");
     assert_eq!(reason, reason::INVALID);
-    assert!(message.contains("never comes"), "{message}");
+    assert!(message.contains("never matches a date"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A small world to change.
+//! A small cluster that tests change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhook;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::ObjectMeta;
+use operator::cluster_state::{ClusterState, Ended, PodFacts, Report};
 use operator::inject;
 use operator::plan::webhook::{self, Endpoint};
 use operator::plan::{Change, Plan, Settings, plan};
-use operator::world::{Ended, PodFacts, Report, World};
 use protocol::status::{
     DatabaseState, DatabaseStatus, Position, SidecarStatus, TargetState, TargetStatus,
 };
@@ -26,7 +26,7 @@ pub(crate) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// The moment at which every world begins.
+/// Start time of every cluster.
 pub(crate) fn start() -> Timestamp {
     at("2026-11-20T12:00:00Z")
 }
@@ -99,7 +99,7 @@ pub(crate) fn position(txid: u64) -> Position {
     }
 }
 
-/// What a sidecar says when all is well.
+/// Status of a healthy sidecar.
 pub(crate) fn well() -> SidecarStatus {
     SidecarStatus {
         version: 1,
@@ -131,9 +131,9 @@ pub(crate) fn well() -> SidecarStatus {
     }
 }
 
-/// A world that changes as plans are carried out in it.
+/// A cluster in which plans are executed.
 pub(crate) struct Cluster {
-    pub(crate) world: World,
+    pub(crate) world: ClusterState,
     pub(crate) webhooks: Option<Vec<MutatingWebhook>>,
     pub(crate) ca_pem: String,
     pub(crate) settings: Settings,
@@ -141,7 +141,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(backups: impl IntoIterator<Item = SqliteBackup>) -> Cluster {
-        let world = World {
+        let world = ClusterState {
             now: start(),
             backups: backups.into_iter().map(Arc::new).collect(),
             unreadable: Vec::new(),
@@ -219,7 +219,7 @@ impl Cluster {
             }
             Change::CreateJob(job) => {
                 let name = job.metadata.name.unwrap();
-                let facts = operator::world::JobFacts {
+                let facts = operator::cluster_state::JobFacts {
                     namespace: NAMESPACE.into(),
                     name: name.clone(),
                     ..Default::default()

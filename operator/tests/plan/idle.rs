@@ -9,7 +9,7 @@ fn a_cluster_at_rest_gets_no_writes_and_no_events() {
         cluster.pass_time(seconds(10));
         cluster.answer("orders-0", Ok(well()));
         let plan = cluster.plan();
-        assert_eq!((plan.changes, plan.notices), (vec![], vec![]));
+        assert_eq!((plan.changes, plan.events), (vec![], vec![]));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tables for the planner: what is seen, and what is done about it.
+//! Tables for the planner: observed state, and the plan for it.
 
 #![expect(
     clippy::unwrap_used,

@@ -9,8 +9,8 @@ use api::names::{INJECT_LABEL, RESTORE_TEST_LABEL, reason};
 use api::restore_test::RestoreTestPhase::{Error, Failed, Passed, Pending, Running};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
+use operator::cluster_state::{JobEnd, JobFacts};
 use operator::plan::Change;
-use operator::world::{JobEnd, JobFacts};
 use protocol::Span;
 use protocol::names::VERIFY_REQUEST_ENV;
 use protocol::verify::{VerifyRequest, VerifyResult};
@@ -21,7 +21,7 @@ fn hours(count: i64) -> SignedDuration {
     SignedDuration::from_hours(count)
 }
 
-/// A cluster at rest with one run of the given name that goes on.
+/// A cluster at rest with one running test of this name.
 fn running(name: &str) -> Cluster {
     let mut cluster = Cluster::at_rest();
     cluster.add_test(name);
@@ -211,8 +211,8 @@ fn verdicts_lead_to_phases_and_to_the_condition() {
 fn a_pass_shows_what_it_measured_and_is_told_on_both_objects() {
     let mut cluster = running("t");
     cluster.finish_test("t", VerifyResult::Passed);
-    let notices = cluster.plan().notices;
-    let about: Vec<_> = notices
+    let events = cluster.plan().events;
+    let about: Vec<_> = events
         .iter()
         .map(|n| n.about.kind.clone().unwrap())
         .collect();

@@ -1,4 +1,4 @@
-//! What members add up to.
+//! Status of a SqliteBackup from its members.
 
 use api::names::condition::{CREDENTIALS_VALID, INJECTED, READY, REPLICATING, WRITER_CONFLICT};
 use api::names::reason;
@@ -72,7 +72,41 @@ fn what_a_sidecar_says_becomes_a_condition() {
         cluster.answer("orders-0", Ok(answer));
         cluster.settle();
         cluster.assert_condition(REPLICATING, status, reason);
+        let member = &cluster.status("orders").members[0];
+        match status {
+            "True" => assert!(["Idle", "Replicating"].contains(&member.state.as_str())),
+            _ => assert_eq!(
+                member.state, reason,
+                "a member's state says what the condition says"
+            ),
+        }
     }
+}
+
+#[test]
+fn an_outage_that_is_tolerated_shows_in_the_message_of_its_member() {
+    let mut cluster = Cluster::at_rest();
+    cluster.add_pod(pod(&backup("orders"), "orders-1"));
+    cluster.answer("orders-0", Ok(well()));
+    let mut outage = target(TargetState::DestinationUnavailable, 1000);
+    outage.databases[0].targets[0].message = "connection refused".into();
+    cluster.answer("orders-1", Ok(outage));
+    cluster.settle();
+    cluster.assert_condition(REPLICATING, "True", reason::UP_TO_DATE);
+    let status = cluster.status("orders");
+    assert_eq!(status.pods.unwrap().summary, "2/2");
+    let [worst, other] = &status.members[..] else {
+        panic!("two members, not {:?}", status.members)
+    };
+    assert_eq!(
+        (worst.pod.as_str(), worst.state.as_str()),
+        ("orders-1", "Replicating")
+    );
+    assert!(worst.message.contains("connection refused"));
+    assert_eq!(
+        (other.pod.as_str(), other.message.as_str()),
+        ("orders-0", "")
+    );
 }
 
 #[test]
@@ -258,7 +292,7 @@ fn events_tell_changes_and_only_changes() {
     let told = |cluster: &Cluster| -> Vec<(String, bool)> {
         cluster
             .plan()
-            .notices
+            .events
             .into_iter()
             .map(|n| (n.reason, n.normal))
             .collect()
@@ -271,7 +305,11 @@ fn events_tell_changes_and_only_changes() {
     assert_eq!(told(&cluster), [(reason::UP_TO_DATE.to_owned(), true)]);
     cluster.settle();
     cluster.remove_pods();
-    assert_eq!(told(&cluster), [], "no Pods are no news");
+    assert_eq!(
+        told(&cluster),
+        [],
+        "a SqliteBackup without Pods causes no Event"
+    );
     cluster.settle();
     cluster.add_pod(pod(&backup("orders"), "orders-0"));
     for _ in 0..2 {

@@ -167,7 +167,7 @@ fn where_entries_would_not_fit_into_one_object_every_namespace_shares() {
         assert!(bytes < CONFIGURATION_BYTES / 4, "{bytes}");
     }
     let mut many = cluster(1190);
-    // One alone has nobody to share with.
+    // A single SqliteBackup does not share an entry.
     many[0].metadata.namespace = Some("alone".to_owned());
     let entries = built(&many);
     assert_eq!(entries[0]["name"], "b0.alone.sqlite-backup.dev");
@@ -192,7 +192,7 @@ proptest! {
     }
 }
 
-/// What a CEL expression says about an object; `Err` when it cannot be compiled or evaluated.
+/// Value of a CEL expression for an object; `Err` when it cannot be compiled or evaluated.
 fn holds(expression: &str, object: &Value) -> Result<bool, String> {
     let program = cel::Program::compile(expression).map_err(|error| error.to_string())?;
     let mut context = cel::Context::default();

@@ -1,5 +1,5 @@
-//! Random selectors and labels, of so few words that they often meet: also as key, operator and value
-//! of one requirement.
+//! Random selectors and labels, of so few words that they often meet: also as key, operator and
+//! value of one requirement.
 
 use std::collections::BTreeMap;
 

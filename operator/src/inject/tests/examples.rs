@@ -1,4 +1,4 @@
-//! What is injected: golden examples, and each thing that is taken over from the application.
+//! Golden examples of injected Pods, and each setting that is taken over from the application.
 
 use std::path::PathBuf;
 

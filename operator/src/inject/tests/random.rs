@@ -57,7 +57,7 @@ fn random_pod() -> impl Strategy<Value = Value> {
         })
 }
 
-/// What other webhooks and the API server do to a Pod after us.
+/// Changes that other webhooks and the API server make to a Pod after the injection.
 #[derive(Debug, Clone)]
 enum Disturbance {
     StripRestartPolicy,
@@ -118,7 +118,7 @@ fn disturb(pod: &mut Value, disturbance: &Disturbance) {
     }
 }
 
-/// The order that matters to us, and that nobody else's relative order changed.
+/// Checks the order of the injected containers, and that foreign ones kept their relative order.
 fn check_order(pod: &Value) {
     let all = pod["spec"]["initContainers"].as_array().unwrap();
     let at = |name: &str| all.iter().position(|c| c["name"] == name).unwrap();

@@ -1,4 +1,4 @@
-//! What is refused, and what a refusal says.
+//! Refusals of Pods, and their messages.
 
 use serde_json::json;
 
@@ -76,26 +76,26 @@ fn each_refusal_names_the_backup_and_what_to_change() {
             |pod, _| {
                 pod["spec"]["containers"][0]["volumeMounts"][0]["subPathExpr"] = json!("$(WHO)");
             },
-            "spec.databases[/data/orders.db].path: subPathExpr of /data needs variable WHO",
+            "spec.databases[/data/orders.db].path: subPathExpr of /data uses variable WHO",
         ),
         (
             |_, backup| backup.spec.databases[0].path = "/var/lib/sqlite-backup/a.db".to_owned(),
-            "is in /var/lib/sqlite-backup, which the sidecar needs for itself",
+            "is in /var/lib/sqlite-backup, which is reserved for the sidecar",
         ),
         (
             |pod, _| pod["metadata"]["annotations"] = json!({BACKUP: "invoices"}),
-            "spec.selector: the Pod is already served by SqliteBackup \"invoices\"",
+            "spec.selector: the Pod has the sidecar of SqliteBackup \"invoices\"",
         ),
         (
             |pod, _| pod["spec"]["initContainers"] = json!([{"name": "sqlite-backup"}]),
-            "spec.initContainers of the Pod: init container \"sqlite-backup\" has the name of an injected one",
+            "spec.initContainers of the Pod: the name of init container \"sqlite-backup\" is reserved",
         ),
         (
             |pod, _| {
                 let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
                 volumes.push(json!({"name": "sqlite-backup-state", "emptyDir": {}}));
             },
-            "spec.volumes of the Pod: volume \"sqlite-backup-state\" has the name of an injected one",
+            "spec.volumes of the Pod: the name of volume \"sqlite-backup-state\" is reserved",
         ),
         (
             |pod, _| {
@@ -105,7 +105,7 @@ fn each_refusal_names_the_backup_and_what_to_change() {
         ),
         (
             |pod, _| pod["spec"]["os"] = json!({"name": "windows"}),
-            "spec.os.name of the Pod: the Pod runs on windows; only linux is served",
+            "spec.os.name of the Pod: the Pod runs on windows; the sidecar only runs on linux",
         ),
         (
             |_, backup| backup.spec.databases[0].path = "/*/app.db".to_owned(),

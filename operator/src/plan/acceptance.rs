@@ -1,4 +1,4 @@
-//! Which SqliteBackups are put in force, and which are refused.
+//! Acceptance of SqliteBackups: each is put in force or refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,76 +10,76 @@ use jiff::Timestamp;
 
 use super::key;
 use crate::cache::Key;
+use crate::cluster_state::{ClusterState, PodFacts};
 use crate::schedule::Schedule;
-use crate::world::{PodFacts, World};
 
-/// What is thought of one SqliteBackup.
+/// Decision on one SqliteBackup.
 #[derive(Debug, Clone)]
-pub enum Judgement {
-    /// It is in force.
+pub enum Acceptance {
+    /// It is in force, with this schedule.
     Accepted(Box<Schedule>),
-    /// It is not put in force.
+    /// It is not in force.
     Refused(Refused),
 }
 
-/// Why a SqliteBackup is not put in force.
+/// Reason for which a SqliteBackup is not in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// Reason of the condition `Ready`.
     pub reason: &'static str,
-    /// For people.
+    /// Message for people.
     pub message: String,
-    /// For a conflict: the reason of the condition `WriterConflict`.
+    /// Reason of the condition `WriterConflict`; only for a conflict.
     pub conflict: Option<&'static str>,
 }
 
-impl Judgement {
-    /// The schedule of one that is in force.
+impl Acceptance {
+    /// The schedule of an accepted SqliteBackup.
     pub fn schedule(&self) -> Option<&Schedule> {
         match self {
-            Judgement::Accepted(schedule) => Some(schedule),
-            Judgement::Refused(_) => None,
+            Acceptance::Accepted(schedule) => Some(schedule),
+            Acceptance::Refused(_) => None,
         }
     }
 }
 
-/// Judges every SqliteBackup by itself and against the others. Of two that are in conflict the
-/// older one goes on, so that applying a second one never disturbs the first.
-pub fn judge(world: &World) -> BTreeMap<Key, Judgement> {
-    let mut order: Vec<&Arc<SqliteBackup>> = world.backups.iter().collect();
+/// Decides on every SqliteBackup, alone and against the others. Of two in conflict the older one
+/// stays in force, so that a second one never disturbs the first.
+pub fn decide(cluster: &ClusterState) -> BTreeMap<Key, Acceptance> {
+    let mut order: Vec<&Arc<SqliteBackup>> = cluster.backups.iter().collect();
     order.sort_by_key(|b| (seniority(b), key(b)));
 
     let mut destinations: BTreeMap<String, Key> = BTreeMap::new();
     let mut seniors: BTreeMap<String, Vec<Key>> = BTreeMap::new();
     let by_key: BTreeMap<Key, &Arc<SqliteBackup>> =
-        world.backups.iter().map(|b| (key(b), b)).collect();
-    let mut judgements = BTreeMap::new();
+        cluster.backups.iter().map(|b| (key(b), b)).collect();
+    let mut acceptances = BTreeMap::new();
     for backup in order {
         let own = key(backup);
-        let pods = world.pods.get(&own.0).map_or(&[][..], Vec::as_slice);
+        let pods = cluster.pods.get(&own.0).map_or(&[][..], Vec::as_slice);
         let seniors = seniors.entry(own.0.clone()).or_default();
-        let judgement = match alone(backup) {
-            Err(refused) => Judgement::Refused(refused),
+        let acceptance = match alone(backup) {
+            Err(refused) => Acceptance::Refused(refused),
             Ok(schedule) => {
                 let rival = same_destination(backup, &destinations).or_else(|| {
                     let rivals = seniors.iter().filter_map(|k| by_key.get(k));
                     same_pods(backup, rivals.map(|b| &***b), pods)
                 });
                 match rival {
-                    Some(refused) => Judgement::Refused(refused),
-                    None => Judgement::Accepted(Box::new(schedule)),
+                    Some(refused) => Acceptance::Refused(refused),
+                    None => Acceptance::Accepted(Box::new(schedule)),
                 }
             }
         };
-        if judgement.schedule().is_some() {
+        if acceptance.schedule().is_some() {
             for place in validate::destinations(backup) {
                 destinations.entry(place).or_insert_with(|| own.clone());
             }
             seniors.push(own.clone());
         }
-        judgements.insert(own, judgement);
+        acceptances.insert(own, acceptance);
     }
-    judgements
+    acceptances
 }
 
 fn seniority(backup: &SqliteBackup) -> Timestamp {
@@ -112,7 +112,7 @@ fn same_destination(backup: &SqliteBackup, taken: &BTreeMap<String, Key>) -> Opt
     Some(Refused {
         reason: reason::CONFLICT,
         message: format!(
-            "SqliteBackup {namespace}/{name} writes to the same place; \
+            "SqliteBackup {namespace}/{name} writes to the same destination; \
              give this one another bucket or prefix"
         ),
         conflict: Some(reason::SAME_DESTINATION),

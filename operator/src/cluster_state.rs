@@ -1,4 +1,4 @@
-//! What was observed, as plain values: the only input of [`crate::plan`].
+//! Observed state as plain values: the only input of [`crate::plan`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,34 +10,34 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use crate::answer::Answer;
 use crate::cache::Key;
 
-/// One consistent look at the cluster.
+/// Consistent state of the cluster at one time.
 #[derive(Debug, Clone)]
-pub struct World {
-    /// When it was taken.
+pub struct ClusterState {
+    /// Time of the observation.
     pub now: Timestamp,
     /// Every SqliteBackup that could be read.
     pub backups: Vec<Arc<SqliteBackup>>,
-    /// Those that could not, and have not been told so yet.
+    /// SqliteBackups that cannot be read, and whose status does not say so yet.
     pub unreadable: Vec<Unreadable>,
     /// Every RestoreTest.
     pub tests: Vec<Arc<RestoreTest>>,
     /// Every SqliteRestore.
     pub restores: Vec<Arc<SqliteRestore>>,
-    /// Pods by namespace. A namespace that is absent has not been listed yet: nothing may be
-    /// concluded about it.
+    /// Pods by namespace. A missing namespace was not listed yet: nothing is known about its Pods.
     pub pods: BTreeMap<String, Vec<Arc<PodFacts>>>,
-    /// Our Jobs.
+    /// Jobs of restore tests.
     pub jobs: BTreeMap<Key, Arc<JobFacts>>,
-    /// Our ConfigMaps as we applied them not long ago: there is no right to read any.
+    /// ConfigMaps that were applied in the last 10 minutes. The operator has no right to read them.
     pub config_maps: BTreeMap<Key, Arc<ConfigMap>>,
-    /// What sidecars answered, by Pod UID.
+    /// Reports of sidecars, by Pod UID.
     pub reports: BTreeMap<String, Arc<Report>>,
 }
 
-/// A SqliteBackup that breaks our types: stored by another version, or with rules switched off.
+/// A SqliteBackup that breaks the types of this version: another version stored it, or rules were
+/// disabled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Where it is.
+    /// Namespace and name.
     pub key: Key,
     /// `metadata.uid`.
     pub uid: String,
@@ -45,14 +45,14 @@ pub struct Unreadable {
     pub generation: Option<i64>,
     /// `metadata.resourceVersion`.
     pub resource_version: Option<String>,
-    /// What does not fit.
+    /// Error of the deserialization.
     pub error: String,
 }
 
-/// What matters of a Pod.
+/// The relevant facts about a Pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodFacts {
-    /// Where it is.
+    /// Namespace and name.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -64,32 +64,32 @@ pub struct PodFacts {
     pub labels: BTreeMap<String, String>,
     /// Kind of its controlling owner.
     pub owner_kind: Option<String>,
-    /// Annotation of the SqliteBackup that injected it.
+    /// Annotation with the name of its SqliteBackup.
     pub backup: Option<String>,
-    /// Annotation with the hash of what was injected.
+    /// Annotation with the hash of the injected containers.
     pub injection: Option<String>,
-    /// Whether our native sidecar is in it.
+    /// Whether it has the native sidecar.
     pub has_sidecar: bool,
-    /// Its address, once it has one.
+    /// Its IP address; `None` before it has one.
     pub ip: Option<String>,
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub phase: String,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// Whether our sidecar's container runs.
+    /// Whether the container of the sidecar runs.
     pub sidecar_running: bool,
-    /// How the container of a restore test ended, if it has.
+    /// End of the container of a restore test.
     pub verdict: Option<Ended>,
 }
 
 impl PodFacts {
-    /// Whether the Pod counts: it has not ended, and nobody has asked it to.
+    /// Whether the Pod is live: neither ended nor being deleted.
     pub fn is_live(&self) -> bool {
         !self.deleting && self.phase != "Succeeded" && self.phase != "Failed"
     }
 }
 
-/// How a container ended.
+/// End of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// Its exit code.
@@ -98,39 +98,39 @@ pub struct Ended {
     pub message: String,
 }
 
-/// What matters of a Job.
+/// The relevant facts about a Job.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JobFacts {
-    /// Where it is.
+    /// Namespace and name.
     pub namespace: String,
     /// Its name.
     pub name: String,
     /// `metadata.resourceVersion`.
     pub resource_version: Option<String>,
-    /// Whether and how it ended.
+    /// Its end, if it has ended.
     pub end: Option<JobEnd>,
-    /// When it ended.
+    /// Time of its end.
     pub ended: Option<Timestamp>,
 }
 
-/// How a Job ended.
+/// End of a Job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobEnd {
     /// A Pod succeeded.
     Complete,
-    /// It gave up, for this reason of Kubernetes' such as `DeadlineExceeded`.
+    /// The Job failed, with a reason of Kubernetes such as `DeadlineExceeded`.
     Failed(String),
 }
 
-/// The last look at a sidecar.
+/// Result of the last poll of a sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// When we looked.
+    /// Time of the poll.
     pub at: Timestamp,
-    /// What it answered, or why it did not.
+    /// The answer, or the failure of the poll.
     pub answer: Result<Arc<Answer>, String>,
-    /// Looks in a row that failed.
+    /// Number of failed polls in a row.
     pub failures: u32,
-    /// What it answered last, also when it has fallen silent since.
+    /// The last answer, also after failed polls.
     pub last_answer: Option<Arc<Answer>>,
 }

@@ -1,4 +1,4 @@
-//! Restore tests: when they run, what they start, and what came of them.
+//! Plans of restore tests: schedule, Jobs and results.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::ObjectMeta;
 
+use super::acceptance::Acceptance;
 use super::conditions::whole_second;
-use super::events::Notice;
+use super::events::EventDraft;
 use super::job::{job, job_name, short_hash};
-use super::judge::Judgement;
 use super::members::{View, members};
 use super::requests::request;
 use super::verdict::{self, Outcome};
 use super::{Change, Plan, Settings, key, labels};
 use crate::cache::Key;
+use crate::cluster_state::{ClusterState, PodFacts};
 use crate::schedule::Schedule;
-use crate::world::{PodFacts, World};
 
-/// Jobs that are made for one run before a lost result counts as an error.
+/// Limit on the Jobs of one run. After the last one, a lost result is an error.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// How long a run waits for a SqliteBackup that is not there: both may come from one file.
+/// Time that a run waits for a SqliteBackup that does not exist: one file may hold both.
 const BACKUP_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long a run waits for the first answer of sidecars that have started, so that it can hold
-/// the backup against what they acknowledged.
+/// Time that a run waits for the first answer of started sidecars, so that it can compare the
+/// backup with their acknowledged positions.
 const ANSWER_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Restore tests of one SqliteBackup, after this plan.
@@ -38,22 +38,22 @@ const ANSWER_GRACE: SignedDuration = SignedDuration::from_secs(60);
 pub struct Runs {
     /// Finished runs, the oldest first.
     pub finished: Vec<(String, RestoreTestStatus)>,
-    /// The run that is going on.
+    /// Name of the current run.
     pub running: Option<String>,
-    /// The newest scheduled time that was handled.
+    /// The newest scheduled time for which a run was created or skipped.
     pub scheduled: Option<Timestamp>,
 }
 
-/// Plans every run, and those that are due.
+/// Plans every existing run, and creates due ones.
 pub fn plan(
-    world: &World,
+    cluster: &ClusterState,
     settings: &Settings,
-    judgements: &BTreeMap<Key, Judgement>,
+    acceptances: &BTreeMap<Key, Acceptance>,
     plan: &mut Plan,
 ) -> BTreeMap<Key, Runs> {
     let backups: BTreeMap<Key, &Arc<SqliteBackup>> =
-        world.backups.iter().map(|b| (key(b), b)).collect();
-    let mut tests: Vec<&Arc<RestoreTest>> = world.tests.iter().collect();
+        cluster.backups.iter().map(|b| (key(b), b)).collect();
+    let mut tests: Vec<&Arc<RestoreTest>> = cluster.tests.iter().collect();
     tests.sort_by_key(|t| {
         (
             t.metadata.creation_timestamp.as_ref().map(|c| c.0),
@@ -61,47 +61,47 @@ pub fn plan(
         )
     });
 
-    let mut desk = Desk {
-        world,
+    let mut planner = TestPlanner {
+        cluster,
         settings,
-        judgements,
+        acceptances,
         running: tests
             .iter()
             .filter(|t| phase(t) == RestoreTestPhase::Running)
             .count(),
         runs: BTreeMap::new(),
     };
-    // Those that run come first, so that one that waits sees who is ahead of it.
+    // Running tests come first, so that a waiting one sees them.
     tests.sort_by_key(|t| phase(t) != RestoreTestPhase::Running);
     for test in tests {
         let own = (test_key(test).0, test.spec.backup_ref.name.clone());
-        let status = desk.step(test, backups.get(&own).map(|b| &***b), plan);
-        desk.file(own, test, status);
+        let status = planner.step(test, backups.get(&own).map(|b| &***b), plan);
+        planner.file(own, test, status);
     }
-    let Desk { mut runs, .. } = desk;
+    let TestPlanner { mut runs, .. } = planner;
     for (own, backup) in &backups {
         let runs = runs.entry(own.clone()).or_default();
         runs.finished
             .sort_by_key(|(name, s)| (s.finished.as_ref().map(|t| t.0), name.clone()));
-        if let Some(schedule) = judgements.get(own).and_then(Judgement::schedule) {
-            due(world, backup, schedule, runs, plan);
+        if let Some(schedule) = acceptances.get(own).and_then(Acceptance::schedule) {
+            due(cluster, backup, schedule, runs, plan);
         }
-        prune(world, backup, plan);
+        prune(cluster, backup, plan);
     }
     runs
 }
 
-/// What is known while one run after the other is looked at.
-struct Desk<'a> {
-    world: &'a World,
+/// State while the runs are planned one after another.
+struct TestPlanner<'a> {
+    cluster: &'a ClusterState,
     settings: &'a Settings,
-    judgements: &'a BTreeMap<Key, Judgement>,
+    acceptances: &'a BTreeMap<Key, Acceptance>,
     running: usize,
     runs: BTreeMap<Key, Runs>,
 }
 
-impl Desk<'_> {
-    /// Moves one run forward, and returns its status after that.
+impl TestPlanner<'_> {
+    /// Plans the next step of one run, and returns its new status.
     fn step(
         &mut self,
         test: &RestoreTest,
@@ -133,9 +133,9 @@ impl Desk<'_> {
         old: &RestoreTestStatus,
         plan: &mut Plan,
     ) -> RestoreTestStatus {
-        let world = self.world;
+        let cluster = self.cluster;
         let (namespace, _) = test_key(test);
-        let Some(pods) = world.pods.get(&namespace) else {
+        let Some(pods) = cluster.pods.get(&namespace) else {
             return old.clone();
         };
         let job_key = (namespace, old.job.clone().unwrap_or_default());
@@ -145,8 +145,8 @@ impl Desk<'_> {
         let deadline = backup.map_or(SignedDuration::from_hours(1), |b| {
             SignedDuration::try_from(b.spec.restore_test.deadline.0).unwrap_or(SignedDuration::MAX)
         });
-        let job = world.jobs.get(&job_key).map(|j| &**j);
-        match verdict::look(old, job, &pods, deadline, world.now) {
+        let job = cluster.jobs.get(&job_key).map(|j| &**j);
+        match verdict::look(old, job, &pods, deadline, cluster.now) {
             Outcome::Waiting(until) => {
                 plan.wake_at(until);
                 old.clone()
@@ -159,15 +159,18 @@ impl Desk<'_> {
                 self.running -= 1;
                 RestoreTestStatus {
                     phase: RestoreTestPhase::Pending,
-                    message: format!("the result is lost, {why}; the test runs again"),
+                    message: format!("the result was lost because {why}; the test runs again"),
                     job: None,
                     ..old.clone()
                 }
             }
             Outcome::Lost(why) => {
                 self.running -= 1;
-                let message = format!("the result is lost, {why}, {} times", old.attempts);
-                verdict::error(old, reason::RESULT_LOST, &message, world.now)
+                let message = format!(
+                    "the result was lost {} times, last because {why}",
+                    old.attempts
+                );
+                verdict::error(old, reason::RESULT_LOST, &message, cluster.now)
             }
         }
     }
@@ -179,7 +182,7 @@ impl Desk<'_> {
         old: &RestoreTestStatus,
         plan: &mut Plan,
     ) -> RestoreTestStatus {
-        let now = self.world.now;
+        let now = self.cluster.now;
         let waits = |message: String| RestoreTestStatus {
             phase: RestoreTestPhase::Pending,
             message,
@@ -201,13 +204,13 @@ impl Desk<'_> {
             return waits(message);
         };
         let own = key(backup);
-        if let Some(Judgement::Refused(refused)) = self.judgements.get(&own) {
+        if let Some(Acceptance::Refused(refused)) = self.acceptances.get(&own) {
             let message = format!("SqliteBackup {name} is not in force: {}", refused.message);
             return verdict::error(old, refused.reason, &message, now);
         }
         if let Some(other) = self.runs.get(&own).and_then(|r| r.running.as_ref()) {
             return waits(format!(
-                "waits for {other}: one test of a SqliteBackup at a time"
+                "waits for {other}: only one test of a SqliteBackup runs at a time"
             ));
         }
         if self.running >= self.settings.tests_at_once {
@@ -216,10 +219,10 @@ impl Desk<'_> {
                 "waits for its turn: at most {cap} tests run at once"
             ));
         }
-        if !self.world.pods.contains_key(&own.0) {
-            return waits("waits until the Pods of the namespace are known".to_owned());
+        if !self.cluster.pods.contains_key(&own.0) {
+            return waits("waits for the list of Pods in the namespace".to_owned());
         }
-        let members = members(self.world, backup);
+        let members = members(self.cluster, backup);
         let unasked =
             |m: &super::members::Member<'_>| m.view == View::Starting && m.pod.sidecar_running;
         if members.iter().any(unasked) && now < created + ANSWER_GRACE {
@@ -236,12 +239,12 @@ impl Desk<'_> {
         old: &RestoreTestStatus,
         plan: &mut Plan,
     ) -> RestoreTestStatus {
-        let members = members(self.world, backup);
+        let members = members(self.cluster, backup);
         let attempt = old.attempts + 1;
         let request = match request(backup, test, &members) {
             Ok(request) => request,
             Err(error) => {
-                let (why, now) = (error.to_string(), self.world.now);
+                let (why, now) = (error.to_string(), self.cluster.now);
                 return verdict::error(old, reason::TOO_MANY_MEMBERS, &why, now);
             }
         };
@@ -257,7 +260,7 @@ impl Desk<'_> {
         self.running += 1;
         let name = test.metadata.name.as_deref().unwrap_or_default();
         let message = format!("restore test {name} started");
-        plan.notices.push(Notice::new(
+        plan.events.push(EventDraft::new(
             backup,
             true,
             "RestoreTest",
@@ -269,12 +272,12 @@ impl Desk<'_> {
             message: String::new(),
             job: Some(job_name(test, attempt)),
             attempts: attempt,
-            started: Some(Time(whole_second(self.world.now))),
+            started: Some(Time(whole_second(self.cluster.now))),
             ..old.clone()
         }
     }
 
-    /// Files a run under its SqliteBackup.
+    /// Adds a run to those of its SqliteBackup.
     fn file(&mut self, own: Key, test: &RestoreTest, status: RestoreTestStatus) {
         let runs = self.runs.entry(own).or_default();
         let name = test_key(test).1;
@@ -298,26 +301,36 @@ fn tell_end(
     let name = test.metadata.name.as_deref().unwrap_or_default();
     let message = match (status.phase, status.message.as_str()) {
         (RestoreTestPhase::Passed, _) => format!(
-            "restore test {name} passed: {} databases proven, RPO {}, RTO {}",
+            "restore test {name} passed: {} databases verified, RPO {}, RTO {}",
             status.passed.unwrap_or_default(),
             status.rpo_summary,
             status.rto_summary
         ),
         (RestoreTestPhase::Failed, why) => format!("restore test {name} failed: {why}"),
-        (_, why) => format!("restore test {name} could not be carried out: {why}"),
+        (_, why) => format!("restore test {name} did not run to its end: {why}"),
     };
-    plan.notices
-        .push(Notice::new(test, passed, "RestoreTest", result, &message));
+    plan.events.push(EventDraft::new(
+        test,
+        passed,
+        "RestoreTest",
+        result,
+        &message,
+    ));
     if let Some(backup) = backup {
-        plan.notices
-            .push(Notice::new(backup, passed, "RestoreTest", result, &message));
+        plan.events.push(EventDraft::new(
+            backup,
+            passed,
+            "RestoreTest",
+            result,
+            &message,
+        ));
     }
 }
 
-/// Creates the run that the schedule asks for. Runs that were missed collapse into one; while one
-/// is unfinished, none is added; while tests are suspended, times pass unused.
+/// Creates a due run. Several missed times become one run. No run is created while another one is
+/// unfinished; while tests are suspended, scheduled times are skipped.
 fn due(
-    world: &World,
+    cluster: &ClusterState,
     backup: &SqliteBackup,
     schedule: &Schedule,
     runs: &mut Runs,
@@ -332,8 +345,8 @@ fn due(
     let Some(after) = runs.scheduled.or(created) else {
         return;
     };
-    plan.wake_at(schedule.next(world.now));
-    let Some(time) = schedule.due(after, world.now) else {
+    plan.wake_at(schedule.next(cluster.now));
+    let Some(time) = schedule.due(after, cluster.now) else {
         return;
     };
     if is_suspended(backup) {
@@ -341,7 +354,7 @@ fn due(
         return;
     }
     let own = key(backup);
-    let unfinished = world.tests.iter().any(|t| {
+    let unfinished = cluster.tests.iter().any(|t| {
         test_key(t).0 == own.0 && t.spec.backup_ref.name == own.1 && !phase(t).is_finished()
     });
     if unfinished || backup.metadata.deletion_timestamp.is_some() {
@@ -352,12 +365,13 @@ fn due(
         .push(Change::CreateTest(Box::new(scheduled_test(backup, time))));
 }
 
-/// Whether the schedule of a SqliteBackup rests.
+/// Whether the schedule of a SqliteBackup is suspended.
 pub fn is_suspended(backup: &SqliteBackup) -> bool {
     backup.spec.suspend || backup.spec.restore_test.suspend
 }
 
-/// The run for one scheduled time. Its name follows from both, so that two leaders make one.
+/// The run for one scheduled time. Its name is derived from both, so that two leaders create one
+/// object.
 fn scheduled_test(backup: &SqliteBackup, time: Timestamp) -> RestoreTest {
     let (namespace, name) = key(backup);
     let uid = backup.metadata.uid.as_deref().unwrap_or_default();
@@ -379,11 +393,11 @@ fn scheduled_test(backup: &SqliteBackup, time: Timestamp) -> RestoreTest {
     }
 }
 
-/// Deletes old runs of the schedule. The last one that failed stays, whatever the limit.
-fn prune(world: &World, backup: &SqliteBackup, plan: &mut Plan) {
+/// Deletes old scheduled runs. The last failed one always stays.
+fn prune(cluster: &ClusterState, backup: &SqliteBackup, plan: &mut Plan) {
     let own = key(backup);
     let policy = &backup.spec.restore_test;
-    let mut old: Vec<&Arc<RestoreTest>> = (world.tests.iter())
+    let mut old: Vec<&Arc<RestoreTest>> = (cluster.tests.iter())
         .filter(|t| test_key(t).0 == own.0 && t.spec.backup_ref.name == own.1)
         .filter(|t| scheduled_for(t).is_some() && phase(t).is_finished())
         .filter(|t| t.metadata.deletion_timestamp.is_none())
