@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::{RestoreTest, SqliteBackup, SqliteRestore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
+use protocol::verify::StartupNotes;
 
 use crate::answer::Answer;
 use crate::cache::Key;
@@ -78,6 +79,8 @@ pub struct PodFacts {
     pub deleting: bool,
     /// Whether our sidecar's container runs.
     pub sidecar_running: bool,
+    /// Notes of our restore container about the databases that the application starts from.
+    pub startup_notes: StartupNotes,
     /// How the container of a restore test ended, if it has.
     pub verdict: Option<Ended>,
 }

@@ -338,6 +338,9 @@ pub struct Startup {
     /// The store cannot be asked. StartIfLocalExists: start when every database is there, else
     /// wait. Wait: always wait.
     pub when_unreachable: WhenUnreachable,
+    /// SQLite's own check complains about a restored database, though checksums prove that its bytes
+    /// are the stored ones: the source was so, too. Start: start, and report. Block: wait for a person.
+    pub on_check_failed: OnCheckFailed,
 }
 
 /// What to do when the local database is missing.
@@ -370,6 +373,16 @@ pub enum WhenUnreachable {
     StartIfLocalExists,
     /// Wait for the store.
     Wait,
+}
+
+/// The reaction when SQLite complains about a restored database that is proven to be the stored one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnCheckFailed {
+    /// Start with it, and report.
+    #[default]
+    Start,
+    /// Keep the application from starting.
+    Block,
 }
 
 /// What happens when the Pod stops.

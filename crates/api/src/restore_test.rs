@@ -151,7 +151,7 @@ pub struct RestoreTestStatus {
     /// The verdict in one word, once there is one: Passed, Stale, ChecksumMismatch, CheckFailed…
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// For people: what is wrong, or what the run waits for.
+    /// For people: what is wrong, what the run waits for, or what a passed one noted.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The Job that runs it.
@@ -208,7 +208,7 @@ pub struct TestedDatabase {
     pub target: String,
     /// The verdict on it.
     pub result: String,
-    /// For people.
+    /// For people: what is wrong; after a pass, what SQLite could not check, and notes.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The position reached.

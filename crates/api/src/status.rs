@@ -14,8 +14,9 @@ pub struct SqliteBackupStatus {
     /// The generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Injected, Replicating, CredentialsValid, RestoreTestPassed and WriterConflict. Only
-    /// for WriterConflict is True bad. Unknown means that nobody could look.
+    /// Ready, Injected, Replicating, CredentialsValid, RestoreTestPassed and WriterConflict; while a
+    /// Pod runs on a restored database that SQLite complains about, RestoredCleanly, too. Only for
+    /// WriterConflict is True bad. Unknown means that nobody could look.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -44,12 +44,13 @@ impl Notice {
 }
 
 /// Conditions whose changes are told. Those of restore tests are told by the run itself.
-const TOLD: [&str; 5] = [
+const TOLD: [&str; 6] = [
     condition::READY,
     condition::INJECTED,
     condition::REPLICATING,
     condition::CREDENTIALS_VALID,
     condition::WRITER_CONFLICT,
+    condition::RESTORED_CLEANLY,
 ];
 
 /// The changes from `old` to `new` that are worth an Event.
