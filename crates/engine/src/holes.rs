@@ -69,8 +69,8 @@ struct Compacted {
     age_ms: i64,
 }
 
-/// Finds the holes between the files of a replica, in order. `exact`: none where only the files are
-/// known, not the configuration; of what may have expired by then, nothing is told.
+/// Finds the holes between the files of a replica, in order. `exact`: none where the
+/// configuration is not known; a file that may have expired is no hole then.
 pub fn holes<'a>(
     files: impl IntoIterator<Item = &'a RemoteFile>,
     exact: Option<Exact>,
@@ -83,7 +83,7 @@ pub fn holes<'a>(
     let mut levels: [Vec<Compacted>; Level::SNAPSHOT.get() as usize] = Default::default();
     let mut age_ms = i64::MAX;
     for file in &sorted {
-        // What ends later was captured later, whatever the store's times say.
+        // A later end means a later capture, whatever the store's times say.
         age_ms = age_ms.min(now_ms.saturating_sub(file.modified_ms));
         if ends.last().is_none_or(|end| end.txid != file.max) {
             ends.push(End {

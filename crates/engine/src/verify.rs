@@ -376,7 +376,7 @@ fn judge(error: &RestoreError) -> Failure {
     Failure::new(judge_restore(error), error.to_string())
 }
 
-/// What a look into the restored database gave.
+/// The findings in a restored database.
 struct Inspected {
     not_checked: Vec<String>,
     notes: Vec<String>,

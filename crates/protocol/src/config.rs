@@ -176,7 +176,7 @@ pub enum WhenUnreachable {
     Wait,
 }
 
-/// What to do when SQLite complains about a restored database whose bytes are proven to be the stored
+/// The reaction when SQLite complains about a restored database whose bytes are proven to be the stored
 /// ones: the database itself is so, not the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

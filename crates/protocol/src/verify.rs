@@ -165,8 +165,8 @@ pub struct DatabaseReport {
     /// The position reached, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Position>,
-    /// What SQLite could not check, each with the reason: no reason to fail, for checksums and the
-    /// coverage of pages prove the bytes. Each has at most 256 characters.
+    /// Parts that SQLite could not check, each with the reason: no reason to fail, because checksums and
+    /// the coverage of pages prove the bytes. Each has at most 256 characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_checked: Vec<String>,
     /// Findings that fail nothing, such as rows that refer to nothing. Each has at most 256 characters.
@@ -190,15 +190,15 @@ pub struct CheckReport {
     pub detail: String,
 }
 
-/// What `restore --wait` leaves as its termination message, as JSON, when the application starts from a
-/// database that SQLite complains about or could not check.
+/// The termination message of `restore --wait`, as JSON, when the application starts from a database
+/// that SQLite complains about or could not check.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartupNotes {
-    /// What SQLite complains about, each with its database.
+    /// Complaints of SQLite, each with its database.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub complaints: Vec<String>,
-    /// What it could not check, each with its database and the reason.
+    /// Parts that it could not check, each with its database and the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_checked: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! What is proven to be what was stored is given back: a check of SQLite's that cannot run, or that
-//! complains about what the source also has, is told and withholds nothing.
+//! A database that is proven to be the stored one is given back: a check of SQLite's that cannot run,
+//! or that complains about a fault of the source, is told and withholds nothing.
 
 use std::process::{Child, Stdio};
 

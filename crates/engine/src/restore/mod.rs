@@ -54,12 +54,12 @@ pub enum IntegrityCheck {
 pub struct Check {
     /// How deep it looks.
     pub depth: IntegrityCheck,
-    /// What a complaint leads to.
+    /// The reaction to a complaint.
     pub on_complaint: OnComplaint,
 }
 
-/// What follows when SQLite complains about a database whose bytes are proven to be the stored ones:
-/// the database itself is so, not the backup.
+/// The reaction when SQLite complains about a database whose bytes are proven to be the stored ones: the
+/// database itself is so, not the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnComplaint {
     /// The restore fails.

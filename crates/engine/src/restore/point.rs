@@ -419,8 +419,8 @@ mod tests {
             let expected: BTreeSet<u64> = match level {
                 // Other files end at the same positions.
                 0 if [15, 20, 30, 40].contains(&txid) => BTreeSet::new(),
-                // Beside the hole the time is unknown. What follows cannot be reached, until a file
-                // leads over the hole.
+                // Beside the hole the time is unknown. Later positions cannot be reached until a
+                // file leads over the hole.
                 0 => {
                     let over = [15, 20, 30, 40].into_iter().find(|end| *end > txid);
                     (txid - 1..over.unwrap()).collect()

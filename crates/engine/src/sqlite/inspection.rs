@@ -52,8 +52,8 @@ impl Drop for StopOnDrop {
 pub struct Checked {
     /// The first complaint.
     pub complaint: Option<String>,
-    /// What could not be checked, each with the reason; at most [`NOT_CHECKED_MAX`]. An application
-    /// may have collations, functions, tokenizers and modules that are not in our SQLite.
+    /// Parts that could not be checked, each with the reason; at most [`NOT_CHECKED_MAX`]. An
+    /// application may have collations, functions, tokenizers and modules that our SQLite lacks.
     pub not_checked: Vec<String>,
 }
 
