@@ -34,8 +34,8 @@ pub struct RestoreTestPolicy {
     )]
     pub time_zone: String,
     /// How deep to look. Quick: the database opens and `quick_check` passes. Full: also
-    /// `integrity_check`, `foreign_key_check` and your checks. Checksum: also every byte equals
-    /// what the live sidecar had sent.
+    /// `integrity_check` and your checks; orphans of foreign keys are a note. Checksum: also every
+    /// byte equals what the live sidecar had sent.
     pub level: TestLevel,
     /// How long a test may take before it counts as TimedOut.
     #[schemars(schema_with = "crate::schema::span")]
@@ -94,7 +94,7 @@ impl Default for RestoreTestPolicy {
 pub enum TestLevel {
     /// The database opens and `quick_check` passes.
     Quick,
-    /// `integrity_check`, `foreign_key_check`, the user's checks.
+    /// `integrity_check` and the user's checks; orphans of foreign keys are a note.
     #[default]
     Full,
     /// The whole database equals what the live sidecar had sent.
