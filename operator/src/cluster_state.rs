@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::{RestoreTest, SqliteBackup, SqliteRestore};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
+use protocol::verify::StartupNotes;
 
 use crate::answer::Answer;
 use crate::cache::Key;
@@ -78,6 +79,8 @@ pub struct PodFacts {
     pub deleting: bool,
     /// Whether the container of the sidecar runs.
     pub sidecar_running: bool,
+    /// Notes of the restore container about the databases that the application starts from.
+    pub startup_notes: StartupNotes,
     /// End of the container of a restore test.
     pub verdict: Option<Ended>,
 }

@@ -118,9 +118,10 @@ pub struct RestoreArguments {
     /// Show what would be restored, and restore nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// How deep SQLite looks at the result
-    #[arg(long, value_enum, default_value_t = Integrity::Quick)]
-    pub integrity_check: Integrity,
+    /// How deep SQLite looks at the result, and fail when it complains; without it: quick, and a complaint
+    /// is only told, because checksums prove that the database was stored so
+    #[arg(long, value_enum)]
+    pub integrity_check: Option<Integrity>,
     /// Objects fetched at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallelism: u8,

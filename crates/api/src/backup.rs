@@ -346,6 +346,9 @@ pub struct Startup {
     /// Action when no target can be reached. `StartIfLocalExists` (default) starts the application
     /// when every database exists locally, and waits otherwise. `Wait` always waits.
     pub when_unreachable: WhenUnreachable,
+    /// SQLite's own check complains about a restored database, though checksums prove that its bytes
+    /// are the stored ones: the source was so, too. Start: start, and report. Block: wait for a person.
+    pub on_check_failed: OnCheckFailed,
 }
 
 /// Action when the local database is missing.
@@ -378,6 +381,16 @@ pub enum WhenUnreachable {
     StartIfLocalExists,
     /// Wait for the store.
     Wait,
+}
+
+/// Action when SQLite complains about a restored database whose bytes are proven to be the stored ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnCheckFailed {
+    /// Start the application, and report the complaint.
+    #[default]
+    Start,
+    /// Keep the application from starting.
+    Block,
 }
 
 /// Last upload when the Pod stops.

@@ -132,6 +132,9 @@ pub mod condition {
     pub const RESTORE_TEST_PASSED: &str = "RestoreTestPassed";
     /// Two writers want to write one replica. True is bad.
     pub const WRITER_CONFLICT: &str = "WriterConflict";
+    /// No application runs on a restored database that SQLite complains about. Shown only while one
+    /// does, then False.
+    pub const RESTORED_CLEANLY: &str = "RestoredCleanly";
     /// On a SqliteRestore: whether this version serves it.
     pub const SERVED: &str = "Served";
 }
@@ -177,6 +180,8 @@ pub mod reason {
     pub const ROTATION_PENDING: &str = "RotationPending";
     /// Not observed yet.
     pub const UNKNOWN: &str = "Unknown";
+    /// SQLite complains about a database that was restored and is proven to be what was stored.
+    pub const CHECK_FAILED: &str = "CheckFailed";
     /// No restore test has finished.
     pub const NEVER_RUN: &str = "NeverRun";
     /// A scheduled restore test has not ended in time.

@@ -35,8 +35,8 @@ pub struct RestoreTestPolicy {
     )]
     pub time_zone: String,
     /// Depth of the verification. `Quick`: the database opens and `quick_check` passes. `Full`
-    /// (default): also `integrity_check`, `foreign_key_check` and your checks. `Checksum`: also,
-    /// every page equals the one that the live sidecar sent.
+    /// (default): also `integrity_check` and your checks; orphans of foreign keys are a note.
+    /// `Checksum`: also, every page equals the one that the live sidecar sent.
     pub level: TestLevel,
     /// Time limit of one test, `10s` to `168h`; default `1h`. Beyond it, the result is `TimedOut`.
     #[schemars(schema_with = "crate::schema::span")]
@@ -98,7 +98,7 @@ impl Default for RestoreTestPolicy {
 pub enum TestLevel {
     /// The database opens and `quick_check` passes.
     Quick,
-    /// `integrity_check`, `foreign_key_check` and the user's checks pass.
+    /// `integrity_check` and the user's checks pass; orphans of foreign keys are a note.
     #[default]
     Full,
     /// Every page equals the one that the live sidecar sent.

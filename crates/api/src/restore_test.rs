@@ -152,7 +152,7 @@ pub struct RestoreTestStatus {
     /// `CheckFailed`…
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
-    /// Explanation for people: the cause of a failure, or of the wait.
+    /// Explanation for people: the cause of a failure or of the wait, or the notes of a passed run.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Name of the Job.
@@ -210,7 +210,7 @@ pub struct TestedDatabase {
     pub target: String,
     /// Result in one word.
     pub result: String,
-    /// Explanation for people.
+    /// Explanation for people; after a pass, the tables that SQLite could not check, and notes.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The restored position: a TXID of 16 hex digits.

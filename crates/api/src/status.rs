@@ -15,8 +15,9 @@ pub struct SqliteBackupStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions `Ready`, `Injected`, `Replicating`, `CredentialsValid`, `RestoreTestPassed` and
-    /// `WriterConflict`. True is bad for `WriterConflict` only. Unknown means that the operator
-    /// could not find out.
+    /// `WriterConflict`; also `RestoredCleanly` while a Pod runs on a restored database that SQLite
+    /// complains about. True is bad for `WriterConflict` only. Unknown means that the operator could
+    /// not find out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

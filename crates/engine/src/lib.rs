@@ -12,6 +12,7 @@ pub mod database;
 mod disk;
 pub mod generations;
 pub mod hold;
+pub mod holes;
 pub mod lease;
 pub mod local;
 pub mod lockfile;

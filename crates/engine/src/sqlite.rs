@@ -10,6 +10,8 @@
 
 #![expect(unsafe_code, reason = "SQLite's VFS methods have no safe binding")]
 
+mod inspection;
+
 use std::ffi::{c_int, c_void};
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
@@ -20,6 +22,8 @@ use rusqlite::{OpenFlags, ffi};
 use sqlite_format::WalIndexHeader;
 
 use crate::hold::Hold;
+
+pub use inspection::{Checked, Inspection, NOT_CHECKED_MAX, QueryResult, Stop, StopOnDrop};
 
 /// Bytes of the wal-index that hold both header copies and the checkpoint information.
 const WAL_INDEX_INFO_BYTES: usize = 136;
@@ -42,6 +46,17 @@ impl SqliteError {
     /// True when a file ends before what was to be read.
     pub fn is_short_read(&self) -> bool {
         self.code == ffi::SQLITE_IOERR_SHORT_READ
+    }
+
+    /// True when SQLite understands the file and cannot carry the statement out: a collation,
+    /// function, tokenizer or module is missing here.
+    pub fn is_refusal(&self) -> bool {
+        self.code == ffi::SQLITE_ERROR
+    }
+
+    /// True when the statement was ended: by its time limit, or because the work has to end.
+    pub fn is_interrupt(&self) -> bool {
+        self.code == ffi::SQLITE_INTERRUPT
     }
 
     /// True when another connection holds a lock that we need; the next look may succeed.
@@ -357,154 +372,6 @@ impl Connection {
     }
 }
 
-/// A look at a database file that nobody writes: no log, no locks, no files beside it.
-#[derive(Debug)]
-pub struct Inspection {
-    inner: rusqlite::Connection,
-}
-
-/// What a query of the user's gave.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct QueryResult {
-    /// Number of rows, counted up to the limit.
-    pub rows: u64,
-    /// The first value of the first row as text; none for no row or NULL.
-    pub first: Option<String>,
-}
-
-impl Inspection {
-    /// Opens the file as immutable.
-    ///
-    /// # Errors
-    ///
-    /// SQLite's refusal.
-    pub fn open(path: &Path) -> Result<Inspection, SqliteError> {
-        configure_library();
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let inner = rusqlite::Connection::open_with_flags(immutable_uri(path), flags)
-            .map_err(wrap("open the restored database"))?;
-        // Whoever writes the query must not reach other files through it.
-        inner
-            .set_limit(rusqlite::limits::Limit::SQLITE_LIMIT_ATTACHED, 0)
-            .map_err(wrap("forbid ATTACH"))?;
-        Ok(Inspection { inner })
-    }
-
-    /// `PRAGMA quick_check`: the first complaint, if any.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read as a database at all.
-    pub fn quick_check(&self) -> Result<Option<String>, SqliteError> {
-        self.first_complaint("PRAGMA quick_check(1)")
-    }
-
-    /// `PRAGMA integrity_check`: the first complaint, if any.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read as a database at all.
-    pub fn integrity_check(&self) -> Result<Option<String>, SqliteError> {
-        self.first_complaint("PRAGMA integrity_check(1)")
-    }
-
-    fn first_complaint(&self, sql: &str) -> Result<Option<String>, SqliteError> {
-        let answer: Result<String, _> = self.inner.query_row(sql, [], |row| row.get(0));
-        match answer {
-            Ok(answer) => Ok((answer != "ok").then_some(answer)),
-            // A file so damaged that the check itself fails is a complaint, too.
-            Err(rusqlite::Error::SqliteFailure(failure, text))
-                if matches!(
-                    failure.extended_code & 0xff,
-                    ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB
-                ) =>
-            {
-                Ok(Some(text.unwrap_or_else(|| failure.to_string())))
-            }
-            Err(error) => Err(wrap("check the database")(error)),
-        }
-    }
-
-    /// `PRAGMA foreign_key_check`: the first violation, as `table, row, parent`.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be read.
-    pub fn foreign_key_check(&self) -> Result<Option<String>, SqliteError> {
-        let run = || {
-            let mut statement = self.inner.prepare("PRAGMA foreign_key_check")?;
-            let mut rows = statement.query([])?;
-            rows.next()?
-                .map(|row| {
-                    let table: String = row.get(0)?;
-                    let number: Option<i64> = row.get(1)?;
-                    let parent: String = row.get(2)?;
-                    Ok(format!(
-                        "row {} of {table} refers to nothing in {parent}",
-                        number.unwrap_or(0)
-                    ))
-                })
-                .transpose()
-        };
-        run().map_err(wrap("check foreign keys"))
-    }
-
-    /// Runs one statement that must only read, for at most `limit`.
-    ///
-    /// # Errors
-    ///
-    /// SQLite's refusal, a statement that writes, or the time limit.
-    pub fn query(&mut self, sql: &str, limit: Duration) -> Result<QueryResult, SqliteError> {
-        let deadline = std::time::Instant::now() + limit;
-        self.inner
-            .progress_handler(10_000, Some(move || std::time::Instant::now() >= deadline))
-            .map_err(wrap("limit the query"))?;
-        let run = || {
-            let mut statement = self.inner.prepare(sql)?;
-            let mut rows = statement.query([])?;
-            let mut result = QueryResult::default();
-            while let Some(row) = rows.next()? {
-                if result.rows == 0 {
-                    result.first = text_of(row.get_ref(0)?);
-                }
-                result.rows += 1;
-            }
-            Ok(result)
-        };
-        run().map_err(wrap("run the query"))
-    }
-}
-
-fn text_of(value: rusqlite::types::ValueRef<'_>) -> Option<String> {
-    use rusqlite::types::ValueRef;
-    match value {
-        ValueRef::Null => None,
-        ValueRef::Integer(number) => Some(number.to_string()),
-        ValueRef::Real(number) => Some(number.to_string()),
-        ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-        ValueRef::Blob(bytes) => Some(format!("{} bytes", bytes.len())),
-    }
-}
-
-/// A file URI that makes SQLite ignore logs and locks. Every byte outside the unreserved ones is
-/// escaped, as <https://sqlite.org/uri.html> wants it.
-fn immutable_uri(path: &Path) -> String {
-    use std::fmt::Write;
-    use std::os::unix::ffi::OsStrExt;
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut uri = String::from("file:");
-    for byte in absolute.as_os_str().as_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
-                uri.push(char::from(*byte));
-            }
-            other => write!(uri, "%{other:02X}").expect("a string takes everything"),
-        }
-    }
-    uri.push_str("?immutable=1&mode=ro");
-    uri
-}
-
 /// Copies 4-byte words of shared memory that another process may be writing.
 fn copy_words(words: *const u32, first: usize, out: &mut [u8]) {
     debug_assert!(first * 4 + out.len() <= WAL_INDEX_INFO_BYTES);
@@ -557,10 +424,15 @@ fn wrap(action: &'static str) -> impl Fn(rusqlite::Error) -> SqliteError {
             rusqlite::Error::SqliteFailure(failure, _) => failure.extended_code & 0xff,
             _ => ffi::SQLITE_ERROR,
         };
+        let message = match error {
+            // Without the statement, which is ours.
+            rusqlite::Error::SqlInputError { msg, .. } => msg,
+            error => error.to_string(),
+        };
         SqliteError {
             action,
             code,
-            message: error.to_string(),
+            message,
         }
     }
 }

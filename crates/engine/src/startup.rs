@@ -20,7 +20,7 @@ use crate::generations;
 use crate::lease::{self, Claim};
 use crate::local::{LocalError, LocalState, ReplicaRecord, Replicas};
 use crate::remote;
-use crate::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, assemble};
+use crate::restore::{Check, Point, RestoreError, RestoreOptions, Restored, assemble};
 use crate::target::{TargetError, TargetSettings, fence};
 
 /// How a database was found or made ready.
@@ -76,15 +76,19 @@ pub enum StartupError {
 
 /// Makes one database ready. Safe to repeat and to stop at any point.
 ///
+/// `check` says how deep SQLite looks at a restored database, and whether its complaint keeps the
+/// application from starting.
+///
 /// # Errors
 ///
 /// See [`StartupError`]; the place of the database is as it was.
 pub async fn make_ready(
     settings: &DatabaseSettings,
     on_missing: OnMissing,
-    integrity: IntegrityCheck,
+    check: impl Into<Check>,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Ready, StartupError> {
+    let integrity = check.into();
     match std::fs::metadata(&settings.path) {
         // A place that we cannot look at is not an empty one.
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -136,7 +140,7 @@ pub async fn make_ready(
                 // Before the database is there: killed in between, we restore again. The other way
                 // round its backup would seem to be another's.
                 local.seed(restored.base(), &records)?;
-                match assembly.publish(&options.output, options.force) {
+                match assembly.publish(&options.output, options.force).await {
                     Ok(()) => {
                         name_source(target, settings).await;
                         Ok(restored)
@@ -193,7 +197,7 @@ pub async fn restore_in_place(
     };
     let local = LocalState::open(&settings.state).map_err(failed)?;
     let (assembly, restored) = assemble(store, options, progress).await?;
-    assembly.publish(&options.output, options.force)?;
+    assembly.publish(&options.output, options.force).await?;
     // Afterwards: what fails leaves what we knew of the database that was there. Killed in between,
     // the restored one seems to be another's, and a person decides.
     let records = records(settings, &local, None);
@@ -304,6 +308,7 @@ mod tests {
     use store::{Body, Memory, PutMeta, PutMode};
 
     use super::*;
+    use crate::restore::IntegrityCheck;
     use crate::retention::RetentionPolicy;
 
     /// A full copy of one page, and the lease of somebody else who has announced one.

@@ -15,13 +15,14 @@ use protocol::verify::{
 use store::{SharedStore, StoreErrorKind};
 
 use crate::generations::{GenerationError, rebuild};
+use crate::holes::{Exact, holes};
 use crate::plan::{PlanError, plan_restore};
 use crate::restore::{
     Assembly, IntegrityCheck, Point, Resolved, RestoreError, Restored, Way, find,
 };
-use crate::sqlite::{Inspection, QueryResult};
+use crate::sqlite::{Inspection, QueryResult, SqliteError, Stop};
 
-/// Longest time that one check may run.
+/// Longest time that one check may run, and the look at foreign keys.
 const CHECK_TIME: Duration = Duration::from_secs(60);
 /// Objects fetched at the same time.
 const PARALLELISM: usize = 8;
@@ -44,6 +45,8 @@ pub struct VerifyOptions<'a> {
     /// Longest allowed age of the newest stored commit. An idle database fails it with a good
     /// backup, so only a person asks for it.
     pub max_age: Option<Span>,
+    /// The span in which the target keeps each capture, where its configuration is known.
+    pub exact: Option<Duration>,
     /// The user's checks.
     pub checks: &'a [Check],
     /// Where the database is rebuilt; removed afterwards.
@@ -76,6 +79,8 @@ pub async fn verify(target: &str, store: &SharedStore, options: &VerifyOptions<'
             result: VerifyResult::Passed,
             message: String::new(),
             resolved: None,
+            not_checked: Vec::new(),
+            notes: Vec::new(),
             checks: Vec::new(),
         },
         bytes: 0,
@@ -116,6 +121,10 @@ async fn prove(
     let expected = options.expected.filter(|_| options.point == Point::Latest);
     let output = options.scratch.join("database");
     let mut assembly = Assembly::create(&output).map_err(|error| judge(&error))?;
+    let hole = match &way {
+        Way::Files(resolved) => hole(resolved, options.exact),
+        Way::Generation(_) => None,
+    };
     match way {
         Way::Files(resolved) => {
             let level = options.level;
@@ -145,24 +154,84 @@ async fn prove(
     verified.bytes = restored.bytes;
     verified.rto = started.elapsed();
     verified.report.resolved = Some(position_of(&restored));
+    let mut is_live = false;
+    if let Some(expected) = expected
+        && parse_txid(&expected.acknowledged)? == restored.txid
+    {
+        compare(&restored, &expected.acknowledged)?;
+        is_live = true;
+    }
+    verified.report.not_checked = clipped(&restored.checked.not_checked);
+    if let Some(problem) = &restored.checked.complaint {
+        let is_proven = restored.generation.is_none();
+        let message = complaint(problem, is_proven, is_live);
+        return Err(Failure::new(VerifyResult::IntegrityFailed, message));
+    }
     if let Some(expected) = expected {
-        if parse_txid(&expected.acknowledged)? == restored.txid {
-            compare(&restored, &expected.acknowledged)?;
-        }
         verified.rpo = Some(Duration::from_millis(expected.lag_ms));
         judge_lag(expected, options.max_lag)?;
     }
     judge_age(restored.timestamp_ms, options.max_age, Timestamp::now())?;
     if options.level >= VerifyLevel::Full {
-        let inspected = inspect(assembly.path(), options, restored.timestamp_ms);
-        verified.report.checks = inspected?;
+        let inspected = inspect(assembly.path(), options, restored.timestamp_ms).await?;
+        let report = &mut verified.report;
+        report.not_checked.extend(clipped(&inspected.not_checked));
+        report.notes.extend(clipped(&inspected.notes));
+        report.checks = inspected.checks;
         let failed = verified.report.checks.iter().find(|check| !check.ok);
         if let Some(check) = failed {
             let message = format!("check {}: {}", check.name, check.detail);
             return Err(Failure::new(VerifyResult::CheckFailed, message));
         }
     }
-    Ok(())
+    // Last: what is restored is good, and a point beside it is lost.
+    hole.map_or(Ok(()), Err)
+}
+
+/// A promised capture that is missing, whether or not the restored point needs it.
+fn hole(resolved: &Resolved, exact: Option<Duration>) -> Option<Failure> {
+    let exact = exact.map(|span| Exact {
+        span,
+        now_ms: Timestamp::now().as_millisecond(),
+    });
+    let holes = holes(&resolved.files, exact);
+    let mut lost = holes.iter().filter(|hole| hole.is_exact);
+    let first = lost.next()?;
+    let others = match lost.count() {
+        0 => String::new(),
+        others => format!(", and {others} more holes"),
+    };
+    let message = format!(
+        "the restored database is good, but stored files were lost: none gives TXID {} to {}, between \
+         {} and {}{others}",
+        first.first(),
+        first.last(),
+        first.after,
+        first.next
+    );
+    Some(Failure::new(VerifyResult::Hole, message))
+}
+
+/// Whether the backup or the database is at fault when SQLite complains.
+fn complaint(problem: &str, is_proven: bool, is_live: bool) -> String {
+    let cause = match (is_proven, is_live) {
+        (_, true) => "the live database has the same checksum: it is so itself, not the backup",
+        (true, false) => {
+            "every checksum holds and every page is there: the database was stored so, and the live \
+             one should be checked"
+        }
+        (false, false) => {
+            "Litestream 0.3 stores no checksum that proves the end of a log: the backup may differ"
+        }
+    };
+    // The cause must not be cut off.
+    let problem: String = problem.chars().take(120).collect();
+    format!("SQLite complains: {problem}; {cause}")
+}
+
+fn clipped(texts: &[String]) -> Vec<String> {
+    let clip = |text: &String| text.chars().take(256).collect();
+    texts.iter().map(clip).collect()
 }
 
 /// Brings the files of a plan into the assembly, and on the way holds them against what had been
@@ -289,6 +358,7 @@ pub fn judge_restore(error: &RestoreError) -> VerifyResult {
         RestoreError::Plan(_)
         | RestoreError::Generation(_)
         | RestoreError::TooEarly { .. }
+        | RestoreError::HoleAtTime { .. }
         | RestoreError::MissingPage { .. } => VerifyResult::Hole,
         RestoreError::Integrity { .. } => VerifyResult::IntegrityFailed,
         RestoreError::Io { source, .. } if crate::local::is_disk_full(source) => {
@@ -306,40 +376,73 @@ fn judge(error: &RestoreError) -> Failure {
     Failure::new(judge_restore(error), error.to_string())
 }
 
-fn inspect(
+/// The findings in a restored database.
+struct Inspected {
+    not_checked: Vec<String>,
+    notes: Vec<String>,
+    checks: Vec<CheckReport>,
+}
+
+/// Looks at foreign keys and runs the user's checks, on a thread that may block. When the future is
+/// dropped, the statement under way ends.
+async fn inspect(
     path: &Path,
     options: &VerifyOptions<'_>,
     timestamp_ms: i64,
-) -> Result<Vec<CheckReport>, Failure> {
-    let failed = |error: crate::sqlite::SqliteError| {
-        Failure::new(VerifyResult::IntegrityFailed, error.to_string())
-    };
-    let mut inspection = Inspection::open(path).map_err(failed)?;
-    if let Some(violation) = inspection.foreign_key_check().map_err(failed)? {
-        return Err(Failure::new(VerifyResult::IntegrityFailed, violation));
+) -> Result<Inspected, Failure> {
+    let mine = options.checks.iter();
+    let mine = mine.filter(|check| applies(check, options.path));
+    let mine: Vec<Check> = mine.cloned().collect();
+    let (path, at) = (path.to_owned(), time_of(timestamp_ms));
+    let stop = Stop::default();
+    let _ends_with_us = stop.on_drop();
+    let inspected = tokio::task::spawn_blocking(move || inspect_file(&path, &mine, at, &stop));
+    let inspected = inspected.await.expect("an inspection does not panic");
+    inspected.map_err(|error| Failure::new(VerifyResult::RestoreFailed, error.to_string()))
+}
+
+fn inspect_file(
+    path: &Path,
+    checks: &[Check],
+    at: Timestamp,
+    stop: &Stop,
+) -> Result<Inspected, SqliteError> {
+    let mut inspection = Inspection::open_until(path, stop)?;
+    let (mut not_checked, mut notes) = (Vec::new(), Vec::new());
+    // SQLite enforces foreign keys only where the application asks for it, and a backup of a database
+    // with orphans is good. A user who wants none has a check for it.
+    match inspection.foreign_key_check(CHECK_TIME) {
+        Ok(checked) => {
+            let told = |text: String| format!("foreign keys: {text}");
+            notes.extend(checked.complaint.map(told));
+            not_checked.extend(checked.not_checked.into_iter().map(told));
+        }
+        Err(error) if error.is_interrupt() => {
+            let seconds = CHECK_TIME.as_secs();
+            not_checked.push(format!("foreign keys: not done after {seconds} s"));
+        }
+        Err(error) => not_checked.push(format!("foreign keys: {}", error.message)),
     }
-    let mine = options
-        .checks
-        .iter()
-        .filter(|check| applies(check, options.path));
-    Ok(mine
-        .map(|check| {
-            let outcome = inspection
-                .query(&check.query, CHECK_TIME)
-                .map_err(|error| error.to_string())
-                .and_then(|found| evaluate(check, &found, time_of(timestamp_ms)));
-            let (ok, detail) = match outcome {
-                Ok(detail) => (true, detail),
-                Err(detail) => (false, detail),
-            };
-            let detail = detail.chars().take(256).collect();
-            CheckReport {
-                name: check.name.clone(),
-                ok,
-                detail,
-            }
-        })
-        .collect())
+    let run = |check: &Check| {
+        let outcome = inspection
+            .query(&check.query, CHECK_TIME)
+            .map_err(|error| error.to_string())
+            .and_then(|found| evaluate(check, &found, at));
+        let (ok, detail) = match outcome {
+            Ok(detail) => (true, detail),
+            Err(detail) => (false, detail),
+        };
+        CheckReport {
+            name: check.name.clone(),
+            ok,
+            detail: detail.chars().take(256).collect(),
+        }
+    };
+    Ok(Inspected {
+        checks: checks.iter().map(run).collect(),
+        not_checked,
+        notes,
+    })
 }
 
 /// Whether a check is about this database: by path, by file name, or about every one.

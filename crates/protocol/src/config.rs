@@ -150,6 +150,10 @@ pub struct Startup {
     pub on_divergence: OnDivergence,
     /// The store cannot be asked.
     pub when_unreachable: WhenUnreachable,
+    /// SQLite complains about a restored database. Not written when it is the default: an older reader
+    /// does not know the key.
+    #[serde(skip_serializing_if = "OnCheckFailed::is_default")]
+    pub on_check_failed: OnCheckFailed,
 }
 
 /// What to do when the local database is missing.
@@ -185,6 +189,24 @@ pub enum WhenUnreachable {
     StartIfLocalExists,
     /// Wait for the store, even when every database is there.
     Wait,
+}
+
+/// The reaction when SQLite complains about a restored database whose bytes are proven to be the stored
+/// ones: the database itself is so, not the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnCheckFailed {
+    /// Start with it, and report.
+    #[default]
+    Start,
+    /// Keep the application from starting.
+    Block,
+}
+
+impl OnCheckFailed {
+    fn is_default(&self) -> bool {
+        *self == OnCheckFailed::default()
+    }
 }
 
 /// Full copies.

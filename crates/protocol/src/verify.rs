@@ -33,7 +33,7 @@ pub struct VerifyRequest {
 pub enum VerifyLevel {
     /// `PRAGMA quick_check`.
     Quick,
-    /// `integrity_check`, `foreign_key_check`, the user's checks.
+    /// `integrity_check` and the user's checks; orphans of foreign keys are a note.
     #[default]
     Full,
     /// The whole-database checksum equals the acknowledged one.
@@ -114,7 +114,8 @@ pub struct Check {
 pub struct VerifyReport {
     /// The verdict; the same as the exit code tells.
     pub result: VerifyResult,
-    /// For people: what is wrong with which database. Empty after a pass.
+    /// For people: what is wrong with which database. After a pass, the first thing that is noted or
+    /// that could not be checked; usually empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// When the run started.
@@ -164,6 +165,13 @@ pub struct DatabaseReport {
     /// The position reached, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Position>,
+    /// Parts that SQLite could not check, each with the reason: no reason to fail, because checksums and
+    /// the coverage of pages prove the bytes. Each has at most 256 characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_checked: Vec<String>,
+    /// Findings that fail nothing, such as rows that refer to nothing. Each has at most 256 characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The user's checks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckReport>,
@@ -180,6 +188,19 @@ pub struct CheckReport {
     /// What was found, against what was expected; at most 256 characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+/// The termination message of `restore --wait`, as JSON, when the application starts from a database
+/// that SQLite complains about or could not check.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartupNotes {
+    /// Complaints of SQLite, each with its database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub complaints: Vec<String>,
+    /// Parts that it could not check, each with its database and the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_checked: Vec<String>,
 }
 
 /// Verdict of a restore test. Names are the reasons that conditions show.

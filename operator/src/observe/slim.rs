@@ -2,14 +2,19 @@
 //!
 //! Deserialization drops all other fields.
 
-use api::names::{BACKUP, INJECTION_HASH, SIDECAR_CONTAINER, VERIFY_CONTAINER};
+use api::names::{BACKUP, INJECTION_HASH, RESTORE_CONTAINER, SIDECAR_CONTAINER, VERIFY_CONTAINER};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
+use protocol::verify::StartupNotes;
 use serde::Deserialize;
 
+use crate::answer::clipped;
 use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
+
+/// Most notes of each kind that are kept of a Pod.
+const NOTES_MAX: usize = 8;
 
 /// The relevant fields of a Pod.
 #[derive(Debug, Clone, Deserialize, Resource)]
@@ -107,6 +112,13 @@ impl From<SlimPod> for PodFacts {
         };
         let running =
             |s: &SlimContainerStatus| s.name == SIDECAR_CONTAINER && s.state.running.is_some();
+        let restored = status.init_container_statuses.iter();
+        let startup_notes = restored
+            .filter(|s| s.name == RESTORE_CONTAINER)
+            .filter_map(|s| s.state.terminated.as_ref())
+            .find(|ended| ended.exit_code == 0)
+            .map(|ended| noted(&ended.message))
+            .unwrap_or_default();
         let verdict = status
             .container_statuses
             .into_iter()
@@ -130,9 +142,20 @@ impl From<SlimPod> for PodFacts {
             phase: status.phase,
             deleting: metadata.deletion_timestamp.is_some(),
             sidecar_running: status.init_container_statuses.iter().any(running),
+            startup_notes,
             verdict,
         }
     }
+}
+
+/// The notes of a restore container, each clipped. An older one leaves none.
+fn noted(message: &str) -> StartupNotes {
+    let mut notes: StartupNotes = serde_json::from_str(message).unwrap_or_default();
+    for list in [&mut notes.complaints, &mut notes.not_checked] {
+        list.truncate(NOTES_MAX);
+        list.iter_mut().for_each(|note| *note = clipped(note));
+    }
+    notes
 }
 
 impl From<SlimJob> for JobFacts {
@@ -208,6 +231,28 @@ mod tests {
         }))
         .unwrap();
         assert!(!PodFacts::from(pod).has_sidecar);
+    }
+
+    #[test]
+    fn the_notes_of_a_restore_that_succeeded_are_kept_and_nothing_else_it_says() {
+        let pod = |exit_code: i32, message: &str| {
+            let ended = json!({"terminated": {"exitCode": exit_code, "message": message}});
+            let pod: SlimPod = serde_json::from_value(json!({
+                "metadata": {"name": "x"},
+                "status": {"phase": "Running", "initContainerStatuses": [
+                    {"name": "sqlite-backup-restore", "state": ended},
+                ]},
+            }))
+            .unwrap();
+            PodFacts::from(pod).startup_notes
+        };
+        let message = r#"{"complaints": ["/data/app.db: NULL value in t.x"]}"#;
+        assert_eq!(
+            pod(0, message).complaints,
+            ["/data/app.db: NULL value in t.x"]
+        );
+        assert_eq!(pod(13, message), StartupNotes::default());
+        assert_eq!(pod(0, "the application waits"), StartupNotes::default());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use protocol::config::{
-    Config, Database, Identity, Logging, OnDivergence, OnMissing, Replica, Retention, Snapshot,
-    Startup, WhenUnreachable,
+    Config, Database, Identity, Logging, OnCheckFailed, OnDivergence, OnMissing, Replica,
+    Retention, Snapshot, Startup, WhenUnreachable,
 };
 use protocol::names::{MEMBER_ENV, STATE_DIR, STATUS_PORT};
 
@@ -115,6 +115,10 @@ fn startup(backup: &SqliteBackup) -> Startup {
         when_unreachable: match startup.when_unreachable {
             from::WhenUnreachable::StartIfLocalExists => WhenUnreachable::StartIfLocalExists,
             from::WhenUnreachable::Wait => WhenUnreachable::Wait,
+        },
+        on_check_failed: match startup.on_check_failed {
+            from::OnCheckFailed::Start => OnCheckFailed::Start,
+            from::OnCheckFailed::Block => OnCheckFailed::Block,
         },
     }
 }

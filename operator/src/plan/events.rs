@@ -44,12 +44,13 @@ impl EventDraft {
 }
 
 /// Conditions whose changes cause Events. Runs of restore tests cause Events of their own.
-const REPORTED: [&str; 5] = [
+const REPORTED: [&str; 6] = [
     condition::READY,
     condition::INJECTED,
     condition::REPLICATING,
     condition::CREDENTIALS_VALID,
     condition::WRITER_CONFLICT,
+    condition::RESTORED_CLEANLY,
 ];
 
 /// Drafts Events for the changes from `old` to `new`.

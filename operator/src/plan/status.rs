@@ -62,6 +62,8 @@ pub fn plan(
         conflict(backup, acceptance, &members),
     );
 
+    restored_cleanly(&members, &mut conditions);
+
     let new = SqliteBackupStatus {
         observed_generation: backup.metadata.generation,
         conditions: conditions.finish(),
@@ -92,6 +94,28 @@ fn ready(backup: &SqliteBackup, acceptance: &Acceptance, conditions: &mut Condit
         Acceptance::Accepted(_) => (true, reason::ACCEPTED, "the spec is in force".to_owned()),
     };
     conditions.set(condition::READY, status, reason, message);
+}
+
+/// Sets `RestoredCleanly` while an application runs on a database that SQLite complains about.
+fn restored_cleanly(members: &[Member<'_>], conditions: &mut Conditions) {
+    let complaints = members.iter().filter_map(|member| {
+        let first = member.pod.startup_notes.complaints.first()?;
+        Some((member.pod.name.as_str(), first))
+    });
+    let complaints: Vec<_> = complaints.collect();
+    let Some((pod, complaint)) = complaints.first() else {
+        return;
+    };
+    let others = match complaints.len() - 1 {
+        0 => String::new(),
+        others => format!(" (and {others} more Pods)"),
+    };
+    let message = format!(
+        "Pod {pod}{others} runs on a restored database that SQLite complains about, {complaint}; every \
+         checksum holds, so the database was so before; repair it, or set startup.onCheckFailed: Block"
+    );
+    let type_ = condition::RESTORED_CLEANLY;
+    conditions.set(type_, false, reason::CHECK_FAILED, message);
 }
 
 fn pods(backup: &SqliteBackup, members: &[Member<'_>], settings: &Settings) -> PodsStatus {
@@ -346,13 +370,13 @@ fn verdict(
         .old(type_)
         .is_some_and(|c| c.status != "Unknown" && c.reason != reason::OVERDUE);
     match &tests.latest {
-        Some((RestoreTestPhase::Passed, result, _)) => {
-            conditions.set(
-                type_,
-                true,
-                result,
-                "the last restore test verified every database",
-            );
+        Some((RestoreTestPhase::Passed, result, noted)) => {
+            let verified = "the last restore test verified every database";
+            let message = match noted.as_str() {
+                "" => verified.to_owned(),
+                noted => format!("{verified}; noted: {noted}"),
+            };
+            conditions.set(type_, true, result, message);
         }
         Some((RestoreTestPhase::Failed, result, message)) => {
             conditions.set(type_, false, result, message.as_str());

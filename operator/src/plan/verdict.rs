@@ -184,7 +184,12 @@ fn tested(database: &protocol::verify::DatabaseReport) -> TestedDatabase {
         path: database.path.clone(),
         target: database.target.clone(),
         result: format!("{:?}", database.result),
-        message: database.message.clone(),
+        message: match database.message.as_str() {
+            "" => [&database.not_checked[..], &database.notes]
+                .concat()
+                .join("; "),
+            message => message.to_owned(),
+        },
         txid: database.resolved.as_ref().map(|p| p.txid.clone()),
         checks: database
             .checks

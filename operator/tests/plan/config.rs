@@ -1,6 +1,7 @@
 //! Configuration of the sidecars.
 
-use api::backup::DeletionPolicy;
+use api::SqliteBackup;
+use api::backup::{DeletionPolicy, OnCheckFailed};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use operator::plan::Change;
 use operator::plan::config::{config, config_map};
@@ -8,6 +9,18 @@ use protocol::config::Config;
 use serde_json::json;
 
 use crate::fixture::{Cluster, backup, start};
+
+#[test]
+fn a_policy_for_failed_checks_is_rendered_only_when_it_is_not_the_default() {
+    let mut backup = backup("orders");
+    let rendered = |backup: &SqliteBackup| config_map(backup).data.unwrap()["config.yml"].clone();
+    assert!(
+        !rendered(&backup).contains("on-check-failed"),
+        "older sidecars know no such key"
+    );
+    backup.spec.startup.on_check_failed = OnCheckFailed::Block;
+    assert!(rendered(&backup).contains("on-check-failed: block"));
+}
 
 #[test]
 fn the_configuration_is_what_sidecars_read() {

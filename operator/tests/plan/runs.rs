@@ -13,7 +13,7 @@ use operator::cluster_state::{JobEnd, JobFacts};
 use operator::plan::Change;
 use protocol::Span;
 use protocol::names::VERIFY_REQUEST_ENV;
-use protocol::verify::{VerifyRequest, VerifyResult};
+use protocol::verify::{DatabaseReport, VerifyRequest, VerifyResult};
 
 use crate::fixture::{Cluster, NAMESPACE, at, position, seconds, well};
 
@@ -226,6 +226,38 @@ fn a_pass_shows_what_it_measured_and_is_told_on_both_objects() {
     assert_eq!(
         cluster.status("orders").restore_test.unwrap().rto_seconds,
         Some(2)
+    );
+}
+
+#[test]
+fn what_a_passed_run_noted_is_in_the_statuses() {
+    let mut cluster = running("odd");
+    let mut report = crate::fixture::report(VerifyResult::Passed);
+    let reason = "table t: no such collation sequence: mine";
+    report.message = format!("/data/app.db from primary: not checked: {reason}");
+    report.databases.push(DatabaseReport {
+        member: "orders-0".into(),
+        path: "/data/app.db".into(),
+        target: "primary".into(),
+        result: VerifyResult::Passed,
+        message: String::new(),
+        resolved: None,
+        not_checked: vec![reason.into()],
+        notes: vec!["foreign keys: a row".into()],
+        checks: Vec::new(),
+    });
+    cluster.end_test("odd", 0, serde_json::to_string(&report).unwrap());
+    cluster.settle();
+    let test = cluster.test("odd");
+    assert!(test.message.contains(reason), "{}", test.message);
+    let expected = format!("{reason}; foreign keys: a row");
+    assert_eq!(test.databases[0].message, expected);
+    cluster.assert_condition(RESTORE_TEST_PASSED, "True", "Passed");
+    assert!(
+        cluster
+            .condition(RESTORE_TEST_PASSED)
+            .message
+            .contains(reason)
     );
 }
 

@@ -1,8 +1,12 @@
 //! Status of a SqliteBackup from its members.
 
-use api::names::condition::{CREDENTIALS_VALID, INJECTED, READY, REPLICATING, WRITER_CONFLICT};
+use api::names::condition::{
+    CREDENTIALS_VALID, INJECTED, READY, REPLICATING, RESTORED_CLEANLY, WRITER_CONFLICT,
+};
 use api::names::reason;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use protocol::status::{CredentialsReport, DatabaseState, SidecarStatus, TargetState};
+use protocol::verify::StartupNotes;
 
 use crate::fixture::{Cluster, backup, pod, seconds, start, well};
 
@@ -317,4 +321,39 @@ fn events_tell_changes_and_only_changes() {
     }
     let silent = (reason::SIDECAR_UNREACHABLE.to_owned(), false);
     assert!(told(&cluster).contains(&silent));
+}
+
+#[test]
+fn a_restored_database_that_sqlite_complains_about_is_a_condition_and_one_event() {
+    let mut cluster = Cluster::at_rest();
+    let conditions = |cluster: &Cluster| cluster.status("orders").conditions;
+    let is_told = |condition: &Condition| condition.type_ == RESTORED_CLEANLY;
+    assert!(
+        !conditions(&cluster).iter().any(is_told),
+        "nothing is wrong"
+    );
+    let mut noted = pod(&backup("orders"), "orders-1");
+    noted.startup_notes = StartupNotes {
+        complaints: vec!["/data/app.db: NULL value in t.x".into()],
+        not_checked: Vec::new(),
+    };
+    cluster.add_pod(noted);
+    cluster.answer("orders-1", Ok(well()));
+    let events = cluster.plan().events;
+    let told: Vec<_> = events
+        .iter()
+        .filter(|n| n.reason == reason::CHECK_FAILED)
+        .collect();
+    let [notice] = told.as_slice() else {
+        panic!("one Event is expected: {events:?}");
+    };
+    assert!(!notice.normal && notice.message.contains("NULL value in t.x"));
+    cluster.settle();
+    cluster.assert_condition(RESTORED_CLEANLY, "False", reason::CHECK_FAILED);
+    assert!(cluster.plan().events.is_empty(), "it is told once");
+    // The next Pod starts from a database that was repaired.
+    cluster.remove_pods();
+    cluster.add_pod(pod(&backup("orders"), "orders-0"));
+    cluster.settle();
+    assert!(!conditions(&cluster).iter().any(is_told));
 }

@@ -1,9 +1,11 @@
 //! `verify`: a restore test, for people and for the operator's Jobs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use engine::database::DatabaseSettings;
 use engine::restore::Point;
+use engine::retention::RetentionPolicy;
 use engine::target::TargetSettings;
 use engine::verify::{Verified, VerifyOptions, verify};
 use jiff::Timestamp;
@@ -39,7 +41,12 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     for member in &request.members {
         for database in databases(&arguments, member, &mut opener).await? {
             let scratch = scratch.path();
-            all.extend(each_target(&request, member, &database, point, max_age, scratch).await);
+            all.extend(
+                each_target(
+                    &arguments, &request, member, &database, point, max_age, scratch,
+                )
+                .await,
+            );
         }
     }
     let report = report(all, started);
@@ -49,6 +56,7 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
 
 /// Proves every target of a database: one that is never restored from is one that nobody knows.
 async fn each_target(
+    arguments: &VerifyArguments,
     request: &VerifyRequest,
     member: &MemberExpectation,
     database: &DatabaseSettings,
@@ -58,7 +66,13 @@ async fn each_target(
 ) -> Vec<Verified> {
     let path = database.path.display().to_string();
     let mut all = Vec::new();
-    for TargetSettings { name, store, .. } in &database.targets {
+    for TargetSettings {
+        name,
+        store,
+        retention,
+        ..
+    } in &database.targets
+    {
         let expected = member
             .databases
             .iter()
@@ -71,12 +85,19 @@ async fn each_target(
             expected,
             max_lag: request.max_lag,
             max_age,
+            exact: arguments.config.as_ref().and_then(|_| exact(retention)),
             checks: &request.checks,
             scratch,
         };
         all.push(verify(name, store, &options).await);
     }
     all
+}
+
+/// The span in which a target keeps each capture; none when nothing is deleted.
+fn exact(retention: &RetentionPolicy) -> Option<Duration> {
+    let span = retention.exact.min(retention.window);
+    retention.enabled.then_some(span)
 }
 
 fn request(arguments: &VerifyArguments) -> Result<VerifyRequest, Failure> {
@@ -177,7 +198,7 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
             let message = "no member, or no database in the configuration, has a backup";
             (VerifyResult::NoBackupYet, message.to_owned())
         }
-        None => (VerifyResult::Passed, String::new()),
+        None => (VerifyResult::Passed, noted(&all).unwrap_or_default()),
         Some(report) => {
             let member = if report.member.is_empty() { "" } else { " of " };
             let message = format!(
@@ -200,7 +221,10 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
         .max();
     let (passed, bytes) = (all.len() - failed, all.iter().map(|one| one.bytes).sum());
     let mut databases: Vec<_> = all.into_iter().map(|one| one.report).collect();
-    databases.sort_by_key(|report| report.result == VerifyResult::Passed);
+    databases.sort_by_key(|report| {
+        let is_silent = report.not_checked.is_empty() && report.notes.is_empty();
+        (report.result == VerifyResult::Passed, is_silent)
+    });
     VerifyReport {
         result,
         message,
@@ -216,6 +240,16 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
         databases,
         omitted: 0,
     }
+}
+
+/// The first thing that is noted about a database that passed, or that could not be checked.
+fn noted(all: &[Verified]) -> Option<String> {
+    all.iter().map(|one| &one.report).find_map(|report| {
+        let place = format!("{} from {}", report.path, report.target);
+        let not_checked = report.not_checked.first();
+        let not_checked = not_checked.map(|reason| format!("{place}: not checked: {reason}"));
+        not_checked.or_else(|| Some(format!("{place}: {}", report.notes.first()?)))
+    })
 }
 
 /// The report as JSON of at most `limit` bytes: entries go, the verdict stays.
@@ -249,6 +283,12 @@ fn publish(arguments: &VerifyArguments, report: &VerifyReport) -> Result<(), Fai
         match (&database.resolved, database.message.as_str()) {
             (Some(at), "") => println!("passed {place}: TXID {} of {}", at.txid, at.time),
             (_, message) => println!("FAILED {place}: {:?}: {message}", database.result),
+        }
+        for reason in &database.not_checked {
+            println!("  not checked: {reason}");
+        }
+        for note in &database.notes {
+            println!("  note: {note}");
         }
         for check in &database.checks {
             println!(
@@ -290,6 +330,8 @@ mod tests {
             result: VerifyResult::Passed,
             message: String::new(),
             resolved: None,
+            not_checked: Vec::new(),
+            notes: Vec::new(),
             checks: Vec::new(),
         };
         VerifyReport {

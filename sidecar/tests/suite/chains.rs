@@ -486,6 +486,41 @@ fn a_time_gives_the_newest_state_of_that_time() {
 }
 
 #[test]
+fn a_capture_that_is_lost_below_a_compacted_file_is_told_and_its_time_refused() {
+    let captures = (2..=NEWEST).map(|txid| (0, txid, txid));
+    for lost in 2..5 {
+        let history = History::stored(&[(9, 1, 1), (1, 2, 5)]);
+        for object in captures.clone().filter(|object| object.1 != lost) {
+            history.store(object);
+        }
+        history.is(history.ours(&[]), NEWEST);
+        let hole = [format!("{lost:016x}"), "cannot be known".to_owned()];
+        let hole = [hole[0].as_str(), &hole[1]];
+        for beside in [time(lost - 1, 999), time(lost, 0), time(lost, 999)] {
+            history.is_refused(&["--timestamp", &beside], 11, &hole);
+        }
+        if lost > 2 {
+            history.is(
+                history.ours(&["--timestamp", &time(lost - 2, 999)]),
+                lost - 2,
+            );
+        }
+        history.is(history.ours(&["--timestamp", &time(5, 0)]), 5);
+        let url = history.place.url("backup");
+        let told = run(["inspect", &url, "--json"]).succeeds();
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(told["holes"][0]["first"], hole[0], "{told}");
+        assert_eq!(told["holes"][0]["covered"], true, "{told}");
+        let done = run(["verify", &url]);
+        assert_eq!(done.code, Some(11), "{done:?}");
+        assert!(
+            done.out.contains("the restored database is good"),
+            "{done:?}"
+        );
+    }
+}
+
+#[test]
 fn a_place_without_files_of_a_backup_is_no_backup() {
     let history = History::new();
     history.is_refused(&[], 30, &["there is no backup"]);

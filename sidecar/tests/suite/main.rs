@@ -22,6 +22,7 @@ mod in_place;
 mod large;
 mod many;
 mod oddities;
+mod proven;
 mod reload;
 mod replicate;
 mod restore;

@@ -335,20 +335,6 @@ fn an_index_of_other_values_than_its_table_passes_a_quick_look_only() {
 }
 
 #[test]
-fn a_row_whose_parent_is_missing_fails() {
-    let place = Place::new();
-    stored_after(
-        &place,
-        "PRAGMA foreign_keys=0;
-         CREATE TABLE child(parent INTEGER REFERENCES log(id));
-         INSERT INTO child VALUES(1), (99);",
-    );
-    let done = run(["verify", &place.url("backup")]);
-    assert_eq!(done.code, Some(13));
-    assert!(done.out.contains("child"), "{done:?}");
-}
-
-#[test]
 fn commits_that_wait_longer_than_they_may_are_stale() {
     let place = Place::new();
     let mut expected = replica(&place);

@@ -20,7 +20,7 @@ use crate::local::sync_directory;
 use crate::page_numbers::PageNumbers;
 use crate::plan::{Plan, PlanError, plan_from};
 use crate::remote::{self, RemoteError, RemoteFile};
-use crate::sqlite::Inspection;
+use crate::sqlite::{Checked, Inspection, Stop};
 use crate::table::PageTable;
 
 /// Bytes read ahead from an object, and of the result.
@@ -200,25 +200,34 @@ impl Assembly {
         self.fetch(store, &plan, parallelism, &|_, _| {}).await
     }
 
-    /// Proves what there is: every page is there, the bytes on disk are what was fetched, SQLite
-    /// agrees. Returns what was restored.
+    /// Proves what there is: every page is there, and the bytes on disk are what was fetched. Returns
+    /// what was restored, with SQLite's findings: a complaint is no error here.
     ///
     /// # Errors
     ///
     /// See [`RestoreError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The work on another thread ends soon; the assembly is useless then.
     pub async fn prove(&mut self, integrity: IntegrityCheck) -> Result<Restored, RestoreError> {
         let state = self
             .state
             .take()
             .expect("an assembly has its state between files");
         let path = self.temporary.clone();
-        let proven = tokio::task::spawn_blocking(move || {
-            let table = state.prove(&path, integrity);
-            (state, table)
-        });
-        let (state, table) = proven.await.expect("proving does not panic");
+        let stop = Stop::default();
+        let _ends_with_us = stop.on_drop();
+        let (state, proven) = blocking(move || {
+            let proven = state.prove(&path, &stop).and_then(|table| {
+                let checked = check(&path, integrity, &stop)?;
+                Ok((table, checked))
+            });
+            (state, proven)
+        })
+        .await;
         self.state = Some(state);
-        let table = table?;
+        let (table, checked) = proven?;
         let state = self.state();
         Ok(Restored {
             txid: state.txid,
@@ -228,6 +237,7 @@ impl Assembly {
             bytes: self.bytes,
             files: self.files,
             damaged: Vec::new(),
+            checked,
         })
     }
 
@@ -241,36 +251,50 @@ impl Assembly {
     /// # Errors
     ///
     /// The disk failed, or something has come to the destination meanwhile.
-    pub fn publish(mut self, output: &Path, force: bool) -> Result<(), RestoreError> {
-        if !force && exists(output)? {
-            return Err(RestoreError::Exists {
-                path: output.to_owned(),
-            });
-        }
+    ///
+    /// # Cancel safety
+    ///
+    /// The place has either what was there or the new database. After the latter, what was there
+    /// may be left beside it under a name with `.before-restore`.
+    pub async fn publish(mut self, output: &Path, force: bool) -> Result<(), RestoreError> {
+        refuse_taken(output, force)?;
         let state = self
             .state
             .take()
             .expect("an assembly has its state between files");
-        if is_open(output).map_err(failed(output))? {
-            return Err(RestoreError::InUse {
-                path: output.to_owned(),
-            });
-        }
-        adopt_access(&state.file, output).map_err(failed(&self.temporary))?;
-        state.file.sync_all().map_err(failed(&self.temporary))?;
+        let (temporary, place) = (self.temporary.clone(), output.to_owned());
+        // The lock on the temporary file is in the state, so that it stays until the end.
+        let _state = blocking(move || {
+            adopt_access(&state.file, &place)
+                .and_then(|()| state.file.sync_all())
+                .map_err(failed(&temporary))?;
+            Ok::<State, RestoreError>(state)
+        })
+        .await?;
+        refuse_taken(output, force)?;
         // A log that belongs to another file would be replayed into the new one. So it goes first,
-        // and comes back if the new file does not get its name.
+        // and comes back if the new file does not get its name. Between the two there is no await:
+        // a signal must not leave the old database without its log.
         let aside = set_aside(output)?;
-        let named = fs::rename(&self.temporary, output)
-            .and_then(|()| sync_directory(&directory_of(output)));
+        let mut named = fs::rename(&self.temporary, output);
+        if named.is_ok() {
+            let directory = directory_of(output);
+            named = blocking(move || sync_directory(&directory)).await;
+        }
         if let Err(source) = named {
             put_back(&aside);
             return Err(failed(output)(source));
         }
-        for (_, path) in aside.iter().filter(|_| force) {
-            fs::remove_file(path).map_err(failed(path))?;
+        if !force {
+            return Ok(());
         }
-        Ok(())
+        let old = aside.into_iter().map(|(_, path)| path);
+        let old: Vec<PathBuf> = old.collect();
+        blocking(move || {
+            let mut old = old.iter();
+            old.try_for_each(|path| fs::remove_file(path).map_err(failed(path)))
+        })
+        .await
     }
 
     fn state(&self) -> &State {
@@ -278,6 +302,33 @@ impl Assembly {
             .as_ref()
             .expect("an assembly has its state between files")
     }
+}
+
+/// Refuses a place that has a database, or one that another process has open.
+fn refuse_taken(output: &Path, force: bool) -> Result<(), RestoreError> {
+    let path = || output.to_owned();
+    if !force && exists(output)? {
+        return Err(RestoreError::Exists { path: path() });
+    }
+    if is_open(output).map_err(failed(output))? {
+        return Err(RestoreError::InUse { path: path() });
+    }
+    Ok(())
+}
+
+/// Runs work on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let task = tokio::task::spawn_blocking(work);
+    task.await.expect("work on a restored file does not panic")
+}
+
+fn check(path: &Path, depth: IntegrityCheck, stop: &Stop) -> Result<Checked, RestoreError> {
+    let inspection = || Inspection::open_until(path, stop);
+    Ok(match depth {
+        IntegrityCheck::None => Checked::default(),
+        IntegrityCheck::Quick => inspection()?.quick_check()?,
+        IntegrityCheck::Full => inspection()?.integrity_check()?,
+    })
 }
 
 impl Drop for Assembly {
@@ -354,7 +405,7 @@ impl State {
         Ok(())
     }
 
-    fn prove(&self, path: &Path, integrity: IntegrityCheck) -> Result<PageTable, RestoreError> {
+    fn prove(&self, path: &Path, stop: &Stop) -> Result<PageTable, RestoreError> {
         let Some(page_size) = self.page_size else {
             return Err(PlanError::Empty.into());
         };
@@ -368,20 +419,16 @@ impl State {
         reader.rewind().map_err(failed(path))?;
         let mut image = vec![0; page_size.as_usize()];
         for pgno in 1..=commit {
+            if stop.is_set() {
+                return Err(failed(path)(io::ErrorKind::Interrupted.into()));
+            }
             reader.read_exact(&mut image).map_err(failed(path))?;
             if pgno != page_size.lock_pgno() {
                 table.set(pgno, &image);
             }
         }
         table.apply([], commit);
-        let problem = match integrity {
-            IntegrityCheck::None => None,
-            IntegrityCheck::Quick => Inspection::open(path)?.quick_check()?,
-            IntegrityCheck::Full => Inspection::open(path)?.integrity_check()?,
-        };
-        problem.map_or(Ok(table), |problem| {
-            Err(RestoreError::Integrity { problem })
-        })
+        Ok(table)
     }
 }
 
@@ -428,20 +475,20 @@ impl Run<'_> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_comes_to_the_place_meanwhile_stays() {
+    #[tokio::test]
+    async fn what_comes_to_the_place_meanwhile_stays() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("app.db");
         let assembly = Assembly::create(&output).unwrap();
         fs::write(&output, "somebody's").unwrap();
-        let refused = assembly.publish(&output, false);
+        let refused = assembly.publish(&output, false).await;
         assert!(matches!(refused, Err(RestoreError::Exists { .. })));
         assert_eq!(fs::read_to_string(&output).unwrap(), "somebody's");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
-    #[test]
-    fn what_was_there_is_there_again_when_the_new_file_gets_no_name() {
+    #[tokio::test]
+    async fn what_was_there_is_there_again_when_the_new_file_gets_no_name() {
         let directory = tempfile::tempdir().unwrap();
         let output = directory.path().join("app.db");
         for name in ["app.db", "app.db-wal"] {
@@ -450,7 +497,7 @@ mod tests {
         let assembly = Assembly::create(&output).unwrap();
         fs::remove_file(assembly.path()).unwrap();
         assert!(matches!(
-            assembly.publish(&output, true),
+            assembly.publish(&output, true).await,
             Err(RestoreError::Io { .. })
         ));
         for name in ["app.db", "app.db-wal"] {

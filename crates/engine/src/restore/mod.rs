@@ -25,7 +25,7 @@ use store::{SharedStore, StoreError, StoreErrorKind};
 use crate::generations::{self, GenerationError, GenerationId};
 use crate::plan::{PlanError, plan_restore};
 use crate::remote::{self, RemoteError, RemoteFile};
-use crate::sqlite::SqliteError;
+use crate::sqlite::{Checked, SqliteError};
 use crate::table::PageTable;
 
 pub use assembly::Assembly;
@@ -49,6 +49,36 @@ pub enum IntegrityCheck {
     Full,
 }
 
+/// SQLite's check of the result, beside the proof by checksums and coverage that always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Check {
+    /// How deep it looks.
+    pub depth: IntegrityCheck,
+    /// The reaction to a complaint.
+    pub on_complaint: OnComplaint,
+}
+
+/// The reaction when SQLite complains about a database whose bytes are proven to be the stored ones: the
+/// database itself is so, not the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnComplaint {
+    /// The restore fails.
+    Refuse,
+    /// The database is given back, and [`Restored::checked`] has the complaint. A generation of
+    /// Litestream 0.3 is refused all the same: nothing proves the end of its logs.
+    Tell,
+}
+
+impl From<IntegrityCheck> for Check {
+    /// A check that decides.
+    fn from(depth: IntegrityCheck) -> Check {
+        Check {
+            depth,
+            on_complaint: OnComplaint::Refuse,
+        }
+    }
+}
+
 /// What was restored.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -66,6 +96,8 @@ pub struct Restored {
     pub files: usize,
     /// Keys of damaged files that the way went around, over others that lead to the same position.
     pub damaged: Vec<String>,
+    /// SQLite's findings that are no reason to withhold the database.
+    pub checked: Checked,
 }
 
 impl Restored {
@@ -99,6 +131,23 @@ pub enum RestoreError {
         /// The oldest position's time.
         oldest: Timestamp,
     },
+    /// Files are missing around a time, so the state of that time cannot be known.
+    #[error(
+        "the state at {wanted} cannot be known: no stored file gives TXID {first} to {last}; restore \
+         another time, or --txid {before} or {next} where these can be reached"
+    )]
+    HoleAtTime {
+        /// The time asked for.
+        wanted: Timestamp,
+        /// The last position at or before the time that is stored.
+        before: Txid,
+        /// The first missing position.
+        first: Txid,
+        /// The last missing position.
+        last: Txid,
+        /// The first stored position after them.
+        next: Txid,
+    },
     /// Files fit together, but a page is in none of them.
     #[error("page {pgno} of {commit} is in no stored file")]
     MissingPage {
@@ -118,10 +167,12 @@ pub enum RestoreError {
         expected: u32,
     },
     /// SQLite finds fault with the restored database.
-    #[error("SQLite's check of the restored database: {problem}")]
+    #[error("SQLite complains about the restored database: {problem}; {}", cause(*.is_proven))]
     Integrity {
         /// Its first complaint.
         problem: String,
+        /// Checksums prove that the bytes are those that were stored: the source is so, too.
+        is_proven: bool,
     },
     /// SQLite could not look at it.
     #[error(transparent)]
@@ -154,6 +205,18 @@ pub enum RestoreError {
     },
 }
 
+/// Whose fault a complaint of SQLite's is, and how the database is restored all the same.
+fn cause(is_proven: bool) -> &'static str {
+    if is_proven {
+        "every checksum holds and every page is there, so the backup is what was stored and the \
+         database itself is so; --integrity-check none gives it back as it is, and before an application \
+         starts startup.onCheckFailed: Start does"
+    } else {
+        "Litestream 0.3 stores no checksum that proves the end of a log, so the backup may differ from \
+         its source; --integrity-check none restores it as it is"
+    }
+}
+
 impl From<RemoteError> for RestoreError {
     fn from(error: RemoteError) -> RestoreError {
         match error {
@@ -172,8 +235,8 @@ pub struct RestoreOptions {
     pub output: PathBuf,
     /// Replace a database that is there. Nobody may have it open.
     pub force: bool,
-    /// How deep SQLite looks at the result.
-    pub integrity: IntegrityCheck,
+    /// SQLite's check of the result.
+    pub integrity: Check,
     /// Requests under way at the same time, 1 to 64. Memory is about 2 MiB for each.
     pub parallelism: usize,
 }
@@ -189,7 +252,7 @@ pub async fn restore(
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Restored, RestoreError> {
     let (assembly, restored) = assemble(store, options, progress).await?;
-    assembly.publish(&options.output, options.force)?;
+    assembly.publish(&options.output, options.force).await?;
     Ok(restored)
 }
 
@@ -251,7 +314,14 @@ async fn build(
             generations::rebuild(&mut assembly, store, &plan, parallelism, progress).await?;
         }
     }
-    let restored = assembly.prove(options.integrity).await?;
+    let restored = assembly.prove(options.integrity.depth).await?;
+    if let Some(problem) = &restored.checked.complaint {
+        let is_proven = restored.generation.is_none();
+        if !is_proven || options.integrity.on_complaint == OnComplaint::Refuse {
+            let problem = problem.clone();
+            return Err(RestoreError::Integrity { problem, is_proven });
+        }
+    }
     let restored = Restored {
         damaged,
         ..restored

@@ -11,6 +11,7 @@ use store::SharedStore;
 use super::RestoreError;
 use super::search::TimeSearch;
 use crate::generations::{self, Generation, GenerationError, GenerationPlan};
+use crate::holes::{Hole, holes};
 use crate::plan::{Plan, PlanError, plan_restore};
 use crate::remote::{self, RemoteError, RemoteFile, read_header};
 
@@ -156,9 +157,34 @@ async fn resolve(
     Ok(Resolved { files, plan })
 }
 
-/// The newest position at or before a time. A file whose header is damaged has no time: without it the
-/// position is known all the same, unless it may be that file's own.
+/// The newest position at or before a time.
+///
+/// # Errors
+///
+/// See [`RestoreError`]; [`RestoreError::HoleAtTime`] beside a hole: whether a lost file is of before
+/// the time or after it cannot be known.
 async fn position_at(
+    store: &SharedStore,
+    files: &BTreeSet<RemoteFile>,
+    time: Timestamp,
+) -> Result<Txid, RestoreError> {
+    let position = stored_position_at(store, files, time).await?;
+    let beside = |hole: &&Hole| hole.after == position;
+    match holes(files, None).iter().find(beside) {
+        None => Ok(position),
+        Some(hole) => Err(RestoreError::HoleAtTime {
+            wanted: time,
+            before: hole.after,
+            first: hole.first(),
+            last: hole.last(),
+            next: hole.next,
+        }),
+    }
+}
+
+/// The newest stored position at or before a time. A file whose header is damaged has no time: without
+/// it the position is known all the same, unless it may be that file's own.
+async fn stored_position_at(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,
     time: Timestamp,
@@ -267,11 +293,21 @@ mod tests {
     /// Three captures each second, the older ones only as parts of merged files, in a store
     /// that says `stored_ms` of the file that ends at a position.
     async fn replica(stored_ms: impl Fn(u64) -> i64 + Send + Sync) -> Arc<Faulty<Memory>> {
-        let store = Arc::new(Faulty::new(Memory::new(), FaultPlan::none()));
         let merged = (2..=NEWEST).filter(|txid| txid % 30 == 0);
         let merged = merged.map(|txid| (1, if txid == 30 { 2 } else { txid - 29 }, txid));
         let captured = (NEWEST / 2..=NEWEST).map(|txid| (0, txid, txid));
-        for (level, min, max) in [(9, 1, 1)].into_iter().chain(merged).chain(captured) {
+        let files = [(9, 1, 1)].into_iter().chain(merged).chain(captured);
+        store_of(files, captured_ms, stored_ms).await
+    }
+
+    /// A store of files, each a level, a first and a last TXID.
+    async fn store_of(
+        files: impl IntoIterator<Item = (u8, u64, u64)>,
+        captured_ms: impl Fn(u64) -> i64,
+        stored_ms: impl Fn(u64) -> i64,
+    ) -> Arc<Faulty<Memory>> {
+        let store = Arc::new(Faulty::new(Memory::new(), FaultPlan::none()));
+        for (level, min, max) in files {
             let (min_txid, max_txid) = (Txid::new(min), Txid::new(max));
             let header = Header {
                 flags: Header::NO_CHECKSUM,
@@ -344,6 +380,91 @@ mod tests {
         every_time_is_found(|txid| captured_ms(txid) - 3_600_000, 4).await;
         every_time_is_found(|_| 5_000_000, 14).await;
         every_time_is_found(|txid| -(txid as i64), 14).await;
+    }
+
+    /// Looks up each time of a replica without one of its files, and returns the positions whose
+    /// times are refused.
+    async fn refused_without(
+        files: &[(u8, u64, u64)],
+        lost: Option<(u8, u64, u64)>,
+    ) -> BTreeSet<u64> {
+        let at = |txid: u64| txid as i64 * 1000;
+        let left = files.iter().copied().filter(|file| Some(*file) != lost);
+        let store = store_of(left, at, at).await;
+        let newest = files.iter().map(|file| file.2).max().unwrap();
+        let mut refused = BTreeSet::new();
+        // Of the newest file nobody knows that it was there.
+        for txid in 1..newest {
+            let ends = files.iter().map(|file| file.2);
+            let meant = ends.filter(|end| *end <= txid).max().unwrap();
+            for ms in [at(txid), at(txid) + 999] {
+                match found(&store, ms).await.0 {
+                    Ok(found) => assert_eq!(found.get(), meant, "{lost:?} {ms}"),
+                    Err(_) => drop(refused.insert(txid)),
+                }
+            }
+        }
+        refused
+    }
+
+    #[tokio::test]
+    async fn without_any_one_of_its_files_a_time_is_that_of_the_right_state_or_refused() {
+        let captured = (2..=40).map(|txid| (0, txid, txid));
+        let mut files: Vec<(u8, u64, u64)> = captured.collect();
+        files.extend([(9, 1, 1), (9, 1, 20), (1, 2, 15), (1, 16, 30), (2, 2, 30)]);
+        assert!(refused_without(&files, None).await.is_empty());
+        for lost in files.clone() {
+            let refused = refused_without(&files, Some(lost)).await;
+            let (level, _, txid) = lost;
+            let expected: BTreeSet<u64> = match level {
+                // Other files end at the same positions.
+                0 if [15, 20, 30, 40].contains(&txid) => BTreeSet::new(),
+                // Beside the hole the time is unknown. Later positions cannot be reached until a
+                // file leads over the hole.
+                0 => {
+                    let over = [15, 20, 30, 40].into_iter().find(|end| *end > txid);
+                    (txid - 1..over.unwrap()).collect()
+                }
+                // Without the first snapshot nothing leads to what is before the second.
+                9 if txid == 1 => (1..20).collect(),
+                _ => BTreeSet::new(),
+            };
+            assert_eq!(refused, expected, "{lost:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_time_between_two_steps_of_level_1_is_no_hole() {
+        let captured = (16..=40).map(|txid| (0, txid, txid));
+        let mut files: Vec<(u8, u64, u64)> = captured.collect();
+        files.extend([(9, 1, 1), (1, 2, 8), (1, 9, 15), (1, 16, 30), (2, 2, 15)]);
+        assert!(refused_without(&files, None).await.is_empty());
+        let beside = refused_without(&files, Some((0, 25, 25))).await;
+        assert_eq!(beside, (24..30).collect());
+        // Retention is in the middle of the files that one of level 1 covers: what follows them cannot
+        // be reached any more, and the times of those that are gone are those of the step before.
+        for gone in 16..20 {
+            files.retain(|file| *file != (0, gone, gone));
+            let refused = refused_without(&files, None).await;
+            assert_eq!(refused, (gone + 1..30).collect());
+        }
+        // All but the newest have expired.
+        files.retain(|(level, _, txid)| *level > 0 || *txid == 40);
+        files.push((1, 31, 40));
+        assert!(refused_without(&files, None).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_refused_time_names_the_hole() {
+        let files = [(9, 1, 1), (0, 2, 2), (0, 13, 13), (1, 2, 13)];
+        let store = store_of(files, |txid| txid as i64, |txid| txid as i64).await;
+        let error = found(&store, 5).await.0.unwrap_err();
+        let said = error.to_string();
+        for word in ["0000000000000003", "000000000000000c", "cannot be known"] {
+            assert!(said.contains(word), "{said}");
+        }
+        let judged = crate::verify::judge_restore(&error);
+        assert_eq!(judged, protocol::verify::VerifyResult::Hole);
     }
 
     #[tokio::test]

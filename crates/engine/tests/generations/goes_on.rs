@@ -163,7 +163,7 @@ fn a_database_restored_by_hand_goes_on_as_well() {
         point: crate::replica::at(replica.states[3].time_ms),
         output: by_hand.path.clone(),
         force: true,
-        integrity: IntegrityCheck::Full,
+        integrity: IntegrityCheck::Full.into(),
         parallelism: 2,
     };
     block_on(restore_in_place(&by_hand, &store, &options, &|_, _| {})).unwrap();

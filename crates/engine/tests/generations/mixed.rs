@@ -206,6 +206,7 @@ fn a_generation_is_proven_but_is_not_what_a_sidecar_had_acknowledged() {
             expected,
             max_lag: None,
             max_age: None,
+            exact: None,
             checks: &[],
             scratch: scratch.path(),
         };

@@ -133,7 +133,7 @@ pub fn restored(store: &SharedStore, point: Point) -> Result<Database, RestoreEr
         point,
         output: output.clone(),
         force: false,
-        integrity: IntegrityCheck::Full,
+        integrity: IntegrityCheck::Full.into(),
         parallelism: 3,
     };
     let result = block_on(restore(store, &options, &|_, _| {}));

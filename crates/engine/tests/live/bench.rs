@@ -15,7 +15,7 @@ use engine::restore::{
     Assembly, IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, restore,
 };
 use engine::retention::RetentionPolicy;
-use engine::sqlite::Inspection;
+use engine::sqlite::{Checked, Inspection};
 use engine::target::TargetSettings;
 use ltx::Txid;
 use protocol::config::OnDivergence;
@@ -194,7 +194,7 @@ fn restored_and_checked(
         point,
         output: output.clone(),
         force: false,
-        integrity,
+        integrity: integrity.into(),
         parallelism: 4,
     };
     let restored = block_on(restore(store, &options, &|_, _| {}))?;
@@ -279,7 +279,8 @@ pub fn assert_every_point(store: &SharedStore) -> usize {
         }
         let assembly = assembly.as_mut().unwrap();
         let proven = block_on(assembly.prove(IntegrityCheck::Full));
-        proven.unwrap_or_else(|error| panic!("TXID {point}: {error}"));
+        let proven = proven.unwrap_or_else(|error| panic!("TXID {point}: {error}"));
+        assert_eq!(proven.checked, Checked::default(), "TXID {point}");
         assert_sums(assembly.path(), &format!("TXID {point}"));
     }
     points.len()

@@ -225,7 +225,7 @@ fn restored_while_files_expire(merged_appear: bool) -> (Result<Vec<u8>, RestoreE
         point: Point::Latest,
         output: output.clone(),
         force: false,
-        integrity: IntegrityCheck::Full,
+        integrity: IntegrityCheck::Full.into(),
         parallelism: 1,
     };
     let expire = |_, _| {

@@ -287,7 +287,7 @@ fn what_was_sealed_before_a_take_over_is_never_laid_over_its_fence() {
         point: Point::Latest,
         output: place.database(),
         force: false,
-        integrity: IntegrityCheck::Full,
+        integrity: IntegrityCheck::Full.into(),
         parallelism: 1,
     };
     let restored = restore_in_place(&settings, &shared, &options, &|_, _| {});

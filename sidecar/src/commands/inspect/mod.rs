@@ -6,6 +6,7 @@ mod spans;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use engine::holes::Hole;
 use engine::plan::{Plan, plan_restore};
 use engine::remote::{self, RemoteFile, read_header};
 use jiff::Timestamp;
@@ -86,16 +87,25 @@ fn spans(files: &BTreeSet<RemoteFile>) -> Value {
         let ms = stored.get(&txid).copied().unwrap_or_default();
         position(txid, Timestamp::from_millisecond(ms).ok())
     };
-    let spans = spans::spans(files).spans.into_iter();
+    let spans = spans::spans(files).into_iter();
     spans
         .map(|(from, to)| json!({"from": end(from), "to": end(to)}))
         .collect()
 }
 
 fn holes(files: &BTreeSet<RemoteFile>) -> Value {
-    let holes = spans::spans(files).holes.into_iter();
-    holes
-        .map(|(after, next)| json!({"after": after.to_string(), "next": next.to_string()}))
+    let hole = |hole: Hole| {
+        json!({
+            "after": hole.after.to_string(),
+            "next": hole.next.to_string(),
+            "first": hole.first().to_string(),
+            "last": hole.last().to_string(),
+            "covered": hole.is_covered,
+        })
+    };
+    engine::holes::holes(files, None)
+        .into_iter()
+        .map(hole)
         .collect()
 }
 
@@ -167,7 +177,14 @@ fn print_text(summary: &Value) {
     }
     for hole in summary["holes"].as_array().into_iter().flatten() {
         let ends = ["after", "next"].map(|name| hole[name].as_str().unwrap_or_default());
-        println!("  HOLE       after TXID {}, before {}", ends[0], ends[1]);
+        let covered = match hole["covered"] == true {
+            true => ": lost captures, over which a compacted file leads",
+            false => "",
+        };
+        println!(
+            "  HOLE       after TXID {}, before {}{covered}",
+            ends[0], ends[1]
+        );
     }
     match summary["problem"].as_str() {
         None => println!(

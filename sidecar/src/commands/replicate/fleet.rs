@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::database::{Database, DatabaseSettings, Env};
-use engine::restore::IntegrityCheck;
-use engine::startup::make_ready;
+use engine::startup::{Ready, make_ready};
 use futures::future::join_all;
-use protocol::config::OnMissing;
+use protocol::config::Startup;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::shown::{Shown, ShownDatabase};
 use super::source::Loaded;
+use crate::commands::restore::findings;
 use crate::failure::Failure;
 
 /// Pause after a first failed restore before replication; doubles up to [`MAX_PAUSE`].
@@ -69,9 +69,7 @@ impl Fleet {
                 }
                 None => self.leaving.remove(&path),
             };
-            let restore = database
-                .restore_first
-                .then_some(settings.startup.on_missing);
+            let restore = database.restore_first.then_some(settings.startup);
             let running = self.start(
                 database.settings.clone(),
                 database.fingerprint,
@@ -93,7 +91,7 @@ impl Fleet {
         &mut self,
         settings: DatabaseSettings,
         fingerprint: [u8; 32],
-        restore: Option<OnMissing>,
+        restore: Option<Startup>,
         drain: Duration,
         predecessor: Option<JoinHandle<bool>>,
     ) -> Running {
@@ -115,10 +113,10 @@ impl Fleet {
                     }
                 }
             }
-            if let Some(on_missing) = restore {
+            if let Some(startup) = restore {
                 tokio::select! {
                     // In a box: a database that runs carries no room for it.
-                    () = Box::pin(restore_missing(&settings, on_missing, &held)) => {}
+                    () = Box::pin(restore_missing(&settings, startup, &held)) => {}
                     _ = stopped.wait_for(|stopped| *stopped) => return true,
                 }
             }
@@ -175,15 +173,16 @@ impl Fleet {
 
 /// Restores a database that is missing. Returns when it is there, or when every target says that
 /// there is no backup: an outage must not look like an empty replica.
-async fn restore_missing(
-    settings: &DatabaseSettings,
-    on_missing: OnMissing,
-    shown: &ShownDatabase,
-) {
+async fn restore_missing(settings: &DatabaseSettings, startup: Startup, shown: &ShownDatabase) {
     let mut pause = MIN_PAUSE;
     loop {
-        let ready = make_ready(settings, on_missing, IntegrityCheck::Quick, &|_, _| {}).await;
+        let check = findings::unattended(None, startup.on_check_failed);
+        let ready = make_ready(settings, startup.on_missing, check, &|_, _| {}).await;
         let failure = match ready {
+            Ok(Ready::Restored { restored, .. }) => {
+                findings::warn(&settings.path, &restored.checked);
+                break;
+            }
             Ok(_) => break,
             Err(error) => Failure::from(error),
         };

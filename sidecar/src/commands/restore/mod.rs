@@ -1,5 +1,6 @@
 //! `restore`: from a URL, from a configuration, or before an application starts.
 
+pub mod findings;
 mod progress;
 mod wait;
 
@@ -11,7 +12,7 @@ use engine::database::DatabaseSettings;
 use engine::generations::GenerationPlan;
 use engine::plan::{Plan, PlanError};
 use engine::restore::{
-    IntegrityCheck, Point, Resolved, RestoreError, RestoreOptions, Restored, Way, find, restore,
+    Point, Resolved, RestoreError, RestoreOptions, Restored, Way, find, restore,
 };
 use engine::startup::{is_present, restore_in_place};
 use futures::StreamExt;
@@ -21,7 +22,7 @@ use protocol::exit::ExitCode;
 use serde_json::json;
 use store::{Opener, SharedStore, Store, Target};
 
-use crate::args::{Integrity, LogFormat, RestoreArguments, holder, variable};
+use crate::args::{LogFormat, RestoreArguments, holder, variable};
 use crate::config::{self, Found};
 use crate::failure::Failure;
 use progress::Progress;
@@ -341,7 +342,7 @@ async fn from_store(
         point,
         output: output.to_owned(),
         force: arguments.force,
-        integrity: integrity(arguments.integrity_check),
+        integrity: findings::by_hand(arguments.integrity_check),
         parallelism,
     };
     let started = std::time::Instant::now();
@@ -352,16 +353,9 @@ async fn from_store(
         None => restore(store, &options, &progress).await?,
     };
     drop(step);
+    findings::warn(output, &restored.checked);
     show(arguments, store, &restored, output, started.elapsed());
     Ok(())
-}
-
-fn integrity(wanted: Integrity) -> IntegrityCheck {
-    match wanted {
-        Integrity::None => IntegrityCheck::None,
-        Integrity::Quick => IntegrityCheck::Quick,
-        Integrity::Full => IntegrityCheck::Full,
-    }
 }
 
 fn show_plan(arguments: &RestoreArguments, store: &SharedStore, plan: &Plan, output: &Path) {
@@ -435,6 +429,7 @@ fn show(
             "database": output, "source": store.describe(), "time": time.to_string(),
             "checksum": format!("{:016x}", restored.table.checksum()),
             "bytes": restored.bytes, "files": restored.files, "damaged": restored.damaged,
+            "complaint": restored.checked.complaint, "notChecked": restored.checked.not_checked,
             "milliseconds": took.as_millis() as u64,
         });
         match restored.generation {

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::database::DatabaseSettings;
-use engine::restore::IntegrityCheck;
+use engine::restore::Check;
 use engine::startup::{Ready, StartupError, is_present, make_ready};
 use futures::{StreamExt, TryStreamExt};
 use protocol::config::{OnMissing, WhenUnreachable};
 use protocol::exit::ExitCode;
+use protocol::verify::StartupNotes;
 use store::{Opener, Store};
 
 use super::progress::Progress;
-use super::{DATABASES_AT_ONCE, add_stored, integrity, local};
+use super::{DATABASES_AT_ONCE, add_stored, findings, local};
 use crate::args::{RestoreArguments, holder, variable};
 use crate::config;
 use crate::failure::Failure;
@@ -39,7 +39,11 @@ pub(super) async fn wait(
     let mut said = String::new();
     loop {
         let failure = match attempt(arguments, file, progress).await {
-            Ok(()) => return Ok(ExitCode::Done),
+            Ok(notes) => {
+                // Over what was said while it waited.
+                findings::leave(&findings::fitted(&notes));
+                return Ok(ExitCode::Done);
+            }
             Err(failure) => failure,
         };
         // A missing configuration, store or credential may still come; bad data will not heal.
@@ -51,7 +55,7 @@ pub(super) async fn wait(
         let message = failure.to_string();
         if message != said {
             tracing::warn!("the application waits: {message}");
-            explain(&message);
+            findings::leave(&message);
             said = message;
         }
         tokio::time::sleep(pause).await;
@@ -59,23 +63,11 @@ pub(super) async fn wait(
     }
 }
 
-/// Leaves the reason where `kubectl describe` shows it.
-fn explain(message: &str) {
-    let file = File::options()
-        .write(true)
-        .truncate(true)
-        .open(protocol::names::TERMINATION_MESSAGE_FILE);
-    // Outside a container there is no such file, and nobody to read it.
-    if let Ok(mut file) = file {
-        let _written = file.write_all(message.as_bytes());
-    }
-}
-
 async fn attempt(
     arguments: &RestoreArguments,
     file: &Path,
     progress: &Progress,
-) -> Result<(), Failure> {
+) -> Result<StartupNotes, Failure> {
     let config = config::read(file, &variable).map_err(Failure::usage)?;
     let startup = config.startup.unwrap_or_default();
     let mut opener = Opener::new();
@@ -107,20 +99,24 @@ async fn attempt(
             target.store.list("lock", None).await?;
         }
     }
-    let integrity = integrity(arguments.integrity_check);
+    let check = findings::unattended(arguments.integrity_check, startup.on_check_failed);
     if !databases().all(|database| is_present(&database.path)) {
         for mark in marks.values() {
             set_mark(mark)?;
         }
     }
-    let restores = databases()
-        .map(|database| make_one_ready(database, startup.on_missing, integrity, progress));
+    let restores =
+        databases().map(|database| make_one_ready(database, startup.on_missing, check, progress));
     let mut restores = futures::stream::iter(restores).buffer_unordered(DATABASES_AT_ONCE);
-    while restores.try_next().await?.is_some() {}
+    let mut notes = StartupNotes::default();
+    while let Some(more) = restores.try_next().await? {
+        notes.complaints.extend(more.complaints);
+        notes.not_checked.extend(more.not_checked);
+    }
     for mark in marks.values().filter(|mark| mark.exists()) {
         std::fs::remove_file(mark).map_err(local(mark))?;
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// Makes a mark, durably: without it, some databases would be taken for all.
@@ -136,12 +132,17 @@ fn set_mark(mark: &Path) -> Result<(), Failure> {
 async fn make_one_ready(
     database: &DatabaseSettings,
     on_missing: OnMissing,
-    integrity: IntegrityCheck,
+    check: Check,
     progress: &Progress,
-) -> Result<(), StartupError> {
+) -> Result<StartupNotes, StartupError> {
     let step = progress.of(&database.path);
     let show = |done, total| step.show(done, total);
-    let ready = make_ready(database, on_missing, integrity, &show).await?;
+    let ready = make_ready(database, on_missing, check, &show).await?;
+    let mut notes = StartupNotes::default();
+    if let Ready::Restored { restored, .. } = &ready {
+        findings::warn(&database.path, &restored.checked);
+        findings::add(&mut notes, &database.path, &restored.checked);
+    }
     let database = database.path.display().to_string();
     match ready {
         Ready::Present => tracing::info!(%database, "exists: left alone"),
@@ -156,5 +157,5 @@ async fn make_one_ready(
             }
         }
     }
-    Ok(())
+    Ok(notes)
 }

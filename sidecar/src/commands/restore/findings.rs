@@ -1,0 +1,131 @@
+//! SQLite's findings on a restored database that are told and withhold nothing.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use engine::restore::{Check, IntegrityCheck, OnComplaint};
+use engine::sqlite::Checked;
+use protocol::config::OnCheckFailed;
+use protocol::names::{TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_FILE};
+use protocol::verify::StartupNotes;
+
+use crate::args::Integrity;
+
+/// Longest finding that is kept, in characters.
+const FINDING_MAX: usize = 400;
+
+/// The check of a restore by hand. One that is asked for decides; else a complaint is only told.
+pub(super) fn by_hand(wanted: Option<Integrity>) -> Check {
+    let on_complaint = match wanted {
+        Some(_) => OnComplaint::Refuse,
+        None => OnComplaint::Tell,
+    };
+    Check {
+        depth: depth(wanted),
+        on_complaint,
+    }
+}
+
+/// The check of a restore that no person watches.
+pub fn unattended(wanted: Option<Integrity>, policy: OnCheckFailed) -> Check {
+    let on_complaint = match policy {
+        OnCheckFailed::Start => OnComplaint::Tell,
+        OnCheckFailed::Block => OnComplaint::Refuse,
+    };
+    Check {
+        depth: depth(wanted),
+        on_complaint,
+    }
+}
+
+fn depth(wanted: Option<Integrity>) -> IntegrityCheck {
+    match wanted {
+        Some(Integrity::None) => IntegrityCheck::None,
+        Some(Integrity::Full) => IntegrityCheck::Full,
+        Some(Integrity::Quick) | None => IntegrityCheck::Quick,
+    }
+}
+
+/// Warns of what SQLite found in a restored database, and of what it could not check.
+pub fn warn(database: &Path, checked: &Checked) {
+    let database = database.display();
+    if let Some(complaint) = &checked.complaint {
+        tracing::warn!(
+            %database,
+            "SQLite complains about the restored database: {complaint}; every checksum holds and every \
+             page is there, so the database itself is so, not the backup, and it is given back; \
+             --integrity-check none leaves this check out"
+        );
+    }
+    for reason in &checked.not_checked {
+        tracing::warn!(
+            %database,
+            "SQLite could not check the restored database: {reason}; every checksum holds and every page \
+             is there, and the application may have what is missing here"
+        );
+    }
+}
+
+/// Adds what there is to tell of a database.
+pub(super) fn add(notes: &mut StartupNotes, database: &Path, checked: &Checked) {
+    let database = database.display();
+    let told = |finding: &String| {
+        let text = format!("{database}: {finding}");
+        text.chars().take(FINDING_MAX).collect::<String>()
+    };
+    notes.complaints.extend(checked.complaint.iter().map(told));
+    notes
+        .not_checked
+        .extend(checked.not_checked.iter().map(told));
+}
+
+/// Leaves a text where `kubectl describe` and the operator find it.
+pub(super) fn leave(message: &str) {
+    let file = File::options()
+        .write(true)
+        .truncate(true)
+        .open(TERMINATION_MESSAGE_FILE);
+    // Outside a container there is no such file, and nobody to read it.
+    if let Ok(mut file) = file {
+        let _written = file.write_all(message.as_bytes());
+    }
+}
+
+/// The notes as a termination message; empty when there is nothing to tell.
+pub(super) fn fitted(notes: &StartupNotes) -> String {
+    let mut notes = notes.clone();
+    loop {
+        if notes == StartupNotes::default() {
+            return String::new();
+        }
+        let text = serde_json::to_string(&notes).expect("notes have string keys");
+        if text.len() <= TERMINATION_MESSAGE_BYTES {
+            return text;
+        }
+        if notes.not_checked.pop().is_none() {
+            notes.complaints.pop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_fit_a_termination_message_and_complaints_stay_longest() {
+        let finding = "é".repeat(FINDING_MAX);
+        let mut notes = StartupNotes {
+            complaints: vec![finding.clone(); 3],
+            not_checked: vec![finding; 100],
+        };
+        let text = fitted(&notes);
+        assert!(text.len() <= TERMINATION_MESSAGE_BYTES);
+        let back: StartupNotes = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.complaints.len(), 3);
+        notes.complaints = vec![notes.complaints[0].clone(); 100];
+        assert!(fitted(&notes).len() <= TERMINATION_MESSAGE_BYTES);
+        assert_eq!(fitted(&StartupNotes::default()), "");
+    }
+}
