@@ -228,6 +228,15 @@ impl S3Target {
         Ok(())
     }
 
+    /// The place of a database below this one, as Litestream joins them: the path is cleaned first.
+    #[must_use]
+    pub fn below(self, place: &str) -> Self {
+        Self {
+            prefix: key::directory(&self.prefix) + place,
+            ..self
+        }
+    }
+
     /// Checks what no store needs to be asked for.
     pub(crate) fn check(&self) -> Result<(), UrlError> {
         check_bucket(&self.bucket)?;

@@ -8,6 +8,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod text;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -328,6 +329,10 @@ fn database_settings(
         });
     }
     let (targets, sync_interval) = targets(config, database, key, place, opener)?;
+    let replicas = database.replica.iter().chain(&database.replicas);
+    let shortest = replicas
+        .filter_map(|it| it.snapshot_interval)
+        .min_by_key(|it| it.0);
     Ok(DatabaseSettings {
         path: database.path.clone(),
         state: state_directory(config, database),
@@ -335,6 +340,7 @@ fn database_settings(
         sync_interval,
         snapshot_interval: snapshot(config, database)
             .interval
+            .or(shortest)
             .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
         backlog_bytes: BACKLOG_BYTES,
         holder: holder.to_owned(),
@@ -416,7 +422,7 @@ pub fn targets(
             store,
             merge_interval,
             higher_levels: higher_levels.clone(),
-            retention: retention(config, database),
+            retention: retention(config, database, replica),
         });
     }
     Ok((targets, sync_interval))
@@ -499,7 +505,7 @@ fn snapshot(config: &Config, database: &Database) -> Snapshot {
     }
 }
 
-fn retention(config: &Config, database: &Database) -> RetentionPolicy {
+fn retention(config: &Config, database: &Database, replica: &Replica) -> RetentionPolicy {
     let wanted = config.retention.unwrap_or_default();
     let default = RetentionPolicy::default();
     // Zero is Litestream's word for "never", and then only the window limits them.
@@ -509,7 +515,9 @@ fn retention(config: &Config, database: &Database) -> RetentionPolicy {
     });
     let exact = wanted.exact.map(|span| span.0).or(l0_retention);
     let own = database.snapshot.and_then(|snapshot| snapshot.retention);
-    let window = own
+    let window = replica
+        .retention
+        .or(own)
         .or(wanted.window)
         .or(snapshot(config, database).retention);
     RetentionPolicy {
