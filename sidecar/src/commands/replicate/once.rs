@@ -94,6 +94,8 @@ fn judge(
         | DatabaseState::NotWal
         | DatabaseState::NotSqlite
         | DatabaseState::ExclusiveLocking
+        | DatabaseState::SecondName
+        | DatabaseState::UnusableName
         | DatabaseState::UnknownUser => failed(ExitCode::BadSource, &status.message),
     }
 }
