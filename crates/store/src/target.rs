@@ -240,6 +240,15 @@ impl S3Target {
     /// Checks what no store needs to be asked for.
     pub(crate) fn check(&self) -> Result<(), UrlError> {
         check_bucket(&self.bucket)?;
+        self.check_prefix()?;
+        self.check_values()
+    }
+
+    /// Checks that every store can keep and list what lies below the prefix.
+    ///
+    /// # Errors
+    /// [`UrlError::Value`] that says what is wrong with it.
+    pub fn check_prefix(&self) -> Result<(), UrlError> {
         let path = |expected| UrlError::Value {
             key: "path".to_owned(),
             value: self.prefix.clone(),
@@ -253,6 +262,10 @@ impl S3Target {
                 "no control character, which no list of a store can show",
             ));
         }
+        Ok(())
+    }
+
+    fn check_values(&self) -> Result<(), UrlError> {
         let wrong = |key: &str, value: String, expected| {
             let key = key.to_owned();
             Err(UrlError::Value {

@@ -3,6 +3,7 @@
 mod litestream;
 #[cfg(test)]
 mod litestream_tests;
+mod names;
 pub mod pattern;
 mod target;
 #[cfg(test)]
@@ -115,6 +116,8 @@ pub struct Settings {
     pub startup: Startup,
     /// The databases.
     pub databases: Vec<ConfiguredDatabase>,
+    /// Databases of patterns that cannot be replicated because of their names, by path.
+    pub refused: Vec<Refused>,
     /// How long a shutdown may take.
     pub drain: Duration,
     /// Who hears that everything is stored.
@@ -130,6 +133,15 @@ pub struct ConfiguredDatabase {
     /// SHA-256 of everything in the file that has a say in how it runs: equal means nothing has
     /// changed.
     pub fingerprint: [u8; 32],
+}
+
+/// A database that a pattern finds and no store can keep so that it is found again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is wrong with its name, and what to do.
+    pub message: String,
 }
 
 /// What a configuration says about the log, where the command line says nothing.
@@ -188,8 +200,18 @@ pub fn settings(
         dbs: Vec::new(),
         ..config.clone()
     });
-    for (index, database, place) in entries(config, found, opener)? {
+    let (entries, mut refused) = entries(config, found, opener)?;
+    let taken = names::places(config, &entries)?;
+    for (index, database, place) in entries {
         let (key, place) = (format!("dbs[{index}]"), place.as_deref());
+        if let Some(message) = names::among_others(&taken, config, &database, &key, place)? {
+            if place.is_none() {
+                return Err(ConfigError::Value { key, message });
+            }
+            let path = database.path.clone();
+            refused.push(Refused { path, message });
+            continue;
+        }
         for (number, target) in targets_of(config, &database, &key, place)?
             .iter()
             .enumerate()
@@ -231,6 +253,7 @@ pub fn settings(
         member: identity.member,
         startup,
         databases,
+        refused,
         drain: config
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
@@ -262,17 +285,20 @@ fn heartbeat(config: &Config) -> Result<Option<Heartbeat>, ConfigError> {
     Ok(Some(Heartbeat { url, interval }))
 }
 
+/// One database: its number in the file, and for one of a pattern the place below the targets' own.
+type Entry = (usize, Database, Option<String>);
+
 /// The entries of a configuration, one for each database: its number in the file, and for those
 /// of a pattern the place below the targets' own. A file that has an entry of its own, or that an
-/// earlier pattern found, is not taken again.
+/// earlier pattern found, is not taken again. Those that cannot be stored come apart.
 fn entries(
     config: &Config,
     found: &Found,
     opener: &mut Opener,
-) -> Result<Vec<(usize, Database, Option<String>)>, ConfigError> {
+) -> Result<(Vec<Entry>, Vec<Refused>), ConfigError> {
     let patterns = pattern::patterns(config)?;
     let mut taken: BTreeSet<&Path> = BTreeSet::new();
-    let mut all = Vec::new();
+    let (mut all, mut refused) = (Vec::new(), Vec::new());
     for (index, database) in config.dbs.iter().enumerate() {
         if patterns.contains_key(&index) {
             continue;
@@ -290,9 +316,13 @@ fn entries(
         // Wrong targets are told also while there is nothing to back up.
         targets(config, entry, &format!("dbs[{index}]"), None, opener)?;
         for path in found.get(index).into_iter().flatten() {
-            if let Some(place) = pattern.place(path)
-                && taken.insert(path)
-            {
+            if !taken.insert(path) {
+                continue;
+            }
+            if let Some(message) = names::fault(config, entry, pattern, path)? {
+                let path = path.clone();
+                refused.push(Refused { path, message });
+            } else if let Some(place) = pattern.place(path) {
                 let below = |meta: &PathBuf| meta.join(format!("{place}-sqlite-backup"));
                 let database = Database {
                     path: path.clone(),
@@ -304,7 +334,7 @@ fn entries(
             }
         }
     }
-    Ok(all)
+    Ok((all, refused))
 }
 
 fn database_settings(

@@ -44,6 +44,7 @@ pub(super) fn place(target: &Target) -> String {
                 path.join("/")
             )
         }
+        Target::File { path } => format!("file {}", path.display()),
         other => format!("{other:?}"),
     }
 }
@@ -158,6 +159,8 @@ pub(super) fn target(replica: &Replica, key: &str) -> Result<Target, ConfigError
         s3.parts_in_flight = replica.concurrency.or(s3.parts_in_flight);
         s3.encryption = encryption(replica, key)?.or(s3.encryption.take());
         s3.credentials = credentials(replica, key)?;
+        s3.check_prefix()
+            .map_err(|error| value("path", error.to_string()))?;
     }
     Ok(target)
 }

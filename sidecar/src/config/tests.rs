@@ -518,3 +518,23 @@ fn paths_in_a_bucket_are_those_of_litestream() {
         assert_eq!(given, (own.to_owned(), below.to_owned()), "{url}");
     }
 }
+
+#[test]
+fn a_published_configuration_with_the_provider_in_the_host_is_understood() {
+    let text = include_str!("../../tests/examples/r2-host.yml");
+    let variable = |name: &str| Some(format!("/{}", name.to_lowercase()));
+    let config = parse(text, Path::new("r2-host.yml"), &variable).unwrap();
+    let replica = config.dbs[0].replicas[0].or_defaults(&config);
+    let Target::S3(s3) = target::target(&replica, "r").unwrap() else {
+        panic!("not a bucket")
+    };
+    assert_eq!(
+        (s3.bucket.as_str(), s3.prefix.as_str()),
+        ("app-backups", "db")
+    );
+    assert_eq!(s3.region.as_deref(), Some("auto"));
+    let endpoint = "https://0123456789abcdef.r2.cloudflarestorage.com";
+    assert_eq!(s3.endpoint.as_deref(), Some(endpoint));
+    assert_eq!(s3.credentials, store::Credentials::fixed("/key", "/secret"));
+    settings_of(&config).unwrap();
+}
