@@ -10,7 +10,7 @@ use protocol::Span;
 
 /// Continuous backup and proven restores for SQLite databases.
 #[derive(Debug, Parser)]
-#[command(version, about, arg_required_else_help = true)]
+#[command(name = "sqlite-backup", version, about, arg_required_else_help = true)]
 pub struct Arguments {
     #[command(flatten)]
     pub log: LogArguments,

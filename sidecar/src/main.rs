@@ -9,6 +9,7 @@ mod heartbeat;
 mod log;
 mod memory;
 mod metrics;
+mod near;
 mod server;
 mod signals;
 mod supervise;

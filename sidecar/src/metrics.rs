@@ -79,7 +79,7 @@ pub fn render(databases: &[ShownDatabase]) -> String {
             if status.state.is_healthy() { 1.0 } else { 0.0 },
         );
         set(&size, &labels, status.size_bytes as f64);
-        let blocking = database.handle.blocking_checkpoints();
+        let blocking = database.blocking_checkpoints();
         checkpoints.get_or_create(&labels).inc_by(blocking);
         for target in &status.targets {
             let labels = with_target(&labels, &target.name);
@@ -94,7 +94,7 @@ pub fn render(databases: &[ShownDatabase]) -> String {
                 set(&snapshot, &labels, time.as_millisecond() as f64 / 1000.0);
             }
         }
-        for (name, report) in database.handle.counters() {
+        for (name, report) in database.counters() {
             let labels = with_target(&labels, &name);
             uploads.get_or_create(&labels).inc_by(report.uploads);
             bytes.get_or_create(&labels).inc_by(report.uploaded_bytes);

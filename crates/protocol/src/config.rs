@@ -374,6 +374,15 @@ pub struct Replica {
     /// Under load, one object each interval on average, and no commit waits longer; default 1 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<Span>,
+    /// Litestream 0.3's name for the `retention.window` of this target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Span>,
+    /// Kept for files of Litestream 0.3, from 10 min on: expired files are searched for that often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_check_interval: Option<Span>,
+    /// Litestream 0.3's name for `snapshot.interval`; the shortest one of a database's targets counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_interval: Option<Span>,
     /// Kept for `litestream.yml`: files are stored one after the other, not in batches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sync_ltx_files: Option<u64>,

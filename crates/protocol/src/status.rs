@@ -98,6 +98,10 @@ pub enum DatabaseState {
     ExclusiveLocking,
     /// Our user is not the owner of the database.
     UnknownUser,
+    /// The database can be opened by another name, beside which its WAL would lie.
+    SecondName,
+    /// The name of the database is not one that every store can keep.
+    UnusableName,
     /// The local database does not descend from the newest backup.
     Diverged,
     /// Another writer has taken the replica over.

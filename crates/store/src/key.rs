@@ -1,6 +1,7 @@
 //! Which keys every store can keep, and how they are joined to a prefix.
 
 use crate::StoreError;
+use crate::target::clean;
 
 /// The longest component of a key, in bytes: what file systems allow, less room for the name of
 /// a temporary file.
@@ -18,8 +19,8 @@ pub(crate) fn check(key: &str) -> Result<(), StoreError> {
         Some("it is empty")
     } else if key.len() > MAX_KEY_BYTES {
         Some("it is too long")
-    } else if key.contains('\0') {
-        Some("it holds a NUL")
+    } else if key.contains(is_unlistable) {
+        Some("it holds a control character")
     } else if key.contains('\\') {
         // Some stores that keep directories take it for a slash.
         Some("it holds a backslash")
@@ -35,6 +36,23 @@ pub(crate) fn check(key: &str) -> Result<(), StoreError> {
     }
 }
 
+/// Checks that a database may have its backup at this place below a target: every store can keep
+/// it there, and every list finds it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_place(place: &str) -> Result<(), &'static str> {
+    match check(place) {
+        Err(StoreError::InvalidKey { reason, .. }) => Err(reason),
+        _ => Ok(()),
+    }
+}
+
+/// True for what the XML of a list cannot hold.
+pub(crate) fn is_unlistable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}')
+}
+
 /// True for what a directory in a key may be called.
 pub(crate) fn is_directory_name(name: &str) -> bool {
     !name.contains('/') && check(name).is_ok()
@@ -47,13 +65,28 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<(), StoreError> {
         .map_or(Ok(()), |(directories, _)| check(directories))
 }
 
-/// Returns the full key of an object, exactly as Litestream joins them: an empty path still gives
-/// a leading `/`, but not with the keys of Litestream 0.3.
-pub(crate) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() && key.starts_with(GENERATIONS) {
-        return key.to_owned();
+/// Returns what stands before a key, exactly as Litestream has it: the path as it was written and a
+/// slash, even after an empty path. Litestream 0.3 cleaned the path first.
+pub(crate) fn stem(path: &str, key: &str) -> String {
+    if key.starts_with(GENERATIONS) {
+        return directory(path);
     }
-    format!("{path}/{key}")
+    format!("{path}/")
+}
+
+/// Returns what stands before the keys of the databases below a path: Litestream cleans the path of
+/// a directory of databases.
+pub(crate) fn directory(path: &str) -> String {
+    match clean(path).as_str() {
+        "." => String::new(),
+        "/" => "/".to_owned(),
+        cleaned => format!("{cleaned}/"),
+    }
+}
+
+/// Returns the full key of an object.
+pub(crate) fn join(path: &str, key: &str) -> String {
+    stem(path, key) + key
 }
 
 /// Returns the prefix of the keys below a directory; the empty one is the store itself.
@@ -82,7 +115,19 @@ mod tests {
     #[test]
     fn keys_that_some_store_cannot_keep_are_refused() {
         for key in [
-            "", "/a", "a/", "a//b", ".", "a/../b", "a\0b", "a\\b", "a.tmp", "x.tmp/a",
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            ".",
+            "a/../b",
+            "a\0b",
+            "a\\b",
+            "a.tmp",
+            "x.tmp/a",
+            "a\nb",
+            "a\u{7f}",
+            "a\u{ffff}",
         ] {
             assert!(check(key).is_err(), "{key:?}");
         }
@@ -100,10 +145,20 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_path_gives_a_leading_slash_as_litestream_does() {
-        assert_eq!(join("db", "0000/x"), "db/0000/x");
-        assert_eq!(join("", "0000/x"), "/0000/x");
-        assert_eq!(join("db", "generations/x"), "db/generations/x");
-        assert_eq!(join("", "generations/x"), "generations/x");
+    fn paths_are_joined_byte_for_byte_as_litestream_does() {
+        for (path, of_0_5, of_0_3) in [
+            ("db", "db/0000/x", "db/generations/x"),
+            ("", "/0000/x", "generations/x"),
+            (".", "./0000/x", "generations/x"),
+            ("/", "//0000/x", "/generations/x"),
+            ("/db", "/db/0000/x", "/db/generations/x"),
+            ("db/", "db//0000/x", "db/generations/x"),
+            ("a//b", "a//b/0000/x", "a/b/generations/x"),
+            ("./db", "./db/0000/x", "db/generations/x"),
+            ("../db", "../db/0000/x", "../db/generations/x"),
+        ] {
+            assert_eq!(join(path, "0000/x"), of_0_5);
+            assert_eq!(join(path, "generations/x"), of_0_3);
+        }
     }
 }

@@ -33,6 +33,7 @@ pub use encryption::{CustomerKey, Encryption};
 pub use error::{BoxError, StoreError, StoreErrorKind};
 pub use faulty::{Call, Fault, FaultPlan, Faulty};
 pub use file::FileStore;
+pub use key::check_place;
 pub use memory::Memory;
 pub use object::{
     Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Requests, SharedStore,

@@ -105,6 +105,12 @@ pub trait Store: Send + Sync {
     fn requests(&self) -> Option<Requests> {
         None
     }
+
+    /// Returns the stores at paths that a person may take for this one: with and without slashes at
+    /// the ends, cleaned, at the root. None where such paths lead to this very place.
+    fn near_misses(&self) -> Vec<SharedStore> {
+        Vec::new()
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -175,6 +181,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn requests(&self) -> Option<Requests> {
         (**self).requests()
+    }
+
+    fn near_misses(&self) -> Vec<SharedStore> {
+        (**self).near_misses()
     }
 }
 

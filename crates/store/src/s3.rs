@@ -8,6 +8,8 @@ mod answer;
 mod client;
 mod download;
 mod kept;
+mod place;
+mod retry;
 mod sent;
 mod session;
 mod timestamp;
@@ -15,6 +17,7 @@ mod upload;
 
 use std::future::Future;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::Client;
@@ -27,7 +30,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
+use crate::object::{
+    Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, SharedStore, Store,
+};
 use crate::target::S3Target;
 use crate::{CredentialsStatus, Requests, StoreError, key};
 pub(crate) use client::{Bucket, build, system_http_client};
@@ -59,6 +64,8 @@ struct Inner {
     large: Arc<Semaphore>,
     counts: Arc<Counts>,
     kept: Kept,
+    /// The store keeps keys with this prefix as they are.
+    is_proven: AtomicBool,
 }
 
 /// What a list is asked for.
@@ -87,7 +94,7 @@ impl S3Store {
             calls,
             large,
         } = shared;
-        let (bucket, prefix) = (target.bucket.clone(), crate::target::clean(&target.prefix));
+        let (bucket, prefix) = (target.bucket.clone(), target.prefix.clone());
         Self {
             inner: Arc::new(Inner {
                 client,
@@ -98,6 +105,25 @@ impl S3Store {
                 large,
                 counts: Arc::default(),
                 kept: Kept::new(target),
+                is_proven: AtomicBool::new(!place::is_odd(&target.prefix)),
+            }),
+        }
+    }
+
+    /// The store at another prefix of the same bucket.
+    fn at(&self, prefix: String) -> Self {
+        let inner = &self.inner;
+        Self {
+            inner: Arc::new(Inner {
+                client: inner.client.clone(),
+                bucket: inner.bucket.clone(),
+                session: Arc::clone(&inner.session),
+                calls: Arc::clone(&inner.calls),
+                large: Arc::clone(&inner.large),
+                counts: Arc::clone(&inner.counts),
+                kept: inner.kept.clone(),
+                is_proven: AtomicBool::new(!place::is_odd(&prefix)),
+                prefix,
             }),
         }
     }
@@ -192,6 +218,9 @@ impl Inner {
         if found.is_empty() && slashed && self.drops_slashes(prefix).await? {
             found = self.pages(prefix, prefix, start).await?;
         }
+        if found.is_empty() {
+            self.refuse_other_names(prefix).await?;
+        }
         // Not every store obeys `start-after`, or sorts by bytes; and we ask for more.
         found.retain(|info| start_after.is_none_or(|after| info.key.as_str() > after));
         found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
@@ -215,11 +244,8 @@ impl Inner {
 
     /// Returns the names directly below a directory that have objects below them.
     async fn directories(&self, directory: &str) -> Result<Vec<String>, StoreError> {
-        let prefix = key::below(directory);
-        let mut found = self.common_prefixes(&self.full(&prefix)).await?;
-        if found.is_empty() && self.prefix.is_empty() && self.drops_slashes(&prefix).await? {
-            found = self.common_prefixes(&prefix).await?;
-        }
+        let full = key::directory(&self.prefix) + &key::below(directory);
+        let mut found = self.common_prefixes(&full).await?;
         found.sort_unstable();
         found.dedup();
         Ok(found)
@@ -340,7 +366,8 @@ impl Inner {
 
     /// Returns a full key without the prefix, where it has that.
     fn relative<'a>(&self, full: &'a str) -> &'a str {
-        full.strip_prefix(&self.full("")).unwrap_or(full)
+        full.strip_prefix(&key::stem(&self.prefix, ""))
+            .unwrap_or(full)
     }
 
     fn full(&self, key: &str) -> String {
@@ -349,11 +376,12 @@ impl Inner {
 
     fn object_info(&self, prefix: &str, object: &Object) -> Result<ObjectInfo, StoreError> {
         let full = object.key().unwrap_or_default();
-        let key = full.strip_prefix(&self.full(""));
-        // Below an empty prefix, some stores drop the slash that our keys begin with.
-        let key = key.or(self.prefix.is_empty().then_some(full));
+        let key = place::below(&key::stem(&self.prefix, prefix), full);
         let key = key.filter(|key| key.starts_with(prefix));
         let Some(key) = key else {
+            if place::is_odd(&self.prefix) {
+                return Err(self.other_name(prefix));
+            }
             return Err(self.bad_answer("list", prefix, "a key without the prefix asked for"));
         };
         let stored = object
@@ -424,7 +452,8 @@ impl Store for S3Store {
                 true => Some(self.inner.large.acquire().await.expect("nothing closes it")),
                 false => None,
             };
-            self.inner.call(|| put.run(&body)).await
+            let stored = self.inner.call(|| put.run(&body)).await;
+            self.inner.prove_place(&put, stored).await
         }
         .boxed()
     }
@@ -464,7 +493,8 @@ impl Store for S3Store {
                     }),
                 }
             };
-            self.inner.call(attempt).await
+            let stored = self.inner.call(attempt).await;
+            self.inner.prove_place(&put, stored).await
         }
         .boxed()
     }
@@ -551,6 +581,14 @@ impl Store for S3Store {
 
     fn requests(&self) -> Option<Requests> {
         Some(self.inner.counts.requests())
+    }
+
+    fn near_misses(&self) -> Vec<SharedStore> {
+        let at = |prefix: String| -> SharedStore { Arc::new(self.at(prefix)) };
+        place::near(&self.inner.prefix)
+            .into_iter()
+            .map(at)
+            .collect()
     }
 }
 

@@ -1,17 +1,23 @@
 //! Replica URLs, as Litestream writes them, to targets.
 
+mod provider;
+#[cfg(test)]
+mod tests;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use crate::{Credentials, Encryption};
+use crate::{Credentials, Encryption, key};
 
 /// Part sizes that S3 and our memory allow, in bytes.
 const PART_BYTES: RangeInclusive<u64> = 5 << 20..=512 << 20;
 /// Parts that may be on their way at once.
 const PARTS_IN_FLIGHT: RangeInclusive<usize> = 1..=64;
+/// The longest prefix, in bytes: S3 allows keys of 1,024, and our own part needs some of them.
+const MAX_PREFIX_BYTES: usize = 900;
 /// Classes whose objects have to be asked for hours before they can be read.
 const ARCHIVES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 
@@ -37,7 +43,8 @@ pub enum Target {
 pub struct S3Target {
     /// The bucket's name.
     pub bucket: String,
-    /// What every key starts with, without slashes at its ends; may be empty.
+    /// What every key starts with, byte for byte, before the slash that follows it. Empty: every key
+    /// starts with a slash. At most 900 bytes.
     pub prefix: String,
     /// Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1`.
     pub region: Option<String>,
@@ -131,19 +138,26 @@ impl Target {
     ///
     /// `file:///DIRECTORY`, or `s3://BUCKET/PREFIX` with the query keys `endpoint`, `region`,
     /// `forcePathStyle` (or `force-path-style`), `ca-file`, `storageClass`, `partSize`,
-    /// `concurrency` and `sseKmsKeyId`. Keys of Litestream that we obey anyway are accepted with
+    /// `concurrency` and `sseKmsKeyId`. The prefix of an S3 URL is that of Litestream: dots, double
+    /// slashes and slashes at its ends are resolved, and without any slash behind the bucket it is
+    /// `.`. The bucket may stand before the host of its provider: `s3://BUCKET.s3.eu-west-1.amazonaws.com/PREFIX`.
+    /// Keys of Litestream that we obey anyway are accepted with
     /// the value that says so: `signPayload=true`, `requireContentMD5=…`, `skipVerify=false`.
     ///
     /// # Errors
     /// [`UrlError`]; a key that we do not honour is one.
     pub fn from_url(text: &str) -> Result<Self, UrlError> {
-        let url = Url::parse(text).map_err(|error| UrlError::Invalid {
+        let invalid = |reason: String| UrlError::Invalid {
             url: without_user(text),
-            reason: error.to_string(),
-        })?;
+            reason,
+        };
+        if text.contains(|c: char| c.is_control()) {
+            return Err(invalid("it holds a control character".to_owned()));
+        }
+        let url = Url::parse(text).map_err(|error| invalid(error.to_string()))?;
         match url.scheme() {
             "file" => file(&url),
-            "s3" => s3(&url),
+            "s3" => s3(&url, path_of(text)),
             scheme @ ("gs" | "abs" | "azblob" | "sftp" | "oss" | "nats" | "webdav" | "webdavs") => {
                 Err(UrlError::Unsupported {
                     scheme: scheme.to_owned(),
@@ -164,7 +178,7 @@ fn file(url: &Url) -> Result<Target, UrlError> {
             suggestion: None,
         });
     }
-    let path = Path::new("/").join(clean(&decode(url.path())?));
+    let path = PathBuf::from(clean(&decode(url.path())?));
     if url.host_str().is_some_and(|host| !host.is_empty()) || path == Path::new("/") {
         return Err(UrlError::FilePath {
             url: url.to_string(),
@@ -173,22 +187,35 @@ fn file(url: &Url) -> Result<Target, UrlError> {
     Ok(Target::File { path })
 }
 
-fn s3(url: &Url) -> Result<Target, UrlError> {
+/// `path` is as it was written: the URL's own has lost what `..` and a double slash mean together.
+fn s3(url: &Url, path: &str) -> Result<Target, UrlError> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(UrlError::CredentialsInUrl);
     }
-    let bucket = url.host_str().unwrap_or_default().to_owned();
-    let prefix = clean(&decode(url.path())?);
+    let host = provider::read(url.host_str().unwrap_or_default(), url.port())?;
+    let prefix = clean(&decode(path)?);
     let mut target = S3Target {
-        bucket,
-        prefix,
+        bucket: host.bucket,
+        prefix: prefix.strip_prefix('/').unwrap_or(&prefix).to_owned(),
         ..S3Target::default()
     };
     for (key, value) in url.query_pairs() {
         s3_key(&mut target, &key, &value)?;
     }
+    target.region = target.region.or(host.region);
+    if target.endpoint.is_none() {
+        target.endpoint = host.endpoint;
+        target.force_path_style = target.force_path_style.or(host.force_path_style);
+    }
     target.check()?;
     Ok(Target::S3(target))
+}
+
+/// The path of a URL as it was written, with the slash that it begins with.
+fn path_of(text: &str) -> &str {
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    text.find('/').map_or("", |at| &text[at..])
 }
 
 impl S3Target {
@@ -201,9 +228,44 @@ impl S3Target {
         Ok(())
     }
 
+    /// The place of a database below this one, as Litestream joins them: the path is cleaned first.
+    #[must_use]
+    pub fn below(self, place: &str) -> Self {
+        Self {
+            prefix: key::directory(&self.prefix) + place,
+            ..self
+        }
+    }
+
     /// Checks what no store needs to be asked for.
     pub(crate) fn check(&self) -> Result<(), UrlError> {
         check_bucket(&self.bucket)?;
+        self.check_prefix()?;
+        self.check_values()
+    }
+
+    /// Checks that every store can keep and list what lies below the prefix.
+    ///
+    /// # Errors
+    /// [`UrlError::Value`] that says what is wrong with it.
+    pub fn check_prefix(&self) -> Result<(), UrlError> {
+        let path = |expected| UrlError::Value {
+            key: "path".to_owned(),
+            value: self.prefix.clone(),
+            expected,
+        };
+        if self.prefix.len() > MAX_PREFIX_BYTES {
+            return Err(path("at most 900 bytes"));
+        }
+        if self.prefix.contains(key::is_unlistable) {
+            return Err(path(
+                "no control character, which no list of a store can show",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_values(&self) -> Result<(), UrlError> {
         let wrong = |key: &str, value: String, expected| {
             let key = key.to_owned();
             Err(UrlError::Value {
@@ -384,204 +446,24 @@ fn decode(path: &str) -> Result<String, UrlError> {
         })
 }
 
-/// Resolves `.`, `..` and double slashes as Go's `path.Clean` does, and drops slashes at the ends.
+/// Resolves `.`, `..` and slashes as Go's `path.Clean` does: an empty path is `.`, a path from the
+/// root stays one, and `..` at the start of another stays, too.
 pub(crate) fn clean(path: &str) -> String {
-    let mut parts = Vec::new();
+    let is_rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
+        match (part, parts.last()) {
+            ("" | ".", _) => {}
+            ("..", None) if is_rooted => {}
+            ("..", None | Some(&"..")) => parts.push(part),
+            ("..", Some(_)) => drop(parts.pop()),
+            (part, _) => parts.push(part),
         }
     }
-    parts.join("/")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::CustomerKey;
-
-    fn s3_target(url: &str) -> S3Target {
-        match Target::from_url(url).unwrap() {
-            Target::S3(target) => target,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn urls_of_litestream_give_the_same_prefix() {
-        for (url, prefix) in [
-            ("s3://bucket", ""),
-            ("s3://bucket/", ""),
-            ("s3://bucket/db", "db"),
-            ("s3://bucket//a//b/./c/../d/", "a/b/d"),
-            ("s3://bucket/a%20b/c+d", "a b/c+d"),
-        ] {
-            assert_eq!(s3_target(url).prefix, prefix, "{url}");
-        }
-        assert_eq!(s3_target("s3://My.Old_Bucket/db").bucket, "My.Old_Bucket");
-    }
-
-    #[test]
-    fn query_keys_of_litestream_are_read_in_both_spellings() {
-        let target = s3_target(
-            "s3://bucket/db?endpoint=http%3A%2F%2F127.0.0.1:9000/&region=eu-west-1&forcePathStyle=false",
-        );
-        assert_eq!(target.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
-        assert_eq!(target.region.as_deref(), Some("eu-west-1"));
-        assert_eq!(target.force_path_style, Some(false));
-        assert_eq!(
-            s3_target("s3://bucket?force-path-style=1").force_path_style,
-            Some(true)
-        );
-        s3_target("s3://bucket?signPayload=true&requireContentMD5=false&skipVerify=false");
-    }
-
-    #[test]
-    fn an_endpoint_without_a_scheme_gets_the_one_litestream_gives_it() {
-        for (given, full) in [
-            ("localhost:9000", "http://localhost:9000"),
-            ("10.1.2.3:9000", "http://10.1.2.3:9000"),
-            ("s3.example.com", "https://s3.example.com"),
-            ("minio.example.com:9000", "https://minio.example.com:9000"),
-        ] {
-            let target = s3_target(&format!("s3://bucket?endpoint={given}"));
-            assert_eq!(target.endpoint.as_deref(), Some(full));
-        }
-        for bad in ["ftp://host", "http://", "http://u:p@host"] {
-            let url = format!("s3://bucket?endpoint={bad}");
-            assert!(
-                matches!(Target::from_url(&url), Err(UrlError::Value { .. })),
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_key_that_is_not_honoured_is_an_error_that_names_it() {
-        let message = |url| Target::from_url(url).unwrap_err().to_string();
-        assert!(message("s3://bucket?Endpoint=x").contains("did you mean endpoint"));
-        assert!(message("s3://bucket?skipVerify=true").contains("ca-file"));
-        assert!(message("s3://bucket?signPayload=false").contains("always signed"));
-        assert!(message("s3://bucket?forcePathStyle=maybe").contains("maybe"));
-        assert!(message("s3://bucket?sseCustomerKeyPath=/k").contains("sseCustomerKeyPath"));
-        assert!(message("file:///a?x=1").contains("\"x\""));
-    }
-
-    #[test]
-    fn how_objects_are_kept_is_read_in_both_spellings_and_has_limits() {
-        for url in [
-            "s3://bucket?storageClass=STANDARD_IA&partSize=16777216&concurrency=5&sseKmsKeyId=alias/a",
-            "s3://bucket?storage-class=STANDARD_IA&part-size=16777216&concurrency=5&sse-kms-key-id=alias/a",
-        ] {
-            let target = s3_target(url);
-            assert_eq!(target.storage_class.as_deref(), Some("STANDARD_IA"));
-            assert_eq!(
-                (target.part_bytes, target.parts_in_flight),
-                (Some(16 << 20), Some(5))
-            );
-            assert_eq!(
-                target.encryption,
-                Some(Encryption::Kms("alias/a".to_owned()))
-            );
-        }
-        for (query, words) in [
-            ("storageClass=GLACIER", "STANDARD_IA"),
-            ("storageClass=DEEP_ARCHIVE", "STANDARD_IA"),
-            ("partSize=1048576", "5 MiB to 512 MiB"),
-            ("partSize=5MB", "a number"),
-            ("concurrency=0", "1 to 64"),
-            ("concurrency=100", "1 to 64"),
-            ("sseCustomerKey=c2VjcmV0", "do not belong in the URL"),
-        ] {
-            let error = Target::from_url(&format!("s3://bucket?{query}")).unwrap_err();
-            assert!(error.to_string().contains(words), "{query}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_customer_key_goes_to_no_endpoint_in_the_clear() {
-        let key = CustomerKey::from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-        for (endpoint, is_fine) in [
-            (None, true),
-            (Some("https://s3.example.com"), true),
-            (Some("http://127.0.0.1:9000"), true),
-            (Some("http://s3.example.com"), false),
-        ] {
-            let target = S3Target {
-                bucket: "bucket".to_owned(),
-                endpoint: endpoint.map(str::to_owned),
-                encryption: key.clone().map(Encryption::Customer),
-                ..S3Target::default()
-            };
-            assert_eq!(target.check().is_ok(), is_fine, "{endpoint:?}");
-        }
-    }
-
-    #[test]
-    fn stores_that_are_not_served_yet_are_told_from_unknown_ones() {
-        for url in [
-            "gs://b/p",
-            "abs://account@container/p",
-            "azblob://c/p",
-            "sftp://u@h/d",
-        ] {
-            assert!(
-                matches!(Target::from_url(url), Err(UrlError::Unsupported { .. })),
-                "{url}"
-            );
-        }
-        assert!(matches!(
-            Target::from_url("ftp://h/d"),
-            Err(UrlError::UnknownScheme { .. })
-        ));
-        assert!(matches!(
-            Target::from_url("/data/x.db"),
-            Err(UrlError::Invalid { .. })
-        ));
-    }
-
-    #[test]
-    fn bad_bucket_names_and_credentials_in_urls_are_refused() {
-        for url in ["s3:///db", "s3://ab/db", "s3://-abc", "s3://a..b"] {
-            assert!(
-                matches!(Target::from_url(url), Err(UrlError::Bucket { .. })),
-                "{url}"
-            );
-        }
-        let refused = Target::from_url("s3://key:secret@bucket/db");
-        assert_eq!(refused, Err(UrlError::CredentialsInUrl));
-    }
-
-    #[test]
-    fn file_urls_name_a_directory_of_this_machine() {
-        let target = Target::from_url("file:///backups/a%20b/../c").unwrap();
-        assert_eq!(
-            target,
-            Target::File {
-                path: "/backups/c".into()
-            }
-        );
-        for url in ["file://host/dir", "file:///"] {
-            assert!(
-                matches!(Target::from_url(url), Err(UrlError::FilePath { .. })),
-                "{url}"
-            );
-        }
-    }
-
-    #[test]
-    fn errors_show_no_password() {
-        for url in [
-            "s3://key:pass word@[bucket/app",
-            "s3://b/p?endpoint=http://key:pass@host:1",
-        ] {
-            let message = Target::from_url(url).unwrap_err().to_string();
-            assert!(
-                !message.contains("pass") && !message.contains("key:"),
-                "{message}"
-            );
-        }
+    let joined = parts.join("/");
+    match (is_rooted, joined.as_str()) {
+        (true, _) => format!("/{joined}"),
+        (false, "") => ".".to_owned(),
+        (false, _) => joined,
     }
 }

@@ -64,6 +64,8 @@ fn database(state: DatabaseState) -> (Severity, &'static str) {
         DatabaseState::NotSqlite => (BAD + 4, "NotSqlite"),
         DatabaseState::NoPermission => (BAD + 5, "NoPermission"),
         DatabaseState::UnknownUser => (BAD + 6, "UnknownUser"),
+        DatabaseState::SecondName => (BAD + 6, "SecondName"),
+        DatabaseState::UnusableName => (BAD + 6, "UnusableName"),
         DatabaseState::Failed => (BAD + 7, "Failed"),
         DatabaseState::Superseded => (BAD + 8, reason::SUPERSEDED),
         DatabaseState::Diverged => (BAD + 9, "Diverged"),

@@ -12,6 +12,9 @@ use super::ConfigError;
 /// Longest time until a commit is noticed.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
+/// Pause between searches for expired files.
+const EXPIRED_WITHIN: Duration = Duration::from_secs(600);
+
 const VERIFY: &str = "run `sqlite-backup verify` on a schedule instead: it restores and proves";
 const AZURE: &str = "targets in Azure are not served yet";
 const SFTP: &str = "targets over SFTP are not served yet";
@@ -112,6 +115,18 @@ pub(super) fn check_database(database: &Database, key: &str) -> Result<(), Confi
 ///
 /// See [`ConfigError`]; each names the key.
 pub(super) fn check_replica(replica: &Replica, key: &str) -> Result<(), ConfigError> {
+    let sooner = |span: &protocol::Span| span.0 < EXPIRED_WITHIN;
+    if replica
+        .retention_check_interval
+        .as_ref()
+        .is_some_and(sooner)
+    {
+        return Err(ConfigError::Value {
+            key: format!("{key}.retention-check-interval"),
+            message: "expired files are searched for every 10m, which cannot be less; remove it"
+                .to_owned(),
+        });
+    }
     for (name, value, refused, message) in [
         (
             "sign-payload",

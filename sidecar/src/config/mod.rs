@@ -3,11 +3,13 @@
 mod litestream;
 #[cfg(test)]
 mod litestream_tests;
+mod names;
 pub mod pattern;
 mod target;
 #[cfg(test)]
 mod tests;
 mod text;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -120,6 +122,8 @@ pub struct Settings {
     pub startup: Startup,
     /// The databases.
     pub databases: Vec<ConfiguredDatabase>,
+    /// Databases of patterns that cannot be replicated because of their names, by path.
+    pub refused: Vec<Refused>,
     /// How long a shutdown may take.
     pub drain: Duration,
     /// Who hears that everything is stored.
@@ -137,6 +141,15 @@ pub struct ConfiguredDatabase {
     /// SHA-256 of everything in the file that has a say in how it runs: equal means nothing has
     /// changed.
     pub fingerprint: [u8; 32],
+}
+
+/// A database that a pattern finds and no store can keep so that it is found again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is wrong with its name, and what to do.
+    pub message: String,
 }
 
 /// What a configuration says about the log, where the command line says nothing.
@@ -196,8 +209,18 @@ pub fn settings(
         dbs: Vec::new(),
         ..config.clone()
     });
-    for (index, database, place) in entries(config, found, opener)? {
+    let (entries, mut refused) = entries(config, found, opener)?;
+    let taken = names::places(config, &entries)?;
+    for (index, database, place) in entries {
         let (key, place) = (format!("dbs[{index}]"), place.as_deref());
+        if let Some(message) = names::among_others(&taken, config, &database, &key, place)? {
+            if place.is_none() {
+                return Err(ConfigError::Value { key, message });
+            }
+            let path = database.path.clone();
+            refused.push(Refused { path, message });
+            continue;
+        }
         for (number, target) in targets_of(config, &database, &key, place)?
             .iter()
             .enumerate()
@@ -239,6 +262,7 @@ pub fn settings(
         member: identity.member,
         startup,
         databases,
+        refused,
         drain: config
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
@@ -300,17 +324,20 @@ fn heartbeat(config: &Config) -> Result<Option<Heartbeat>, ConfigError> {
     Ok(Some(Heartbeat { url, interval }))
 }
 
+/// One database: its number in the file, and for one of a pattern the place below the targets' own.
+type Entry = (usize, Database, Option<String>);
+
 /// The entries of a configuration, one for each database: its number in the file, and for those
 /// of a pattern the place below the targets' own. A file that has an entry of its own, or that an
-/// earlier pattern found, is not taken again.
+/// earlier pattern found, is not taken again. Those that cannot be stored come apart.
 fn entries(
     config: &Config,
     found: &Found,
     opener: &mut Opener,
-) -> Result<Vec<(usize, Database, Option<String>)>, ConfigError> {
+) -> Result<(Vec<Entry>, Vec<Refused>), ConfigError> {
     let patterns = pattern::patterns(config)?;
     let mut taken: BTreeSet<&Path> = BTreeSet::new();
-    let mut all = Vec::new();
+    let (mut all, mut refused) = (Vec::new(), Vec::new());
     for (index, database) in config.dbs.iter().enumerate() {
         if patterns.contains_key(&index) {
             continue;
@@ -328,9 +355,13 @@ fn entries(
         // Wrong targets are told also while there is nothing to back up.
         targets(config, entry, &format!("dbs[{index}]"), None, opener)?;
         for path in found.get(index).into_iter().flatten() {
-            if let Some(place) = pattern.place(path)
-                && taken.insert(path)
-            {
+            if !taken.insert(path) {
+                continue;
+            }
+            if let Some(message) = names::fault(config, entry, pattern, path)? {
+                let path = path.clone();
+                refused.push(Refused { path, message });
+            } else if let Some(place) = pattern.place(path) {
                 let below = |meta: &PathBuf| meta.join(format!("{place}-sqlite-backup"));
                 let database = Database {
                     path: path.clone(),
@@ -342,7 +373,7 @@ fn entries(
             }
         }
     }
-    Ok(all)
+    Ok((all, refused))
 }
 
 fn database_settings(
@@ -367,6 +398,10 @@ fn database_settings(
         });
     }
     let (targets, sync_interval) = targets(config, database, key, place, opener)?;
+    let replicas = database.replica.iter().chain(&database.replicas);
+    let shortest = replicas
+        .filter_map(|it| it.snapshot_interval)
+        .min_by_key(|it| it.0);
     Ok(DatabaseSettings {
         path: database.path.clone(),
         state: state_directory(config, database),
@@ -374,6 +409,7 @@ fn database_settings(
         sync_interval,
         snapshot_interval: snapshot(config, database)
             .interval
+            .or(shortest)
             .map_or(DEFAULT_SNAPSHOT_INTERVAL, |span| span.0),
         holder: holder.to_owned(),
         on_divergence: config.startup.unwrap_or_default().on_divergence,
@@ -454,7 +490,7 @@ pub fn targets(
             store,
             merge_interval,
             higher_levels: higher_levels.clone(),
-            retention: retention(config, database),
+            retention: retention(config, database, replica),
         });
     }
     Ok((targets, sync_interval))
@@ -537,7 +573,7 @@ fn snapshot(config: &Config, database: &Database) -> Snapshot {
     }
 }
 
-fn retention(config: &Config, database: &Database) -> RetentionPolicy {
+fn retention(config: &Config, database: &Database, replica: &Replica) -> RetentionPolicy {
     let wanted = config.retention.unwrap_or_default();
     let default = RetentionPolicy::default();
     // Zero is Litestream's word for "never", and then only the window limits them.
@@ -547,7 +583,9 @@ fn retention(config: &Config, database: &Database) -> RetentionPolicy {
     });
     let exact = wanted.exact.map(|span| span.0).or(l0_retention);
     let own = database.snapshot.and_then(|snapshot| snapshot.retention);
-    let window = own
+    let window = replica
+        .retention
+        .or(own)
         .or(wanted.window)
         .or(snapshot(config, database).retention);
     RetentionPolicy {

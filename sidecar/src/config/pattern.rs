@@ -164,6 +164,9 @@ impl Pattern {
 
     /// Whether a file is one of the databases.
     pub fn matches(&self, path: &Path) -> bool {
+        // A name that is not UTF-8 is found, to be refused, by what can be read of it.
+        let text = path.to_string_lossy();
+        let path = Path::new(text.as_ref());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // An exclusion without a slash is about names, wherever they are.
         let excludes = |pattern: &glob::Pattern| match pattern.as_str().contains('/') {
@@ -297,7 +300,7 @@ fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
 
 /// A directory of what is stored of a database, in one of Litestream's layouts: of 0.5 in
 /// directories and in S3, of 0.3.
-fn is_level(name: &str) -> bool {
+pub(super) fn is_level(name: &str) -> bool {
     name == "ltx" || (name.len() == 4 && name.starts_with("000")) || name == "generations"
 }
 

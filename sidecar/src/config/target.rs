@@ -8,7 +8,7 @@ use store::{Credentials, CustomerKey, Encryption, S3Target, Target};
 use super::ConfigError;
 
 /// Keys of replicas of every type.
-const COMMON: [&str; 7] = [
+const COMMON: [&str; 10] = [
     "name",
     "type",
     "url",
@@ -16,6 +16,9 @@ const COMMON: [&str; 7] = [
     "sync-interval",
     "max-sync-ltx-files",
     "auto-recover",
+    "retention",
+    "retention-check-interval",
+    "snapshot-interval",
 ];
 
 /// The name of a replica that has none of its own.
@@ -29,15 +32,19 @@ pub(super) fn kind_of(target: &Target) -> &'static str {
 /// Where a target is, whoever asks: two with one place would write over each other.
 pub(super) fn place(target: &Target) -> String {
     match target {
+        // Some stores take paths that differ only in slashes and dots for one.
         Target::S3(s3) => {
             let endpoint = s3.endpoint.as_deref().unwrap_or_default();
+            let path = s3.prefix.split('/').filter(|it| !matches!(*it, "" | "."));
+            let path: Vec<_> = path.collect();
             format!(
                 "s3 {} {}/{}",
                 endpoint.trim_end_matches('/'),
                 s3.bucket,
-                s3.prefix
+                path.join("/")
             )
         }
+        Target::File { path } => format!("file {}", path.display()),
         other => format!("{other:?}"),
     }
 }
@@ -52,14 +59,7 @@ pub(super) fn below(target: Target, place: &str, key: &str) -> Result<Target, Co
         Target::File { path } => Ok(Target::File {
             path: path.join(place),
         }),
-        Target::S3(s3) => {
-            let parts = [s3.prefix.as_str(), place];
-            let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-            Ok(Target::S3(S3Target {
-                prefix: parts.join("/"),
-                ..s3
-            }))
-        }
+        Target::S3(s3) => Ok(Target::S3(s3.below(place))),
         _ => Err(ConfigError::Value {
             key: key.to_owned(),
             message: "it does not go with a pattern".to_owned(),
@@ -124,12 +124,8 @@ pub(super) fn target(replica: &Replica, key: &str) -> Result<Target, ConfigError
                 .bucket
                 .clone()
                 .ok_or_else(|| value("bucket", "type s3 needs a bucket".to_owned()))?,
-            prefix: replica
-                .path
-                .clone()
-                .unwrap_or_default()
-                .trim_matches('/')
-                .to_owned(),
+            // Byte for byte: Litestream cleans the path of a URL only.
+            prefix: replica.path.clone().unwrap_or_default(),
             ..S3Target::default()
         }),
         (None, Some("file")) | (None, None) => {
@@ -163,6 +159,8 @@ pub(super) fn target(replica: &Replica, key: &str) -> Result<Target, ConfigError
         s3.parts_in_flight = replica.concurrency.or(s3.parts_in_flight);
         s3.encryption = encryption(replica, key)?.or(s3.encryption.take());
         s3.credentials = credentials(replica, key)?;
+        s3.check_prefix()
+            .map_err(|error| value("path", error.to_string()))?;
     }
     Ok(target)
 }

@@ -415,3 +415,126 @@ fn links_that_lead_in_circles_are_not_followed_for_ever() {
     let error = pattern.files().unwrap_err().to_string();
     assert!(error.contains("more than 100000 directories"), "{error}");
 }
+
+#[test]
+fn what_litestream_0_3_says_of_a_replica_holds_for_that_target() {
+    let text = "retention: {window: 48h}\ndbs:\n- path: /data/a.db\n  replicas:\n\
+                \x20 - {name: a, url: 'file:///a', retention: 30d, snapshot-interval: 12h}\n\
+                \x20 - {name: b, url: 'file:///b', retention-check-interval: 1h, snapshot-interval: 6h}\n";
+    let settings = settings_of(&parse_text(text).unwrap()).unwrap();
+    let database = &settings.databases[0].settings;
+    let windows = database.targets.iter().map(|it| it.retention.window);
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    assert_eq!(windows.collect::<Vec<_>>(), [hours(720), hours(48)]);
+    assert_eq!(database.snapshot_interval, hours(6));
+    let often = "dbs: [{path: /a, replica: {url: 'file:///a', retention-check-interval: 1m}}]";
+    let error = settings_of(&parse_text(often).unwrap()).err().unwrap();
+    assert!(error.to_string().contains("retention-check-interval"));
+}
+
+#[test]
+fn a_number_where_a_text_is_expected_is_the_text_that_was_written() {
+    for spelled in [
+        "1.10",
+        "2026.10",
+        "0x1F",
+        "005e123",
+        "true",
+        "12345678901234567890123",
+    ] {
+        let text = format!(
+            "access-key-id: {spelled}\nsecret-access-key: {spelled}\nregion: {spelled}\nbucket: {spelled}\n\
+             dbs:\n- path: {spelled}\n  exclude: [{spelled}]\n  replica: {{type: s3, path: {spelled}, name: {spelled}, concurrency: 0x5, force-path-style: true}}\n"
+        );
+        let config = parse_text(&text).unwrap();
+        let of_all = [
+            &config.access_key_id,
+            &config.secret_access_key,
+            &config.region,
+            &config.bucket,
+        ];
+        assert!(
+            of_all.iter().all(|it| it.as_deref() == Some(spelled)),
+            "{config:?}"
+        );
+        let database = &config.dbs[0];
+        assert_eq!(database.path, Path::new(spelled));
+        assert_eq!(database.exclude, [spelled]);
+        let replica = database.replica.as_ref().unwrap();
+        assert_eq!(replica.path.as_deref(), Some(spelled));
+        assert_eq!(replica.name.as_deref(), Some(spelled));
+        assert_eq!(
+            (replica.concurrency, replica.force_path_style),
+            (Some(5), Some(true))
+        );
+        // The same from a variable.
+        let variable = |_: &str| Some(spelled.to_owned());
+        let of_variable = text.replace(&format!(" {spelled}"), " $X");
+        let of_variable = of_variable.replace(&format!("[{spelled}"), "[$X");
+        let again = parse(&of_variable, Path::new("test.yml"), &variable).unwrap();
+        assert_eq!(again.dbs[0].path, Path::new(spelled));
+        assert_eq!(again.access_key_id.as_deref(), Some(spelled));
+    }
+    let nothing =
+        parse_text("dbs: [{path: /a, replica: {type: s3, path: ~, bucket: null}}]").unwrap();
+    let replica = nothing.dbs[0].replica.as_ref().unwrap();
+    assert_eq!((&replica.path, &replica.bucket), (&None, &None));
+    let error = parse_text("dbs: [{path: !secret 1.10}]").unwrap_err();
+    assert!(
+        error.contains("dbs[0].path") && error.contains("quote"),
+        "{error}"
+    );
+}
+
+#[test]
+fn paths_in_a_bucket_are_those_of_litestream() {
+    let place = |replica: &str| {
+        let config = parse_text(&format!("dbs: [{{path: /a, replica: {replica}}}]")).unwrap();
+        let replica = config.dbs[0].replica.clone().unwrap();
+        match target::target(&replica, "r").unwrap() {
+            Target::S3(s3) => (s3.prefix.clone(), s3.below("x/y.db").prefix),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (path, own, below) in [
+        ("db", "db", "db/x/y.db"),
+        ("/db", "/db", "/db/x/y.db"),
+        ("db/", "db/", "db/x/y.db"),
+        ("//db//", "//db//", "/db/x/y.db"),
+        ("a//b", "a//b", "a/b/x/y.db"),
+        ("./db", "./db", "db/x/y.db"),
+        ("../a", "../a", "../a/x/y.db"),
+        ("''", "", "x/y.db"),
+    ] {
+        let given = place(&format!("{{type: s3, bucket: bkt, path: {path}}}"));
+        assert_eq!(given, (own.to_owned(), below.to_owned()), "{path}");
+    }
+    for (url, own, below) in [
+        ("s3://bkt", ".", "x/y.db"),
+        ("s3://bkt/", "", "x/y.db"),
+        ("s3://bkt//db/", "db", "db/x/y.db"),
+    ] {
+        let given = place(&format!("{{url: '{url}'}}"));
+        assert_eq!(given, (own.to_owned(), below.to_owned()), "{url}");
+    }
+}
+
+#[test]
+fn a_published_configuration_with_the_provider_in_the_host_is_understood() {
+    let text = include_str!("../../tests/examples/r2-host.yml");
+    let variable = |name: &str| Some(format!("/{}", name.to_lowercase()));
+    let config = parse(text, Path::new("r2-host.yml"), &variable).unwrap();
+    let replica = config.dbs[0].replicas[0].or_defaults(&config);
+    let Target::S3(s3) = target::target(&replica, "r").unwrap() else {
+        panic!("not a bucket")
+    };
+    assert_eq!(
+        (s3.bucket.as_str(), s3.prefix.as_str()),
+        ("app-backups", "db")
+    );
+    assert_eq!(s3.region.as_deref(), Some("auto"));
+    let endpoint = "https://0123456789abcdef.r2.cloudflarestorage.com";
+    assert_eq!(s3.endpoint.as_deref(), Some(endpoint));
+    assert_eq!(s3.credentials, store::Credentials::fixed("/key", "/secret"));
+    settings_of(&config).unwrap();
+}

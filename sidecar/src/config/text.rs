@@ -4,6 +4,7 @@ use std::path::Path;
 
 use protocol::config::Config;
 
+use super::written::{self, Node};
 use super::{ConfigError, litestream};
 
 /// Reads a configuration file. `variable` gives the environment.
@@ -21,7 +22,8 @@ pub fn read(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Co
 
 /// Parses the text of a configuration file.
 ///
-/// Variables are expanded in values after parsing, so that no value can add YAML of its own.
+/// Variables are expanded in values after parsing, so that no value can add YAML of its own. Numbers and
+/// switches keep their spelling, which is their text where one is expected.
 ///
 /// # Errors
 ///
@@ -35,11 +37,10 @@ pub fn parse(
         path: path.to_owned(),
         message: with_suggestion(&error.to_string()),
     };
-    let mut value: serde_yaml::Value = serde_yaml::from_str(text).map_err(wrong)?;
+    let mut value = written::read(text).map_err(wrong)?;
     expand(&mut value, "", variable)?;
     // Of a text, messages name the key.
-    let expanded = serde_yaml::to_string(&value).map_err(wrong)?;
-    serde_yaml::from_str(&expanded).map_err(|error| {
+    serde_yaml::from_str(&value.to_yaml()).map_err(|error| {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         // What is wrong in the file as it is can be told with its line.
@@ -88,33 +89,29 @@ fn distance(one: &str, other: &str) -> usize {
 }
 
 fn expand(
-    value: &mut serde_yaml::Value,
+    value: &mut Node,
     key: &str,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(), ConfigError> {
     match value {
-        serde_yaml::Value::String(text) => {
+        Node::Text(text) => {
             let expanded = expand_text(text, key, variable)?;
-            *value = match expanded.as_str() {
-                // A variable holds only text, but what it stands for may be a switch.
-                "true" if expanded != *text => true.into(),
-                "false" if expanded != *text => false.into(),
-                _ => expanded.into(),
-            };
+            if expanded != *text {
+                *value = Node::of_variable(expanded);
+            }
         }
-        serde_yaml::Value::Sequence(items) => {
+        Node::List(items) => {
             for (index, item) in items.iter_mut().enumerate() {
                 expand(item, &format!("{key}[{index}]"), variable)?;
             }
         }
-        serde_yaml::Value::Mapping(entries) => {
-            for (name, item) in entries.iter_mut() {
-                let name = name.as_str().unwrap_or_default();
+        Node::Map(entries) => {
+            for (name, item) in entries {
                 let dot = if key.is_empty() { "" } else { "." };
                 expand(item, &format!("{key}{dot}{name}"), variable)?;
             }
         }
-        _ => {}
+        Node::Plain(_) => {}
     }
     Ok(())
 }

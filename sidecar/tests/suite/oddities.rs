@@ -1,12 +1,19 @@
 //! Surroundings that nobody thinks of: names, logs, directories.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::Command;
 
+use protocol::status::DatabaseState;
 use tempfile::TempDir;
 
-use crate::support::database::{create, rows};
-use crate::support::place::text;
+use crate::support::database::{assert_same, create, insert, rows};
+use crate::support::place::{Place, text};
 use crate::support::process::{finish, program, run};
+use crate::support::sidecar::Sidecar;
+use crate::support::until;
 
 fn place() -> TempDir {
     tempfile::tempdir().expect("make a directory")
@@ -93,4 +100,215 @@ fn a_backup_without_a_full_copy_is_not_taken_for_none() {
     let done = run(["inspect", &url]);
     assert_eq!(done.code, Some(11), "{done:?}");
     assert!(done.out.contains("NOT RESTORABLE"), "{done:?}");
+}
+
+/// Names that a backup would not be found under again.
+fn unusable_names() -> Vec<Vec<u8>> {
+    let long = "x".repeat(201) + ".db";
+    let names = [
+        "back\\slash.db",
+        &long,
+        "copy.tmp",
+        "two\nlines.db",
+        "dir.tmp/a.db",
+    ];
+    let mut names: Vec<_> = names.iter().map(|it| it.as_bytes().to_vec()).collect();
+    names.push(b"latin-\xe4.db".to_vec());
+    names
+}
+
+#[test]
+fn a_database_whose_name_no_store_can_keep_is_refused_loudly_and_alone() {
+    let place = Place::new();
+    let data = place.path().join("data");
+    for name in unusable_names() {
+        let path = data.join(OsStr::from_bytes(&name));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "never looked at").unwrap();
+    }
+    let good = data.join("good.db");
+    let connection = create(&good, 3);
+    let content = format!(
+        "dbs: [{{path: '{}/**/*', replica: {{url: '{}'}}}}]\n",
+        data.display(),
+        place.url("backup")
+    );
+    let config = place.write("config.yml", &content);
+    for mode in ["--once", "--dry-run"] {
+        let done = run(["replicate", "--config", &config, mode]);
+        done.fails_with(
+            17,
+            &["rename the file", "not UTF-8", "backslash", "copy.tmp"],
+        );
+    }
+    let sidecar = Sidecar::start(place.path(), &["--config", &config]);
+    insert(&connection, 1);
+    let states: BTreeMap<String, DatabaseState> = until("the good one is stored", || {
+        let databases = sidecar.status().databases;
+        let stored = databases.iter().find(|it| it.path == text(&good))?;
+        let target = &stored.targets[0];
+        let is_stored = target.position.is_some() && target.position == stored.position;
+        let states = databases.iter().map(|it| (it.path.clone(), it.state));
+        is_stored.then(|| states.collect())
+    });
+    let refused = states
+        .values()
+        .filter(|it| **it == DatabaseState::UnusableName);
+    assert_eq!(refused.count(), unusable_names().len(), "{states:?}");
+    let metrics = sidecar.get("/metrics").1;
+    let unhealthy = metrics.lines().filter(|line| {
+        line.starts_with("sqlite_backup_database_healthy{") && line.ends_with(" 0.0")
+    });
+    assert_eq!(unhealthy.count(), unusable_names().len(), "{metrics}");
+    let status = run(["status", "--addr", sidecar.address()]);
+    assert_eq!(status.code, Some(12), "{status:?}");
+    assert_eq!(sidecar.terminate().0, Some(23));
+    // What is stored is what every list finds.
+    let stored: Vec<_> = std::fs::read_dir(place.path().join("backup"))
+        .unwrap()
+        .collect();
+    assert_eq!(stored.len(), 1);
+    let expected = rows(&good);
+    drop(connection);
+    std::fs::remove_dir_all(&data).unwrap();
+    run(["restore", "--config", &config]).succeeds();
+    assert_same(&rows(&good), &expected);
+}
+
+#[test]
+fn a_database_is_not_stored_among_the_objects_of_another_one() {
+    let place = Place::new();
+    drop(create(&place.database(), 1));
+    let slots = place.path().join("slots");
+    std::fs::create_dir(&slots).unwrap();
+    for name in ["ltx", "lock.json", "generations", "0009", "fine"] {
+        drop(create(&slots.join(name), 2));
+    }
+    let backup = place.url("backup");
+    let one = format!(
+        "{{path: {}, replica: {{url: '{backup}'}}}}",
+        place.database_text()
+    );
+    let many = format!(
+        "{{path: '{}/*', replica: {{url: '{backup}'}}}}",
+        slots.display()
+    );
+    let config = place.write("config.yml", &format!("dbs: [{one}, {many}]\n"));
+    let done = run(["replicate", "--config", &config, "--once"]);
+    done.fails_with(
+        17,
+        &[
+            "among the objects of",
+            "ltx",
+            "lock.json",
+            "generations",
+            "0009",
+        ],
+    );
+    for (url, source) in [
+        (backup.clone(), place.database()),
+        (format!("{backup}/fine"), slots.join("fine")),
+    ] {
+        let output = place.fresh("out.db");
+        run(["restore", &url, "-o", text(&output)]).succeeds();
+        assert_same(&rows(&output), &rows(&source));
+    }
+    let inside = format!(
+        "{{path: {}/fine, replica: {{url: '{backup}/ltx/x'}}}}",
+        slots.display()
+    );
+    let config = place.write("config.yml", &format!("dbs: [{one}, {inside}]\n"));
+    run(["replicate", "--config", &config, "--once"])
+        .fails_with(2, &["dbs[1]", "among the objects"]);
+}
+
+#[test]
+fn a_database_that_is_written_by_another_name_is_not_taken_for_idle() {
+    let place = Place::new();
+    let other = place.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    drop(create(&place.database(), 3));
+    let link = other.join("app.db");
+    std::fs::hard_link(place.database(), &link).unwrap();
+    // The log of these rows lies beside the other name.
+    let connection = create(&link, 20);
+    let url = place.url("backup");
+    let once = ["replicate", place.database_text(), &url, "--once"];
+    run(once).fails_with(
+        17,
+        &["hard links", "give the path that the application opens"],
+    );
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    let status = sidecar.wait_until("the second name is told", |status| {
+        status.state == DatabaseState::SecondName
+    });
+    assert!(status.message.contains("hard links"), "{status:?}");
+    assert_eq!(sidecar.terminate().0, Some(23));
+    drop(connection);
+    // By the name that the application uses, the other one harms nobody.
+    let connection = create(&place.database(), 5);
+    run(once).succeeds();
+    let output = place.fresh("out.db");
+    run(["restore", &url, "-o", text(&output)]).succeeds();
+    assert_same(&rows(&output), &rows(&place.database()));
+    drop(connection);
+}
+
+/// Makes the header of a database say rollback mode, in a process of its own: closing the file in this
+/// one would cost its connections their locks.
+fn say_rollback(database: &Path) {
+    let script =
+        "import os, sys\nfile = os.open(sys.argv[1], os.O_WRONLY)\nos.pwrite(file, b'\\1\\1', 18)";
+    let status = Command::new("python3")
+        .args(["-c", script])
+        .arg(database)
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn a_header_that_is_older_than_the_log_does_not_hide_the_log() {
+    let place = Place::new();
+    let connection = create(&place.database(), 3);
+    say_rollback(&place.database());
+    let url = place.url("backup");
+    run(["replicate", place.database_text(), &url, "--once"]).succeeds();
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    insert(&connection, 4);
+    sidecar.wait_until_stored();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    let output = place.fresh("out.db");
+    run(["restore", &url, "-o", text(&output)]).succeeds();
+    assert_same(&rows(&output), &rows(&place.database()));
+}
+
+#[test]
+fn a_database_that_is_not_there_yet_is_waited_for() {
+    let place = Place::new();
+    let url = place.url("backup");
+    let sidecar = Sidecar::start(place.path(), &[place.database_text(), &url]);
+    until("we are told that it waits", || {
+        sidecar
+            .log()
+            .contains("does not exist yet: replication waits")
+            .then_some(())
+    });
+    let connection = create(&place.database(), 3);
+    sidecar.wait_until_stored();
+    assert_eq!(sidecar.terminate().0, Some(0));
+    drop(connection);
+    for mode in ["--once", "--dry-run"] {
+        let missing = place.path().join("missing.db");
+        let done = run(["replicate", text(&missing), &url, mode]);
+        done.fails_with(17, &["does not exist"]);
+    }
+}
+
+#[test]
+fn the_program_tells_its_name_and_version() {
+    let told = run(["--version"]).succeeds();
+    assert_eq!(
+        told,
+        format!("sqlite-backup {}\n", env!("CARGO_PKG_VERSION"))
+    );
 }

@@ -1,6 +1,7 @@
 //! Commits reach the store, whoever is killed and when.
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use protocol::status::DatabaseState;
@@ -143,6 +144,18 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
         .arg(clone.path());
     assert!(copy.status().unwrap().success());
     std::fs::hard_link(place.database(), clone.database()).unwrap();
+    // An application that reads there, in a process of its own: without one, a second name is refused.
+    let script = "import sqlite3, sys\ndb = sqlite3.connect(sys.argv[1])\n\
+                  db.execute('SELECT count(*) FROM sqlite_schema').fetchall()\n\
+                  print('open', flush=True)\nsys.stdin.read()";
+    let mut reader = Command::new("python3")
+        .args(["-c", script, clone.database_text()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 4];
+    reader.stdout.take().unwrap().read_exact(&mut said).unwrap();
     let second = Sidecar::start(clone.path(), &[clone.database_text(), &url]);
     second.wait_until("the second to write", |status| {
         status.targets[0].epoch > 1 && status.targets[0].position.is_some()
@@ -157,6 +170,8 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
     assert_eq!(first.terminate().0, Some(16));
     assert_eq!(second.terminate().0, Some(0));
     restored(&place, &url, program());
+    drop(reader.stdin.take());
+    assert!(reader.wait().unwrap().success());
 }
 
 #[test]

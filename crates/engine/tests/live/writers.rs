@@ -15,8 +15,8 @@ use store::{
 
 use crate::app::{App, Habits, seed};
 use crate::bench::{
-    Place, Replication, assert_every_point, assert_stored, block_on, memory, restored, settings,
-    wait_for,
+    Place, Replication, assert_every_point, assert_stored, block_on, files, memory, restored,
+    settings, wait_for,
 };
 use crate::gated::{Gate, Gated};
 
@@ -89,6 +89,7 @@ fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'stati
     let new_place = Place::new();
     let mut new_settings = another_writer(&new_place, &memory);
     new_settings.targets[0].merge_interval = Duration::from_secs(3600);
+    new_settings.targets[0].higher_levels = Vec::new();
     assert!(matches!(
         ready(&new_settings).unwrap(),
         Ready::Restored { .. }
@@ -99,6 +100,15 @@ fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'stati
     let store: SharedStore = Arc::clone(&memory) as SharedStore;
     assert_stored(&new, &mut new_app, &store);
     new.settled();
+    // It compacts once: the step to its first snapshot.
+    let snapshot = files(&store).into_iter().filter(|file| file.level == 9);
+    let snapshot = snapshot.map(|file| file.max).max();
+    wait_for("the new writer to compact", || {
+        let mut compacted = files(&store).into_iter().filter(|file| file.level == 1);
+        compacted
+            .any(|file| Some(file.max) > snapshot)
+            .then_some(())
+    });
     let before = content(&memory);
 
     old.gated.gate.send_replace(Gate::Open);

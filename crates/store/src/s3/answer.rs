@@ -4,6 +4,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use crate::target::clean;
 use crate::{BoxError, StoreError};
 
 /// The longest message of a store that is passed on, in characters.
@@ -29,38 +30,59 @@ fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
         "NoSuchBucket" => return Meaning::NoBucket,
         // Of a list it is nonsense.
         "NoSuchKey" if operation != "list" => return Meaning::Missing,
-        "PreconditionFailed" | "ConditionalRequestConflict" => return Meaning::Condition,
+        "PreconditionFailed" => return Meaning::Condition,
         "SlowDown"
         | "Throttling"
         | "ThrottlingException"
         | "TooManyRequests"
+        | "TooManyRequestsException"
+        | "RequestThrottled"
         | "RequestLimitExceeded"
         | "BandwidthLimitExceeded"
         | "SlowDownRead"
         | "SlowDownWrite" => {
             return Meaning::Throttled;
         }
-        // The upload was lost, or completed by an attempt whose answer was: do it all again.
-        "NoSuchUpload" | "RequestTimeout" | "InternalError" | "ServiceUnavailable"
-        | "IncompleteBody" | "OperationAborted" => return Meaning::Unwell,
+        // The upload was lost, or completed by an attempt whose answer was: do it all again. Of two
+        // requests at the same time for one object, a store may decide neither: that is no verdict
+        // on the condition. Clocks that differ come right by themselves, or by a person.
+        "NoSuchUpload"
+        | "RequestTimeout"
+        | "InternalError"
+        | "ServiceUnavailable"
+        | "IncompleteBody"
+        | "OperationAborted"
+        | "ConditionalRequestConflict"
+        | "RequestTimeTooSkewed"
+        | "RequestExpired" => return Meaning::Unwell,
         "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => {
             return Meaning::Full;
         }
         code if is_authentication(code) => return Meaning::Denied,
-        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" | "RequestTimeTooSkewed" => {
-            return Meaning::Denied;
-        }
+        "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => return Meaning::Denied,
         _ => {}
     }
     match status {
         401 | 403 => Meaning::Denied,
         404 if operation == "head" => Meaning::Missing,
-        409 | 412 => Meaning::Condition,
-        408 | 500 | 502 | 503 | 504 => Meaning::Unwell,
+        412 => Meaning::Condition,
+        408 | 409 | 500 | 502 | 503 | 504 => Meaning::Unwell,
         429 => Meaning::Throttled,
         507 => Meaning::Full,
         _ => Meaning::Other,
     }
+}
+
+/// Returns whether the same request may soon get another answer than this one.
+pub(super) fn may_pass(status: u16, body: &str) -> bool {
+    let code = body.split_once("<Code>");
+    let code = code.and_then(|(_, rest)| Some(rest.split_once("</Code>")?.0));
+    // A lost upload stays lost.
+    code != Some("NoSuchUpload")
+        && matches!(
+            meaning("", status, code),
+            Meaning::Throttled | Meaning::Unwell
+        )
 }
 
 /// Returns whether the keys themselves were refused, rather than one right of theirs.
@@ -154,15 +176,21 @@ impl Call<'_> {
 
 /// Returns the call for people: `put s3://bucket/prefix/key`.
 pub(super) fn what(operation: &str, bucket: &str, prefix: &str, key: &str) -> String {
-    format!("{operation} {}/{key}", location(bucket, prefix))
+    let location = location(bucket, prefix);
+    match key {
+        "" => format!("{operation} {location}"),
+        key if location.contains(' ') => format!("{operation} {key} in {location}"),
+        key => format!("{operation} {}/{key}", location.trim_end_matches('/')),
+    }
 }
 
-/// Returns where the store is: `s3://bucket/prefix`.
+/// Returns where the store is: `s3://bucket/prefix` where this URL leads there, else bucket and path.
 pub(super) fn location(bucket: &str, prefix: &str) -> String {
-    if prefix.is_empty() {
-        format!("s3://{bucket}")
-    } else {
-        format!("s3://{bucket}/{prefix}")
+    let cleaned = clean(&format!("/{prefix}"));
+    match prefix {
+        "." => format!("s3://{bucket}"),
+        prefix if cleaned.strip_prefix('/') == Some(prefix) => format!("s3://{bucket}/{prefix}"),
+        prefix => format!("bucket {bucket} path {prefix:?}"),
     }
 }
 
@@ -249,7 +277,11 @@ mod tests {
             (400, Some("ExpiredToken"), Meaning::Denied),
             (400, Some("InvalidToken"), Meaning::Denied),
             (412, Some("PreconditionFailed"), Meaning::Condition),
-            (409, Some("ConditionalRequestConflict"), Meaning::Condition),
+            (409, Some("ConditionalRequestConflict"), Meaning::Unwell),
+            (409, Some("OperationAborted"), Meaning::Unwell),
+            (409, None, Meaning::Unwell),
+            (403, Some("RequestTimeTooSkewed"), Meaning::Unwell),
+            (400, Some("TooManyRequestsException"), Meaning::Throttled),
             (412, None, Meaning::Condition),
             (503, Some("SlowDown"), Meaning::Throttled),
             (429, None, Meaning::Throttled),
@@ -266,10 +298,48 @@ mod tests {
     }
 
     #[test]
+    fn only_answers_that_may_change_are_asked_for_again() {
+        let body = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
+        for (status, code) in [
+            (409, "ConditionalRequestConflict"),
+            (409, "OperationAborted"),
+            (403, "RequestTimeTooSkewed"),
+            (429, "TooManyRequests"),
+        ] {
+            assert!(may_pass(status, &body(code)), "{code}");
+        }
+        assert!(may_pass(429, ""));
+        for (status, code) in [
+            (404, "NoSuchUpload"),
+            (412, "PreconditionFailed"),
+            (403, "AccessDenied"),
+            (404, "NoSuchKey"),
+            (200, ""),
+        ] {
+            assert!(!may_pass(status, &body(code)), "{code}");
+        }
+    }
+
+    #[test]
     fn what_a_store_says_is_passed_on_but_not_without_end() {
         assert_eq!(said(503, None, None), "HTTP 503");
         let long = said(403, Some("AccessDenied"), Some(&"x".repeat(10_000)));
         assert!(long.starts_with("AccessDenied: x") && long.len() < 400);
         assert_eq!(refusal_code(&long), "AccessDenied");
+    }
+
+    #[test]
+    fn a_place_is_told_by_its_url_or_by_its_parts_where_no_url_leads_there() {
+        for (prefix, told) in [
+            (".", "put s3://bucket/x"),
+            ("", "put s3://bucket/x"),
+            ("a/b", "put s3://bucket/a/b/x"),
+            ("/a", "put x in bucket bucket path \"/a\""),
+            ("a/", "put x in bucket bucket path \"a/\""),
+        ] {
+            assert_eq!(what("put", "bucket", prefix, "x"), told);
+        }
+        assert_eq!(location("bucket", "."), "s3://bucket");
+        assert_eq!(location("bucket", ""), "s3://bucket/");
     }
 }

@@ -20,6 +20,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use futures::FutureExt;
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::retry::MayPass;
 use super::session::Session;
 use crate::StoreError;
 use crate::target::S3Target;
@@ -81,6 +82,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
                 .with_max_attempts(MAX_ATTEMPTS)
                 .with_max_backoff(MAX_BACKOFF),
         )
+        .retry_classifier(MayPass)
         .timeout_config(timeouts(ATTEMPT_TIMEOUT))
         .stalled_stream_protection(stall_after(STALL_GRACE))
         .http_client(http.clone());

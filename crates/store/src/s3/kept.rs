@@ -7,6 +7,7 @@ use crate::target::S3Target;
 use crate::{CustomerKey, Encryption};
 
 /// What a target says about its objects.
+#[derive(Clone)]
 pub(super) struct Kept {
     pub(super) storage_class: Option<StorageClass>,
     pub(super) kms_key: Option<String>,

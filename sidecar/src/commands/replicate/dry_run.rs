@@ -11,6 +11,7 @@ use store::Store;
 use super::unusable;
 use crate::config::Settings;
 use crate::failure::{Failure, lease_code};
+use crate::near;
 
 /// Databases looked at at the same time.
 const DATABASES_AT_ONCE: usize = 8;
@@ -35,6 +36,16 @@ pub async fn run(settings: &Settings) -> Result<ExitCode, Failure> {
             }
             failure.get_or_insert(failed);
         }
+    }
+    for refused in &settings.refused {
+        let path = refused.path.display();
+        println!("{path}: cannot be replicated");
+        let message = format!("{path}: {}", refused.message);
+        let failed = Failure::message(ExitCode::BadSource, message);
+        if failure.is_some() {
+            tracing::error!("{failed}");
+        }
+        failure.get_or_insert(failed);
     }
     failure.map_or(Ok(ExitCode::Done), Err)
 }
@@ -69,7 +80,7 @@ async fn found(target: &TargetSettings) -> Result<String, Failure> {
         .map_err(|error| Failure::new(lease_code(&error), error))?;
     let files = remote::list(&target.store).await?;
     if files.is_empty() {
-        return Ok("no backup yet".to_owned());
+        return Ok(format!("no backup yet{}", near::hint(&target.store).await));
     }
     let txid = remote::newest(&files);
     Ok(match lease {

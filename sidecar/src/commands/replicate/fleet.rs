@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::database::{Database, DatabaseSettings, Env};
+use engine::lease::LEASE_KEY;
+use engine::restore::{Point, find};
 use engine::startup::{Ready, make_ready};
+use engine::target::TargetSettings;
 use futures::future::join_all;
 use protocol::config::Startup;
+use store::{ObjectInfo, Store, StoreError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -15,12 +19,18 @@ use tokio::time::Instant;
 use super::shown::{Shown, ShownDatabase};
 use super::source::Loaded;
 use crate::commands::restore::findings;
+use crate::config::Refused;
 use crate::failure::Failure;
+use crate::near;
 
 /// Pause after a first failed restore before replication; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// Databases that are asked for near misses, each with some lists: those of a pattern all have the same.
+const MAX_NEAR_MISS_CHECKS: usize = 16;
+/// Longest that a first start waits for stores to say whether they hold a backup at a near miss.
+const NEAR_MISS_TIME: Duration = Duration::from_secs(5);
 
 /// The running databases by path.
 pub struct Fleet {
@@ -28,6 +38,10 @@ pub struct Fleet {
     running: BTreeMap<PathBuf, Running>,
     /// Databases that are configured no more, and store what is left.
     leaving: BTreeMap<PathBuf, JoinHandle<bool>>,
+    /// Databases that are not replicated because of their names.
+    refused: Vec<Refused>,
+    /// How many databases were asked for near misses.
+    near_miss_checks: usize,
 }
 
 struct Running {
@@ -47,6 +61,8 @@ impl Fleet {
             env,
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            refused: Vec::new(),
+            near_miss_checks: 0,
         }
     }
 
@@ -83,8 +99,16 @@ impl Fleet {
             running.stop.send_replace(true);
             self.leaving.insert(path, running.task);
         }
+        for refused in &settings.refused {
+            if !self.refused.contains(refused) {
+                let database = refused.path.display();
+                tracing::error!(%database, "not replicated: {}", refused.message);
+            }
+        }
+        self.refused.clone_from(&settings.refused);
         let databases = self.running.values().map(|running| running.shown.clone());
-        shown.replace(settings, &loaded.hash, databases.collect());
+        let refused = self.refused.iter().map(ShownDatabase::refused);
+        shown.replace(settings, &loaded.hash, databases.chain(refused).collect());
     }
 
     fn start(
@@ -100,6 +124,9 @@ impl Fleet {
         let (database, handle) = Database::new(settings.clone(), &self.env, stopped.clone());
         let shown = ShownDatabase::new(handle);
         let held = shown.clone();
+        // Where we have no state yet, a new backup may begin.
+        let is_new = self.near_miss_checks < MAX_NEAR_MISS_CHECKS && !settings.state.exists();
+        self.near_miss_checks += usize::from(is_new);
         let task = tokio::task::spawn_local(async move {
             let mut drain = drain;
             if let Some(mut predecessor) = predecessor {
@@ -122,6 +149,12 @@ impl Fleet {
             }
             if let Some(ready) = ready {
                 ready.send_replace(true);
+            }
+            if is_new {
+                tokio::select! {
+                    () = Box::pin(warn_of_near_misses(&settings)) => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => {}
+                }
             }
             database.run(drain).await
         });
@@ -156,7 +189,7 @@ impl Fleet {
         }
         let tasks = self.running.into_values().map(|running| running.task);
         let ended = join_all(tasks.chain(self.leaving.into_values())).await;
-        ended.into_iter().all(|complete| complete.unwrap_or(false))
+        self.refused.is_empty() && ended.into_iter().all(|complete| complete.unwrap_or(false))
     }
 
     /// Gives up on the databases that are not to be waited for.
@@ -171,6 +204,31 @@ impl Fleet {
     }
 }
 
+/// Says before a new backup begins that there is one where the path is spelled a little differently.
+async fn warn_of_near_misses(settings: &DatabaseSettings) {
+    let ask = async |target: &TargetSettings| {
+        // Only a place that is known to be empty has near misses.
+        let holds_none =
+            |found: Result<Vec<ObjectInfo>, StoreError>| found.is_ok_and(|it| it.is_empty());
+        if target.store.near_misses().is_empty()
+            || !holds_none(target.store.list(LEASE_KEY, None).await)
+            || find(&target.store, Point::Latest).await.is_ok()
+        {
+            return;
+        }
+        if let Some(place) = near::near_miss(&target.store).await {
+            tracing::warn!(
+                database = %settings.path.display(), target_name = %target.name,
+                "a new backup begins at {}, while there is one at {place}: a path is taken byte for \
+                 byte, so correct its slashes and dots if that is meant",
+                target.store.describe()
+            );
+        }
+    };
+    let asked = join_all(settings.targets.iter().map(ask));
+    let _too_slow = tokio::time::timeout(NEAR_MISS_TIME, asked).await;
+}
+
 /// Restores a database that is missing. Returns when it is there, or when every target says that
 /// there is no backup: an outage must not look like an empty replica.
 async fn restore_missing(settings: &DatabaseSettings, startup: Startup, shown: &ShownDatabase) {
@@ -181,6 +239,13 @@ async fn restore_missing(settings: &DatabaseSettings, startup: Startup, shown: &
         let failure = match ready {
             Ok(Ready::Restored { restored, .. }) => {
                 findings::warn(&settings.path, &restored.checked);
+                break;
+            }
+            Ok(Ready::Empty) => {
+                tracing::info!(
+                    "{}: there is no backup: starts empty",
+                    settings.path.display()
+                );
                 break;
             }
             Ok(_) => break,

@@ -16,7 +16,7 @@ use engine::database::Env;
 use engine::probe::{Probe, probe};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
-use protocol::status::DatabaseState;
+use protocol::status::{DatabaseState, DatabaseStatus};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use store::Opener;
 use tokio::sync::watch;
@@ -90,7 +90,14 @@ pub async fn run(
         return Err(Failure::message(ExitCode::Usage, message));
     }
     if matches!(source, Source::Fixed(_)) && !arguments.worker {
-        refuse_unusable(&loaded.settings, child.is_some())?;
+        refuse_unusable(&loaded.settings, child.is_some() || !arguments.once)?;
+        for database in &loaded.settings.databases {
+            let path = &database.settings.path;
+            if !arguments.once && !path.exists() {
+                let path = path.display();
+                tracing::warn!("{path} does not exist yet: replication waits until it does");
+            }
+        }
     }
     if loaded.settings.databases.is_empty() {
         tracing::warn!(
@@ -175,14 +182,16 @@ async fn first_read(
 
 /// Ends every database, and says whether everything is stored.
 async fn ended(fleet: Fleet, shown: &Shown) -> Result<ExitCode, Failure> {
-    if fleet.end().await {
-        return Ok(ExitCode::Done);
-    }
-    let states = shown
+    let is_complete = fleet.end().await;
+    let states: Vec<_> = shown
         .databases()
         .into_iter()
-        .map(|database| database.status());
-    let mut over = states.filter(|status| {
+        .map(|database| database.status())
+        .collect();
+    if is_complete && !states.iter().any(is_late) {
+        return Ok(ExitCode::Done);
+    }
+    let mut over = states.iter().filter(|status| {
         matches!(
             status.state,
             DatabaseState::Superseded | DatabaseState::Diverged
@@ -195,6 +204,11 @@ async fn ended(fleet: Fleet, shown: &Shown) -> Result<ExitCode, Failure> {
     let message = "stopped before every commit was stored; the last status of each database and \
                    target says why";
     Err(Failure::message(ExitCode::Timeout, message))
+}
+
+/// Whether a target lacks a commit, whatever the state of the database.
+fn is_late(status: &DatabaseStatus) -> bool {
+    status.targets.iter().any(|target| target.lag_ms > 0)
 }
 
 /// A person at a terminal is told at once what cannot work; in a Pod it may still come right.
@@ -216,7 +230,8 @@ fn unusable(path: &Path, is_made_later: bool) -> Option<Failure> {
     };
     let (code, advice) = match state {
         DatabaseState::Starting => return None,
-        DatabaseState::Missing if is_made_later => return None,
+        // The application that comes may also show that the second name harms nobody.
+        DatabaseState::Missing | DatabaseState::SecondName if is_made_later => return None,
         DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
         DatabaseState::Missing => (
             ExitCode::BadSource,
@@ -286,6 +301,21 @@ mod tests {
 
     /// In a process of its own, this test panics in a task that nobody waits for.
     const PANICS: &str = "SQLITE_BACKUP_TEST_PANICS";
+
+    #[test]
+    fn a_database_with_lag_is_late_in_every_state() {
+        for state in ["Idle", "NotWal", "Missing", "SecondName", "Failed"] {
+            let status = |lag: u64| -> DatabaseStatus {
+                serde_json::from_str(&format!(
+                    r#"{{"path": "/a", "state": "{state}", "targets": [{{"name": "t", "state": "Ok",
+                    "lagMs": {lag}, "backlogBytes": 0}}]}}"#
+                ))
+                .unwrap()
+            };
+            assert!(is_late(&status(1)), "{state}");
+            assert!(!is_late(&status(0)), "{state}");
+        }
+    }
 
     #[test]
     fn a_panic_in_a_task_ends_the_process() {

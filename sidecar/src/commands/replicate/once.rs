@@ -52,7 +52,7 @@ fn progress(database: &ShownDatabase, is_stored: impl FnOnce(&DatabaseStatus) ->
     }
     let is_full =
         |(_, report): &(String, TargetReport)| report.failure == Some(StoreErrorKind::NoSpace);
-    let full = database.handle.counters().iter().any(is_full);
+    let full = database.counters().iter().any(is_full);
     judge(&database.status(), full, is_stored)
 }
 
@@ -94,6 +94,8 @@ fn judge(
         | DatabaseState::NotWal
         | DatabaseState::NotSqlite
         | DatabaseState::ExclusiveLocking
+        | DatabaseState::SecondName
+        | DatabaseState::UnusableName
         | DatabaseState::UnknownUser => failed(ExitCode::BadSource, &status.message),
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::database::DatabaseHandle;
-use engine::target::TargetSettings;
+use engine::target::{TargetReport, TargetSettings};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
 use protocol::names::STATUS_VERSION;
 use protocol::status::{DatabaseState, DatabaseStatus, SidecarStatus};
 use store::{Requests, Store};
 
-use crate::config::Settings;
+use crate::config::{Refused, Settings};
 
 /// The databases of this process: replaced when the configuration is.
 #[derive(Clone, Default)]
@@ -29,16 +29,38 @@ struct Inner {
 /// One database: what its driver says, unless something keeps that from starting.
 #[derive(Clone)]
 pub struct ShownDatabase {
-    /// The driver's word.
-    pub handle: DatabaseHandle,
+    source: Source,
     held: Arc<Mutex<Option<(ExitCode, String)>>>,
+}
+
+#[derive(Clone)]
+enum Source {
+    Driver(DatabaseHandle),
+    /// There is no driver, for the reason that this status has.
+    Refused(Arc<DatabaseStatus>),
 }
 
 impl ShownDatabase {
     /// Shows what the driver says, and what its targets' stores were asked.
     pub fn new(handle: DatabaseHandle) -> ShownDatabase {
         ShownDatabase {
-            handle,
+            source: Source::Driver(handle),
+            held: Arc::default(),
+        }
+    }
+
+    /// Shows a database that is not replicated because of its name.
+    pub fn refused(refused: &Refused) -> ShownDatabase {
+        let status = DatabaseStatus {
+            path: refused.path.display().to_string(),
+            state: DatabaseState::UnusableName,
+            message: refused.message.clone(),
+            position: None,
+            size_bytes: 0,
+            targets: Vec::new(),
+        };
+        ShownDatabase {
+            source: Source::Refused(Arc::new(status)),
             held: Arc::default(),
         }
     }
@@ -46,9 +68,30 @@ impl ShownDatabase {
     /// The requests that were sent for each target, by its name.
     pub fn requests(&self) -> impl Iterator<Item = (&str, Requests)> {
         let sent = |target: &'_ TargetSettings| target.store.requests();
-        self.handle
-            .targets()
+        self.driver()
+            .into_iter()
+            .flat_map(DatabaseHandle::targets)
             .filter_map(move |target| Some((target.name.as_str(), sent(target)?)))
+    }
+
+    /// What the driver counts for each target, by its name.
+    pub fn counters(&self) -> Vec<(String, TargetReport)> {
+        self.driver()
+            .map(DatabaseHandle::counters)
+            .unwrap_or_default()
+    }
+
+    /// How often writers waited for a checkpoint of ours.
+    pub fn blocking_checkpoints(&self) -> u64 {
+        self.driver()
+            .map_or(0, DatabaseHandle::blocking_checkpoints)
+    }
+
+    fn driver(&self) -> Option<&DatabaseHandle> {
+        match &self.source {
+            Source::Driver(handle) => Some(handle),
+            Source::Refused(_) => None,
+        }
     }
 
     /// Shows why the driver is not started yet; none: it is.
@@ -63,7 +106,10 @@ impl ShownDatabase {
 
     /// The status at this moment.
     pub fn status(&self) -> DatabaseStatus {
-        let mut status = self.handle.status();
+        let mut status = match &self.source {
+            Source::Driver(handle) => handle.status(),
+            Source::Refused(status) => return status.as_ref().clone(),
+        };
         if let Some((_, message)) = self.held() {
             status.state = DatabaseState::Missing;
             status.message = message;

@@ -25,6 +25,7 @@ use store::{Opener, SharedStore, Store, Target};
 use crate::args::{LogFormat, RestoreArguments, holder, variable};
 use crate::config::{self, Found};
 use crate::failure::Failure;
+use crate::near;
 use progress::Progress;
 use wait::wait;
 
@@ -307,8 +308,20 @@ async fn one(
     }
     match failure {
         Some((error, _)) if is_empty(&error) && arguments.if_replica_exists => {
-            tracing::info!(database = %output.display(), "there is no backup: nothing to restore");
+            let hints = futures::future::join_all(stores.iter().map(near::hint)).await;
+            let hints = hints.concat();
+            let database = output.display();
+            match hints.is_empty() {
+                true => tracing::info!(%database, "there is no backup: nothing to restore"),
+                false => tracing::warn!(%database, "there is no backup: nothing to restore{hints}"),
+            }
             Ok(())
+        }
+        Some((error, source)) if is_empty(&error) => {
+            let hints = futures::future::join_all(stores.iter().map(near::hint)).await;
+            let failure = Failure::from(error);
+            let message = format!("{source}: {failure}{}", hints.concat());
+            Err(Failure::message(failure.code, message))
         }
         Some((error, source)) => Err(Failure::from(error).context(source)),
         None => Ok(()),

@@ -19,6 +19,7 @@ use super::{DATABASES_AT_ONCE, add_stored, findings, local};
 use crate::args::{RestoreArguments, holder, variable};
 use crate::config;
 use crate::failure::Failure;
+use crate::near;
 
 /// Pause after a first failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -143,10 +144,18 @@ async fn make_one_ready(
         findings::warn(&database.path, &restored.checked);
         findings::add(&mut notes, &database.path, &restored.checked);
     }
+    let stores: Vec<_> = database.targets.iter().map(|it| it.store.clone()).collect();
     let database = database.path.display().to_string();
     match ready {
         Ready::Present => tracing::info!(%database, "exists: left alone"),
-        Ready::Empty => tracing::info!(%database, "there is no backup: starts empty"),
+        Ready::Empty => {
+            let hints = futures::future::join_all(stores.iter().map(near::hint)).await;
+            let hints = hints.concat();
+            match hints.is_empty() {
+                true => tracing::info!(%database, "there is no backup: starts empty"),
+                false => tracing::warn!(%database, "there is no backup: starts empty{hints}"),
+            }
+        }
         Ready::Restored { target, restored } => {
             let (txid, bytes) = (restored.txid.to_string(), restored.bytes);
             match restored.generation {
