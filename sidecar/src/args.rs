@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use ltx::Txid;
-use protocol::Span;
+use protocol::names::STATE_LIMIT_ENV;
+use protocol::{Size, Span};
 
 /// Continuous backup and proven restores for SQLite databases.
 #[derive(Debug, Parser)]
@@ -217,6 +218,16 @@ pub fn variable(name: &str) -> Option<String> {
         return Some(std::process::id().to_string());
     }
     std::env::var(name).ok()
+}
+
+/// The part of its volume that local state may take: a file in work is not in the budget, and a Pod
+/// that exceeds the limit of a volume is evicted.
+const STATE_PART: (u64, u64) = (4, 5);
+
+/// The limit of local state that the volume of an injected sidecar allows, in bytes.
+pub fn state_limit() -> Option<u64> {
+    let volume: Size = variable(STATE_LIMIT_ENV)?.parse().ok()?;
+    Some(volume.0 / STATE_PART.1 * STATE_PART.0)
 }
 
 /// Who writes, for leases: the Pod where the webhook says so, else the host; then what tells this

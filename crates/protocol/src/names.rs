@@ -10,6 +10,9 @@ pub const STATUS_PORT: u16 = 9347;
 /// Environment variable that says which member of a workload this process serves.
 pub const MEMBER_ENV: &str = "SQLITE_BACKUP_MEMBER";
 
+/// Environment variable with the size limit of the volume of local state, such as `5Gi`.
+pub const STATE_LIMIT_ENV: &str = "SQLITE_BACKUP_STATE_LIMIT";
+
 /// Environment variable with the identity that this Pod writes into leases: its namespaced name.
 pub const HOLDER_ENV: &str = "SQLITE_BACKUP_HOLDER";
 

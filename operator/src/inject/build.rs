@@ -5,7 +5,9 @@ use api::names::{
     SIDECAR_CONTAINER, STATE_VOLUME, STATUS_PORT_NAME,
 };
 use api::{Place, SqliteBackup};
-use protocol::names::{CONFIG_DIR, CONFIG_FILE, HOLDER_ENV, MEMBER_ENV, STATE_DIR, STATUS_PORT};
+use protocol::names::{
+    CONFIG_DIR, CONFIG_FILE, HOLDER_ENV, MEMBER_ENV, STATE_DIR, STATE_LIMIT_ENV, STATUS_PORT,
+};
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -61,7 +63,7 @@ fn container(
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": args,
-        "env": env(backup, member, source),
+        "env": env(backup, member, source, settings),
         "volumeMounts": mounts(backup, source),
         "resources": resources(backup, settings),
         "securityContext": security_context(source),
@@ -69,10 +71,11 @@ fn container(
     })
 }
 
-fn env(backup: &SqliteBackup, member: &str, source: &Source) -> Vec<Value> {
+fn env(backup: &SqliteBackup, member: &str, source: &Source, settings: &Settings) -> Vec<Value> {
     let namespace = backup.metadata.namespace.as_deref().unwrap_or_default();
     let own = [
         json!({"name": MEMBER_ENV, "value": member}),
+        json!({"name": STATE_LIMIT_ENV, "value": settings.state_size_limit}),
         json!({"name": POD_NAME_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
         json!({"name": HOLDER_ENV, "value": format!("{namespace}/$({POD_NAME_ENV})")}),
     ];

@@ -29,7 +29,7 @@ use store::{Opener, Target, UrlError};
 pub use pattern::Found;
 pub use text::read;
 
-use crate::args::LogFormat;
+use crate::args::{LogFormat, state_limit};
 use crate::heartbeat::Heartbeat;
 use crate::memory::container_memory;
 
@@ -293,7 +293,7 @@ fn limits(config: &Config) -> Result<Limits, ConfigError> {
         state_bytes: limit(
             "state",
             given.state,
-            default.state_bytes,
+            state_limit().unwrap_or(default.state_bytes),
             LEAST_LIMITS.state_bytes,
         )?,
         memory_bytes: limit("memory", given.memory, memory, LEAST_LIMITS.memory_bytes)?,

@@ -364,7 +364,7 @@ fn a_full_disk_is_told_wherever_it_is() {
     );
     std::fs::write(&config, content).unwrap();
     let script = format!("\"$2\" replicate --config {} --once", config.display());
-    with_small_disk(&disk, "1m", &script).fails_with(22, &full);
+    with_small_disk(&disk, "8k", &script).fails_with(22, &full);
     // Where a database is restored to: nothing stays behind.
     replicate(&path).succeeds();
     let script = format!(

@@ -102,8 +102,8 @@ fn the_deepest_mount_is_mirrored_with_its_sub_path_and_variables() {
     let restore = own(&result, RESTORE_CONTAINER);
     let mount = json!({"name": "data", "mountPath": "/data/", "subPathExpr": "at/$(POD)"});
     assert_eq!(restore["volumeMounts"][0], mount);
-    assert_eq!(restore["env"].as_array().unwrap().len(), 4);
-    assert_eq!(restore["env"][3], pod["spec"]["containers"][0]["env"][1]);
+    assert_eq!(restore["env"].as_array().unwrap().len(), 5);
+    assert_eq!(restore["env"][4], pod["spec"]["containers"][0]["env"][1]);
 }
 
 #[test]
