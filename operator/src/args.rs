@@ -131,8 +131,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// Least size limit in bytes: a sidecar keeps up to 256 MiB of sealed files for each database and
-/// one waiting batch beside them, and a Pod that exceeds its limit is evicted.
+/// Least size limit in bytes. The databases of a sidecar share four fifths of it.
 const STATE_LEAST: f64 = (512_u64 << 20) as f64;
 
 /// Greatest quantity that the API server can store, in bytes.
