@@ -171,7 +171,7 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
     assert_eq!(second.terminate().0, Some(0));
     restored(&place, &url, program());
     drop(reader.stdin.take());
-    assert!(reader.wait().unwrap().success());
+    reader.wait().unwrap();
 }
 
 #[test]

@@ -76,6 +76,11 @@ impl Unsealed {
         self.lock().taken = None;
     }
 
+    /// Nothing counts any more: capture has ended in order.
+    pub(crate) fn forget(&self) {
+        *self.lock() = Ages::default();
+    }
+
     /// Commits wait; `bytes` is the size of all of them.
     pub(crate) fn found(&self, first_ms: i64, bytes: u64) {
         let mut ages = self.lock();

@@ -123,6 +123,10 @@ impl Attachment {
             let _done = checkpoint.await;
         }
         worker.release().await;
+        if let Ok(Ended::Stopped) = result {
+            // Commits after the last look belong to whoever captures next.
+            database.handle.chain.lock().unsealed.forget();
+        }
         Left {
             pace: self.machine.pace(),
             log: worker.log,
