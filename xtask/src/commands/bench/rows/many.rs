@@ -33,7 +33,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: format!("{} databases of {size} MiB, time", sizes.many),
         unit: Unit::Seconds,
         ours,
-        peer,
+        peer: Some(peer),
         goal: Goal::OfPeer(0.2),
     };
     let notes = ["ours", "Litestream"].iter().zip(&taken);
