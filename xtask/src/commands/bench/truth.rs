@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The pause between two readings of the directory: how late a file may be seen.
+/// The pause between two readings of the directory.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Larger files are not read. Both programs store the commits of a snapshot in level 0, too.
 const LARGEST_READ: u64 = 64 << 20;
@@ -34,6 +35,7 @@ pub(super) struct Commit {
 /// A file that has appeared in a replica.
 #[derive(Debug, Clone)]
 pub(super) struct StoredFile {
+    /// When it got its name, by the file system.
     pub at_ns: u64,
     pub level: u64,
     /// Empty where the file is larger than [`LARGEST_READ`].
@@ -46,6 +48,24 @@ pub(super) struct Report {
     pub asked_ns: u64,
     pub answered_ns: u64,
     pub lag_ns: u64,
+}
+
+/// A report beside the truth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Judged {
+    /// The lag that was reported.
+    pub lag_ns: u64,
+    /// The age of the oldest commit that was not stored.
+    pub age_ns: u64,
+    /// When it was asked for.
+    pub asked_ns: u64,
+}
+
+impl Judged {
+    /// By how much the report is below the truth.
+    pub(super) fn error_ns(&self) -> u64 {
+        self.age_ns.saturating_sub(self.lag_ns)
+    }
 }
 
 /// A span of the wall clock, in nanoseconds.
@@ -122,26 +142,29 @@ pub(super) fn longest_gap_ns(stored: &[Option<u64>], span: Span) -> u64 {
     longest.max(span.to_ns.saturating_sub(before))
 }
 
-/// The most by which reports of a span are below the age of the oldest commit that is not stored.
+/// The report of a span that is furthest below the age of the oldest commit that is not stored.
 ///
 /// A report is judged by the smallest age that was true while it was made: the age when it was
 /// asked for, of a commit that was still not stored when it was answered.
-pub(super) fn lag_error_ns(
+pub(super) fn worst_report(
     commits: &[Commit],
     stored: &[Option<u64>],
     reports: &[Report],
     span: Span,
-) -> u64 {
-    let error = |report: &Report| {
+) -> Judged {
+    let judge = |report: &Report| {
         // Both are in order of time, so that the first one that is not stored is the oldest.
         let number = stored.partition_point(|at| at.is_some_and(|at| at <= report.answered_ns));
         let oldest = commits.get(number)?;
-        let age = report.asked_ns.checked_sub(oldest.at_ns)?;
-        Some(age.saturating_sub(report.lag_ns))
+        Some(Judged {
+            lag_ns: report.lag_ns,
+            age_ns: report.asked_ns.checked_sub(oldest.at_ns)?,
+            asked_ns: report.asked_ns,
+        })
     };
     let inside = |one: &&Report| one.asked_ns >= span.from_ns && one.answered_ns <= span.to_ns;
-    let errors = reports.iter().filter(inside).filter_map(error);
-    errors.max().unwrap_or_default()
+    let judged = reports.iter().filter(inside).filter_map(judge);
+    judged.max_by_key(Judged::error_ns).unwrap_or_default()
 }
 
 /// The highest age that a commit of a span reached before it was stored.
@@ -174,10 +197,9 @@ impl Watch {
         let (own, replica) = (Arc::clone(&shared), replica.to_owned());
         let thread = thread::spawn(move || {
             while !own.stop.load(Ordering::Relaxed) {
-                let at_ns = now_ns();
                 for (path, bytes) in list(&replica) {
                     if known.insert(path.clone(), bytes).is_none() {
-                        own.files().push(read(&path, bytes, at_ns));
+                        own.files().push(read(&path, bytes, now_ns()));
                     }
                 }
                 thread::sleep(POLL_INTERVAL);
@@ -198,7 +220,9 @@ impl Watch {
     /// Ends the thread and returns what has appeared, in order of time.
     pub(super) fn finish(mut self) -> Vec<StoredFile> {
         self.end();
-        std::mem::take(&mut *self.shared.files())
+        let mut files = std::mem::take(&mut *self.shared.files());
+        files.sort_by_key(|file| file.at_ns);
+        files
     }
 
     fn end(&mut self) {
@@ -262,11 +286,19 @@ fn list(folder: &Path) -> Vec<(PathBuf, u64)> {
     files
 }
 
-fn read(path: &Path, bytes: u64, at_ns: u64) -> StoredFile {
+/// Reads a file that was seen at `seen_ns`.
+///
+/// It was there before it was seen, and a report may be right about it in between. The change time
+/// of a file is that of its last rename or link, so it counts where it is the earlier one.
+fn read(path: &Path, bytes: u64, seen_ns: u64) -> StoredFile {
+    let changed_ns = fs::metadata(path).ok().and_then(|data| {
+        let seconds = u64::try_from(data.ctime()).ok()?;
+        Some(seconds * 1_000_000_000 + u64::try_from(data.ctime_nsec()).ok()?)
+    });
     let level = path.parent().and_then(Path::file_name);
     let level = level.and_then(|name| name.to_str()?.parse().ok());
     StoredFile {
-        at_ns,
+        at_ns: changed_ns.map_or(seen_ns, |changed| changed.min(seen_ns)),
         level: level.unwrap_or_default(),
         content: match bytes <= LARGEST_READ {
             true => fs::read(path).unwrap_or_default(),
@@ -364,8 +396,9 @@ mod tests {
     fn a_report_is_wrong_by_what_it_is_below_the_truth() {
         let commits = at(&[10, 12, 20]);
         let stored = [Some(11 * SECOND), Some(19 * SECOND), None];
-        let error =
-            |reports: &[Report]| lag_error_ns(&commits, &stored, reports, span(10, 40)) / SECOND;
+        let error = |reports: &[Report]| {
+            worst_report(&commits, &stored, reports, span(10, 40)).error_ns() / SECOND
+        };
         // The commit of second 12 is 5 s old at 17.
         assert_eq!(error(&[report(17, 17, 0)]), 5);
         assert_eq!(error(&[report(17, 17, 5)]), 0);

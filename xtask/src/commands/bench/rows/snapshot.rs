@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::figures::{Figure, Goal, Unit};
 use super::lag::{Reports, Source, control_socket_lines, free_address};
 use super::place::{Place, Program, STOP_LIMIT, Settings};
-use super::truth::{self, Span, Watch, now_ns};
+use super::truth::{self, Judged, Span, Watch, now_ns};
 use super::{Bench, Outcome, Row, in_turn};
 
 pub(super) const ROW: Row = Row {
@@ -48,10 +48,12 @@ const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Taken {
     gap: f64,
-    lag_error: f64,
+    worst: Judged,
+    /// From the start of the span to the worst report, and to each snapshot.
+    worst_at: f64,
+    snapshots_at: Vec<f64>,
     longest_lag: f64,
     request: f64,
-    snapshots: usize,
     seconds: f64,
     missing_reports: usize,
 }
@@ -68,20 +70,25 @@ fn run(bench: &Bench) -> Result<Outcome> {
         peer: Some(peer),
         goal: Goal::AtMost(most),
     };
+    let error = |taken: &Taken| seconds(taken.worst.error_ns());
     let longest_gap = 2.0 * SYNC_INTERVAL.as_secs_f64() + ours.request;
     let figures = vec![
         figure("longest gap", ours.gap, peer.gap, longest_gap),
-        figure("error of lag", ours.lag_error, peer.lag_error, 1.0),
+        figure("error of lag", error(ours), error(peer), 1.0),
     ];
     let notes = ["ours", "Litestream"].iter().zip(&taken).map(|(name, taken)| {
         format!(
-            "{name}: {} snapshots stored in {:.0} s; a commit was up to {:.2} s old before it was stored; \
-             one request took up to {:.2} s; {} questions for the lag had no answer",
-            taken.snapshots,
+            "{name}: {:.0} s measured, snapshots stored after {} s; a commit was up to {:.2} s old before it \
+             was stored; worst report after {:.1} s: {:.2} s where {:.2} s was true, {} without an \
+             answer; one request took up to {:.2} s",
             taken.seconds,
+            join(&taken.snapshots_at),
             taken.longest_lag,
-            taken.request,
+            taken.worst_at,
+            seconds(taken.worst.lag_ns),
+            seconds(taken.worst.age_ns),
             taken.missing_reports,
+            taken.request,
         )
     });
     Ok(Outcome {
@@ -124,7 +131,7 @@ fn measure(bench: &Bench, program: Program) -> Result<Taken> {
         to_ns: now_ns(),
     };
     drop(writer);
-    let (snapshots, files) = (watch.snapshots(), watch.finish());
+    let files = watch.finish();
     let (reports, missing_reports) = reports.finish();
     running.must_run()?;
     running.stop(STOP_LIMIT)?;
@@ -134,16 +141,30 @@ fn measure(bench: &Bench, program: Program) -> Result<Taken> {
     let stored = truth::stored_at(&commits, &files);
     ensure!(!commits.is_empty(), "the application told no commit");
     ensure!(!reports.is_empty(), "no lag was reported");
-    let seconds = |ns: u64| ns as f64 / 1e9;
+    let worst = truth::worst_report(&commits, &stored, &reports, span);
     Ok(Taken {
         gap: seconds(truth::longest_gap_ns(&stored, span)),
-        lag_error: seconds(truth::lag_error_ns(&commits, &stored, &reports, span)),
+        worst_at: seconds(worst.asked_ns.saturating_sub(span.from_ns)),
+        worst,
+        snapshots_at: files
+            .iter()
+            .filter(|file| file.is_snapshot())
+            .map(|file| seconds(file.at_ns.saturating_sub(span.from_ns)))
+            .collect(),
         longest_lag: seconds(truth::longest_lag_ns(&commits, &stored, span)),
         request: request.as_secs_f64(),
-        snapshots,
         seconds: seconds(span.to_ns - span.from_ns),
         missing_reports,
     })
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+fn join(all: &[f64]) -> String {
+    let all: Vec<String> = all.iter().map(|one| format!("{one:.0}")).collect();
+    all.join(", ")
 }
 
 /// Waits while the writer writes, until enough snapshots have been stored.
