@@ -48,6 +48,11 @@ impl Running {
         })
     }
 
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// User and system time so far, in seconds.
     pub(super) fn cpu_seconds(&self) -> Result<f64> {
         let text = fs::read_to_string(self.proc("stat")).context("read its CPU time")?;

@@ -16,6 +16,12 @@ import time
 
 ROW_BYTES = 1000
 LOG_BYTES = 200
+# Of the rows of a database that does not compress.
+DENSE_ROW_BYTES = 100_000
+# A commit of `mark` carries so many random bytes, by which a stored file is known to hold it.
+MARKER_BYTES = 16
+# Rows that a transaction of `spread` changes.
+SPREAD_ROWS = 4
 LONGEST_SECONDS = 900
 
 
@@ -47,6 +53,23 @@ def fill(path, size, seed):
     connection.close()
 
 
+def fill_dense(path, size, seed):
+    """Makes a database of about so many random bytes: fast, since nothing needs to survive."""
+    source = random.Random(int(seed))
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=OFF")
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, body BLOB)")
+    connection.execute("CREATE TABLE log(id INTEGER PRIMARY KEY, at INTEGER, body BLOB)")
+    rows = max(1, int(size) // DENSE_ROW_BYTES)
+    bodies = ((source.randbytes(DENSE_ROW_BYTES),) for _ in range(rows))
+    connection.execute("BEGIN")
+    connection.executemany("INSERT INTO item(body) VALUES(?)", bodies)
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+
+
 def commit(connection, source, rows):
     """Writes one small transaction; returns when it began and how long its COMMIT took, in ns."""
     connection.execute("BEGIN IMMEDIATE")
@@ -73,11 +96,77 @@ def load(path, count, pause_ms, seed, result):
         taken.append(commit(connection, source, rows)[1] // 1000)
         if pause:
             time.sleep(pause)
+    finish(start, taken, result)
+
+
+def paced(path, rate, seconds, seed, result):
+    """Writes so many transactions a second, each at its time, and stays until killed."""
+    connection = connect(path)
+    source = random.Random(int(seed))
+    rows = connection.execute("SELECT max(id) FROM item").fetchone()[0] or 0
+    taken = []
+    start = time.monotonic()
+    for number in range(int(float(rate) * float(seconds))):
+        wait_until(start + number / float(rate))
+        taken.append(commit(connection, source, rows)[1] // 1000)
+    finish(start, taken, result)
+
+
+def spread(bytes_per_second, seconds, seed, result, *paths):
+    """Writes rows of so many bytes a second into all databases in turn, and stays until killed."""
+    source = random.Random(int(seed))
+    connections = [connect(path) for path in paths]
+    rows = connections[0].execute("SELECT max(id) FROM item").fetchone()[0]
+    pause = (LOG_BYTES + SPREAD_ROWS * ROW_BYTES) / float(bytes_per_second)
+    taken = []
+    start = time.monotonic()
+    number = 0
+    while time.monotonic() < start + float(seconds):
+        wait_until(start + number * pause)
+        connection = connections[number % len(connections)]
+        connection.execute("BEGIN IMMEDIATE")
+        text = body(source, LOG_BYTES)
+        connection.execute("INSERT INTO log(at, body) VALUES(?, ?)", (number, text))
+        for _ in range(SPREAD_ROWS):
+            place = source.randrange(rows) + 1
+            text = body(source, ROW_BYTES)
+            connection.execute("UPDATE item SET body = ? WHERE id = ?", (text, place))
+        before = time.perf_counter_ns()
+        connection.execute("COMMIT")
+        taken.append((time.perf_counter_ns() - before) // 1000)
+        number += 1
+    finish(start, taken, result)
+
+
+def wait_until(moment):
+    """Sleeps until a moment of the monotonic clock, unless it has passed."""
+    rest = moment - time.monotonic()
+    if rest > 0:
+        time.sleep(rest)
+
+
+def finish(start, taken, result):
+    """Tells how long each COMMIT took, in microseconds, and stays."""
     report = {"seconds": time.monotonic() - start, "commits_us": taken}
     with open(result + ".tmp", "w") as file:
         json.dump(report, file)
     os.rename(result + ".tmp", result)
     stay()
+
+
+def mark(path, pause_ms, seed):
+    """Writes until killed; prints the wall clock in ns after each commit, and its marker."""
+    connection = connect(path)
+    source = random.Random(int(seed))
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < deadline:
+        marker = source.randbytes(MARKER_BYTES)
+        text = marker + body(source, LOG_BYTES - MARKER_BYTES)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO log(at, body) VALUES(?, ?)", (time.time_ns(), text))
+        connection.execute("COMMIT")
+        os.write(1, b"%d %s\n" % (time.time_ns(), marker.hex().encode()))
+        time.sleep(float(pause_ms) / 1000)
 
 
 def stream(path, pause_ms, seed):
@@ -130,7 +219,11 @@ def stay():
 
 COMMANDS = {
     "fill": fill,
+    "fill-dense": fill_dense,
     "load": load,
+    "paced": paced,
+    "spread": spread,
+    "mark": mark,
     "stream": stream,
     "newest": newest,
     "digest": digest,

@@ -47,6 +47,17 @@ impl Application {
         Ok(())
     }
 
+    /// Makes a database of about so many random bytes, which nobody has open.
+    pub(super) fn fill_dense(&self, database: &Path, bytes: u64) -> Result<()> {
+        let mut command = self.command("fill-dense");
+        command
+            .arg(database)
+            .arg(bytes.to_string())
+            .arg(self.seed());
+        output(&mut command)?;
+        Ok(())
+    }
+
     /// Writes `count` transactions with a pause between them and waits up to `limit` for the end.
     /// The application stays, with the database open, until the returned process is dropped.
     pub(super) fn load(
@@ -64,11 +75,57 @@ impl Application {
             .arg(milliseconds(pause))
             .arg(self.seed())
             .arg(&result);
-        let mut running = Running::start(&mut command, &database.with_extension("load.log"))?;
-        wait_for(&mut running, &result, limit)?;
-        let text = fs::read_to_string(&result)?;
-        fs::remove_file(&result)?;
-        Ok((running, parse(&text).context("the application's result")?))
+        run_load(&mut command, &result, limit)
+    }
+
+    /// Writes `rate` transactions a second, each at its time, for `time`; ends as [`Self::load`].
+    pub(super) fn paced(
+        &self,
+        database: &Path,
+        rate: u64,
+        time: Duration,
+        limit: Duration,
+    ) -> Result<(Running, Load)> {
+        let result = database.with_extension("load.json");
+        let mut command = self.command("paced");
+        command
+            .arg(database)
+            .arg(rate.to_string())
+            .arg(time.as_secs_f64().to_string())
+            .arg(self.seed())
+            .arg(&result);
+        run_load(&mut command, &result, limit)
+    }
+
+    /// Writes rows of so many bytes a second into all databases in turn; ends as [`Self::load`].
+    pub(super) fn spread(
+        &self,
+        databases: &[PathBuf],
+        bytes_per_second: u64,
+        time: Duration,
+        limit: Duration,
+    ) -> Result<(Running, Load)> {
+        let first = databases.first().context("no database")?;
+        let result = first.with_extension("load.json");
+        let mut command = self.command("spread");
+        command
+            .arg(bytes_per_second.to_string())
+            .arg(time.as_secs_f64().to_string())
+            .arg(self.seed())
+            .arg(&result)
+            .args(databases);
+        run_load(&mut command, &result, limit)
+    }
+
+    /// Writes until it is killed, and tells the time and the marker of each commit in a line of
+    /// `told`.
+    pub(super) fn mark(&self, database: &Path, pause: Duration, told: &Path) -> Result<Running> {
+        let mut command = self.command("mark");
+        command
+            .arg(database)
+            .arg(milliseconds(pause))
+            .arg(self.seed());
+        Running::start(&mut command, told)
     }
 
     /// Writes until it is killed, and tells each commit in a line of `told`.
@@ -129,6 +186,15 @@ impl Application {
 pub(super) fn last_told(text: &str) -> Option<u64> {
     let (whole, _) = text.rsplit_once('\n')?;
     whole.lines().last()?.parse().ok()
+}
+
+/// Starts the application and waits for what it reports at its end; it stays afterwards.
+fn run_load(command: &mut Command, result: &Path, limit: Duration) -> Result<(Running, Load)> {
+    let mut running = Running::start(command, &result.with_extension("log"))?;
+    wait_for(&mut running, result, limit)?;
+    let text = fs::read_to_string(result)?;
+    fs::remove_file(result)?;
+    Ok((running, parse(&text).context("the application's result")?))
 }
 
 fn wait_for(running: &mut Running, file: &Path, limit: Duration) -> Result<()> {

@@ -53,7 +53,8 @@ pub(super) struct Figure {
     pub what: String,
     pub unit: Unit,
     pub ours: f64,
-    pub peer: f64,
+    /// `None` where the peer reports nothing of the kind.
+    pub peer: Option<f64>,
     pub goal: Goal,
 }
 
@@ -62,23 +63,22 @@ impl Figure {
     pub(super) fn reached(&self) -> Option<bool> {
         match self.goal {
             Goal::None => None,
-            Goal::OfPeer(times) => Some(self.ours <= times * self.peer),
+            Goal::OfPeer(times) => Some(self.ours <= times * self.peer?),
             Goal::AtMost(most) => Some(self.ours <= most),
             Goal::OfBaseline { times, baseline } => Some(self.ours <= times * baseline),
         }
     }
 
-    /// Whether ours is the smaller one, or both are the same.
+    /// Whether ours is the smaller one, both are the same, or the peer has no figure.
     pub(super) fn ahead(&self) -> bool {
-        self.ours <= self.peer
+        self.peer.is_none_or(|peer| self.ours <= peer)
     }
 
     /// Ours over the peer's, where that means something.
     pub(super) fn ratio(&self) -> String {
-        if self.peer > 0.0 {
-            format!("{:.2}", self.ours / self.peer)
-        } else {
-            "–".to_owned()
+        match self.peer {
+            Some(peer) if peer > 0.0 => format!("{:.2}", self.ours / peer),
+            _ => "–".to_owned(),
         }
     }
 
@@ -103,7 +103,8 @@ impl Figure {
             self.row.to_owned(),
             self.what.clone(),
             self.unit.write(self.ours),
-            self.unit.write(self.peer),
+            self.peer
+                .map_or_else(|| "–".to_owned(), |peer| self.unit.write(peer)),
             self.ratio(),
             self.goal(),
             verdict.to_owned(),
@@ -165,7 +166,7 @@ mod tests {
             what: "seconds".to_owned(),
             unit: Unit::Seconds,
             ours,
-            peer,
+            peer: Some(peer),
             goal,
         }
     }
@@ -192,6 +193,12 @@ mod tests {
         for (figure, reached) in cases {
             assert_eq!(figure.reached(), reached, "{figure:?}");
         }
+        let silent = Figure {
+            peer: None,
+            ..figure(1.0, 0.0, Goal::OfPeer(0.5))
+        };
+        assert_eq!((silent.reached(), silent.ahead()), (None, true));
+        assert_eq!(silent.ratio(), "–");
         let goal = Goal::OfBaseline {
             times: 1.1,
             baseline: 2.0,

@@ -8,10 +8,13 @@ mod application;
 mod counts;
 mod figures;
 mod http;
+mod lag;
 mod place;
 mod proxy;
 mod report;
 mod rows;
+mod state;
+mod truth;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +43,7 @@ pub(crate) struct Args {
     /// Say which rows there are, and measure nothing.
     #[arg(long)]
     list: bool,
-    /// Large databases, many rounds: about an hour instead of ten minutes.
+    /// Large databases, many rounds: about an hour and a half instead of half an hour.
     #[arg(long)]
     full: bool,
     /// Write docs/benchmarks.md.
@@ -49,6 +52,12 @@ pub(crate) struct Args {
     /// Rounds of the row `lost`; default 10, with --full 30.
     #[arg(long)]
     rounds: Option<u64>,
+    /// MiB of the database of the row `snapshot`; default 2048. Disk: about eight times as much.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_size: Option<u64>,
+    /// Seconds that the store is away in the row `outage`; default 90, with --full 300.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    away: Option<u64>,
     /// What random content and times follow from; default: a new one, which is printed.
     #[arg(long)]
     seed: Option<u64>,
@@ -78,6 +87,12 @@ pub(super) struct Sizes {
     many: usize,
     many_bytes: u64,
     idle: usize,
+    /// The database of the row `snapshot`.
+    snapshot_bytes: u64,
+    /// How long the store is away in the row `outage`.
+    away: Duration,
+    /// How long each load of the row `paced` takes.
+    paced: Duration,
     /// How long anything may take until it is stored.
     store_limit: Duration,
     /// How long a restore or a load may take.
@@ -100,6 +115,9 @@ const USUAL: Sizes = Sizes {
     many: 50,
     many_bytes: MIB,
     idle: 1_000,
+    snapshot_bytes: 2048 * MIB,
+    away: Duration::from_secs(90),
+    paced: Duration::from_secs(40),
     store_limit: Duration::from_secs(180),
     work_limit: Duration::from_secs(300),
 };
@@ -116,6 +134,9 @@ const FULL: Sizes = Sizes {
     many: 200,
     many_bytes: 3 * MIB,
     idle: 1_000,
+    snapshot_bytes: 2048 * MIB,
+    away: Duration::from_secs(300),
+    paced: Duration::from_secs(40),
     store_limit: Duration::from_secs(900),
     work_limit: Duration::from_secs(900),
 };
@@ -201,6 +222,10 @@ pub(crate) fn measure(args: &Args) -> Result<()> {
     }
     let mut sizes = if args.full { FULL } else { USUAL };
     sizes.lost_rounds = args.rounds.unwrap_or(sizes.lost_rounds);
+    sizes.snapshot_bytes = args
+        .snapshot_size
+        .map_or(sizes.snapshot_bytes, |mib| mib * MIB);
+    sizes.away = args.away.map_or(sizes.away, Duration::from_secs);
     let seed = args.seed.unwrap_or_else(new_seed);
     let bench = Bench::start(args, sizes, seed)?;
     announce(&format!("seed {seed}"));

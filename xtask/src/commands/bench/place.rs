@@ -26,6 +26,17 @@ pub(super) const BOTH: [Program; 2] = [Program::Ours, Program::Peer];
 /// How long a graceful end may take.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(120);
 
+/// The lines of a configuration beside its databases, and the kind of its replicas.
+#[derive(Default)]
+pub(super) struct Settings {
+    /// Lines at the top, for both programs.
+    pub both: String,
+    /// Lines at the top that only ours knows, and that only the peer knows.
+    pub own: [String; 2],
+    /// Replicas go to a directory of the place instead of the S3 server.
+    pub in_directory: bool,
+}
+
 /// A folder with databases, the configuration for one program, and its own prefix in the store.
 ///
 /// Removed when it is dropped.
@@ -34,6 +45,7 @@ pub(super) struct Place<'a> {
     program: Program,
     folder: PathBuf,
     prefix: String,
+    settings: Settings,
 }
 
 impl Program {
@@ -49,6 +61,16 @@ impl Program {
 impl<'a> Place<'a> {
     /// Makes an empty place; the name must be unique in this run.
     pub(super) fn new(bench: &'a Bench, name: &str, program: Program) -> Result<Place<'a>> {
+        Place::with(bench, name, program, Settings::default())
+    }
+
+    /// The same, with a configuration that differs from the usual one.
+    pub(super) fn with(
+        bench: &'a Bench,
+        name: &str,
+        program: Program,
+        settings: Settings,
+    ) -> Result<Place<'a>> {
         let prefix = format!("{name}-{}", program.name());
         let folder = bench.folder().join(&prefix);
         fs::create_dir_all(folder.join("data"))
@@ -58,6 +80,7 @@ impl<'a> Place<'a> {
             program,
             folder,
             prefix,
+            settings,
         })
     }
 
@@ -68,6 +91,20 @@ impl<'a> Place<'a> {
     /// Where its database of this number is, or goes.
     pub(super) fn database(&self, number: usize) -> PathBuf {
         self.folder.join(format!("data/{number:05}.db"))
+    }
+
+    /// The directory of the databases and of the local state beside them.
+    pub(super) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// The directory of all replicas that are not in the S3 server.
+    pub(super) fn replicas(&self) -> PathBuf {
+        self.folder.join("replicas")
+    }
+
+    pub(super) fn program(&self) -> Program {
+        self.program
     }
 
     pub(super) fn proxy(&self) -> &'a Proxy {
@@ -156,18 +193,31 @@ impl<'a> Place<'a> {
     }
 
     fn config(&self, databases: usize) -> String {
-        let endpoint = self.proxy().address();
         let entry = |number: usize| {
             format!(
-                "- path: {path}\n  replica:\n    type: s3\n    bucket: {BUCKET}\n    \
-                 path: {prefix}/{number:05}\n    endpoint: http://{endpoint}\n    \
-                 region: us-east-1\n    force-path-style: true\n    sync-interval: 1s\n",
+                "- path: {path}\n  replica:\n{replica}    sync-interval: 1s\n",
                 path = self.database(number).display(),
-                prefix = self.prefix,
+                replica = self.replica(number),
             )
         };
         let entries: String = (0..databases).map(entry).collect();
-        format!("dbs:\n{entries}")
+        let Settings { both, own, .. } = &self.settings;
+        let own = &own[self.program as usize];
+        format!("{both}{own}dbs:\n{entries}")
+    }
+
+    /// The lines that say where the replica of one database is.
+    fn replica(&self, number: usize) -> String {
+        if self.settings.in_directory {
+            let path = self.replicas().join(format!("{number:05}"));
+            return format!("    type: file\n    path: {}\n", path.display());
+        }
+        format!(
+            "    type: s3\n    bucket: {BUCKET}\n    path: {prefix}/{number:05}\n    \
+             endpoint: http://{endpoint}\n    region: us-east-1\n    force-path-style: true\n",
+            prefix = self.prefix,
+            endpoint = self.proxy().address(),
+        )
     }
 }
 

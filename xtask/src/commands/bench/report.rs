@@ -222,7 +222,7 @@ over the peer's, smaller is better in all rows; times of one machine mean little
 
 const SETTINGS: &str = "\
 - both read the same configuration file: one S3 replica for each database, `sync-interval: 1s`, and the
-  defaults of each program for everything else
+  defaults of each program for everything else, unless a row says otherwise
 - each program has a proxy of its own before the server, which counts requests and forwards bytes
   unchanged; proxies and server share the cores with what is measured
 - the application is another process: WAL mode, `synchronous=NORMAL`, automatic checkpoints; rows

@@ -38,7 +38,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: format!("{} commits, CPU", bench.sizes().cpu_commits),
         unit: Unit::Seconds,
         ours: ours.cpu,
-        peer: peer.cpu,
+        peer: Some(peer.cpu),
         goal: Goal::OfPeer(0.5),
     });
     outcome.figures.push(Figure {
@@ -46,7 +46,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: "peak memory".to_owned(),
         unit: Unit::Mib,
         ours: mib(ours.peak_kib),
-        peer: mib(peer.peak_kib),
+        peer: Some(mib(peer.peak_kib)),
         goal: Goal::None,
     });
     for (name, taken) in ["ours", "Litestream"].iter().zip(&taken) {

@@ -50,7 +50,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
             what: format!("lost span, {what}"),
             unit: Unit::Milliseconds,
             ours,
-            peer,
+            peer: Some(peer),
             goal,
         });
     }

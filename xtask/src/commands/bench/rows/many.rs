@@ -33,7 +33,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: format!("{} databases of {size} MiB, time", sizes.many),
         unit: Unit::Seconds,
         ours,
-        peer,
+        peer: Some(peer),
         goal: Goal::OfPeer(0.2),
     };
     let notes = ["ours", "Litestream"].iter().zip(&taken);
@@ -55,27 +55,43 @@ fn measure(bench: &Bench, program: Program) -> Result<(Duration, String)> {
     }
     place.replicate_all(sizes.many)?.stop(STOP_LIMIT)?;
 
-    // The machine is lost; what it had is kept aside to compare.
-    let (data, kept) = (place.folder().join("data"), place.folder().join("kept"));
-    fs::rename(&data, &kept)?;
-    fs::create_dir(&data)?;
-    let sources: Vec<PathBuf> = databases
-        .iter()
-        .filter_map(|database| Some(kept.join(database.file_name()?)))
-        .collect();
+    let sources = lose_machine(&place, &databases)?;
     let before = place.proxy().counts();
     let start = Instant::now();
-    match program {
-        Program::Ours => {
-            let mut command = place.restore_all();
-            place.start(&mut command)?.finish(sizes.work_limit)?;
-        }
-        Program::Peer => one_by_one(bench, &place, &databases)?,
-    }
+    restore_missing(bench, &place, &databases)?;
     let time = start.elapsed();
     let counts = place.proxy().counts().since(&before);
     place.compare(&sources, &databases)?;
     Ok((time, counts.to_string()))
+}
+
+/// Takes databases and local state away, and returns where the databases are kept to compare.
+pub(super) fn lose_machine(place: &Place<'_>, databases: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let (data, kept) = (place.data(), place.folder().join("kept"));
+    fs::rename(&data, &kept)?;
+    fs::create_dir(&data)?;
+    let sources = databases
+        .iter()
+        .filter_map(|database| Some(kept.join(database.file_name()?)));
+    Ok(sources.collect())
+}
+
+/// Restores all databases of a place to where they were, none of which is there.
+pub(super) fn restore_missing(
+    bench: &Bench,
+    place: &Place<'_>,
+    databases: &[PathBuf],
+) -> Result<()> {
+    match place.program() {
+        Program::Ours => {
+            let mut command = place.restore_all();
+            place
+                .start(&mut command)?
+                .finish(bench.sizes().work_limit)?;
+            Ok(())
+        }
+        Program::Peer => one_by_one(bench, place, databases),
+    }
 }
 
 /// Restores each database with a process of its own.

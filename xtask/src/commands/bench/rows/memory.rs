@@ -62,7 +62,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
             what,
             unit: Unit::Mib,
             ours: mib(ours.kib),
-            peer: mib(peer.kib),
+            peer: Some(mib(peer.kib)),
             goal: Goal::OfPeer(times),
         });
     }

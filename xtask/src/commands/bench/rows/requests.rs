@@ -72,7 +72,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: "first sync, bytes over one full copy".to_owned(),
         unit: Unit::Times,
         ours: first[0].sent_bytes as f64 / full_copy as f64,
-        peer: first[1].sent_bytes as f64 / full_copy as f64,
+        peer: Some(first[1].sent_bytes as f64 / full_copy as f64),
         goal: Goal::AtMost(1.02),
     });
     let mut count = |what: &str, [ours, peer]: [u64; 2], goal| {
@@ -81,7 +81,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
             what: what.to_owned(),
             unit: Unit::Count,
             ours: ours as f64 / minutes,
-            peer: peer as f64 / minutes,
+            peer: Some(peer as f64 / minutes),
             goal,
         });
     };
@@ -108,7 +108,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what: "idle minute, CPU".to_owned(),
         unit: Unit::Milliseconds,
         ours: (idle_cpu[0] - cpu[0]) * 1000.0 / minutes,
-        peer: (idle_cpu[1] - cpu[1]) * 1000.0 / minutes,
+        peer: Some((idle_cpu[1] - cpu[1]) * 1000.0 / minutes),
         goal: Goal::None,
     });
     let full_mib = full_copy as f64 / MIB;

@@ -53,7 +53,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         what,
         unit,
         ours,
-        peer,
+        peer: Some(peer),
         goal,
     };
     let mut outcome = Outcome {
