@@ -154,8 +154,9 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = [0; 4];
-    reader.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    // The pipe stays open to the end: the reader may still be writing the rest of its line.
+    let mut output = reader.stdout.take().unwrap();
+    output.read_exact(&mut [0; 4]).unwrap();
     let second = Sidecar::start(clone.path(), &[clone.database_text(), &url]);
     second.wait_until("the second to write", |status| {
         status.targets[0].epoch > 1 && status.targets[0].position.is_some()
@@ -171,7 +172,7 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
     assert_eq!(second.terminate().0, Some(0));
     restored(&place, &url, program());
     drop(reader.stdin.take());
-    reader.wait().unwrap();
+    assert!(reader.wait().unwrap().success());
 }
 
 #[test]
