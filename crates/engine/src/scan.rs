@@ -117,6 +117,16 @@ impl Fingerprint {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
+    /// True when the file has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// When the file was modified, in Unix milliseconds.
+    pub fn modified_ms(&self) -> i64 {
+        self.modified.0.saturating_mul(1000) + self.modified.1 / 1_000_000
+    }
+
     /// Whether the file's times are so old that a write from now on changes them: they move in steps
     /// of up to 10 ms.
     pub fn is_settled(&self, now: SystemTime) -> bool {

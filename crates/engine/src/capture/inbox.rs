@@ -41,34 +41,56 @@ impl Found {
     }
 }
 
-/// Age and size of the commits of one database that are captured and in no captured file yet.
+/// Age and size of the commits of one database that no captured file holds yet.
 ///
-/// Whoever asks for the lag reads it here, so it is true at every moment, whatever the database's
-/// driver is doing.
+/// The reported lag is read from here, so it is true at every moment, whatever the driver of the
+/// database does. Each change happens under the lock of the mailbox, except [`Unsealed::sealed`] and
+/// [`Unsealed::changed`].
 #[derive(Debug, Default)]
 pub struct Unsealed(Mutex<Ages>);
 
+/// Time of the oldest commit, in Unix milliseconds, and bytes of page images.
+type Age = Option<(i64, u64)>;
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Ages {
-    /// Commits in the mailbox: when the oldest was seen, in Unix milliseconds, and their bytes.
-    waiting: Option<(i64, u64)>,
-    /// Commits that were taken from it to be written to a file.
-    taken: Option<(i64, u64)>,
+    /// Commits in the mailbox.
+    waiting: Age,
+    /// Commits whose pages are not in the mailbox: a resync has to find them.
+    dropped: Age,
+    /// Commits that the driver has taken and writes to a file.
+    taken: Age,
+}
+
+impl Ages {
+    fn all(self) -> impl Iterator<Item = (i64, u64)> {
+        let each = [self.waiting, self.dropped, self.taken];
+        each.into_iter().flatten()
+    }
+}
+
+/// Adds the commits of `more` to those of `age`.
+fn add(age: &mut Age, more: Age) {
+    *age = match (*age, more) {
+        (Some((one_ms, one)), Some((other_ms, other))) => Some((one_ms.min(other_ms), one + other)),
+        (one, other) => one.or(other),
+    };
 }
 
 impl Unsealed {
     /// When the oldest such commit was seen, in Unix milliseconds.
     pub fn oldest_ms(&self) -> Option<i64> {
-        let ages = *self.lock();
-        let each = [ages.waiting, ages.taken].into_iter().flatten();
-        each.map(|(first_ms, _)| first_ms).min()
+        self.lock().all().map(|(first_ms, _)| first_ms).min()
     }
 
-    /// Bytes of page images of such commits.
+    /// Bytes of page images of such commits, as far as they were seen.
     pub fn bytes(&self) -> u64 {
-        let ages = *self.lock();
-        let each = [ages.waiting, ages.taken].into_iter().flatten();
-        each.map(|(_, bytes)| bytes).sum()
+        self.lock().all().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// When the oldest commit that the driver has taken was seen, in Unix milliseconds.
+    pub(crate) fn oldest_taken_ms(&self) -> Option<i64> {
+        self.lock().taken.map(|(first_ms, _)| first_ms)
     }
 
     /// Everything that was taken is in a captured file, or turned out to change nothing.
@@ -76,28 +98,44 @@ impl Unsealed {
         self.lock().taken = None;
     }
 
-    /// Nothing counts any more: capture has ended in order.
-    pub(crate) fn forget(&self) {
+    /// The database was changed while it was not attached, at this time in Unix milliseconds at the
+    /// earliest. A resync has to find the commits.
+    pub(crate) fn changed(&self, first_ms: i64) {
+        add(&mut self.lock().dropped, Some((first_ms, 0)));
+    }
+
+    /// A resync takes what was dropped until now.
+    pub(crate) fn begin_resync(&self) {
+        let mut ages = self.lock();
+        let dropped = ages.dropped.take();
+        add(&mut ages.taken, dropped);
+    }
+
+    /// No commit counts any more.
+    pub(crate) fn clear(&self) {
         *self.lock() = Ages::default();
     }
 
-    /// Commits wait; `bytes` is the size of all of them.
-    pub(crate) fn found(&self, first_ms: i64, bytes: u64) {
+    /// Commits wait in the mailbox; `bytes` is the size of all of them.
+    fn found(&self, first_ms: i64, bytes: u64) {
         let mut ages = self.lock();
         let first_ms = ages.waiting.map_or(first_ms, |(ms, _)| ms.min(first_ms));
         ages.waiting = Some((first_ms, bytes));
     }
 
-    /// What waits is taken, or lost and to be found by a scan. It counts until all that was taken
-    /// is sealed: after a failure the scan that follows takes everything again.
-    pub(crate) fn take(&self) {
+    /// The driver takes what waits. It counts until it is sealed: after a failure, the resync that
+    /// follows takes it again.
+    fn take(&self) {
         let mut ages = self.lock();
-        ages.taken = match (ages.taken, ages.waiting.take()) {
-            (Some((one_ms, one)), Some((other_ms, other))) => {
-                Some((one_ms.min(other_ms), one + other))
-            }
-            (one, other) => one.or(other),
-        };
+        let waiting = ages.waiting.take();
+        add(&mut ages.taken, waiting);
+    }
+
+    /// The pages of what waits are lost.
+    fn drop_pages(&self) {
+        let mut ages = self.lock();
+        let waiting = ages.waiting.take();
+        add(&mut ages.dropped, waiting);
     }
 
     fn lock(&self) -> MutexGuard<'_, Ages> {
@@ -134,9 +172,27 @@ impl Inbox {
 
     /// Takes the commits that were found.
     pub fn take(&self) -> Option<Batch> {
-        let batch = self.lock().batch.take();
+        let mut found = self.lock();
+        // Under one lock: commits that arrive right after it must count as waiting.
         self.unsealed.take();
-        batch
+        found.batch.take()
+    }
+
+    /// Takes the reason for which the database has to be read, before it is read: what is missed
+    /// from here on is a new reason.
+    pub(crate) fn begin_resync(&self) -> Option<BreakReason> {
+        let mut found = self.lock();
+        self.unsealed.begin_resync();
+        found.broken.take()
+    }
+
+    /// Says that the driver holds nothing that it has not written. Where nothing waits either, no
+    /// commit is unsealed: what seemed to be a change was none.
+    pub(crate) fn settle(&self) {
+        let found = self.lock();
+        if found.batch.is_none() && found.broken.is_none() {
+            self.unsealed.clear();
+        }
     }
 
     /// What was found, to be read or taken.
@@ -169,13 +225,13 @@ impl Inbox {
                         found.batch = None;
                         found.failed = Some(TapError::Spill(error));
                         found.has_ended = true;
-                        self.unsealed.take();
+                        self.unsealed.drop_pages();
                     }
                 },
             },
             // Earlier pages may be older than what the database file holds by now: drop them.
             Look::Broken(reason, batch) => {
-                self.unsealed.take();
+                self.unsealed.drop_pages();
                 self.unsealed.found(batch.first_ms, batch.pages.bytes());
                 found.batch = Some(batch);
                 found.broken = Some(reason);
@@ -278,12 +334,25 @@ mod tests {
         );
         unsealed.sealed();
         assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (Some(300), 512));
-        // Commits that were missed are as old as those that were found before.
-        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(400, 1..2)));
-        assert_eq!(unsealed.oldest_ms(), Some(300));
+        // Commits that were missed are as old as those that were found before, also where the driver
+        // was writing others just then.
         assert!(inbox.take().is_some());
-        assert_eq!(unsealed.oldest_ms(), Some(300), "until it is sealed");
+        inbox.deliver(Look::Captured(seen(350, 1..2)));
+        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(400, 1..2)));
         unsealed.sealed();
+        assert_eq!(unsealed.oldest_ms(), Some(350));
+        assert!(inbox.begin_resync().is_some() && inbox.take().is_some());
+        assert_eq!(unsealed.oldest_ms(), Some(350), "until it is sealed");
+        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(500, 1..2)));
+        unsealed.sealed();
+        assert_eq!(unsealed.oldest_ms(), Some(500), "missed during the resync");
+        inbox.settle();
+        assert_eq!(unsealed.oldest_ms(), Some(500), "a resync is due");
+        assert!(inbox.begin_resync().is_some() && inbox.take().is_some());
+        unsealed.changed(50);
+        unsealed.sealed();
+        assert_eq!(unsealed.oldest_ms(), Some(50));
+        inbox.settle();
         assert_eq!(unsealed.oldest_ms(), None);
     }
 }

@@ -125,7 +125,7 @@ impl Attachment {
         worker.release().await;
         if let Ok(Ended::Stopped) = result {
             // Commits after the last look belong to whoever captures next.
-            database.handle.chain.lock().unsealed.forget();
+            database.handle.chain.lock().unsealed.clear();
         }
         Left {
             pace: self.machine.pace(),
@@ -212,6 +212,9 @@ impl Attachment {
             }
         };
         if !captured.has_gap && captured.is_attached && !captured.has_commits {
+            if self.worker.is_some() {
+                self.attached.inbox.settle();
+            }
             database.report(DatabaseState::Replicating, String::new());
         }
         self.machine.handle_captured(captured);
@@ -386,13 +389,11 @@ impl Worker {
     /// Reads the whole database and writes what differs from what we know.
     async fn resync(&mut self) -> Result<Done, RunError> {
         let page_size = {
-            let mut found = self.attached.inbox.lock();
             // Found from here on: the whole present WAL, then everything after it.
-            let reason = found.broken.take();
+            let reason = self.attached.inbox.begin_resync();
             tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
-            found
-                .page_size
-                .expect("the machine has seen that it is attached")
+            let page_size = self.attached.inbox.lock().page_size;
+            page_size.expect("the machine has seen that it is attached")
         };
         if self.handle.chain.lock().is_in_doubt {
             // Pages that only the WAL has are compared, too.

@@ -89,6 +89,9 @@ impl Ledger {
         };
         let checksum = table.checksum();
         self.chain.update(|chain| {
+            // It also holds commits that an earlier attempt has lost.
+            let taken_ms = chain.unsealed.oldest_taken_ms();
+            let oldest_ms = taken_ms.map_or(oldest_ms, |ms| ms.min(oldest_ms));
             chain.txid = txid;
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;

@@ -144,6 +144,7 @@ impl Session {
                 continue;
             }
             self.watch = None;
+            self.count_changes(database);
             match probe(&database.settings.path) {
                 Probe::Live => {
                     // In boxes: thousands of idle databases carry no room for it.
@@ -170,6 +171,31 @@ impl Session {
             }
             database.pause(PROBE_PAUSE).await;
         }
+    }
+
+    /// Lets changes that were made while the database was not attached count as not stored.
+    fn count_changes(&self, database: &Database) {
+        let path = &database.settings.path;
+        let file = fingerprint(path).ok().flatten();
+        let Some(file) = file.filter(|file| !file.is_empty()) else {
+            // Nothing is there that could be stored.
+            return;
+        };
+        let was_known = self.cold.is_some() || self.resting.is_some();
+        let now_ms = unix_ms();
+        let first_ms = match was_known {
+            true if self.is_as_it_was(path) => return,
+            true => {
+                let log = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
+                let files = [Some(file), log].into_iter().flatten();
+                let newest = files.map(|file| file.modified_ms()).max();
+                newest.map_or(now_ms, |ms| ms.min(now_ms))
+            }
+            // It is no backup yet, for however long it has been there.
+            false if !self.has_table() => now_ms,
+            false => return,
+        };
+        database.handle.chain.lock().unsealed.changed(first_ms);
     }
 
     /// Whether a database that we have let go of still is what was captured: two system calls.
@@ -235,6 +261,7 @@ impl Session {
         let handle = database.handle.clone();
         self.blocking(move |ledger| {
             if !is_known {
+                handle.chain.lock().unsealed.begin_resync();
                 let (known, on_full) = (ledger.table.as_ref(), ledger.on_full());
                 let scan = scan_cold(&path, fingerprint, known, on_full, &ledger.spill)?;
                 let page_size = scan.table.page_size();
