@@ -136,6 +136,20 @@ impl PageSet {
         }
     }
 
+    /// As [`PageSet::insert`], for a page that is not kept when it would have to go to the disk.
+    pub fn insert_into_memory(&mut self, pgno: u32, image: &[u8]) {
+        match self.images.get_mut(&pgno) {
+            Some(Image::Memory(bytes)) => bytes.copy_from_slice(image),
+            // An older image would be wrong.
+            Some(Image::Disk(_)) => _ = self.images.remove(&pgno),
+            None => {
+                if self.take_memory() {
+                    self.images.insert(pgno, Image::Memory(image.into()));
+                }
+            }
+        }
+    }
+
     /// Reads one image into `out`; false when the set does not hold the page.
     ///
     /// # Errors
@@ -341,6 +355,21 @@ mod tests {
             0,
             "nothing is left"
         );
+    }
+
+    #[test]
+    fn a_page_that_is_for_memory_alone_never_goes_to_the_disk_and_is_never_an_older_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let spill = spill(directory.path(), 5);
+        let mut set = set(&spill);
+        (1..=9).for_each(|pgno| set.insert_into_memory(pgno, &image(pgno)));
+        assert_eq!((set.len(), set.file_slots), (5, 0));
+        set.insert_into_memory(2, &image(22));
+        assert_holds(&set, 2, 22);
+        set.insert(7, &image(7)).unwrap();
+        assert_eq!(set.file_slots, 1);
+        set.insert_into_memory(7, &image(77));
+        assert!(!set.contains(7));
     }
 
     #[test]

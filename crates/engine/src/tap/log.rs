@@ -14,6 +14,17 @@ const READ_BYTES: usize = 256 << 10;
 /// Attempts to find the wal-index at rest; each takes about 100 ns.
 const VIEW_ATTEMPTS: u32 = 1000;
 
+/// Of which frames the images are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Of all.
+    All,
+    /// Of those that the database file lacks.
+    Missing,
+    /// Of those that the database file lacks, and of the others while there is memory.
+    MissingFirst,
+}
+
 /// Why frames could not be read.
 pub(super) enum ReadError {
     Broken(BreakReason),
@@ -43,9 +54,9 @@ impl Tap {
             let chain = resume_chain(&self.position);
             batch.log_offset = self.frame_offset(self.position.frames);
             let frames = (self.position.frames, view.header.max_frame);
-            self.read_frames(index, frames, chain, view, &mut batch.pages)?
+            self.read_frames(index, frames, chain, view, (Kept::All, &mut batch.pages))?
         } else {
-            self.read_log_from_start(index, view, &mut batch.pages)?
+            self.read_log_from_start(index, view, (Kept::All, &mut batch.pages))?
         };
         let grown = view.header.change.wrapping_sub(self.position.change);
         // With an unbroken chain in the same log, a smaller counter is a recovery: nothing is lost.
@@ -65,7 +76,7 @@ impl Tap {
     ) -> Result<Option<Batch>, ReadError> {
         let mut batch = self.empty_batch(view, now_ms);
         let tail = self.read_tail(&mut batch.pages)?;
-        let fresh = self.read_log_from_start(0, view, &mut batch.pages)?;
+        let fresh = self.read_log_from_start(0, view, (Kept::All, &mut batch.pages))?;
         // After more than one restart a commit of a log that nobody saw could stand for a frame that
         // was written and never published. The first salt grows by one with each restart, or is
         // another one altogether.
@@ -136,7 +147,7 @@ impl Tap {
         &mut self,
         index: usize,
         view: &WalView,
-        pages: &mut PageSet,
+        pages: (Kept, &mut PageSet),
     ) -> Result<u32, ReadError> {
         if view.header.max_frame == 0 {
             return Ok(0);
@@ -164,7 +175,7 @@ impl Tap {
         (from, to): (u32, u32),
         mut chain: Chain,
         view: &WalView,
-        pages: &mut PageSet,
+        (kept, pages): (Kept, &mut PageSet),
     ) -> Result<u32, ReadError> {
         let broken = || ReadError::Broken(BreakReason::ChainBroken);
         let frame_bytes = self.frame_bytes();
@@ -182,10 +193,18 @@ impl Tap {
                 Err(error) if error.is_short_read() => return Err(broken()),
                 read => read.map_err(TapError::from)?,
             }
-            for frame in self.buffer[..needed].chunks_exact(frame_bytes) {
+            for (number, frame) in (next + 1..).zip(self.buffer[..needed].chunks_exact(frame_bytes))
+            {
                 let (header, page) = split_frame(frame);
                 let header = chain.accept(header, page).map_err(|_| broken())?;
-                pages.insert(header.pgno, page).map_err(TapError::Spill)?;
+                let is_missing = number > view.backfilled;
+                match kept {
+                    Kept::Missing if !is_missing => {}
+                    Kept::MissingFirst if !is_missing => {
+                        pages.insert_into_memory(header.pgno, page);
+                    }
+                    _ => pages.insert(header.pgno, page).map_err(TapError::Spill)?,
+                }
                 complete = header.is_commit();
                 commits.add(header, page);
             }

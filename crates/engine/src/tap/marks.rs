@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlite_format::WalChecksum;
 
-use super::log::ReadError;
+use super::log::{Kept, ReadError};
 use super::{BreakReason, Look, Tap, TapError};
 use crate::sqlite::WalView;
 
@@ -141,7 +141,9 @@ impl Tap {
             self.connections[0].begin_read()?;
             if let Some(view) = self.settled_view(0) {
                 let mut batch = self.empty_batch(&view, now_ms);
-                match self.read_log_from_start(0, &view, &mut batch.pages) {
+                // The database is read after it, and has the frames that are backfilled.
+                let pages = (Kept::Missing, &mut batch.pages);
+                match self.read_log_from_start(0, &view, pages) {
                     Ok(_) => {
                         self.complete(0, &mut batch)?;
                         self.holder = Some(0);

@@ -40,7 +40,7 @@ use crate::scan::with_suffix;
 use crate::sqlite::{Connection, SqliteError};
 
 pub use batch::{Batch, LogPosition};
-use log::ReadError;
+use log::{Kept, ReadError};
 use marks::SHARED_PAUSE;
 pub use window::WINDOW_FRAMES;
 use window::{Speed, Window};
@@ -279,8 +279,8 @@ impl Tap {
                 .is_ok_and(|bytes| bytes == 0)
     }
 
-    /// Reads the whole present log again, as the base of a full copy: it holds every page that the
-    /// database file may not have yet. None while no mark is held or the log restarts: ask again.
+    /// Reads the whole present WAL again, for a cut: every page that the database file lacks, and of
+    /// the others as many as there is memory for, because they may be overwritten soon. None while no mark is held or the log restarts: ask again.
     ///
     /// # Errors
     ///
@@ -293,7 +293,8 @@ impl Tap {
             return Ok(None);
         };
         let mut batch = self.empty_batch(&view, now_ms);
-        match self.read_log_from_start(holder, &view, &mut batch.pages) {
+        let pages = (Kept::MissingFirst, &mut batch.pages);
+        match self.read_log_from_start(holder, &view, pages) {
             Ok(_) => {
                 self.complete(holder, &mut batch)?;
                 Ok(Some(batch))
