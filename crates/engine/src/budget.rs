@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of one permit of [`Budgets::work`] and [`Budgets::upload`].
+/// Bytes of one permit of [`Budgets::memory`] and [`Budgets::upload`].
 const PERMIT_BYTES: u64 = 64 << 10;
 /// Uploads up to this size need no permit: 64 of them at once are 16 MiB.
 const SMALL_UPLOAD_BYTES: u64 = 256 << 10;
@@ -34,35 +34,42 @@ impl Default for Limits {
     }
 }
 
+/// Work that holds its bytes in memory. Each kind has memory of its own: a kind that waits for a store
+/// must not hold the others back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A snapshot on its way.
+    Snapshot,
+    /// A compaction.
+    Compaction,
+    /// A captured file on its way.
+    Upload,
+}
+
 /// The budgets of the process. Cheap to clone through [`Arc`].
 #[derive(Debug)]
 pub struct Budgets {
     pages: Arc<PageMemory>,
     state: Arc<StateBudget>,
-    work: Arc<Semaphore>,
-    work_permits: u32,
-    upload: Arc<Semaphore>,
-    upload_permits: u32,
+    snapshots: Shares,
+    compactions: Shares,
+    uploads: Shares,
 }
 
 impl Budgets {
     /// Budgets within these limits.
     pub fn new(limits: Limits) -> Arc<Budgets> {
-        // Of 256 MiB: 24 for page images, 42 for snapshots and compaction, 32 for uploads.
         let part = |divisor: u64, least: u64, most: u64| {
             (limits.memory_bytes / divisor).clamp(least << 20, most << 20)
         };
-        let permits = |bytes: u64| u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX);
-        let work_permits = permits(part(6, 8, 64));
-        let upload_permits = permits(part(8, 8, 32));
-        let pages = usize::try_from(part(8, 4, 24)).unwrap_or(usize::MAX);
+        let pages = usize::try_from(part(10, 4, 24)).unwrap_or(usize::MAX);
         Arc::new(Budgets {
             pages: Arc::new(PageMemory::new(pages)),
             state: Arc::new(StateBudget::new(limits.state_bytes)),
-            work: Arc::new(Semaphore::new(work_permits as usize)),
-            work_permits,
-            upload: Arc::new(Semaphore::new(upload_permits as usize)),
-            upload_permits,
+            // Of 256 MiB: 24 for page images, and twice 24, 24 and 16.
+            snapshots: Shares::new(part(10, 8, 32)),
+            compactions: Shares::new(part(10, 8, 32)),
+            uploads: Shares::new(part(16, 8, 32)),
         })
     }
 
@@ -80,17 +87,22 @@ impl Budgets {
         Arc::clone(&self.pages)
     }
 
-    /// Waits for memory for a snapshot or a compaction, at most as much as there is in all.
-    pub async fn work(&self, bytes: u64) -> OwnedSemaphorePermit {
-        acquire(&self.work, self.work_permits, bytes).await
+    /// Waits for memory for work of one target, by its number; for at most as much as there is in all.
+    pub async fn memory(&self, work: Work, target: usize, bytes: u64) -> OwnedSemaphorePermit {
+        let shares = match work {
+            Work::Snapshot => &self.snapshots,
+            Work::Compaction => &self.compactions,
+            Work::Upload => &self.uploads,
+        };
+        shares.acquire(target, bytes).await
     }
 
     /// Waits for memory for an upload. Small ones never wait behind large ones.
-    pub async fn upload(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    pub async fn upload(&self, target: usize, bytes: u64) -> Option<OwnedSemaphorePermit> {
         if bytes <= SMALL_UPLOAD_BYTES {
             return None;
         }
-        Some(acquire(&self.upload, self.upload_permits, bytes).await)
+        Some(self.memory(Work::Upload, target, bytes).await)
     }
 
     /// Bytes of local state in use.
@@ -104,10 +116,40 @@ impl Budgets {
     }
 }
 
-async fn acquire(from: &Arc<Semaphore>, most: u32, bytes: u64) -> OwnedSemaphorePermit {
-    let wanted = bytes.div_ceil(PERMIT_BYTES).clamp(1, u64::from(most));
-    let permit = Arc::clone(from).acquire_many_owned(wanted as u32).await;
-    permit.expect("nothing closes it")
+/// Memory for one kind of work: a share for the first target of each database, and one for all other
+/// targets. So a store that does not answer holds work for the other one back at most where it is
+/// itself one of several further targets.
+#[derive(Debug)]
+struct Shares {
+    /// Permits of each share.
+    permits: u32,
+    first: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Shares {
+    /// Two shares of so many bytes each.
+    fn new(bytes: u64) -> Shares {
+        let permits = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX);
+        let share = || Arc::new(Semaphore::new(permits as usize));
+        Shares {
+            permits,
+            first: share(),
+            others: share(),
+        }
+    }
+
+    async fn acquire(&self, target: usize, bytes: u64) -> OwnedSemaphorePermit {
+        let share = match target {
+            0 => &self.first,
+            _ => &self.others,
+        };
+        let wanted = bytes
+            .div_ceil(PERMIT_BYTES)
+            .clamp(1, u64::from(self.permits));
+        let permit = Arc::clone(share).acquire_many_owned(wanted as u32).await;
+        permit.expect("nothing closes it")
+    }
 }
 
 /// Local state of all databases.
@@ -323,17 +365,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_waits_for_memory_and_never_for_more_than_there_is() {
+    async fn work_waits_for_memory_of_its_own_kind_and_target_alone() {
         let budgets = Budgets::new(Limits {
             memory_bytes: 48 << 20,
             ..Limits::default()
         });
-        let all = budgets.work(1 << 40).await;
-        let mut next = std::pin::pin!(budgets.work(1));
+        let all = budgets.memory(Work::Snapshot, 0, 1 << 40).await;
+        let mut next = std::pin::pin!(budgets.memory(Work::Snapshot, 0, 1));
         assert!(futures::poll!(&mut next).is_pending());
+        let _other_target = budgets.memory(Work::Snapshot, 1, 1 << 40).await;
+        let _compaction = budgets.memory(Work::Compaction, 0, 1 << 40).await;
         drop(all);
         let _memory = next.await;
-        assert!(budgets.upload(1000).await.is_none(), "a small upload");
-        assert!(budgets.upload(10 << 20).await.is_some());
+        assert!(budgets.upload(0, 1000).await.is_none(), "a small upload");
+        assert!(budgets.upload(0, 10 << 20).await.is_some());
     }
 }

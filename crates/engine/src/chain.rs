@@ -69,6 +69,20 @@ pub struct TargetProgress {
     pub copied: Txid,
     /// The target is about to store a snapshot and waits for a cut.
     pub wants_cut: bool,
+    /// The position of the cut of which it stores a snapshot now. Files from there on are needed
+    /// where the target cannot go on without that snapshot.
+    pub taken_cut: Option<Txid>,
+    /// Captured files that the target lacks and that were removed to make room.
+    pub lost: Option<Lost>,
+}
+
+/// Captured files that were removed before a target had them: a snapshot brings what they held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The newest of them.
+    pub txid: Txid,
+    /// When the oldest commit in them was seen, in Unix milliseconds.
+    pub oldest_ms: i64,
 }
 
 impl TargetProgress {
@@ -79,6 +93,22 @@ impl TargetProgress {
 
     fn has_ended(&self) -> bool {
         matches!(self.phase, TargetPhase::Ended { .. })
+    }
+
+    /// What was removed and the target still lacks.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost.filter(|lost| lost.txid > self.acked)
+    }
+
+    /// A captured file is removed.
+    fn lose(&mut self, captured: &Captured) {
+        if captured.file.txid > self.acked && !self.has_ended() {
+            let earlier = self.lost().map(|lost| lost.oldest_ms);
+            self.lost = Some(Lost {
+                txid: captured.file.txid,
+                oldest_ms: captured.oldest_ms.min(earlier.unwrap_or(i64::MAX)),
+            });
+        }
     }
 }
 
@@ -145,7 +175,12 @@ impl ChainState {
     pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
         let acked = self.acked(target);
         let sealed = self.waiting(acked).map(|captured| captured.oldest_ms).min();
-        sealed.into_iter().chain(self.unsealed.oldest_ms()).min()
+        let lost = self.targets.get(target).and_then(TargetProgress::lost);
+        let lost = lost.map(|lost| lost.oldest_ms);
+        [sealed, lost, self.unsealed.oldest_ms()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// When the oldest commit that some target lacks was seen.
@@ -207,7 +242,8 @@ impl ChainState {
     /// The oldest captured file that a target needs.
     fn needed(&self, target: &TargetProgress, need: Need) -> Txid {
         if target.needs_snapshot.is_some() {
-            return self.cut.as_ref().map_or(self.txid, |cut| cut.txid);
+            let offered = self.cut.as_ref().map(|cut| cut.txid);
+            return target.taken_cut.or(offered).unwrap_or(self.txid);
         }
         match need {
             _ if !target.is_connected() => Txid::ZERO,
@@ -287,7 +323,8 @@ impl ChainState {
     /// The cut that a target waits for, if it is there. It is let go once nobody waits for it.
     pub fn take_cut(&mut self, target: usize) -> Option<Arc<Cut>> {
         let cut = Arc::clone(self.usable_cut(&self.targets[target])?);
-        self.targets[target].wants_cut = false;
+        let progress = &mut self.targets[target];
+        (progress.wants_cut, progress.taken_cut) = (false, Some(cut.txid));
         self.release_cut();
         Some(cut)
     }
@@ -325,6 +362,15 @@ impl ChainState {
         self.targets.iter().any(TargetProgress::is_connected)
     }
 
+    /// True when no target will ask for a cut of the database any more: each has ended, or continues
+    /// from captured files.
+    pub fn needs_no_cut(&self) -> bool {
+        self.targets.iter().all(|target| {
+            let continues = target.needs_snapshot.is_none() && self.continues(target.acked);
+            target.has_ended() || (target.is_connected() && continues)
+        })
+    }
+
     /// True when every target has everything that was captured.
     pub fn is_stored(&self) -> bool {
         let stored = |target: &TargetProgress| {
@@ -349,7 +395,11 @@ impl ChainState {
 
     /// Removes the oldest captured files from here; the caller removes them from the disk.
     pub fn remove_oldest(&mut self, count: usize) -> Vec<LocalFile> {
-        let gone: Vec<LocalFile> = self.files.drain(..count).map(|it| it.file).collect();
+        let gone: Vec<Captured> = self.files.drain(..count).collect();
+        for target in &mut self.targets {
+            gone.iter().for_each(|captured| target.lose(captured));
+        }
+        let gone: Vec<LocalFile> = gone.into_iter().map(|captured| captured.file).collect();
         if let Some(account) = &self.account {
             account.give_back(gone.iter().map(disk_bytes).sum());
         }
@@ -446,6 +496,39 @@ mod tests {
         chain.unsealed.changed(450);
         assert_eq!(chain.oldest_waiting_ms(1), Some(450));
         assert_eq!(chain.oldest_waiting_ms(0), Some(450));
+    }
+
+    #[test]
+    fn commits_in_files_that_were_removed_count_until_a_snapshot_has_them() {
+        let mut chain = chain(3, 9);
+        chain.targets = vec![target(8, 8), target(4, 4)];
+        chain.remove_oldest(4);
+        assert_eq!(chain.oldest_waiting_ms(0), Some(900));
+        assert_eq!(chain.oldest_waiting_ms(1), Some(500));
+        chain.remove_oldest(1);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(500), "and more of them");
+        chain.targets[1].acked = Txid::new(8);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(900));
+        chain.remove_oldest(1);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(900), "lost anew");
+    }
+
+    #[test]
+    fn what_follows_a_cut_stays_until_its_snapshot_is_stored() {
+        let mut chain = chain(3, 9);
+        let base = TargetProgress {
+            needs_snapshot: Some(Txid::new(4)),
+            taken_cut: Some(Txid::new(6)),
+            ..target(4, 4)
+        };
+        chain.targets = vec![base];
+        for need in [Need::Merging, Need::Uploading, Need::Furthest] {
+            assert_eq!(chain.removable(Txid::new(9), need), 3, "{need:?}");
+        }
+        assert!(!chain.needs_no_cut());
+        chain.targets[0].needs_snapshot = None;
+        chain.targets[0].acked = Txid::new(6);
+        assert!(chain.needs_no_cut());
     }
 
     #[test]

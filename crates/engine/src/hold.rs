@@ -11,7 +11,8 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A file, by device and inode.
 type FileId = (u64, u64);
@@ -22,7 +23,14 @@ enum Way {
     Plain,
 }
 
+/// Longest wait for plain reads to end: each is of a megabyte, but for that of a whole database that
+/// nobody has open.
+const PLAIN_READ_TIME: Duration = Duration::from_secs(1);
+
 static OPEN: LazyLock<Mutex<HashMap<FileId, (Way, usize)>>> = LazyLock::new(Mutex::default);
+
+/// Signalled after a file was closed.
+static CLOSED: Condvar = Condvar::new();
 
 /// The right to have a file open in one way, while it lives.
 #[derive(Debug)]
@@ -31,13 +39,14 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Asks for the right to open `path` through SQLite; none while it is open as a plain file.
+    /// Asks for the right to open `path` through SQLite; none while it is open as a plain file. Waits
+    /// up to a second for plain reads to end.
     ///
     /// # Errors
     ///
     /// The file is missing or cannot be looked at.
     pub fn for_sqlite(path: &Path) -> io::Result<Option<Hold>> {
-        Hold::take(path, Way::Sqlite)
+        Hold::take(path, Way::Sqlite, PLAIN_READ_TIME)
     }
 
     /// Whether `path` leads to the file that this right is about.
@@ -45,10 +54,15 @@ impl Hold {
         fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
     }
 
-    fn take(path: &Path, way: Way) -> io::Result<Option<Hold>> {
+    fn take(path: &Path, way: Way, wait: Duration) -> io::Result<Option<Hold>> {
         let meta = fs::metadata(path)?;
         let id = (meta.dev(), meta.ino());
-        let mut open = register();
+        let is_other = |open: &mut HashMap<FileId, (Way, usize)>| {
+            open.get(&id).is_some_and(|(held, _)| *held != way)
+        };
+        let (mut open, _) = CLOSED
+            .wait_timeout_while(register(), wait, is_other)
+            .unwrap_or_else(PoisonError::into_inner);
         let (held, count) = open.entry(id).or_insert((way, 0));
         if *held != way {
             return Ok(None);
@@ -65,6 +79,7 @@ impl Drop for Hold {
             *count -= 1;
             if *count == 0 {
                 open.remove(&self.id);
+                CLOSED.notify_all();
             }
         }
     }
@@ -89,7 +104,7 @@ impl PlainFile {
     ///
     /// The file is missing or cannot be read.
     pub fn open(path: &Path) -> io::Result<Option<PlainFile>> {
-        let Some(hold) = Hold::take(path, Way::Plain)? else {
+        let Some(hold) = Hold::take(path, Way::Plain, Duration::ZERO)? else {
             return Ok(None);
         };
         let file = File::open(path)?;
@@ -125,8 +140,16 @@ mod tests {
         assert!(PlainFile::open(&path).unwrap().is_none());
         drop(second);
         let plain = PlainFile::open(&path).unwrap().unwrap();
-        assert!(Hold::for_sqlite(&path).unwrap().is_none());
-        drop(plain);
-        assert!(Hold::for_sqlite(&path).unwrap().is_some());
+        assert!(
+            Hold::take(&path, Way::Sqlite, Duration::ZERO)
+                .unwrap()
+                .is_none()
+        );
+        // What reads it now is waited for.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| Hold::take(&path, Way::Sqlite, Duration::MAX));
+            drop(plain);
+            assert!(waiting.join().unwrap().unwrap().is_some());
+        });
     }
 }

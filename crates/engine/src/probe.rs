@@ -30,6 +30,8 @@ pub enum Probe {
     Live,
     /// A database in WAL mode that nobody has open.
     Cold(Fingerprint),
+    /// Not known: another part of this process has the file open just now. Probe again.
+    InUse,
     /// Nothing that we can or may capture, with what a person should know.
     Unfit(DatabaseState, String),
 }
@@ -84,8 +86,7 @@ fn examine(path: &Path) -> io::Result<Probe> {
         return Ok(Probe::Unfit(DatabaseState::UnknownUser, message));
     }
     let Some(plain) = PlainFile::open(path)? else {
-        let message = "another part of this process has the database open".into();
-        return Ok(Probe::Unfit(DatabaseState::Starting, message));
+        return Ok(Probe::InUse);
     };
     let mut start = [0u8; 100];
     let read = plain.file().read_exact_at(&mut start, 0);

@@ -17,7 +17,7 @@ use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
 use sqlite_format::PageSize;
 use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
-use crate::budget::{Account, Budgets};
+use crate::budget::{Account, Budgets, Work};
 use crate::hold::PlainFile;
 use crate::pages::PageSet;
 use crate::queue::{Writer, queue};
@@ -54,8 +54,8 @@ impl Cut {
     }
 }
 
-/// How a snapshot keeps ahead of an application that overwrites its pages. Each failure leads to the
-/// next one.
+/// How a snapshot keeps ahead of an application that overwrites its pages. A snapshot that the
+/// application has overtaken is followed by one with more effort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Effort {
     /// Read as the store takes it: nothing on disk, no lock.
@@ -64,7 +64,8 @@ pub enum Effort {
     /// Read as fast as the disk is, into what the budget of local state allows.
     Spooled,
     /// The same under a read mark, so that no page is overwritten while it is read. The WAL may grow
-    /// meanwhile, and a blocking checkpoint of the application waits.
+    /// meanwhile, and a blocking checkpoint of the application waits: only where nothing that is
+    /// stored could be compacted into a snapshot.
     Pinned,
 }
 
@@ -79,16 +80,25 @@ impl Effort {
     }
 }
 
+/// A page that has another hash than the cut says. Where the next cut says the same and the page has
+/// not changed either, no commit has overwritten it: what is known of the database is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overwritten {
+    /// The page.
+    pub pgno: u32,
+    /// Its hash at the cut.
+    pub expected: Option<u64>,
+    /// Its hash in the database file.
+    pub found: u64,
+}
+
 /// Why a snapshot was not made. Nothing was stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
     /// The application has changed a page before it was read. Another attempt may succeed.
-    #[error("page {pgno} was overwritten before it was read")]
-    Overwritten {
-        /// The page.
-        pgno: u32,
-    },
+    #[error("page {} was overwritten before it was read", .0.pgno)]
+    Overwritten(Overwritten),
     /// The WAL has grown too long under the read mark of a pinned snapshot.
     #[error("the WAL has grown to {bytes} bytes while the snapshot was read")]
     WalTooLong {
@@ -115,9 +125,12 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
-    /// True when a page was lost to the application's writes: more [`Effort`] helps.
-    pub fn is_overtaken(&self) -> bool {
-        matches!(self, SnapshotError::Overwritten { .. })
+    /// The page that was lost to the application's writes, if that is why: more [`Effort`] helps.
+    pub fn overwritten(&self) -> Option<Overwritten> {
+        match self {
+            SnapshotError::Overwritten(page) => Some(*page),
+            _ => None,
+        }
     }
 
     /// True when the local disk is full, or the budget for it used up.
@@ -151,6 +164,8 @@ pub struct Snapshot {
     pub cut: Arc<Cut>,
     /// The database file.
     pub database: PathBuf,
+    /// The number of the target.
+    pub target: usize,
     /// Our epoch at the target.
     pub epoch: u64,
     /// How it keeps ahead of the application.
@@ -200,7 +215,8 @@ impl Snapshot {
             header.file_name(),
         );
         let database_bytes = cut.database_bytes();
-        let _memory = budgets.work(WORK_BYTES.min(database_bytes * 3)).await;
+        let memory = WORK_BYTES.min(database_bytes * 3);
+        let _memory = budgets.memory(Work::Snapshot, self.target, memory).await;
         // Without an earlier one: what does not compress is a little longer than its pages.
         let most = database_bytes + database_bytes / 64 + 4096;
         let expected_bytes = self
@@ -285,7 +301,7 @@ fn read_pages(
     let size = page_size.as_usize();
     let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
     let is_pinned = pin.is_some();
-    let mut file = DatabaseFile::new(database, pin);
+    let file = DatabaseFile::new(database, pin);
     let (mut buffer, mut newest) = (Vec::new(), Vec::new());
     let (mut next, commit) = (1, cut.table.commit());
     while next <= commit {
@@ -301,7 +317,14 @@ fn read_pages(
             let image = match in_wal.map_err(SnapshotError::Spill)? {
                 true if is_right(&newest) => &newest[..],
                 _ if is_right(image) => image,
-                _ => return Err(Some(SnapshotError::Overwritten { pgno })),
+                _ => {
+                    let page = Overwritten {
+                        pgno,
+                        expected: cut.table.hash(pgno),
+                        found: page_checksum(pgno, image),
+                    };
+                    return Err(Some(SnapshotError::Overwritten(page)));
+                }
             };
             take(pgno, image)?;
         }
@@ -318,7 +341,7 @@ fn check_wal(
     page_size: PageSize,
     database_bytes: u64,
 ) -> Result<(), SnapshotError> {
-    let view = file.connection.as_ref().and_then(Connection::wal_view);
+    let view = file.pinned.as_ref().and_then(Connection::wal_view);
     let frames = view.map_or(0, |view| view.header.max_frame);
     let bytes = u64::from(frames) * u64::from(page_size.get());
     match bytes > PINNED_WAL_BYTES.max(database_bytes / 4) {
@@ -327,37 +350,37 @@ fn check_wal(
     }
 }
 
-/// The database file, read through SQLite while this process has it open that way, else as it is.
+/// The database file. Without a read mark it is open only while a chunk is read: while it is open as
+/// a plain file, capture waits to attach, and while it is open through SQLite, the application's last
+/// close does not remove the WAL.
 struct DatabaseFile<'a> {
     path: &'a Path,
-    connection: Option<Connection>,
+    /// The connection that holds the read mark.
+    pinned: Option<Connection>,
 }
 
 impl DatabaseFile<'_> {
     fn new(path: &Path, pin: Option<Pin>) -> DatabaseFile<'_> {
         DatabaseFile {
             path,
-            connection: pin.map(|pin| pin.0.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            pinned: pin.map(|pin| pin.0.into_inner().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 
     /// Fills the buffer; what lies behind the end of the file reads as zeros.
-    ///
-    /// Without a connection the file is opened for each chunk: while it is, capture cannot attach.
-    fn read(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
         let failed = |source| SnapshotError::Read {
             path: self.path.to_owned(),
             source,
         };
-        if self.connection.is_none() {
-            match PlainFile::open(self.path).map_err(failed)? {
-                Some(plain) => return fill(plain.file(), buffer, offset).map_err(failed),
-                // Capture has attached: the application has it open, too.
-                None => self.connection = Some(Connection::open(self.path)?),
-            }
+        if let Some(connection) = &self.pinned {
+            return Ok(connection.read_database(buffer, offset)?);
         }
-        let connection = self.connection.as_ref().expect("it was opened just now");
-        Ok(connection.read_database(buffer, offset)?)
+        match PlainFile::open(self.path).map_err(failed)? {
+            Some(plain) => fill(plain.file(), buffer, offset).map_err(failed),
+            // Capture is attached, so the application has it open, too.
+            None => Ok(Connection::open(self.path)?.read_database(buffer, offset)?),
+        }
     }
 }
 
@@ -421,6 +444,7 @@ mod tests {
         let snapshot = Snapshot {
             cut: Arc::clone(cut),
             database: path.to_owned(),
+            target: 0,
             epoch: 3,
             effort,
             pin: None,
@@ -469,8 +493,7 @@ mod tests {
         let store: SharedStore = Arc::new(Memory::new());
         let (budgets, snapshot) = snapshot(&path, &cut, Effort::Streamed);
         let error = snapshot.store(&store, &budgets).await.unwrap_err();
-        let overtaken =
-            matches!(&error, StoreSnapshotError::Snapshot(error) if error.is_overtaken());
+        let overtaken = matches!(&error, StoreSnapshotError::Snapshot(SnapshotError::Overwritten(page)) if page.pgno == PAGES - 1);
         assert!(overtaken, "{error}");
         assert!(store.list("", None).await.unwrap().is_empty());
     }

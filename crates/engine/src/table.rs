@@ -59,7 +59,7 @@ impl PageTable {
     }
 
     /// The hash of a page; none for one behind the end, and zero for the lock page.
-    fn hash(&self, pgno: u32) -> Option<u64> {
+    pub(crate) fn hash(&self, pgno: u32) -> Option<u64> {
         let index = pgno.checked_sub(1)? as usize;
         self.chunks.get(index / CHUNK)?.get(index % CHUNK).copied()
     }

@@ -150,7 +150,7 @@ impl Attachment {
             });
         }
         if self.wishes.reread
-            && let Ok(Some(log)) = self.tap.reread(unix_ms())
+            && let Some(log) = self.tap.reread(unix_ms()).transpose()
         {
             self.wishes.reread = false;
             self.inbox.update(|found| found.log = Some(log));

@@ -28,8 +28,8 @@ pub struct Found {
     pub barrier: u64,
     /// At that barrier the log held nothing behind what is captured, published or not.
     pub at_end: bool,
-    /// The whole present log, when it was asked for.
-    pub log: Option<Batch>,
+    /// The whole present log, when it was asked for, or why there is no room for it.
+    pub log: Option<Result<Batch, TapError>>,
     /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.
     pub gone: bool,
 }

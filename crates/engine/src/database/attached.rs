@@ -16,7 +16,7 @@ use super::handle::DatabaseHandle;
 use super::ledger::Ledger;
 use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
 use super::pace::Pace;
-use super::{Database, RunError};
+use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{Attached, Found};
 use crate::pages::PageSet;
 use crate::scan::{Fingerprint, ScanError, live_fingerprint, scan_live};
@@ -53,6 +53,7 @@ type CommitLane = BoxFuture<'static, (Worker, Result<Done, RunError>)>;
 enum Done {
     Written,
     Unchanged,
+    CutFailed,
     Quiet((Fingerprint, Fingerprint)),
     NotQuiet,
     Finished,
@@ -253,6 +254,7 @@ impl Attachment {
                 self.machine.handle_commit_done(Outcome::Written, now);
             }
             Done::Unchanged => self.machine.handle_commit_done(Outcome::Unchanged, now),
+            Done::CutFailed => self.machine.handle_commit_done(Outcome::CutFailed, now),
             Done::NotQuiet => self.machine.handle_not_quiet(now),
             Done::Quiet(files) => return Some(Ended::Resting(files)),
             Done::Finished => return Some(Ended::Stopped),
@@ -447,8 +449,11 @@ impl Worker {
 
     /// Freezes the present position for a snapshot.
     async fn take_cut(&mut self) -> Result<Done, RunError> {
-        let Some(log) = self.whole_log().await? else {
-            return Ok(Done::Unchanged);
+        let log = match self.whole_log().await {
+            Ok(Some(log)) => log,
+            Ok(None) => return Ok(Done::Unchanged),
+            Err(RunError::Log(error)) => return Ok(self.cut_failed(&error)),
+            Err(error) => return Err(error),
         };
         let mut newest = log.pages;
         if self.attached.inbox.lock().broken.is_some() {
@@ -458,7 +463,9 @@ impl Worker {
         let is_written = batch.is_some();
         if let Some(batch) = batch {
             let pages = self.seal(batch).await?;
-            newest.overlay(pages).map_err(ScanError::Spill)?;
+            if let Err(error) = newest.overlay(pages) {
+                return Ok(self.cut_failed(&TapError::Spill(error)));
+            }
         }
         self.blocking(move |ledger| ledger.offer_cut(newest))
             .await?;
@@ -468,16 +475,26 @@ impl Worker {
         })
     }
 
-    /// The whole present WAL: every page that the database file may lack.
+    fn cut_failed(&self, error: &TapError) -> Done {
+        let database = &self.handle.path;
+        tracing::warn!(%database, "{error}: the next snapshot waits, commits are stored meanwhile");
+        Done::CutFailed
+    }
+
+    /// The pages of the present WAL that the database file may lack.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Log`] where they cannot be kept: nothing that was captured is lost.
     async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
         // An answer to an earlier question may be older than what was sealed since.
         self.attached.inbox.lock().log = None;
         self.attached.reread();
-        self.until(|found| match found.broken {
+        let log = self.until(|found| match found.broken {
             Some(_) => Some(None),
             None => found.log.take().map(Some),
-        })
-        .await
+        });
+        log.await?.transpose().map_err(RunError::Log)
     }
 
     /// Takes a last look. Gives the files as they are when everything in them is captured.
@@ -496,20 +513,22 @@ impl Worker {
         })
     }
 
-    /// Captures and writes what there is, and stays while a target needs a snapshot.
+    /// Captures and writes what there is, and stays while a target may need a cut: its snapshot is read
+    /// from the database.
     async fn finish(&mut self) -> Result<Done, RunError> {
         let mut changes = self.handle.chain.subscribe();
         loop {
             changes.borrow_and_update();
             self.capture_all().await?;
-            self.handle.until_targets_were_tried().await;
-            if !self.handle.ask_for_needed_cuts() {
+            if self.handle.needs_no_cut() {
                 return Ok(Done::Finished);
             }
-            if self.handle.chain.lock().lacks_cut() {
-                self.take_cut().await?;
+            self.handle.ask_for_needed_cuts();
+            let lacks_cut = self.handle.chain.lock().lacks_cut();
+            if lacks_cut && matches!(self.take_cut().await?, Done::CutFailed) {
+                tokio::time::sleep(PROBE_PAUSE).await;
+                continue;
             }
-            // Its snapshot is read from the database, so we stay with it.
             let _changed = changes.changed().await;
         }
     }

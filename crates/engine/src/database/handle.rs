@@ -127,30 +127,24 @@ impl DatabaseHandle {
         account.expect("it is there from the beginning")
     }
 
-    /// Waits until every target was asked once, whatever came of it: what they need is known then.
-    pub(super) async fn until_targets_were_tried(&self) {
-        let mut changes = self.chain.subscribe();
-        while !self.chain.lock().every_target_was_tried() {
-            // Its sender lives as long as this handle.
-            let _changed = changes.changed().await;
-        }
+    /// True when no target will ask for a cut any more, or none takes backups of this database.
+    pub(super) fn needs_no_cut(&self) -> bool {
+        let chain = self.chain.lock();
+        chain.verdict().is_some() || chain.needs_no_cut()
     }
 
-    /// Asks for a cut in the place of each target that cannot go on without a snapshot; true when
-    /// there is such a target.
-    pub(super) fn ask_for_needed_cuts(&self) -> bool {
-        let mut is_needed = false;
+    /// Asks for a cut in the place of each target that cannot go on without a snapshot.
+    pub(super) fn ask_for_needed_cuts(&self) {
         self.chain.update_if(|chain| {
             let (is_offered, mut changed) = (chain.cut.is_some(), false);
             for target in &mut chain.targets {
                 let needs = target.is_connected() && target.needs_snapshot.is_some();
-                is_needed |= needs;
-                changed |= needs && !is_offered && !target.wants_cut;
-                target.wants_cut |= needs && !is_offered;
+                let waits = needs && target.taken_cut.is_none() && !target.wants_cut;
+                changed |= waits && !is_offered;
+                target.wants_cut |= waits && !is_offered;
             }
             changed
         });
-        is_needed
     }
 
     pub(super) fn set_size(&self, page_size: PageSize, pages: u32) {

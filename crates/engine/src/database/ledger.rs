@@ -244,10 +244,13 @@ impl Ledger {
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;
             chain.is_in_doubt = false;
-            for target in &mut chain.targets {
+            // The others say what they need when they connect.
+            let connected = chain.targets.iter_mut().filter(|it| it.is_connected());
+            for target in connected {
                 target.needs_snapshot.get_or_insert(target.acked);
-                target.wants_cut = true;
+                (target.wants_cut, target.taken_cut) = (true, None);
             }
+            chain.release_cut();
             chain.remove_oldest(chain.files.len())
         });
         self.local.remove_captured(&stale)?;
@@ -311,13 +314,18 @@ mod tests {
     use sqlite_format::PageSize;
 
     use super::*;
+    use crate::chain::TargetPhase;
 
     fn ledger(directory: &Path) -> Ledger {
         let state = directory.join("state");
         let local = Arc::new(LocalState::open(&state).unwrap());
         let loaded = local.load().unwrap();
         let spill = Spill::with_memory(&state, 1 << 20);
-        Ledger::resume(local, spill, Arc::default(), loaded, 1)
+        let ledger = Ledger::resume(local, spill, Arc::default(), loaded, 1);
+        let connected = TargetPhase::Connected;
+        let chain = Arc::clone(&ledger.chain);
+        chain.update(|chain| chain.targets[0].phase = connected);
+        ledger
     }
 
     /// A scan of a database of two pages that all hold one byte, and nothing newer.

@@ -25,6 +25,8 @@ const REST_AFTER: Duration = Duration::from_secs(5);
 const REST_SOON: Duration = Duration::from_secs(1);
 /// Pause before the budget of local state is looked at again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a cut that failed: a snapshot waits, commits do not.
+const CUT_PAUSE: Duration = Duration::from_secs(10);
 
 /// What capture has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -90,6 +92,8 @@ pub(super) enum Outcome {
     Written,
     /// There was nothing to write, or it has to be done again.
     Unchanged,
+    /// The cut that was to be taken is not there. Nothing was lost.
+    CutFailed,
 }
 
 /// What a checkpoint of ours led to.
@@ -123,6 +127,8 @@ pub(super) struct Machine {
     quiet_since: Instant,
     /// When the budget is looked at again.
     full_until: Option<Instant>,
+    /// After a cut that failed: no other one before that.
+    next_cut: Instant,
 }
 
 impl Machine {
@@ -142,6 +148,7 @@ impl Machine {
             },
             quiet_since: now,
             full_until: None,
+            next_cut: now,
         }
     }
 
@@ -171,9 +178,13 @@ impl Machine {
     /// The action of the commit lane is over.
     pub(super) fn handle_commit_done(&mut self, outcome: Outcome, now: Instant) {
         self.commit_is_busy = false;
-        if outcome == Outcome::Written {
-            self.pace.made(now);
-            self.quiet_since = now;
+        match outcome {
+            Outcome::Written => {
+                self.pace.made(now);
+                self.quiet_since = now;
+            }
+            Outcome::Unchanged => {}
+            Outcome::CutFailed => self.next_cut = now + CUT_PAUSE,
         }
     }
 
@@ -234,7 +245,7 @@ impl Machine {
         if captured.has_gap || surroundings.is_in_doubt {
             return Some(Action::Resync);
         }
-        if surroundings.lacks_cut {
+        if surroundings.lacks_cut && now >= self.next_cut {
             return Some(Action::TakeCut);
         }
         if !captured.has_commits && surroundings.has_leftovers {
@@ -274,6 +285,8 @@ impl Machine {
         }
         let lane = &self.checkpoint;
         let checkpoint = (captured.wants_checkpoint && !lane.is_busy).then_some(lane.next);
+        let wants_cut = self.surroundings.lacks_cut && !self.commit_is_busy;
+        let cut = wants_cut.then_some(self.next_cut).filter(|at| *at > now);
         let commit = match (self.commit_is_busy, captured.has_commits) {
             (true, _) => None,
             // One that is quiet and not in the way stays: whether it is, an event says.
@@ -283,7 +296,7 @@ impl Machine {
                 None => self.pace.due(self.surroundings.keeps_up),
             },
         };
-        checkpoint.into_iter().chain(commit).min()
+        [checkpoint, cut, commit].into_iter().flatten().min()
     }
 }
 
@@ -416,6 +429,28 @@ mod tests {
             let action = machine.poll_action(now);
             assert_eq!(action, expected, "{captured:?} {surroundings:?}");
         }
+    }
+
+    #[test]
+    fn a_cut_that_fails_is_tried_again_later_and_commits_go_on() {
+        let start = Instant::now();
+        let mut machine = machine(start);
+        machine.handle_surroundings(Surroundings {
+            lacks_cut: true,
+            keeps_up: true,
+            ..Surroundings::default()
+        });
+        assert_eq!(machine.poll_action(start), Some(Action::TakeCut));
+        machine.handle_commit_done(Outcome::CutFailed, start);
+        assert_eq!(machine.poll_action(start), None);
+        assert_eq!(machine.poll_timeout(start), Some(start + CUT_PAUSE));
+        machine.handle_captured(with_commits());
+        assert_eq!(machine.poll_action(start), Some(Action::Commit));
+        machine.handle_commit_done(Outcome::Written, start);
+        machine.handle_captured(attached());
+        let again = start + CUT_PAUSE;
+        assert_eq!(machine.poll_timeout(start), Some(again));
+        assert_eq!(machine.poll_action(again), Some(Action::TakeCut));
     }
 
     #[test]

@@ -101,6 +101,9 @@ enum RunError {
     Scan(#[from] ScanError),
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The pages of the whole WAL could not be read or kept.
+    #[error(transparent)]
+    Log(TapError),
     #[error("another file has taken the path")]
     Moved,
     #[error("no target takes backups of this database any more")]
@@ -115,17 +118,23 @@ impl RunError {
             RunError::Local(error) => error.is_disk_full(),
             RunError::Seal(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
-            RunError::Tap(TapError::Spill(error)) => crate::local::is_disk_full(error),
-            RunError::Tap(_) | RunError::Moved | RunError::Over | RunError::Detached => false,
+            RunError::Tap(TapError::Spill(error)) | RunError::Log(TapError::Spill(error)) => {
+                crate::local::is_disk_full(error)
+            }
+            RunError::Tap(_)
+            | RunError::Log(_)
+            | RunError::Moved
+            | RunError::Over
+            | RunError::Detached => false,
         }
     }
 
     /// True when the budget of local state is used up: the disk may well have room.
     fn is_over_budget(&self) -> bool {
         let error = match self {
-            RunError::Scan(ScanError::Spill(error)) | RunError::Tap(TapError::Spill(error)) => {
-                error
-            }
+            RunError::Scan(ScanError::Spill(error))
+            | RunError::Tap(TapError::Spill(error))
+            | RunError::Log(TapError::Spill(error)) => error,
             _ => return false,
         };
         error.kind() == std::io::ErrorKind::QuotaExceeded
@@ -214,6 +223,7 @@ impl Database {
             resting: None,
             pace: Pace::new(self.settings.sync_interval),
             had_turn: false,
+            in_use_probes: 0,
             watch: None,
             next_watch: tokio::time::Instant::now(),
         };
@@ -226,7 +236,7 @@ impl Database {
         };
         let time_over = time_over(self.stop.clone(), drain).shared();
         let captured = tokio::select! {
-            captured = session.run_to_the_end(&mut self) => captured,
+            () = session.run_to_the_end(&mut self) => true,
             () = time_over.clone() => false,
         };
         session.close().await;
@@ -248,6 +258,7 @@ impl Database {
             let stopping = *self.stop.borrow();
             match probe(&self.settings.path) {
                 Probe::Live | Probe::Cold(_) => break,
+                Probe::InUse => {}
                 Probe::Unfit(state, message) => self.report(state, message),
             }
             if stopping {

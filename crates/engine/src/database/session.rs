@@ -18,6 +18,7 @@ use crate::scan::{
     Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold, with_suffix,
 };
 use crate::seal::Delta;
+use crate::sqlite::Connection;
 use crate::tap::LogPosition;
 
 /// Longest pause between attempts that fail.
@@ -31,6 +32,11 @@ const OPENING_PAUSE: Duration = Duration::from_millis(20);
 /// How long a target that says nothing is waited for. It may have higher numbers, and then begins with a
 /// full copy above them.
 const FIRST_ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Pause before a file is probed again that another part of this process reads.
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
+/// Probes in a row after which another driver of this process evidently has the file.
+const MAX_IN_USE_PROBES: u32 = 50;
 
 /// How long a database that was opened, and not changed, is looked at each second.
 const OPENED_TIME: Duration = Duration::from_secs(600);
@@ -49,6 +55,8 @@ pub(super) struct Session {
     pub(super) pace: Pace,
     /// It has been attached before.
     pub(super) had_turn: bool,
+    /// Probes in a row that found the file in use by this process.
+    pub(super) in_use_probes: u32,
     /// The watch on an idle database.
     pub(super) watch: Option<IdleWatch>,
     /// When it may be watched again. After an event that led to nothing there are looks each second
@@ -58,29 +66,30 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Follows the database, however often that fails, until it is time to stop. True when the last
-    /// look found everything.
-    pub(super) async fn run_to_the_end(&mut self, database: &mut Database) -> bool {
+    /// Follows the database, however often that fails, until it is time to stop and everything is
+    /// captured. The caller gives up when that takes too long.
+    pub(super) async fn run_to_the_end(&mut self, database: &mut Database) {
         let mut pause = PROBE_PAUSE;
         loop {
-            let stopping = *database.stop.borrow();
             let began = Instant::now();
             let Err(error) = self.run(database).await else {
-                return true;
+                return;
             };
             self.log = None;
             database.report_error(&error);
-            if stopping {
-                return false;
-            }
             if began.elapsed() > STABLE {
                 pause = PROBE_PAUSE;
             }
             // Each attempt may read the whole database.
             if error.is_over_budget() {
                 database.pause(PROBE_PAUSE).await;
+                checkpoint(&database.settings.path).await;
                 self.wait_for_room(database).await;
             } else if !matches!(error, RunError::Moved) {
+                if error.is_disk_full() {
+                    // If it fails, too, the error that is reported says all.
+                    let _made = self.blocking(Ledger::make_room).await;
+                }
                 database.pause(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }
@@ -125,16 +134,15 @@ impl Session {
                 }
                 return Ok(());
             }
-            if stopping {
-                database.handle.until_targets_were_tried().await;
-                database.handle.ask_for_needed_cuts();
+            if stopping && self.is_as_it_was(&database.settings.path) {
+                self.until_a_cut_or_none_is_needed(database).await;
             }
             let wanted = {
                 let chain = database.handle.chain.lock();
                 chain.lacks_cut() || chain.is_in_doubt
             };
             if !wanted && self.is_as_it_was(&database.settings.path) {
-                if stopping {
+                if stopping && database.handle.needs_no_cut() {
                     return Ok(());
                 }
                 if database.handle.chain.lock().has_leftovers() {
@@ -147,6 +155,7 @@ impl Session {
             self.count_changes(database);
             match probe(&database.settings.path) {
                 Probe::Live => {
+                    self.in_use_probes = 0;
                     // In boxes: thousands of idle databases carry no room for it.
                     let to_the_end = Box::pin(self.follow(database)).await?;
                     if to_the_end && *database.stop.borrow() {
@@ -163,13 +172,50 @@ impl Session {
                         Err(RunError::Scan(ScanError::Disturbed)) => continue,
                         captured => captured?,
                     }
+                    if stopping {
+                        self.until_a_cut_or_none_is_needed(database).await;
+                    }
                 }
-                Probe::Unfit(state, message) => database.report(state, message),
+                // A snapshot is being read: in between it has the file closed.
+                Probe::InUse if self.in_use_probes < MAX_IN_USE_PROBES => {
+                    self.in_use_probes += 1;
+                    tokio::time::sleep(IN_USE_PAUSE).await;
+                    continue;
+                }
+                Probe::InUse => {
+                    let message = "another part of this process has the database open".to_owned();
+                    database.report(DatabaseState::Starting, message);
+                    if stopping {
+                        return Ok(());
+                    }
+                }
+                Probe::Unfit(state, message) => {
+                    database.report(state, message);
+                    if stopping {
+                        return Ok(());
+                    }
+                }
             }
-            if stopping {
+            if stopping && database.handle.needs_no_cut() {
                 return Ok(());
             }
+            self.in_use_probes = 0;
             database.pause(PROBE_PAUSE).await;
+        }
+    }
+
+    /// While stopping: waits until a target wants a cut, or none will want one any more.
+    async fn until_a_cut_or_none_is_needed(&self, database: &Database) {
+        let handle = &database.handle;
+        let mut changes = handle.chain.subscribe();
+        loop {
+            changes.borrow_and_update();
+            handle.ask_for_needed_cuts();
+            if handle.needs_no_cut() || handle.chain.lock().lacks_cut() {
+                return;
+            }
+            // Its sender lives as long as the handle.
+            let _changed = changes.changed().await;
         }
     }
 
@@ -405,6 +451,21 @@ impl Session {
     }
 }
 
+/// Copies what it can of the WAL into the database file, waiting for nobody: what is there need not
+/// be kept in local state to attach.
+async fn checkpoint(path: &Path) {
+    let path = path.to_owned();
+    let work = move || match probe(&path) {
+        Probe::Live => Connection::open(&path)?.checkpoint_passive().map(drop),
+        Probe::Cold(_) | Probe::InUse | Probe::Unfit(..) => Ok(()),
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    if let Err(error) = done.expect("a checkpoint does not panic") {
+        // It fails when the application checkpoints, and then it is not needed.
+        tracing::debug!(%error, "checkpoint");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ltx::Txid;
@@ -445,6 +506,7 @@ mod tests {
             resting: None,
             pace: Pace::new(Duration::from_secs(1)),
             had_turn: false,
+            in_use_probes: 0,
             watch: None,
             next_watch: Instant::now(),
         };

@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use ltx::{Decoder, Header, LtxError, MergeOptions, Txid};
@@ -14,9 +15,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::budget::Budgets;
+use crate::budget::{Budgets, Work};
 use crate::compaction::{Run, next_run_of_captured};
 use crate::local::LocalState;
+use crate::plan::plan_restore;
 use crate::queue::{Writer, queue};
 use crate::remote::{self, RemoteError, RemoteFile};
 use crate::snapshot::stored_by_us;
@@ -24,8 +26,14 @@ use crate::snapshot::stored_by_us;
 use super::lane::{Ending, Lane};
 use super::{Connection, Target, TargetError, Upkeep};
 
-/// Bytes of an input that are in memory at a time.
-const PART_BYTES: u64 = 1 << 20;
+/// Bytes of an input that are in memory at a time, for few and for many inputs.
+const PART_BYTES: (u64, u64) = (1 << 20, 64 << 10);
+/// Bytes of all inputs that are in memory at a time, unless they are very many.
+const INPUT_BYTES: u64 = 16 << 20;
+/// Inputs of a snapshot: more are compacted first.
+const MAX_SNAPSHOT_INPUTS: usize = 256;
+/// Pause before another attempt to compact a snapshot that has too many inputs.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(60);
 /// Memory of one compaction beside its inputs: pieces that wait, parts of the upload.
 const OUTPUT_BYTES: u64 = 18 << 20;
 
@@ -62,6 +70,24 @@ impl Target {
         }
     }
 
+    /// Begins to compact what is stored into a snapshot, where the application overwrites pages faster
+    /// than one of the database can be read.
+    pub(super) async fn begin_snapshot_compaction(
+        &self,
+        connection: &mut Connection,
+    ) -> Result<(), TargetError> {
+        let acked = self.progress().acked;
+        let plan = plan_restore(&connection.files, Some(acked));
+        let files = plan.map(|plan| plan.files).unwrap_or_default();
+        if files.is_empty() || files.len() > MAX_SNAPSHOT_INPUTS {
+            connection.next_snapshot = Instant::now() + SNAPSHOT_PAUSE;
+            return Ok(());
+        }
+        let level = ltx::Level::SNAPSHOT.get();
+        self.begin_run(connection, Some(Run { level, files }), None)
+            .await
+    }
+
     async fn begin_run(
         &self,
         connection: &mut Connection,
@@ -83,10 +109,11 @@ impl Target {
         self.confirm_lease(connection).await?;
         let (store, budgets) = (Arc::clone(&self.settings.store), Arc::clone(&self.budgets));
         let (local, clock) = (Arc::clone(&self.local), connection.clock);
-        let epoch = connection.epoch;
+        let (epoch, target) = (connection.epoch, self.index);
         connection.upkeep = Some(Lane::begin(|ending| async move {
             let level = run.level;
             let compaction = Compaction {
+                target,
                 store,
                 local,
                 epoch,
@@ -107,6 +134,10 @@ impl Target {
     pub(super) fn compacted(&self, connection: &mut Connection, compacted: Compacted) {
         if let Some(file) = compacted.file {
             self.stored(connection, file);
+            if file.is_snapshot() {
+                self.snapshot_stored(connection);
+                self.set_progress(|progress| progress.copied = file.max);
+            }
         }
         if let Some(last) = compacted.captured_up_to {
             self.set_progress(|progress| progress.merged = progress.merged.max(last));
@@ -123,6 +154,8 @@ impl Target {
 
 /// Files that become one.
 struct Compaction {
+    /// The number of the target.
+    target: usize,
     store: SharedStore,
     local: Arc<LocalState>,
     epoch: u64,
@@ -134,15 +167,18 @@ impl Compaction {
     /// Streams the compacted file to its place; returns its name and size.
     async fn store(self, budgets: &Budgets) -> Result<(ltx::FileName, u64), TargetError> {
         let Compaction {
+            target,
             store,
             local,
             epoch,
             run,
             ending,
         } = self;
-        let of_inputs: u64 = run.files.iter().map(|file| file.size.min(PART_BYTES)).sum();
+        let part_bytes = (INPUT_BYTES / run.files.len() as u64).clamp(PART_BYTES.1, PART_BYTES.0);
+        let of_inputs: u64 = run.files.iter().map(|file| file.size.min(part_bytes)).sum();
         let total: u64 = run.files.iter().map(|file| file.size).sum();
-        let _memory = budgets.work(of_inputs + OUTPUT_BYTES.min(total * 3)).await;
+        let memory = of_inputs + OUTPUT_BYTES.min(total * 3);
+        let _memory = budgets.memory(Work::Compaction, target, memory).await;
         let key_of = |file: &RemoteFile| remote::key(store.layout(), file.level, file.name());
         let keys: Vec<String> = run.files.iter().map(key_of).collect();
         let inputs: Vec<Input> = run
@@ -150,6 +186,7 @@ impl Compaction {
             .iter()
             .zip(&keys)
             .map(|(file, key)| Input {
+                part_bytes,
                 local: (file.level == 0).then(|| local.captured_path(file.max)),
                 stored: Stored {
                     runtime: Handle::current(),
@@ -262,6 +299,7 @@ fn explain(result: Result<(), LtxError>, keys: &[String]) -> TargetError {
 
 /// One file to be compacted.
 struct Input {
+    part_bytes: u64,
     /// Where it may still be on our disk.
     local: Option<PathBuf>,
     stored: Stored,
@@ -270,59 +308,62 @@ struct Input {
 impl Input {
     /// Opens the captured file while it is whole on our disk, else the stored one.
     fn open(self) -> Result<Source, LtxError> {
-        if let Some(path) = self.local {
-            match File::open(&path) {
-                Ok(file) if check(BufReader::new(&file)).is_ok() => {
-                    let size = file.metadata()?.len();
-                    return Ok(Source::new(size, Place::Local(path)));
-                }
-                Ok(_) => {
-                    tracing::warn!(path = %path.display(), "a captured file on our disk is damaged");
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+        let mut source = Source {
+            part_bytes: self.part_bytes,
+            local: None,
+            stored: self.stored,
+            next: 0,
+            part: Bytes::new(),
+        };
+        let Some(path) = self.local else {
+            return Ok(source);
+        };
+        match File::open(&path) {
+            Ok(file) if check(BufReader::new(&file)).is_ok() => source.local = Some(path),
+            Ok(_) => {
+                tracing::warn!(path = %path.display(), "a captured file on our disk is damaged");
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
         }
-        Ok(Source::new(self.stored.size, Place::Stored(self.stored)))
+        Ok(source)
     }
 }
 
 /// An input that is read part by part. No descriptor stays open between two parts.
 struct Source {
-    place: Place,
-    size: u64,
+    part_bytes: u64,
+    /// The same file on our disk, until it is removed there.
+    local: Option<PathBuf>,
+    stored: Stored,
     next: u64,
     part: Bytes,
 }
 
-enum Place {
-    Local(PathBuf),
-    Stored(Stored),
-}
-
 impl Source {
-    fn new(size: u64, place: Place) -> Source {
-        Source {
-            place,
-            size,
-            next: 0,
-            part: Bytes::new(),
+    fn read_part(&mut self, range: std::ops::Range<u64>) -> io::Result<Bytes> {
+        let Some(path) = &self.local else {
+            return self.stored.read(range);
+        };
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, range.start));
+        match read {
+            // It was removed to make room.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.local = None;
+                self.stored.read(range)
+            }
+            read => read.map(|()| bytes.into()),
         }
     }
 }
 
 impl Read for Source {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.part.is_empty() && self.next < self.size {
-            let range = self.next..self.size.min(self.next + PART_BYTES);
-            self.part = match &self.place {
-                Place::Local(path) => {
-                    let mut bytes = vec![0; (range.end - range.start) as usize];
-                    File::open(path)?.read_exact_at(&mut bytes, range.start)?;
-                    bytes.into()
-                }
-                Place::Stored(stored) => stored.read(range.clone())?,
-            };
+        let size = self.stored.size;
+        if self.part.is_empty() && self.next < size {
+            let range = self.next..size.min(self.next + self.part_bytes);
+            self.part = self.read_part(range.clone())?;
             self.next = range.end;
         }
         let count = out.len().min(self.part.len());

@@ -94,15 +94,20 @@ impl Target {
                     .checksum
                     .map(|checksum| (stored, checksum, chain.timestamp_ms));
             }
+            let lost = chain.targets[self.index].lost;
             let progress = TargetProgress {
                 acked: stored,
                 merged: merged.min(stored),
                 needs_snapshot: (!continues).then_some(above),
                 copied,
                 wants_cut: false,
+                taken_cut: None,
+                lost,
                 phase: TargetPhase::Connected,
             };
             chain.targets[self.index] = progress;
+            // An attempt before may have asked for it.
+            chain.release_cut();
         });
         if let Some((txid, checksum, ms)) = current {
             self.set_report(|report| report.position = position(txid, checksum, ms));
@@ -129,6 +134,8 @@ impl Target {
             undeletable: UndeletableObjects::default(),
             next_snapshot,
             effort: Effort::default(),
+            is_outrun: false,
+            overwritten: None,
             pin: None,
             cut: None,
             snapshot: None,

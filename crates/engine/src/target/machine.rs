@@ -1,8 +1,8 @@
 //! What a connected target does next: decided from facts, without I/O and without a clock.
 //!
-//! Captured files are uploaded before anything else. Beside them runs one snapshot, and one piece of
+//! Captured files are uploaded one after another. Beside them runs one snapshot, and one piece of
 //! upkeep: a compaction or a run of retention. What is compacted must not expire meanwhile, so these
-//! two share a lane.
+//! two share a lane. Work of these lanes begins when it is due, even while uploads are behind.
 
 use ltx::Txid;
 use tokio::time::Instant;
@@ -35,6 +35,9 @@ pub(super) struct Facts {
     /// Level 0 has no file for the step to the newest snapshot. A Litestream that takes over compacts
     /// from the end of level 1, so level 1 has to reach behind that step, soon.
     pub(super) has_step: bool,
+    /// The application overwrites pages faster than periodic snapshots are read: the next one is
+    /// compacted from what is stored.
+    pub(super) is_outrun: bool,
     /// When the next periodic snapshot is due, if the database has changed by then.
     pub(super) next_snapshot: Instant,
     /// When captured files are compacted next.
@@ -62,6 +65,8 @@ pub(super) enum Step {
     TakeCut,
     /// Begin to store a snapshot, which everything that follows builds on (`is_base`), or a periodic one.
     BeginSnapshot { is_base: bool },
+    /// Begin to compact what is stored into a snapshot.
+    BeginSnapshotCompaction,
     /// Begin to compact captured files into one of level 1.
     BeginCompaction,
     /// Begin to compact files of a level into one of the next.
@@ -83,38 +88,45 @@ pub(super) fn next(facts: &Facts, now: Instant) -> Step {
             None => next_with_need(facts, above),
         };
     }
+    let beside = match pause.is_some() || facts.is_draining {
+        true => Ok(pause),
+        false => next_beside(facts, now),
+    };
+    if let Err(step) = beside {
+        return step;
+    }
     if facts.has_next {
         return Step::Upload;
     }
     if facts.acked < facts.newest {
         return Step::NeedSnapshot { above: facts.acked };
     }
-    if pause.is_some() && !facts.is_draining {
-        return Step::Wait { until: pause };
-    }
-    let is_behind = facts.acked > facts.compacted;
-    if facts.has_step && is_behind && !facts.is_keeping_up {
-        return Step::BeginCompaction;
-    }
     if facts.is_draining {
         // The step above is worth a wait; all else can be done by the next process.
-        return match facts.has_step && facts.is_keeping_up {
-            true => Step::Wait { until: None },
-            false => Step::End,
+        return match (facts.has_step, facts.is_keeping_up) {
+            (true, true) => Step::Wait { until: None },
+            (true, false) if is_behind(facts) => Step::BeginCompaction,
+            _ => Step::End,
         };
     }
-    let snapshot = next_snapshot(facts, now);
-    if let Err(step) = snapshot {
-        return step;
-    }
-    let upkeep = next_upkeep(facts, is_behind, now);
-    if let Err(step) = upkeep {
-        return step;
-    }
-    let until = snapshot.ok().flatten().into_iter();
     Step::Wait {
-        until: until.chain(upkeep.ok().flatten()).min(),
+        until: beside.ok().flatten(),
     }
+}
+
+/// True when captured files are stored that level 1 does not have.
+fn is_behind(facts: &Facts) -> bool {
+    facts.acked > facts.compacted
+}
+
+/// What begins beside the uploads: a step as an error, or when one is due.
+fn next_beside(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
+    if facts.has_step && is_behind(facts) && !facts.is_keeping_up {
+        return Err(Step::BeginCompaction);
+    }
+    let snapshot = next_snapshot(facts, now)?;
+    let upkeep = next_upkeep(facts, now)?;
+    Ok(snapshot.into_iter().chain(upkeep).min())
 }
 
 /// Nothing else is stored before the snapshot that it would build on.
@@ -151,18 +163,22 @@ fn next_snapshot(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if facts.acked <= facts.snapshot.next() {
         return Ok(None);
     }
-    match now >= facts.next_snapshot {
-        true => Err(Step::AskForCut),
-        false => Ok(Some(facts.next_snapshot)),
+    if now < facts.next_snapshot {
+        return Ok(Some(facts.next_snapshot));
+    }
+    match (facts.is_outrun, facts.is_keeping_up) {
+        (false, _) => Err(Step::AskForCut),
+        (true, false) => Err(Step::BeginSnapshotCompaction),
+        (true, true) => Ok(None),
     }
 }
 
 /// A compaction or a run of retention: a step as an error, or when one is due.
-fn next_upkeep(facts: &Facts, is_behind: bool, now: Instant) -> Result<Option<Instant>, Step> {
+fn next_upkeep(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if facts.is_keeping_up {
         return Ok(None);
     }
-    let captured = is_behind.then_some(facts.next_compaction);
+    let captured = is_behind(facts).then_some(facts.next_compaction);
     for (due, step) in [
         (captured, Step::BeginCompaction),
         (facts.next_level_compaction, Step::BeginLevelCompaction),
@@ -201,6 +217,7 @@ mod tests {
             is_storing_snapshot: false,
             is_keeping_up: false,
             has_step: false,
+            is_outrun: false,
             next_snapshot: later,
             next_compaction: later,
             next_level_compaction: None,
@@ -226,24 +243,53 @@ mod tests {
     }
 
     #[test]
-    fn captured_files_are_uploaded_whatever_else_is_due_or_on_its_way() {
+    fn captured_files_are_uploaded_beside_everything_else_and_hold_nothing_back() {
         let now = Instant::now();
-        for busy in [false, true] {
-            let facts = Facts {
-                has_next: true,
-                newest: Txid::new(20),
-                wants_cut: busy,
-                is_storing_snapshot: busy,
-                is_keeping_up: busy,
-                has_step: true,
-                next_snapshot: now,
-                next_compaction: now,
-                next_retention: now,
-                is_draining: busy,
-                ..idle(now)
-            };
-            assert_next(facts, Step::Upload);
-        }
+        let behind = Facts {
+            has_next: true,
+            newest: Txid::new(20),
+            compacted: Txid::new(3),
+            snapshot: Txid::new(3),
+            next_snapshot: now,
+            next_compaction: now,
+            next_retention: now,
+            ..idle(now)
+        };
+        assert_next(behind, Step::AskForCut);
+        let asked = Facts {
+            wants_cut: true,
+            ..behind
+        };
+        assert_next(asked, Step::BeginCompaction);
+        let busy = Facts {
+            is_storing_snapshot: true,
+            is_keeping_up: true,
+            has_step: true,
+            ..asked
+        };
+        assert_next(busy, Step::Upload);
+        let draining = Facts {
+            is_draining: true,
+            ..behind
+        };
+        assert_next(draining, Step::Upload);
+    }
+
+    #[test]
+    fn a_snapshot_that_the_application_outruns_is_compacted_from_what_is_stored() {
+        let now = Instant::now();
+        let outrun = Facts {
+            snapshot: Txid::new(3),
+            is_outrun: true,
+            next_snapshot: now,
+            ..idle(now)
+        };
+        assert_next(outrun, Step::BeginSnapshotCompaction);
+        let busy = Facts {
+            is_keeping_up: true,
+            ..outrun
+        };
+        assert_next(busy, Step::Wait { until: None });
     }
 
     #[test]

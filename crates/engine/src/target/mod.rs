@@ -34,7 +34,7 @@ use crate::lease::{LeaseError, SourceId};
 use crate::local::{LocalError, LocalState, Replicas};
 use crate::remote::{RemoteError, RemoteFile};
 use crate::retention::RetentionPolicy;
-use crate::snapshot::{Cut, Effort, Pin, SnapshotError};
+use crate::snapshot::{Cut, Effort, Overwritten, Pin, SnapshotError};
 
 use clock::StoreClock;
 pub use fence::fence;
@@ -279,6 +279,10 @@ struct Connection {
     undeletable: UndeletableObjects,
     next_snapshot: Instant,
     effort: Effort,
+    /// See [`Facts::is_outrun`].
+    is_outrun: bool,
+    /// The page that ended the snapshot before.
+    overwritten: Option<Overwritten>,
     pin: Option<Pin>,
     cut: Option<Arc<Cut>>,
     snapshot: Option<Lane<snapshot::Stored>>,
@@ -366,6 +370,7 @@ impl Target {
                 connection.cut = self.chain.update(|chain| chain.take_cut(self.index));
             }
             Step::BeginSnapshot { is_base } => self.begin_snapshot(connection, is_base).await?,
+            Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(connection).await?,
             Step::BeginCompaction => self.begin_compaction(connection).await?,
             Step::BeginLevelCompaction => self.begin_level_compaction(connection).await?,
             Step::BeginRetention => self.begin_retention(connection),
@@ -412,6 +417,7 @@ impl Target {
             is_storing_snapshot: connection.snapshot.is_some(),
             is_keeping_up: connection.upkeep.is_some(),
             has_step: connection.has_step,
+            is_outrun: connection.is_outrun,
             next_snapshot: connection.next_snapshot,
             next_compaction: connection.next_compaction,
             next_level_compaction: connection.next_level_compaction(),

@@ -81,7 +81,8 @@ impl Target {
         }
         connection.undeletable.files.extend(retained.refused);
         let now = Instant::now();
-        connection.next_retention = match retained.has_more {
+        // After a failure there is another pause, see `Failures`.
+        connection.next_retention = match retained.has_more || retained.result.is_err() {
             true => now,
             false => now + RETENTION_PAUSE,
         };

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::chain::ChainState;
 use crate::lease::Lease;
 use crate::remote::RemoteFile;
-use crate::snapshot::{Cut, Effort, Pin, Snapshot, SnapshotError, StoreSnapshotError};
+use crate::snapshot::{Cut, Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
 
 use super::lane::Lane;
 use super::{Connection, Target, TargetError, position};
@@ -44,7 +44,8 @@ impl Target {
         connection: &mut Connection,
         is_base: bool,
     ) -> Result<(), TargetError> {
-        let cut = connection.cut.take();
+        // It stays there until nothing can fail any more: taking another one costs the database time.
+        let cut = connection.cut.clone();
         let cut = cut.expect("the machine has seen that there is one");
         if is_base {
             // Later deltas build on this snapshot, and put-if-absent cannot fence it. Announce it in
@@ -60,6 +61,7 @@ impl Target {
         let snapshot = Snapshot {
             cut: Arc::clone(&cut),
             database: self.database.clone(),
+            target: self.index,
             epoch: connection.epoch,
             effort: connection.effort,
             pin: connection.pin.take(),
@@ -70,6 +72,7 @@ impl Target {
         let store = Arc::clone(&self.settings.store);
         let budgets = Arc::clone(&self.budgets);
         let was_pinned = snapshot.pin.is_some();
+        connection.cut = None;
         connection.snapshot = Some(Lane::begin(|_| async move {
             let bytes = snapshot.store(&store, &budgets).await;
             Stored {
@@ -94,13 +97,15 @@ impl Target {
             was_pinned,
             bytes,
         } = stored;
-        let bytes = match bytes {
+        let bytes = match bytes.inspect_err(|_| self.set_progress(|it| it.taken_cut = None)) {
             Ok(bytes) => bytes,
-            Err(StoreSnapshotError::Snapshot(error)) if error.is_overtaken() => {
-                self.overtaken(connection, &error, was_pinned);
+            Err(StoreSnapshotError::Snapshot(error)) => {
+                let Some(page) = error.overwritten() else {
+                    return Err(error.into());
+                };
+                self.overtaken(connection, page, is_base, was_pinned);
                 return Ok(());
             }
-            Err(StoreSnapshotError::Snapshot(error)) => return Err(error.into()),
             Err(StoreSnapshotError::Store(error)) => return Err(error.into()),
         };
         let name = FileName {
@@ -114,13 +119,9 @@ impl Target {
             // An announced snapshot that another writer has superseded is not acknowledged.
             self.confirm_lease(connection).await?;
         }
-        connection.effort = Effort::default();
-        connection.next_snapshot = Instant::now() + self.snapshot_interval;
-        connection.next_retention = Instant::now();
-        let now = Timestamp::now();
-        self.set_report(|report| report.last_snapshot = Some(now));
+        self.snapshot_stored(connection);
         if !is_base {
-            self.set_progress(|progress| progress.copied = cut.txid);
+            self.set_progress(|progress| (progress.copied, progress.taken_cut) = (cut.txid, None));
             return Ok(());
         }
         let checksum = cut.table.checksum();
@@ -128,6 +129,17 @@ impl Target {
         connection.has_step = true;
         self.chain.update(|chain| self.begin_with(chain, cut.txid));
         Ok(())
+    }
+
+    /// A snapshot is stored: the next one is due after the interval.
+    pub(super) fn snapshot_stored(&self, connection: &mut Connection) {
+        let now = Instant::now();
+        connection.effort = Effort::default();
+        connection.is_outrun = false;
+        connection.overwritten = None;
+        connection.next_snapshot = now + self.snapshot_interval;
+        connection.next_retention = now;
+        self.set_report(|report| report.last_snapshot = Some(Timestamp::now()));
     }
 
     /// Everything after this snapshot is uploaded next.
@@ -139,23 +151,36 @@ impl Target {
         progress.acked = Txid::new(snapshot.get() - u64::from(has_own_file));
         progress.merged = snapshot;
         progress.needs_snapshot = None;
+        progress.taken_cut = None;
         chain.release_cut();
     }
 
-    /// The application was faster: try harder.
-    fn overtaken(&self, connection: &mut Connection, error: &SnapshotError, was_pinned: bool) {
-        let name = &self.settings.name;
-        let effort = connection.effort;
-        tracing::debug!(target_name = %name, ?effort, "{error}: the snapshot begins again");
-        if was_pinned {
-            // Under a read mark nothing is overwritten: what we know of the database is wrong.
+    /// The application was faster: try harder, or compact what is stored.
+    fn overtaken(
+        &self,
+        connection: &mut Connection,
+        page: Overwritten,
+        is_base: bool,
+        was_pinned: bool,
+    ) {
+        let (name, pgno, effort) = (&self.settings.name, page.pgno, connection.effort);
+        tracing::debug!(
+            target_name = %name, pgno, ?effort,
+            "a page was overwritten before it was read: the snapshot begins again"
+        );
+        // Under a read mark nothing is overwritten, and a commit changes what the next cut says.
+        if was_pinned || connection.overwritten == Some(page) {
             tracing::error!(
-                target_name = %name,
-                "{error}, though nothing can overwrite it: the database is read again"
+                target_name = %name, pgno,
+                "a page differs from what the captured commits lead to: the database is read again"
             );
             self.chain.update(|chain| chain.is_in_doubt = true);
         }
-        connection.effort = effort.more();
+        connection.overwritten = Some(page);
         connection.pin = None;
+        match effort {
+            Effort::Spooled if !is_base => connection.is_outrun = true,
+            effort => connection.effort = effort.more(),
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Target {
                 }
             }
         }
-        let _memory = self.budgets.upload(file.bytes).await;
+        let _memory = self.budgets.upload(self.index, file.bytes).await;
         let name = FileName {
             min: file.txid,
             max: file.txid,
@@ -78,8 +78,14 @@ impl Target {
             path,
             len: file.bytes,
         };
-        self.put(connection, 0, name, body, file.timestamp_ms)
-            .await?;
+        if let Err(error) = self.put(connection, 0, name, body, file.timestamp_ms).await {
+            let is_gone = self.chain.lock().captured(file.txid).is_none();
+            // It was removed to make room while it was read.
+            return match is_gone && !error.is_conflict() && error.ends_with().is_none() {
+                true => Ok(()),
+                false => Err(error),
+            };
+        }
         let at = |sum| position(file.txid, sum, file.timestamp_ms);
         self.acknowledge(captured.checksum.and_then(at));
         self.set_progress(|progress| progress.acked = file.txid);

@@ -9,7 +9,6 @@ use engine::capture::Capture;
 use engine::database::DatabaseSettings;
 use engine::probe::{Probe, probe};
 use engine::restore::Point;
-use protocol::status::DatabaseState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 
 use crate::app::{App, Habits, seed};
@@ -221,10 +220,7 @@ fn our_locks_outlive_every_other_look_at_the_file() {
     wait_for("our locks", held);
     // The application is the only one that may see it closed.
     for _ in 0..20 {
-        assert!(matches!(
-            probe(&path),
-            Probe::Unfit(DatabaseState::Starting, _)
-        ));
+        assert_eq!(probe(&path), Probe::InUse);
     }
     wait_for("our locks after a look", held);
     // A second driver for the same file, as a mistake in a configuration would make.
@@ -340,7 +336,7 @@ fn probe_is_cold(path: &Path) -> Option<bool> {
     match probe(path) {
         Probe::Cold(_) => Some(true),
         Probe::Live => Some(false),
-        Probe::Unfit(..) => None,
+        Probe::InUse | Probe::Unfit(..) => None,
     }
 }
 

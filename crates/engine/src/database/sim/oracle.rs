@@ -118,11 +118,18 @@ impl Oracle {
         state.cuts.entry(key).or_insert_with(|| Arc::clone(image));
     }
 
-    /// A snapshot came under its name: it has to be the database at its cut.
+    /// A snapshot came under its name: it has to be the database at its cut or, where it was compacted
+    /// from what is stored, the database that the captured file of its position leads to.
     fn snapshot_landed(&self, store: usize, name: &str, file: RemoteFile, bytes: &[u8]) {
         let image = {
             let state = &*self.0.lock().unwrap();
-            state.cuts.get(&(name.to_owned(), file.max)).cloned()
+            let captured = state.stores.get(&store).and_then(|stored| {
+                let landed = stored.captured.get(&file.max)?;
+                let sealed = state.sealed.get(&landed.digest)?;
+                Some(Arc::clone(&sealed.image))
+            });
+            let cut = state.cuts.get(&(name.to_owned(), file.max)).cloned();
+            cut.or(captured)
         };
         let objects = Objects::from([(file, bytes.to_vec())]);
         match (image, apply(&[file], &objects)) {

@@ -321,8 +321,11 @@ impl Driver {
                 return false;
             }
             let all = seen == Some(self.place.app.lock().unwrap().newest());
-            if stopping && all && tried && !self.handle.ask_for_needed_cuts() {
-                break;
+            if stopping && all && tried {
+                self.handle.ask_for_needed_cuts();
+                if self.handle.needs_no_cut() {
+                    break;
+                }
             }
         }
         ledger.save();
