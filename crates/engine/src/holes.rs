@@ -8,8 +8,8 @@
 //! - Retention removes files of level 0 from the oldest on, and never the newest. So if an older
 //!   file is left, the missing one was lost.
 //! - It removes the files that one compacted file covers together, once that file is older than
-//!   `exact`. So beside others of the same compacted file, a missing file was lost, unless removal
-//!   has reached this very point.
+//!   `exact`. So beside others of the same compacted file, a missing file was lost, unless
+//!   retention is removing files at this very point.
 //! - A snapshot alone at the end of a gap is a new beginning: no file was stored between.
 
 use std::time::Duration;

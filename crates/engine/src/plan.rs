@@ -1,5 +1,4 @@
-//! Plans a restore: the files that lead from nothing, or from a restored position, to the requested
-//! one.
+//! Plans a restore: the files from nothing, or from a restored position, to the requested one.
 
 use std::collections::BTreeSet;
 

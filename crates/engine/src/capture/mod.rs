@@ -128,8 +128,8 @@ impl Capture {
     }
 
     /// Waits for the turn of a database that is attached for the first time. Thousands that are
-    /// open at the start are attached one after another, and most soon rest. Each wait is bounded,
-    /// however many databases are written.
+    /// open at the start are attached one after another, and most soon rest. No database waits for
+    /// ever, however many are written.
     pub async fn turn(&self) {
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.lock().await;

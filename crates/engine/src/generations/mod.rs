@@ -1,8 +1,8 @@
 //! Replicas that Litestream 0.3 wrote. We read them, and never write or remove them.
 //!
 //! ```text
-//! generations/ID/snapshots/LOG.snapshot.lz4   the database file while this log was the live one
-//! generations/ID/wal/LOG_OFFSET.wal.lz4       this log from a byte on; its pieces are segments
+//! generations/ID/snapshots/LOG.snapshot.lz4   the database file while this WAL was the live one
+//! generations/ID/wal/LOG_OFFSET.wal.lz4       this WAL from a byte on; its pieces are segments
 //! ```
 //!
 //! ID is 16 hex digits, LOG 8, OFFSET 8 to 16; each object is one LZ4 frame. A *generation* is the

@@ -35,7 +35,7 @@ pub(crate) use fetch::{Objects, pipe};
 use place::{exists, refuse_link};
 pub use point::{Point, Resolved, Way, find};
 
-/// New plans of a restore because planned files have expired meanwhile.
+/// Maximum number of new plans of one restore, when planned files have expired meanwhile.
 const REPLANS: u32 = 3;
 
 /// Depth of SQLite's check of the result.

@@ -57,8 +57,8 @@ pub(super) fn is_open(output: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Gives a new file the mode and owner of the file that it replaces. Without one, the mode is the
-/// one that SQLite would give it and, for root, the owner that of the directory.
+/// Gives a new file the mode and owner of the file that it replaces. Without one, it gets the mode
+/// that SQLite would give it and, for root, the owner of the directory.
 pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
     let (mode, owner) = match fs::metadata(output) {
         Ok(old) => (old.mode() & 0o777, (old.uid(), old.gid())),

@@ -200,7 +200,8 @@ async fn stored_position_at(
             }
             Err(Unknown::Damaged(_, error)) => return Err(error.into()),
             found => {
-                // The position is between the one found, or none, and the next one that has a time.
+                // A damaged file may be meant if it ends between the position found, or none, and
+                // the next position that has a time.
                 let position = found.as_ref().copied().unwrap_or(Txid::ZERO);
                 let ends = readable.iter().map(|file| file.max);
                 let next = ends.filter(|end| *end > position).min();

@@ -18,7 +18,7 @@ use crate::sqlite::WalView;
 /// Frames in the WAL at which we release the mark in any case, before the application's checkpoint
 /// is due. SQLite's default autocheckpoint is 1000.
 pub const WINDOW_FRAMES: u32 = 900;
-/// Fewest frames in the WAL at which we release the mark.
+/// Fewest frames in the WAL at which a window opens.
 const LEAST_FRAMES: u32 = 64;
 /// A WAL that is this many times longer than the findings of one poll is not restarted twice
 /// between two polls.
