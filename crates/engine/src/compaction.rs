@@ -1,7 +1,8 @@
-//! The rule that picks neighbours to merge into one file of the next level.
+//! The rule that picks adjacent files to compact into one file of the next level.
 //!
-//! A merged file repeats what is stored: it makes restores shorter, and nothing depends on it. Base
-//! images are never merged: only captured changes, so no level below 9 holds a whole database.
+//! A compacted file repeats stored changes: it shortens restores, and nothing depends on it.
+//! Snapshots are never compacted, only captured changes, so no level below 9 holds a whole
+//! database.
 
 use std::collections::BTreeSet;
 
@@ -11,24 +12,24 @@ use crate::remote::RemoteFile;
 
 /// Captured files compacted into one of level 1.
 pub const MAX_CAPTURED: usize = 256;
-/// Files merged into one of level 2 or above. Each is read in parts of
+/// Files compacted into one of level 2 or above. Each is read in parts of
 /// [`PART_BYTES`](crate::target), so this bounds memory.
 pub const MAX_INPUTS: usize = 24;
 /// Bytes compacted into one file. Larger files stay as they are.
 pub const MAX_BYTES: u64 = 64 << 20;
 
-/// Files that become one.
+/// Files to compact into one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
     /// The level of the new file.
     pub level: u8,
-    /// Its inputs, which continue each other.
+    /// Its inputs, each continuing the one before.
     pub files: Vec<RemoteFile>,
 }
 
 /// Returns the captured files after `compacted` to compact into one of level 1, and the TXID up to
-/// which nothing is left to do then. There may be no run: a file that is too large to be worth it, or
-/// a TXID that another writer's history skipped, ends a run and stays as it is.
+/// which compaction is then done. There may be no run. A file too large to be worth it, or a TXID
+/// that another writer's history skipped, ends a run and stays as it is.
 pub fn next_run_of_captured(
     files: &BTreeSet<RemoteFile>,
     compacted: Txid,
@@ -47,7 +48,7 @@ pub fn next_run_of_captured(
                 last = file.max;
             }
             (false, false) => break,
-            // Nothing is in front of it: go on behind it.
+            // The run is still empty: continue after the large file.
             (false, true) if continues => last = file.max,
             (false, true) => {
                 last = Txid::new(file.min.get() - 1);
@@ -71,12 +72,13 @@ pub fn next_run_of_captured(
     )
 }
 
-/// Returns the files of the level below to merge into the next file of `level`, two or more that
-/// continue each other, the oldest that are not merged yet; none: there is nothing to gain.
+/// Returns two or more files of the level below to compact into the next file of `level`. They
+/// continue each other and are the oldest that are not compacted yet. None when compaction gains
+/// nothing.
 ///
-/// Where a name is missing, or a file is too large, a merged file ends before it. Files before the
-/// newest full copy stay as they are: among them may be one that is damaged, and was left behind
-/// with that copy.
+/// A compacted file ends before a missing name or a file that is too large. Files before the newest
+/// snapshot stay as they are: one of them may be damaged, and that snapshot may have been made
+/// because of it.
 pub fn next_run(files: &BTreeSet<RemoteFile>, level: u8) -> Option<Run> {
     let newest = |level| of_level(files, level).next_back().map(|file| file.max);
     let reached = newest(level).max(newest(Level::SNAPSHOT.get()));
@@ -223,8 +225,8 @@ mod tests {
     }
 
     proptest! {
-        /// Merging until there is nothing left to merge changes no restorable point and makes the
-        /// way to the newest one no longer.
+        /// Compacting until no run is left changes no restorable point, and makes the plan to the
+        /// newest one no longer.
         #[test]
         fn merging_ends_and_keeps_every_point(
             spans in prop::collection::vec((1u64..5, 0u64..3, 1u64..9), 1..60),
@@ -232,7 +234,7 @@ mod tests {
             let mut files: BTreeSet<RemoteFile> = [file(9, 1, 1, 1)].into();
             let mut txid = 1;
             for (span, gap, size) in spans {
-                // Now and then a new base, above a gap.
+                // Now and then a new snapshot, above a gap.
                 if gap == 2 {
                     txid += 2;
                     files.insert(file(9, 1, txid, 1));

@@ -1,5 +1,5 @@
-//! The calls that change our files on the local disk, in one place: the simulation lets them fail, and
-//! takes back what is not durable.
+//! All calls that change our files on the local disk. The simulation makes them fail, and undoes
+//! changes that are not durable.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,13 +17,13 @@ pub(crate) enum Call<'a> {
     SyncDirectory(&'a Path),
 }
 
-/// Makes an empty file, or empties the one that is there.
+/// Creates an empty file, or truncates an existing one.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     ask(Call::Create(path))?;
     File::create(path)
 }
 
-/// Appends to a file that was just made.
+/// Appends to a new file.
 pub(crate) fn write(mut file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
     ask(Call::Write(path))?;
     file.write_all(bytes)
@@ -37,7 +37,7 @@ pub(crate) fn sync(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a file another name, in the place of whoever has it.
+/// Renames a file, replacing the destination.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     ask(Call::Rename { from, to })?;
     fs::rename(from, to)
@@ -54,18 +54,18 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if let Answer::Done = ask(Call::SyncDirectory(directory))? {
         return Ok(());
     }
-    // Some file systems refuse fsync of a directory; names are durable with the journal there.
+    // Some file systems refuse fsync of a directory; there the journal makes names durable.
     match File::open(directory)?.sync_all() {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result,
     }
 }
 
-/// What becomes of a call.
+/// The decision on a call.
 pub(crate) enum Answer {
-    /// It is made.
+    /// Make the call.
     Go,
-    /// It is not made, and has done what it should: virtual machines have no disk to wait for.
+    /// Skip the call as done: virtual machines have no disk to wait for.
     #[cfg_attr(not(test), expect(dead_code, reason = "only simulations say it"))]
     Done,
 }

@@ -1,7 +1,7 @@
-//! Which files this process has open, so that SQLite's locks are never lost.
+//! The files that this process has open, registered so that SQLite's locks are never lost.
 //!
-//! SQLite's locks on a database are POSIX locks: they belong to the process, and closing *any*
-//! descriptor of the file drops all of them, silently. So in one process a database file is open
+//! SQLite's locks on a database are POSIX locks. They belong to the process, and closing *any*
+//! descriptor of the file silently drops all of them. So one process has a database file open
 //! either through SQLite or as a plain file, never both. This register decides, by device and
 //! inode; both ways of opening ask it first.
 
@@ -32,24 +32,24 @@ static OPEN: LazyLock<Mutex<HashMap<FileId, (Way, usize)>>> = LazyLock::new(Mute
 /// Signalled after a file was closed.
 static CLOSED: Condvar = Condvar::new();
 
-/// The right to have a file open in one way, while it lives.
+/// The right to have a file open in one way, for as long as this lives.
 #[derive(Debug)]
 pub struct Hold {
     id: FileId,
 }
 
 impl Hold {
-    /// Asks for the right to open `path` through SQLite; none while it is open as a plain file. Waits
+    /// Requests the right to open `path` through SQLite; none while it is open as a plain file. Waits
     /// up to a second for plain reads to end.
     ///
     /// # Errors
     ///
-    /// The file is missing or cannot be looked at.
+    /// The file is missing or its metadata cannot be read.
     pub fn for_sqlite(path: &Path) -> io::Result<Option<Hold>> {
         Hold::take(path, Way::Sqlite, PLAIN_READ_TIME)
     }
 
-    /// Whether `path` leads to the file that this right is about.
+    /// Whether `path` leads to the file of this right.
     pub fn is_for(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
     }
@@ -92,7 +92,7 @@ fn register() -> MutexGuard<'static, HashMap<FileId, (Way, usize)>> {
 /// A database opened as a plain file, for reading.
 #[derive(Debug)]
 pub struct PlainFile {
-    // Closed before the right to have it open is given back.
+    // Dropped first: the file is closed before the right is released.
     file: File,
     _hold: Hold,
 }
@@ -110,8 +110,8 @@ impl PlainFile {
         let file = File::open(path)?;
         let meta = file.metadata()?;
         if (meta.dev(), meta.ino()) != hold.id {
-            // Another file has come to the path meanwhile, and SQLite may have that one open.
-            // Closing it could cost locks; a descriptor that stays open costs nothing.
+            // Another file has taken the path meanwhile, and SQLite may have that one open. Closing
+            // it could drop locks; a descriptor that stays open costs nothing.
             let _leaked = file.into_raw_fd();
             return Ok(None);
         }

@@ -1,16 +1,16 @@
 //! Stored files that are missing although they were promised.
 //!
-//! Inside `retention.exact` each capture keeps a file of its own in level 0. A lost one is invisible
-//! to a restore of a later position where a compacted file of level 1 and up covers it; but the
-//! capture cannot be restored any more, and the state at a time beside it is unknown. A file that
-//! retention removed on purpose is no hole. The two are told apart by what is there:
+//! Inside `retention.exact` each capture keeps a file of its own in level 0. A restore of a later
+//! position does not notice a lost one where a compacted file of level 1 and up covers it. But the
+//! capture itself cannot be restored any more, and the state at a time beside it is unknown. A file
+//! that retention removed on purpose is no hole. The remaining files tell the two cases apart:
 //!
-//! - Retention removes files of level 0 from the oldest on, and never the newest. So with an older
-//!   one left, the file was lost.
+//! - Retention removes files of level 0 from the oldest on, and never the newest. So if an older
+//!   file is left, the missing one was lost.
 //! - It removes the files that one compacted file covers together, once that file is older than
-//!   `exact`. So beside others of the same compacted file, a file was lost, unless removal has
-//!   reached this far at the moment.
-//! - A snapshot alone at the end of a gap is a new beginning: nothing was stored between.
+//!   `exact`. So beside others of the same compacted file, a missing file was lost, unless
+//!   retention is removing files at this very point.
+//! - A snapshot alone at the end of a gap is a new beginning: no file was stored between.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ use crate::remote::RemoteFile;
 pub struct Hole {
     /// The last stored position before.
     pub after: Txid,
-    /// The first stored position behind.
+    /// The first stored position after the hole.
     pub next: Txid,
-    /// A compacted file leads over it: the positions behind are restored all the same.
+    /// Whether a compacted file covers the hole: the positions after it are restored all the same.
     pub is_covered: bool,
-    /// It is inside `retention.exact`, where each capture can be restored.
+    /// Whether the hole is inside `retention.exact`, where each capture can be restored.
     pub is_exact: bool,
 }
 
@@ -55,7 +55,8 @@ pub struct Exact {
 /// One stored position.
 struct End {
     txid: Txid,
-    /// The lowest first TXID of the files that end here, snapshots aside; none: only snapshots do.
+    /// The lowest first TXID of the files that end here, except snapshots; none when only snapshots
+    /// do.
     min: Option<Txid>,
     has_capture: bool,
     age_ms: i64,
@@ -69,8 +70,8 @@ struct Compacted {
     age_ms: i64,
 }
 
-/// Finds the holes between the files of a replica, in order. `exact`: none where the
-/// configuration is not known; a file that may have expired is no hole then.
+/// Finds the holes between the files of a replica, in order. `exact` is none where the
+/// configuration is unknown; a file that may have expired is then no hole.
 pub fn holes<'a>(
     files: impl IntoIterator<Item = &'a RemoteFile>,
     exact: Option<Exact>,
@@ -83,7 +84,7 @@ pub fn holes<'a>(
     let mut levels: [Vec<Compacted>; Level::SNAPSHOT.get() as usize] = Default::default();
     let mut age_ms = i64::MAX;
     for file in &sorted {
-        // A later end means a later capture, whatever the store's times say.
+        // A later end means a later capture, whatever the store's times are.
         age_ms = age_ms.min(now_ms.saturating_sub(file.modified_ms));
         if ends.last().is_none_or(|end| end.txid != file.max) {
             ends.push(End {
@@ -128,7 +129,7 @@ pub fn holes<'a>(
                 level.get(at).filter(|file| file.min <= first)
             });
             let covering: Vec<Compacted> = covering.copied().collect();
-            // A capture that covers them is of another program, and holds them.
+            // A level 0 file that covers the gap is of another program, and holds the captures.
             let Some(lowest) = covering.first() else {
                 continue;
             };
@@ -138,7 +139,7 @@ pub fn holes<'a>(
                 .iter()
                 .any(|level| level.first().is_some_and(|oldest| oldest.max <= after));
             let beside = captures.partition_point(|capture| *capture <= after);
-            // The newest one stays when all that its compacted file covers expire.
+            // The newest capture stays when the others that its compacted file covers expire.
             let has_beside = beside + 1 < captures.len() && captures[beside] <= lowest.max;
             let is_lost = has_older || has_beside && (exact.is_some() || !has_begun);
             if has_expired || !is_lost {
@@ -196,10 +197,10 @@ mod tests {
         let cases: &[Case] = &[
             (&[], &[]),
             (&[(9, 1, 1), (0, 2, 2), (0, 3, 3)], &[]),
-            // Lost, with nothing that leads over it.
+            // Lost, and no file covers the hole.
             (&[(9, 1, 1), (0, 3, 3)], &[(1, 3, false, true)]),
             (&[(9, 1, 1), (1, 5, 9)], &[(1, 9, false, false)]),
-            // A snapshot behind does not make the captures before it good again.
+            // A later snapshot does not bring back the captures before it.
             (
                 &[(9, 1, 1), (0, 2, 2), (0, 4, 4), (9, 1, 4)],
                 &[(2, 4, false, true)],
@@ -207,7 +208,7 @@ mod tests {
             // A new beginning.
             (&[(9, 1, 1), (9, 1, 50), (0, 51, 51)], &[]),
             (&[(0, 3, 3), (9, 1, 7)], &[]),
-            // Lost, and a compacted file leads over it: in its middle, at its end, at its begin.
+            // Lost, and a compacted file covers the hole: in its middle, at its end, at its start.
             (
                 &[(9, 1, 1), (0, 2, 2), (0, 4, 4), (1, 2, 4)],
                 &[(2, 4, true, true)],
@@ -220,12 +221,13 @@ mod tests {
                 &[(9, 1, 1), (0, 3, 3), (0, 4, 4), (1, 2, 4)],
                 &[(1, 3, true, true)],
             ),
-            // Its own end is a position all the same.
+            // The end of the compacted file is a position of its own.
             (
                 &[(9, 1, 1), (0, 2, 2), (0, 3, 3), (1, 2, 4), (0, 5, 5)],
                 &[],
             ),
-            // Expired: level 0 of whole files, the older ones first; and the newest stays.
+            // Expired: level 0 of whole compacted files, the older ones first; and the newest
+            // stays.
             (&[(9, 1, 1), (1, 2, 9), (1, 10, 19), (0, 20, 20)], &[]),
             (
                 &[(9, 1, 1), (1, 2, 9), (0, 10, 10), (0, 11, 11), (1, 10, 11)],
@@ -236,7 +238,7 @@ mod tests {
                 &[(9, 1, 1), (1, 2, 9), (0, 14, 14), (0, 15, 15), (1, 10, 15)],
                 &[],
             ),
-            // All of an idle database expired, but for the newest.
+            // All captures of an idle database expired, except the newest.
             (&[(9, 1, 1), (0, 9, 9), (1, 2, 9)], &[]),
         ];
         for (files, expected) in cases {

@@ -1,9 +1,9 @@
-//! Who may write a replica: `lock.json`, the epoch in it, and the fence that makes it binding.
+//! The lease on a replica: `lock.json`, the epoch in it, and the fence that makes it binding.
 //!
-//! The lease alone would be a promise among gentlemen. What binds is put-if-absent: captured files
-//! have consecutive names, and whoever takes the lease next claims the next name at once, with a
-//! file that changes nothing, the *fence*. A superseded writer's next file then meets a taken name
-//! with a higher epoch in it, and stops for good.
+//! The lease itself is advisory; put-if-absent enforces it. Captured files have consecutive names.
+//! A process that takes the lease claims the next name at once with a file that changes no page,
+//! the *fence*. A superseded writer's next file then meets a taken name with a higher epoch in it,
+//! and that writer stops for good.
 
 use jiff::Timestamp;
 use ltx::Txid;
@@ -18,11 +18,11 @@ pub const LEASE_KEY: &str = "lock.json";
 const MAX_BYTES: u64 = 65_536;
 /// Epochs from here on are not ours: each start of a process takes one.
 const LAST_EPOCH: u64 = u64::MAX / 2;
-/// Attempts to take a lease that others take at the same time.
+/// Attempts to take a lease that other processes take at the same time.
 const ATTEMPTS: u32 = 10;
 
-/// Identity of a file. That of the database tells a later process without local state whether the
-/// file at the path is still the one that was backed up: we never write into the database.
+/// Identity of a file. By the identity of the database, a later process without local state
+/// recognises the backed-up file at the path: we never write into the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceId {
     /// File system identity, from `statvfs`.
@@ -34,8 +34,8 @@ pub struct SourceId {
 }
 
 impl SourceId {
-    /// Whether both are of one file. The file system's own number changes on some file systems
-    /// when a volume moves to another machine, so it decides only where no birth is kept.
+    /// Whether both are of one file. On some file systems their own number changes when a volume
+    /// moves to another machine. So it decides only where no birth time is kept.
     pub fn is_same_file(&self, other: &SourceId) -> bool {
         self.inode == other.inode
             && self.born == other.born
@@ -49,20 +49,21 @@ impl SourceId {
 pub struct Lease {
     /// Grows by one with each process that writes: the fencing token.
     pub epoch: u64,
-    /// The process that writes, unlike any other.
+    /// Unique name of the process that writes.
     pub holder: String,
-    /// When the lease was taken, by the holder's clock, for people.
+    /// When the lease was taken, by the holder's clock. For people only.
     pub acquired: Timestamp,
     /// The database file that the holder backs up; none while a restore holds the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceId>,
-    /// TXID of the newest full copy that this or an earlier holder set out to store as news. It may
-    /// still be on its way, so whoever takes over stores a full copy of a higher TXID first.
+    /// TXID of the newest snapshot that this or an earlier holder announced before its upload. The
+    /// snapshot may still arrive. So a process that takes over first stores a snapshot of a higher
+    /// TXID.
     #[serde(default, with = "txid_text", skip_serializing_if = "is_zero")]
     pub announced: Txid,
 }
 
-// serde hands a reference to every such function.
+// serde passes a reference to every such function.
 #[expect(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(txid: &Txid) -> bool {
     *txid == Txid::ZERO
@@ -84,12 +85,12 @@ mod txid_text {
     }
 }
 
-/// What a process writes into a lease about itself.
+/// The part of a lease that a process writes about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The process.
     pub holder: String,
-    /// The database file; none while there is none.
+    /// The database file; none while it does not exist.
     pub source: Option<SourceId>,
 }
 
@@ -108,13 +109,13 @@ pub enum LeaseError {
     /// The store did not answer, or refused.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// `lock.json` is not one of ours. It is left alone.
+    /// `lock.json` is not one of ours, and is left alone.
     #[error("{LEASE_KEY} cannot be understood: {0}")]
     Foreign(String),
-    /// Others kept taking it.
+    /// Other processes kept taking the lease.
     #[error("the lease changes hands all the time")]
     Contended,
-    /// Nothing would keep two writers apart here.
+    /// The store ignores conditions, so nothing would keep two writers apart.
     #[error(
         "the store accepts conditional writes and ignores them (If-None-Match, If-Match): two \
          writers would overwrite each other's files; use a store that obeys them"
@@ -122,7 +123,7 @@ pub enum LeaseError {
     Unconditional,
 }
 
-/// Reads the lease; none when nobody ever wrote with leases here.
+/// Reads the lease; none when no process ever wrote with leases here.
 ///
 /// # Errors
 ///
@@ -151,9 +152,9 @@ pub async fn read(store: &SharedStore) -> Result<Option<StoredLease>, LeaseError
 
 /// Takes the lease with an epoch above `above` and above the stored one.
 ///
-/// The new lease is conditional on the one that `permit` has seen and allowed, so two takers never
-/// both succeed. `permit` returns false to leave the lease to its holder; the answer is `None`
-/// then.
+/// The write is conditional on the lease that `permit` has seen and allowed, so two takers never
+/// both succeed. `permit` returns false to leave the lease to its holder; the answer is then
+/// `None`.
 ///
 /// # Errors
 ///
@@ -185,8 +186,8 @@ pub async fn take(
     Err(LeaseError::Contended)
 }
 
-/// Changes our own lease in the same epoch: `change` gets it as it is stored. False when it is no
-/// longer ours.
+/// Changes our own lease in the same epoch; `change` receives the stored lease. Returns false when
+/// the lease is no longer ours.
 ///
 /// # Errors
 ///
@@ -212,7 +213,8 @@ pub async fn amend(
     Err(LeaseError::Contended)
 }
 
-/// Writes a lease in place of the one that was read; false when that one is no longer there.
+/// Writes a lease in place of the one that was read. Returns false when that one is no longer
+/// stored.
 async fn write(
     store: &SharedStore,
     lease: &Lease,
@@ -238,12 +240,12 @@ async fn write(
     }
 }
 
-/// Proves on our own lease that the store obeys conditions, by two writes that it has to refuse:
-/// some S3 servers ignore the headers without a word, and then nothing keeps two writers apart.
+/// Proves on our own lease that the store obeys conditions, by two writes that it has to refuse.
+/// Some S3 servers silently ignore the headers, and then nothing keeps two writers apart.
 ///
 /// # Errors
 ///
-/// [`LeaseError::Unconditional`] when it does not; else the store's.
+/// [`LeaseError::Unconditional`] when the store ignores them; otherwise the store's error.
 pub async fn prove_conditions(store: &SharedStore, lease: &Lease) -> Result<(), LeaseError> {
     let impossible = PutMode::Match("\"00000000000000000000000000000000\"".to_owned());
     for mode in [PutMode::Create, impossible] {
@@ -266,7 +268,7 @@ fn body(lease: &Lease) -> Body {
     Body::Bytes(bytes.into())
 }
 
-/// How to write so that nobody's lease but the one that was read is replaced.
+/// The write mode that replaces no other lease than the one that was read.
 fn mode(store: &SharedStore, stored: Option<&StoredLease>) -> PutMode {
     match stored {
         None => PutMode::Create,
@@ -282,7 +284,7 @@ fn mode(store: &SharedStore, stored: Option<&StoredLease>) -> PutMode {
 ///
 /// # Errors
 ///
-/// The file is missing or cannot be looked at.
+/// The file is missing or its metadata cannot be read.
 pub fn identify(path: &std::path::Path) -> std::io::Result<SourceId> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(path)?;

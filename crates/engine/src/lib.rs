@@ -1,8 +1,8 @@
 //! Capture, upload, compaction, retention, restore and verification of SQLite databases.
 //!
-//! Decisions are pure ([`plan`], [`retention`], [`table`]) and drivers thin. One module opens
-//! SQLite; one thread captures; everything else is asynchronous and may fail, wait and be retried
-//! without losing a commit.
+//! Decisions are pure ([`plan`], [`retention`], [`table`]) and drivers are thin. One module opens
+//! SQLite and one thread captures. Everything else is asynchronous: it may fail, wait and be
+//! retried without losing a commit.
 
 pub mod budget;
 pub mod capture;

@@ -1,17 +1,17 @@
-//! Our files on the local disk: one directory for each database.
+//! Local state: our files on the local disk, one directory for each database.
 //!
 //! ```text
 //! lock              held by flock while a process uses the directory
 //! pages             page table at some TXID (table.rs); written now and then
-//! capture.json      the TXID last sealed and where the log stood; a hint, never fsynced
+//! capture.json      the last sealed TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
 //! ltx/0/MIN-MAX.ltx captured files, each one TXID; the truth about what was captured
 //! ```
 //!
-//! A crash at any point leaves a state that [`LocalState::load`] understands: files appear under
-//! their names only whole and durable; the page table is brought forward by the captured files; a
-//! missing or older hint costs one comparison of page hashes. Whatever does not fit together is
-//! dropped, and the database is read again.
+//! A crash at any point leaves a state that [`LocalState::load`] understands. Files get their names
+//! only when they are whole and durable. The captured files bring the page table forward. A missing
+//! or older hint costs one comparison of page hashes. Files that do not fit together are dropped,
+//! and the database is read again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -37,57 +37,59 @@ pub struct LocalState {
     _lock: LockFile,
 }
 
-/// Where the log stood when a TXID was sealed.
+/// The position in the WAL when a TXID was sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureRecord {
-    /// The TXID sealed.
+    /// The sealed TXID.
     pub txid: u64,
-    /// Where the log stood.
+    /// The position in the WAL.
     pub log: LogPosition,
 }
 
-/// Where a state directory is.
+/// Location of a state directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Home {
-    /// The run of the machine's kernel.
+    /// Boot ID of the kernel.
     pub boot: String,
-    /// Number of the mounted file system, for as long as it is mounted.
+    /// Device number of the mounted file system, valid while it is mounted.
     pub device: u64,
     /// The lock file in the directory.
     pub state: SourceId,
 }
 
-/// What we know about targets between runs, by their names. In boxes: a map of one has room for
-/// eleven, and there may be thousands of databases.
+/// Our records of targets between runs, by target name. They are boxed, because a map with one
+/// record has room for eleven, and there may be thousands of databases.
 pub type Replicas = BTreeMap<String, Box<ReplicaRecord>>;
 
-/// What we know about one target between runs.
+/// Our record of one target, kept between runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaRecord {
-    /// Where the target is; another place under the same name is another replica.
+    /// Location of the target; another location under the same name is another replica.
     pub location: String,
-    /// Our epoch there, once nobody else can write.
+    /// Our epoch there, once no other process can write.
     pub epoch: u64,
-    /// Epochs that were to be taken from an earlier process with this state, which is over: no
-    /// fence is needed. Several, where processes ended before they heard whether they had one.
+    /// Epochs we tried to acquire from an earlier process that used this state and has ended, so no
+    /// fence is needed. Several, where processes ended before the answer arrived.
     #[serde(default)]
     pub resumed: Vec<u64>,
-    /// Processes that used this state and may hold the lease: the last that certainly did, and
-    /// those that set out to take it since.
+    /// Processes that used this state and may hold the lease: the last one that certainly did, and
+    /// those that tried to take it since.
     #[serde(default)]
     pub holders: Vec<String>,
-    /// Where this state was then. A copy, a clone, a machine that started anew have another home.
+    /// Location of this state at that time. A copy, a clone and a restarted machine have another
+    /// one.
     #[serde(default)]
     pub home: Option<Home>,
     /// TXID at which the local database was restored from this target; zero when it was not.
     #[serde(default)]
     pub restored: u64,
-    /// The local database was restored from this backup: take the replica over, whoever has it.
+    /// Whether the local database was restored from this backup: the replica is then taken over
+    /// from any holder.
     #[serde(default)]
     pub adopt: bool,
 }
 
-/// A captured file that is still here.
+/// A captured file on the local disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalFile {
     /// Its one TXID.
@@ -98,20 +100,20 @@ pub struct LocalFile {
     pub timestamp_ms: i64,
 }
 
-/// What a directory holds.
+/// Content of a state directory.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// The newest sealed TXID, zero when nothing was sealed.
     pub txid: Txid,
-    /// The page hashes at that TXID; none: the database must be read.
+    /// The page hashes at that TXID; none when the database must be read.
     pub table: Option<PageTable>,
-    /// TXID of the page table as it is on the disk.
+    /// TXID of the page table on the disk.
     pub table_at: Txid,
-    /// Where the log stood at that TXID, where it is known.
+    /// The position in the WAL at that TXID, where known.
     pub log: Option<LogPosition>,
     /// Captured files, ascending, without holes up to `txid`.
     pub files: Vec<LocalFile>,
-    /// What we know about targets, by name.
+    /// Our records of targets, by name.
     pub replicas: Replicas,
 }
 
@@ -119,7 +121,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LocalError {
-    /// Another process holds it.
+    /// Another process holds the directory.
     #[error("{} is in use by another process", directory.display())]
     InUse {
         /// The directory.
@@ -128,11 +130,11 @@ pub enum LocalError {
     /// The disk failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
-        /// What we did.
+        /// The action that failed.
         action: &'static str,
-        /// With which file.
+        /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -153,11 +155,11 @@ pub fn is_disk_full(error: &io::Error) -> bool {
 }
 
 impl LocalState {
-    /// Opens the directory, made if needed, and holds it.
+    /// Opens the directory, creating it if needed, and locks it.
     ///
     /// # Errors
     ///
-    /// Another process holds it, or the disk failed.
+    /// Another process holds the directory, or the disk failed.
     pub fn open(directory: &Path) -> Result<LocalState, LocalError> {
         let captured = directory.join("ltx/0");
         fs::create_dir_all(&captured).map_err(failed("create", &captured))?;
@@ -174,8 +176,8 @@ impl LocalState {
         }
     }
 
-    /// Where this directory is. Two processes with one home have one lock file between them, so
-    /// that only one of them runs.
+    /// Location of this directory. Two processes with the same home share one lock file, so only
+    /// one of them runs.
     ///
     /// # Errors
     ///
@@ -194,7 +196,7 @@ impl LocalState {
         &self.directory
     }
 
-    /// Where the captured file of `txid` is.
+    /// Path of the captured file of `txid`.
     pub fn captured_path(&self, txid: Txid) -> PathBuf {
         self.directory.join("ltx/0").join(
             FileName {
@@ -209,7 +211,7 @@ impl LocalState {
     ///
     /// # Errors
     ///
-    /// A directory that cannot be read. Damaged files are no error: what they said is unknown.
+    /// The directory cannot be read. Damaged files are no error: their content counts as unknown.
     pub fn load(&self) -> Result<Loaded, LocalError> {
         self.remove_leftovers()?;
         let files = self.captured_files()?;
@@ -219,7 +221,7 @@ impl LocalState {
             .and_then(|bytes| PageTable::decode(&bytes).ok());
         let newest = files.last().map_or(Txid::ZERO, |file| file.txid);
         let files = match &stored {
-            // A chain that began behind them, with a full copy: they lead nowhere any more.
+            // A later chain began with a snapshot, so these files lead to no position any more.
             Some((at, _)) if *at > newest => {
                 self.remove_all_captured()?;
                 Vec::new()
@@ -253,7 +255,8 @@ impl LocalState {
         })
     }
 
-    /// Drops temporary files that a crash left behind, and snapshots, which earlier versions kept.
+    /// Removes temporary files that a crash left behind, and snapshots, which earlier versions
+    /// kept.
     fn remove_leftovers(&self) -> Result<(), LocalError> {
         for below in ["ltx/0", "ltx/9", "."] {
             let directory = self.directory.join(below);
@@ -272,8 +275,8 @@ impl LocalState {
         Ok(())
     }
 
-    /// Captured files without a hole, up to the newest one; what lies before a hole is removed, as
-    /// is what cannot be read: a later file must not meet them.
+    /// Returns the captured files without a hole, up to the newest one. Removes files before a hole
+    /// and unreadable files, so that no later file meets them.
     fn captured_files(&self) -> Result<Vec<LocalFile>, LocalError> {
         let directory = self.directory.join("ltx/0");
         let mut files = Vec::new();
@@ -300,7 +303,7 @@ impl LocalState {
         self.remove_captured(&self.captured_files()?)
     }
 
-    /// Stores where the log stood. Not durable on purpose: losing it costs one comparison.
+    /// Stores the position in the WAL. Not durable on purpose: losing it costs one comparison.
     ///
     /// # Errors
     ///
@@ -318,16 +321,16 @@ impl LocalState {
         self.write("pages", &table.encode(txid), true)
     }
 
-    /// Stores our epochs, durably.
+    /// Stores our records of targets, durably.
     ///
     /// # Errors
     ///
-    /// The disk failed; the earlier epochs are intact.
+    /// The disk failed; the earlier records are intact.
     pub fn write_replicas(&self, replicas: &Replicas) -> Result<(), LocalError> {
         self.write("replicas.json", &json(replicas), true)
     }
 
-    /// Removes captured files up to `txid`.
+    /// Removes these captured files.
     ///
     /// # Errors
     ///
@@ -339,8 +342,8 @@ impl LocalState {
         Ok(())
     }
 
-    /// Begins anew with a restored database: at a position, and the next start compares it with the
-    /// table; or without one, and the next start reads it as one that it does not know.
+    /// Begins anew with a restored database. With a position, the next start compares the database
+    /// with the table. Without one, the next start reads it as an unknown database.
     ///
     /// # Errors
     ///
@@ -359,7 +362,7 @@ impl LocalState {
         self.write_replicas(replicas)
     }
 
-    /// Forgets what was restored: it did not come to be.
+    /// Forgets a restored database that was not published.
     ///
     /// # Errors
     ///
@@ -369,7 +372,7 @@ impl LocalState {
         remove(&self.directory.join("pages"))
     }
 
-    /// Forgets where the log stood.
+    /// Forgets the position in the WAL.
     fn forget_log(&self) -> Result<(), LocalError> {
         remove(&self.directory.join("capture.json"))
     }
@@ -410,7 +413,7 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Loc
     }
 }
 
-/// Removes a file, which may be gone already.
+/// Removes a file, if it exists.
 fn remove(path: &Path) -> Result<(), LocalError> {
     match disk::remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),

@@ -1,11 +1,12 @@
 //! A lock on a file that costs no descriptor while it is held.
 //!
-//! A lock of flock(2) belongs to the open file, not to its descriptors: Linux gives it up with the
-//! last reference (`locks_remove_file` in `__fput`), and a mapping is one. So the file is mapped, and
-//! its descriptor closed. A process that ends, however it ends, has no mappings any more.
+//! A lock of flock(2) belongs to the open file, not to its descriptors. Linux releases it with the
+//! last reference (`locks_remove_file` in `__fput`), and a mapping is such a reference. So we map
+//! the file and close its descriptor. A process that ends, however it ends, loses its mappings.
 //!
-//! Not so on overlayfs, whose mappings are of another open file, that of the layer below. So the
-//! descriptor is closed on file systems only that are known to map what is locked; elsewhere it stays.
+//! Overlayfs is different: its mappings refer to another open file, that of the lower layer. So the
+//! descriptor is closed only on file systems that are known to map the locked file; elsewhere it
+//! stays open.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -28,11 +29,12 @@ enum Held {
 }
 
 impl LockFile {
-    /// Makes the file where it is missing, and locks it.
+    /// Creates the file if it is missing, and locks it.
     ///
     /// # Errors
     ///
-    /// [`TryLockError::WouldBlock`] while another one has it locked; else the system's refusal.
+    /// [`TryLockError::WouldBlock`] while another process has it locked; otherwise the system's
+    /// error.
     pub fn take(path: &Path) -> Result<LockFile, TryLockError> {
         let file = File::options()
             .create(true)
@@ -42,7 +44,7 @@ impl LockFile {
             .open(path)
             .map_err(TryLockError::Error)?;
         file.try_lock()?;
-        // Nobody ever looks at the page; a file of any size has one.
+        // The mapped page is never read; a file of any size has one.
         let mapping = maps_what_is_locked(&file)
             .then(|| MmapOptions::new().len(1).map_raw_read_only(&file).ok())
             .flatten();

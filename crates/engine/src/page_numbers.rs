@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-/// Pages of a block.
+/// Pages in a block.
 const BLOCK: u32 = 4096;
 
-/// A set of page numbers. Its size in memory, a bit for each page, follows the pages that are in it and
-/// never the greatest number: that is only what some file says.
+/// A set of page numbers, one bit for each page. Its memory follows the pages in the set and never
+/// the greatest number, because a file can state any number.
 #[derive(Debug, Default)]
 pub(crate) struct PageNumbers {
-    /// Every page up to this one is in it.
+    /// Every page up to this one is in the set.
     up_to: u32,
     blocks: BTreeMap<u32, [u64; (BLOCK / 64) as usize]>,
 }
@@ -33,7 +33,7 @@ impl PageNumbers {
         pgno <= self.up_to || self.blocks.get(&(pgno / BLOCK)).is_some_and(in_block)
     }
 
-    /// Removes what is after `last`.
+    /// Removes the pages after `last`.
     pub(crate) fn truncate(&mut self, last: u32) {
         self.up_to = self.up_to.min(last);
         self.blocks.retain(|block, _| *block <= last / BLOCK);

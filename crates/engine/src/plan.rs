@@ -1,4 +1,4 @@
-//! Which files lead from nothing, or from a restored position, to the position asked for.
+//! Plans a restore: the files from nothing, or from a restored position, to the requested one.
 
 use std::collections::BTreeSet;
 
@@ -6,19 +6,19 @@ use ltx::Txid;
 
 use crate::remote::RemoteFile;
 
-/// Why no plan exists. All of them are about what is stored, none about reaching the store.
+/// Why no plan exists. All reasons are about the stored files, none about reaching the store.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// The replica has no file at all.
+    /// The replica has no files.
     #[error("there is no backup")]
     Empty,
-    /// Files exist, but no full copy to begin with.
+    /// Files exist, but no snapshot to begin with.
     #[error("no full copy at or before TXID {wanted}: the oldest one ends at {oldest:?}")]
     NoBase {
-        /// The position asked for.
+        /// The requested position.
         wanted: Txid,
-        /// Where the oldest full copy ends, if there is one.
+        /// End of the oldest snapshot, if one exists.
         oldest: Option<Txid>,
     },
     /// No file continues here, though later ones exist.
@@ -26,13 +26,13 @@ pub enum PlanError {
     Hole {
         /// The last position that can be reached.
         after: Txid,
-        /// Where the files go on.
+        /// First TXID of the next file.
         next: Txid,
     },
-    /// The position is inside a merged file: its own file has expired.
+    /// The position is inside a compacted file: its own file has expired.
     #[error("TXID {wanted} is no longer a position of its own: {before} and {next} are")]
     Merged {
-        /// The position asked for.
+        /// The requested position.
         wanted: Txid,
         /// The last position before it.
         before: Txid,
@@ -42,14 +42,14 @@ pub enum PlanError {
     /// The position was never stored.
     #[error("TXID {wanted} is not stored: the newest is {newest}")]
     NotStored {
-        /// The position asked for.
+        /// The requested position.
         wanted: Txid,
         /// The newest stored position.
         newest: Txid,
     },
 }
 
-/// Files to apply in this order; a later page wins.
+/// Files to apply in this order; a later page replaces an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The files, the first one continuing at the start of the plan.
@@ -67,9 +67,9 @@ impl Plan {
 
 /// Plans a restore from nothing to exactly `wanted`, or to the newest position.
 ///
-/// Begins with the newest full copy at or before the position; then takes, each time, the file
-/// that leads furthest, the highest level first among equals. A chain that stops early is an
-/// error, never a shorter restore.
+/// The plan begins with the newest snapshot at or before the position. It then takes, each time,
+/// the file that leads furthest, the highest level first among equals. A chain that stops early is
+/// an error, never a shorter restore.
 ///
 /// # Errors
 ///
@@ -243,7 +243,7 @@ mod tests {
         );
     }
 
-    /// Walks every chain of files; slow and evidently right.
+    /// Walks every chain of files; slow and evidently correct.
     fn reachable(files: &BTreeSet<RemoteFile>, wanted: Txid) -> bool {
         let mut reached: BTreeSet<Txid> = files
             .iter()

@@ -1,4 +1,4 @@
-//! What is at the path of a database, found out without harming whoever uses it.
+//! Finds out what is at the path of a database, without harming the applications that use it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -18,26 +18,26 @@ use crate::scan::{Fingerprint, cold_fingerprint, with_suffix};
 
 /// The byte of a wal-index that every connection holds a read lock on (SQLite's `UNIX_SHM_DMS`).
 const OPEN_LOCK: u64 = 128;
-/// Where the kernel tells of the mounts that this process sees.
+/// File in which the kernel lists the mounts that this process sees.
 const MOUNTS: &str = "/proc/self/mountinfo";
-/// The most bytes of a WAL that are read to find its first commit.
+/// Most bytes of a WAL that are read to find its first commit.
 const COMMIT_WITHIN_BYTES: u64 = 64 << 20;
 
-/// What is at a path.
+/// Result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
-    /// A database in WAL mode that somebody has open.
+    /// A database in WAL mode that is open.
     Live,
-    /// A database in WAL mode that nobody has open.
+    /// A database in WAL mode that is not open.
     Cold(Fingerprint),
-    /// Not known: another part of this process has the file open just now. Probe again.
+    /// Unknown: another part of this process has the file open. Probe again.
     InUse,
-    /// Nothing that we can or may capture, with what a person should know.
+    /// No database that we can or may capture, with a message for a person.
     Unfit(DatabaseState, String),
 }
 
-/// Looks at a path. Opens the file for a moment; while this process has a SQLite connection to
-/// it, closing the descriptor would drop that connection's locks, so it is not looked at then.
+/// Probes a path. It opens the file for a moment. While this process has a SQLite connection to the
+/// file, closing the descriptor would drop that connection's locks, so the file is not opened then.
 pub fn probe(path: &Path) -> Probe {
     match examine(path) {
         Ok(probe) => probe,
@@ -75,7 +75,7 @@ fn examine(path: &Path) -> io::Result<Probe> {
         return Ok(Probe::Unfit(DatabaseState::Missing, message));
     }
     let user = rustix::process::geteuid();
-    // Files that we make beside a database have our owner; another owner could not write any more.
+    // Files that we create beside a database have our owner; another owner could no longer write.
     if !user.is_root() && user.as_raw() != meta.uid() {
         let message = format!(
             "{} belongs to user {}, we run as {}; run as the owner (in a Pod: set runAsUser)",
@@ -146,7 +146,7 @@ fn examine(path: &Path) -> io::Result<Probe> {
     }
 }
 
-/// How a database can be reached by another name than its path, as the end of a sentence.
+/// Another name by which the database can be reached, as the end of a sentence.
 fn other_name(path: &Path, meta: &Metadata) -> Option<String> {
     if meta.nlink() > 1 {
         return Some(format!("has {} names (hard links)", meta.nlink()));
@@ -160,8 +160,8 @@ fn other_name(path: &Path, meta: &Metadata) -> Option<String> {
     other_mount(&mounts, &here, &is_same)
 }
 
-/// The same as far as the kernel's list of mounts tells. `is_same` says whether the file at a path is
-/// the database, and is asked only about mounts of files with its name.
+/// The same, as far as the kernel's list of mounts shows it. `is_same` tells whether the file at a
+/// path is the database, and is called only for mounts of files with its name.
 fn other_mount(mounts: &[u8], here: &Path, is_same: &dyn Fn(&Path) -> bool) -> Option<String> {
     let name = here.file_name()?;
     for line in mounts.split(|byte| *byte == b'\n') {
@@ -196,7 +196,7 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 }
 
 /// Whether another process has the database open by this very name: it then holds a lock on the
-/// wal-index beside it. This process has neither open, so nothing is lost by closing it.
+/// wal-index beside it. This process has neither file open, so closing it drops no lock.
 fn is_open_by_this_name(path: &Path) -> bool {
     let Ok(index) = File::open(with_suffix(path, "-shm")) else {
         return false;
@@ -211,8 +211,8 @@ fn is_open_by_this_name(path: &Path) -> bool {
     matches!(fcntl_getlk(&index, &lock), Ok(Some(_)))
 }
 
-/// Whether the WAL beside a database holds a commit that SQLite would find, whatever the database's
-/// header says of its mode: SQLite asks for the file first.
+/// Whether the WAL beside a database holds a commit that SQLite would find. The mode in the
+/// database's header does not matter: SQLite checks for the WAL file first.
 fn has_commit(path: &Path, page_size: PageSize) -> io::Result<bool> {
     let file = match File::open(with_suffix(path, "-wal")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -240,7 +240,7 @@ fn has_commit(path: &Path, page_size: PageSize) -> io::Result<bool> {
             _ => return Ok(false),
         }
     }
-    // Frames that belong together, so many of them, are a large commit on its way.
+    // So many frames that belong together are a large commit in progress.
     Ok(true)
 }
 
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(state(&path), DatabaseState::ExclusiveLocking);
     }
 
-    /// A database in WAL mode with a row, and a connection that keeps its log.
+    /// A database in WAL mode with a row, and a connection that keeps its WAL.
     fn database(path: &Path) -> rusqlite::Connection {
         let connection = rusqlite::Connection::open(path).unwrap();
         let script = "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1)";
@@ -341,7 +341,7 @@ mod tests {
             let file = File::options().write(true).open(path).unwrap();
             file.write_all_at(&[1, 1], 18).unwrap();
         };
-        // In a copy: closing this file would cost the connection its locks.
+        // Use a copy: closing this file would drop the connection's locks.
         let copy = directory.path().join("copy");
         for suffix in ["", "-wal", "-shm"] {
             fs::copy(with_suffix(&path, suffix), with_suffix(&copy, suffix)).unwrap();
@@ -349,7 +349,7 @@ mod tests {
         drop(connection);
         to_rollback(&copy);
         assert_eq!(probe(&copy), Probe::Live);
-        // A log without a whole commit is none.
+        // A WAL without a whole commit counts as none.
         let log = with_suffix(&copy, "-wal");
         let whole = fs::read(&log).unwrap();
         fs::write(&log, &whole[..WAL_HEADER_BYTES + 100]).unwrap();

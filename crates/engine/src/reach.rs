@@ -1,8 +1,8 @@
-//! Which positions restores reach, for all of them in one pass.
+//! The positions that restores reach, computed for all of them in one pass.
 //!
-//! [`plan_restore`](crate::plan::plan_restore) answers for one position and says how; here is the
-//! same answer for every position at once, so that a hundred thousand of them can be proven before
-//! each deletion.
+//! [`plan_restore`](crate::plan::plan_restore) answers for one position and lists its files. This
+//! module gives the same answer for every position at once, so that a hundred thousand of them can
+//! be proven before each deletion.
 
 use ltx::Txid;
 
@@ -11,16 +11,17 @@ use crate::remote::RemoteFile;
 /// The positions that restores reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
-    /// Ascending, one file for each position: the one that ends there and begins first.
+    /// Ascending, one file for each position: of those that end there, the one that begins first.
     ends: Vec<RemoteFile>,
 }
 
 impl Reach {
-    /// Follows files that come in the order of their ends.
+    /// Follows files, given in the order of their ends.
     ///
-    /// A position is reached when a full copy ends there, or a file that continues a reached
-    /// position before it. Of those the last one decides: a file that continues an earlier one
-    /// continues it, too, and a full copy further on never hides what an older one leads to.
+    /// A position is reached when a snapshot ends there, or a file that continues a reached
+    /// position before it. Only the last reached position matters: a file that continues an earlier
+    /// one continues it, too. A later snapshot never hides the positions that an older one leads
+    /// to.
     pub fn of<'a>(files: impl IntoIterator<Item = &'a RemoteFile>) -> Reach {
         let mut ends: Vec<RemoteFile> = Vec::new();
         let mut files = files.into_iter().peekable();
@@ -46,13 +47,13 @@ impl Reach {
         self.find(txid).is_ok()
     }
 
-    /// Files that lead to a reached position, the last one first; none when it is not reached.
+    /// The files that lead to a reached position, the last one first; none when it is not reached.
     pub fn way(&self, txid: Txid) -> Vec<RemoteFile> {
         let mut way = Vec::new();
         let mut next = self.find(txid).ok();
         while let Some(file) = next.map(|index| self.ends[index]) {
             way.push(file);
-            // From the first position that it continues: the fewest files.
+            // Continue from the first position that fits: this gives the fewest files.
             let from = Txid::new(file.min.get() - 1);
             let index = self.ends.partition_point(|end| end.max < from);
             next = (!file.is_snapshot()).then_some(index);
@@ -93,7 +94,7 @@ mod tests {
                 let plan = plan_restore(&files, Some(txid));
                 prop_assert_eq!(reach.contains(txid), plan.is_ok(), "{}", txid);
                 let way: BTreeSet<RemoteFile> = reach.way(txid).into_iter().collect();
-                // The files of the way alone lead there.
+                // The files of the way alone lead to the position.
                 let alone = plan_restore(&way, Some(txid));
                 prop_assert_eq!(alone.is_ok(), plan.is_ok());
             }

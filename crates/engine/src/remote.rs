@@ -9,7 +9,8 @@ use store::{Layout, ObjectInfo, SharedStore, Store, StoreError};
 /// Size of an LTX file without pages: header, end of the pages, empty index, trailer.
 const EMPTY_FILE_BYTES: u64 = (ltx::HEADER_BYTES + 6 + 9 + ltx::TRAILER_BYTES) as u64;
 
-/// From here on there is no room for more. A file each millisecond leads there in 292 million years.
+/// TXIDs end here, and no file fits after this one. A file each millisecond leads there in 292
+/// million years.
 pub const LAST_TXID: Txid = Txid::new(u64::MAX / 2);
 
 /// One LTX file in a store.
@@ -23,12 +24,12 @@ pub struct RemoteFile {
     pub max: Txid,
     /// Size in bytes.
     pub size: u64,
-    /// When the store got it, in Unix milliseconds by the store's clock.
+    /// When the store received the file, in Unix milliseconds by the store's clock.
     pub modified_ms: i64,
 }
 
 impl RemoteFile {
-    /// A file that was stored at a time of its store's clock.
+    /// A file with the time at which its store received it, by that store's clock.
     pub fn new(level: u8, name: FileName, size: u64, modified_ms: i64) -> RemoteFile {
         RemoteFile {
             level,
@@ -47,12 +48,12 @@ impl RemoteFile {
         }
     }
 
-    /// True when a restore can begin with it: it holds every page.
+    /// Whether a restore can begin with this file: it holds every page.
     pub fn is_snapshot(&self) -> bool {
         self.min.get() == 1
     }
 
-    /// False for a file that changes nothing, as a fence does.
+    /// False for a file that changes no page, such as a fence.
     pub fn has_pages(&self) -> bool {
         self.size > EMPTY_FILE_BYTES
     }
@@ -79,11 +80,12 @@ pub fn parse_key(layout: Layout, object: &ObjectInfo) -> Option<RemoteFile> {
     (level <= Level::SNAPSHOT.get()).then_some(file)
 }
 
-/// Every LTX file of a replica. One listing: used at start, for restores and for audits only.
+/// Lists every LTX file of a replica. One listing: used at start, for restores and for audits only.
 ///
 /// # Errors
 ///
-/// The store's: an empty answer is given only by a store that was asked with valid credentials.
+/// The error of the store: only a store that was asked with valid credentials gives an empty
+/// answer.
 pub async fn list(store: &Arc<dyn Store>) -> Result<BTreeSet<RemoteFile>, StoreError> {
     let prefix = match store.layout() {
         Layout::S3 => "000",
@@ -98,8 +100,8 @@ pub async fn list(store: &Arc<dyn Store>) -> Result<BTreeSet<RemoteFile>, StoreE
 
 /// The newest TXID over all levels; zero for an empty replica.
 ///
-/// Over all levels, because a replica whose level 0 was cleaned up still has its history: asking
-/// level 0 alone would restart the numbers under an existing full copy.
+/// All levels count, because a replica whose level 0 was cleaned up still has its history. Level 0
+/// alone would restart the numbers below an existing snapshot.
 pub fn newest(files: &BTreeSet<RemoteFile>) -> Txid {
     files
         .iter()
@@ -108,11 +110,12 @@ pub fn newest(files: &BTreeSet<RemoteFile>) -> Txid {
         .unwrap_or(Txid::ZERO)
 }
 
-/// As [`newest`], when there are numbers after it.
+/// As [`newest`], if TXIDs are left after it.
 ///
 /// # Errors
 ///
-/// [`RemoteError::LastNumber`] when there are none: no writer comes to them, so somebody made it up.
+/// [`RemoteError::LastNumber`] when none is left. No real writer reaches this TXID, so the object
+/// is forged.
 pub fn newest_with_room(layout: Layout, files: &BTreeSet<RemoteFile>) -> Result<Txid, RemoteError> {
     let last = files.iter().find(|file| file.max >= LAST_TXID);
     match last {
@@ -123,7 +126,7 @@ pub fn newest_with_room(layout: Layout, files: &BTreeSet<RemoteFile>) -> Result<
     }
 }
 
-/// TXID of the newest full copy; zero when there is none.
+/// TXID of the newest snapshot; zero when there is none.
 pub fn newest_copy(files: &BTreeSet<RemoteFile>) -> Txid {
     let copies = files.iter().filter(|file| file.is_snapshot());
     copies.map(|file| file.max).max().unwrap_or(Txid::ZERO)
@@ -133,7 +136,7 @@ pub fn newest_copy(files: &BTreeSet<RemoteFile>) -> Txid {
 ///
 /// # Errors
 ///
-/// The store's, or bytes that are no LTX header or not the one that the name says.
+/// The store's error, or bytes that are no LTX header or not the one that the name states.
 pub async fn read_header(
     store: &SharedStore,
     file: &RemoteFile,
@@ -168,18 +171,18 @@ pub async fn read_header(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteError {
-    /// The store did not give it.
+    /// The store did not return the file.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Its bytes are damaged.
+    /// The bytes of the file are damaged.
     #[error("{key} is damaged: {source}")]
     Corrupt {
         /// The object.
         key: String,
-        /// What is wrong with it.
+        /// The damage.
         source: ltx::LtxError,
     },
-    /// It ends inside its header.
+    /// The file ends inside its header.
     #[error("{key} has only {bytes} bytes")]
     TooShort {
         /// The object.
@@ -187,15 +190,15 @@ pub enum RemoteError {
         /// Its size.
         bytes: usize,
     },
-    /// Its bytes belong under another name.
+    /// The bytes of the file belong under another name.
     #[error("{key} holds the bytes of {found}")]
     NameMismatch {
         /// The object.
         key: String,
-        /// What its header says.
+        /// The name that the header states.
         found: FileName,
     },
-    /// No number is left after it.
+    /// No TXID is left after the file.
     #[error("{key} has a TXID after which nothing can be stored: remove it")]
     LastNumber {
         /// The object.
@@ -204,7 +207,7 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    /// The object whose bytes are not what they should be; none when the store failed.
+    /// The object whose bytes are wrong; none when the store failed.
     pub fn key(&self) -> Option<&str> {
         match self {
             RemoteError::Store(_) => None,

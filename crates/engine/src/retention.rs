@@ -1,5 +1,5 @@
-//! What stays restorable, the rule that picks files nobody needs for it, and the proof that it
-//! was right. Nothing else deletes.
+//! Retention: the promised positions, the rule that picks files they do not need, and the proof
+//! that it was right. Nothing else deletes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use ltx::{Level, Txid};
 use crate::reach::Reach;
 use crate::remote::RemoteFile;
 
-/// How long what is kept.
+/// Retention: how long each kind of file is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionPolicy {
     /// False: nothing is deleted.
@@ -18,12 +18,11 @@ pub struct RetentionPolicy {
     pub exact: Duration,
     /// Inside this span level 1 steps can be restored.
     pub window: Duration,
-    /// Full copies kept beyond the window: one for each of this many days, the present one
-    /// included,
+    /// Snapshots kept beyond the window: one for each of this many days, the present one included.
     pub daily: u32,
-    /// weeks of seven days,
+    /// The same for weeks of seven days.
     pub weekly: u32,
-    /// and months of thirty days.
+    /// The same for months of thirty days.
     pub monthly: u32,
 }
 
@@ -42,21 +41,21 @@ impl Default for RetentionPolicy {
 }
 
 const DAY_MS: i64 = 86_400_000;
-/// Broken points that are repaired one by one. With more of them the rule cannot be trusted.
+/// Lost positions that are repaired one by one. With more of them the rule cannot be trusted.
 const REPAIRS: usize = 16;
 
 /// Why a position has to stay restorable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// It is the newest one.
+    /// The position is the newest one.
     Newest,
-    /// It was captured inside `exact`.
+    /// The position was captured inside `exact`.
     Exact,
-    /// A merged file or a full copy from inside the window ends there.
+    /// A compacted file or a snapshot from inside the window ends at the position.
     Window,
-    /// A full copy there is kept for its day, week or month.
+    /// A snapshot at the position is kept for its day, week or month.
     Period,
-    /// The newest file of level 0 is what a Litestream that takes over looks at.
+    /// A Litestream that takes over reads the newest file of level 0.
     TakeOver,
 }
 
@@ -65,26 +64,26 @@ pub enum Reason {
 pub struct Spared {
     /// The file, which stays.
     pub file: RemoteFile,
-    /// A position that would be lost with it.
+    /// A position that would be lost with the file.
     pub point: Txid,
-    /// Why that has to stay.
+    /// Why that position has to stay.
     pub reason: Reason,
 }
 
-/// What to delete.
+/// The files to delete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetentionPlan {
-    /// Files that no promised position needs, the oldest first. Any part of them may go.
+    /// Files that no promised position needs, the oldest first. Any subset of them may be deleted.
     pub expired: Vec<RemoteFile>,
-    /// Files that are left alone though the rule picked them: empty, unless the rule or the times
-    /// of the files are wrong.
+    /// Files that stay though the rule picked them. Empty, unless the rule or the times of the
+    /// files are wrong.
     pub spared: Vec<Spared>,
 }
 
-/// Plans what to delete of all files of a replica, at a time that is not ahead of the store's.
+/// Plans which files of a replica to delete, at a time that is not ahead of the store's.
 ///
-/// A rule picks files, and each promised position is then proven to be restorable without them:
-/// the proof knows nothing of the rule. What a promised position needs stays, and is named.
+/// A rule picks files. Each promised position is then proven to be restorable without them, and the
+/// proof knows nothing of the rule. Files that a promised position needs stay, and are reported.
 pub fn plan_retention(
     files: &BTreeSet<RemoteFile>,
     policy: &RetentionPolicy,
@@ -99,12 +98,12 @@ pub fn plan_retention(
     prove(&files, picked, &promises(&files, policy, &periods))
 }
 
-/// A file and how old it is.
+/// A file and its age.
 #[derive(Debug, Clone, Copy)]
 struct Aged {
     file: RemoteFile,
-    /// Milliseconds. Never more than that of a file that ends before it: whatever the times say,
-    /// what ends later was captured later.
+    /// Milliseconds. Never more than the age of a file that ends before it: whatever the times are,
+    /// a file that ends later was captured later.
     age_ms: i64,
 }
 
@@ -139,7 +138,7 @@ fn promises(
     let reason = |aged: &Aged| {
         let (file, inside) = (aged.file, |span| !aged.is_older(span));
         match file.level {
-            // `exact` ends with the window: before it, nothing but full copies is promised.
+            // `exact` ends with the window: before the window, only snapshots are promised.
             0 if inside(policy.exact.min(policy.window)) => Some(Reason::Exact),
             1.. if inside(policy.window) => Some(Reason::Window),
             _ if file.is_snapshot() && periods.contains(&file.max) => Some(Reason::Period),
@@ -153,14 +152,16 @@ fn promises(
     promised.collect()
 }
 
-/// Picks files, by their place among `files`.
+/// Picks files, by their index in `files`.
 ///
-/// Three things always stay: the newest level 0 file, the newest full copy, and the newest full
-/// copy from before the window, the *floor*: every point in the window restores from it or from a
-/// newer one plus later files, so it stays however old it is. With no floor, no base expires. A
-/// file goes only when the floor lies above it, or when a merged file covers it that is itself
-/// older than `exact`: as long as one point inside a merged file is promised, the way there leads
-/// over the captured files before it.
+/// Three files always stay: the newest level 0 file, the newest snapshot, and the newest snapshot
+/// from before the window, the *floor*. Every point in the window restores from the floor or a
+/// newer snapshot plus later files, so the floor stays however old it is. With no floor, no
+/// snapshot expires.
+///
+/// A file is picked only when the floor is above it, or when a compacted file covers it that is
+/// itself older than `exact`. As long as one point inside a compacted file is promised, its restore
+/// needs the captured files before it.
 fn pick(files: &[Aged], policy: &RetentionPolicy, periods: &BTreeSet<Txid>) -> Vec<bool> {
     let is_floor = |aged: &&Aged| aged.file.is_snapshot() && aged.is_older(policy.window);
     let floor = files.iter().rfind(is_floor).map(|aged| aged.file.max);
@@ -178,7 +179,7 @@ fn pick(files: &[Aged], policy: &RetentionPolicy, periods: &BTreeSet<Txid>) -> V
     picked.collect()
 }
 
-/// Merged files in which no position is promised to be exact any more.
+/// Compacted files in which no position is promised to be exact any more.
 struct Covering {
     /// First TXID of each, ascending, and the furthest end of it and those before.
     furthest: Vec<(Txid, Txid)>,
@@ -208,12 +209,13 @@ impl Covering {
     }
 }
 
-/// The full copies that the daily, weekly and monthly rules keep, by TXID: of each period up to
-/// the present one, the newest.
+/// The snapshots that the daily, weekly and monthly rules keep, by TXID: of each period up to the
+/// present one, the newest.
 ///
-/// Periods are those of the calendar in UTC, so that what is the newest of a past period stays
-/// that: with periods that are counted back from now, each copy would become the second of its
-/// period some day. A copy counts by the time that its store says and by that of its neighbours.
+/// Periods are those of the calendar in UTC, so the newest snapshot of a past period stays its
+/// newest. If periods were counted back from now, each snapshot would become the second of its
+/// period some day. A snapshot counts both by the time of its store and by the time of its
+/// neighbours.
 fn periods(files: &[Aged], policy: &RetentionPolicy, now_ms: i64) -> BTreeSet<Txid> {
     let copies = files.iter().filter(|aged| aged.file.is_snapshot());
     let mut kept = BTreeSet::new();
@@ -232,8 +234,8 @@ fn periods(files: &[Aged], policy: &RetentionPolicy, now_ms: i64) -> BTreeSet<Tx
     kept
 }
 
-/// Proves for each promised position that was reached that it is without the picked files, and
-/// takes back what that needs.
+/// Proves that each promised position that was reached before is reached without the picked files.
+/// Keeps the files that such a position needs.
 fn prove(files: &[Aged], mut picked: Vec<bool>, promised: &[(Txid, Reason)]) -> RetentionPlan {
     let mut spared = Vec::new();
     if let Some(newest) = files.iter().rposition(|aged| aged.file.level == 0)
@@ -259,7 +261,7 @@ fn prove(files: &[Aged], mut picked: Vec<bool>, promised: &[(Txid, Reason)]) -> 
             picked.fill(false);
             break;
         }
-        // What leads there among all files leads there again once it stays.
+        // The files that lead to the position among all files lead to it again once they stay.
         let way: BTreeSet<RemoteFile> = before.way(point).into_iter().collect();
         for (aged, picked) in files.iter().zip(&mut picked) {
             let file = aged.file;

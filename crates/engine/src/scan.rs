@@ -1,10 +1,10 @@
-//! Reading a whole database: for the hash of each page, and to find what changed when frames were
-//! missed.
+//! Scans: reading a whole database, for the hash of each page, and to find the changed pages when
+//! frames were missed.
 //!
-//! The pages are read without a lock while the application writes, so single pages may be newer
+//! The pages are read without a lock while the application writes. So single pages may be newer
 //! than others, or torn by a running checkpoint. Every such page has its frame in the part of the
-//! WAL that was published since the scan began. So the scan is good once those frames are laid
-//! over it, whatever the order in which the pages were read.
+//! WAL that was published since the scan began. So the scan is good once those frames are applied
+//! to it, in whatever order the pages were read.
 
 use std::fs;
 use std::io;
@@ -20,12 +20,12 @@ use crate::pages::{PageSet, Spill};
 use crate::sqlite::{Connection, SqliteError};
 use crate::table::PageTable;
 
-/// Age of a file's times from which on they tell every write.
+/// Age of a file's times from which on every write changes them.
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Changed pages that a scan keeps in any case, in bytes; beyond that at most half of the database.
-/// With more, a new snapshot is smaller than the delta.
+/// Changed pages that a scan keeps in any case, in bytes; beyond that, at most half of the
+/// database. With more, a new snapshot is smaller than the delta.
 const CHANGED_BYTES: u64 = 16 << 20;
 
 /// Why a database could not be read.
@@ -35,46 +35,46 @@ pub enum ScanError {
     /// SQLite refused.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
-    /// The file failed.
+    /// The file could not be read.
     #[error("read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The pages could not be put aside on the local disk.
+    /// The pages could not be written to the local disk.
     #[error("keep pages: {0}")]
     Spill(#[source] io::Error),
     /// The file is not a database.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// Somebody wrote while we read a database that nobody had open.
+    /// An application wrote while we read a database that was not open.
     #[error("the database changed while it was read")]
     Disturbed,
 }
 
-/// What a scan does when the budget of local state has no room for the pages that changed.
+/// Reaction of a scan when the budget of local state has no room for the changed pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFull {
-    /// It fails: there will be room when what waits for a store is stored.
+    /// The scan fails: there will be room when the waiting files are stored.
     Fail,
-    /// It keeps hashes only: a snapshot is made in place of a delta.
+    /// The scan keeps hashes only: a snapshot replaces the delta.
     KeepHashes,
 }
 
-/// What a scan found.
+/// Result of a scan.
 #[derive(Debug)]
 pub struct Scan {
     /// The hash of every page, as it was read.
     pub table: PageTable,
-    /// The pages that differ from those that were known; none when nothing was known, or when they
-    /// are so many that a snapshot is better than a delta.
+    /// The pages that differ from the known ones. None when no pages were known, or when so many
+    /// differ that a snapshot is better than a delta.
     pub changed: Option<PageSet>,
 }
 
-/// Reads every page of a database that the application has open. The result is good only under the
-/// frames published since.
+/// Reads every page of a database that the application has open. The result is good only with the
+/// frames applied that were published since.
 ///
 /// # Errors
 ///
@@ -101,7 +101,7 @@ pub fn scan_live(
     )
 }
 
-/// What identifies the state of a database that nobody has open.
+/// Identity of the state of a database that is not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
     device: u64,
@@ -112,7 +112,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Whether both are of one file, whatever it holds.
+    /// Whether both are of one file, whatever its content.
     pub fn is_same_file(&self, other: &Fingerprint) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -127,7 +127,7 @@ impl Fingerprint {
         self.modified.0.saturating_mul(1000) + self.modified.1 / 1_000_000
     }
 
-    /// Whether the file's times are so old that a write from now on changes them: they move in steps
+    /// Whether the file's times are so old that any later write changes them: they advance in steps
     /// of up to 10 ms.
     pub fn is_settled(&self, now: SystemTime) -> bool {
         let seconds = u64::try_from(self.changed.0).unwrap_or(0);
@@ -138,7 +138,7 @@ impl Fingerprint {
     }
 }
 
-/// The fingerprint of a database without `-wal`; none when the file is missing or has a log.
+/// The fingerprint of a database without `-wal`; none when the file is missing or has a WAL.
 ///
 /// # Errors
 ///
@@ -150,10 +150,10 @@ pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
     fingerprint(path)
 }
 
-/// The fingerprints of a database and of its log; none when one of them is missing.
+/// The fingerprints of a database and of its WAL; none when one of them is missing.
 ///
-/// They tell that nothing was written since only when nothing had been written for a while: file
-/// times move in steps of some milliseconds.
+/// Equal fingerprints prove that nothing was written since, but only if the files had been idle for
+/// a while: file times advance in steps of some milliseconds.
 ///
 /// # Errors
 ///
@@ -189,13 +189,13 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Reads a database that nobody has open; the application must not have come meanwhile.
+/// Reads a database that is not open, and must not be opened meanwhile.
 ///
 /// It opens the file itself, which it does not do while this process has a SQLite connection to it.
 ///
 /// # Errors
 ///
-/// See [`ScanError`]; [`ScanError::Disturbed`] when the application came.
+/// See [`ScanError`]; [`ScanError::Disturbed`] when the database was opened or changed meanwhile.
 pub fn scan_cold(
     path: &Path,
     fingerprint: Fingerprint,
@@ -277,11 +277,11 @@ fn scan(
     })
 }
 
-/// Drops pages whose content `known` has already. For a delta found by comparison.
+/// Drops pages whose content `known` already has. For a delta found by comparison.
 ///
 /// # Errors
 ///
-/// The pages that were put aside cannot be read.
+/// The spilled pages cannot be read.
 pub fn drop_unchanged(pages: &mut PageSet, known: &PageTable) -> Result<(), ScanError> {
     let mut image = Vec::new();
     let mut unchanged = std::collections::BTreeSet::new();
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(scan(before).unwrap().table.commit(), 2);
         application.execute_batch("CREATE TABLE u(x)").unwrap();
         assert!(matches!(scan(before), Err(ScanError::Disturbed)));
-        // And one whose application has come.
+        // A database whose application opens it in WAL mode is refused, too.
         let now = cold_fingerprint(&path).unwrap().unwrap();
         application
             .execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)")

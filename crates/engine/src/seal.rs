@@ -1,4 +1,4 @@
-//! Turning captured pages into an LTX file that is proven before it has a name.
+//! Seals captured pages: writes them as an LTX file that is proven before it has a name.
 
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ pub struct Delta {
     pub pages: PageSet,
     /// Size of the database in pages.
     pub commit: u32,
-    /// Where the log stood, for those who take over: Litestream needs it in the newest file.
+    /// Position in the WAL, for a program that takes over: Litestream needs it in the newest file.
     pub log: Option<(LogPosition, u64)>,
-    /// When its newest commit was seen, in Unix milliseconds.
+    /// Time at which its newest commit was seen, in Unix milliseconds.
     pub timestamp_ms: i64,
 }
 
@@ -32,7 +32,7 @@ pub enum SealError {
     /// A restore would miss this page: the delta does not cover the growth of the database.
     #[error("page {pgno} of {commit} is in no file")]
     Uncovered {
-        /// The first page that is missing.
+        /// The first missing page.
         pgno: u32,
         /// The size of the database in pages.
         commit: u32,
@@ -40,21 +40,21 @@ pub enum SealError {
     /// The local disk failed.
     #[error(transparent)]
     Local(#[from] LocalError),
-    /// A temporary file failed.
+    /// A temporary file could not be written.
     #[error("write {}: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The codec refused what we gave it.
+    /// The LTX encoder refused its input.
     #[error(transparent)]
     Ltx(#[from] LtxError),
 }
 
-/// Offset and size in the log, in the form that a Litestream can take over from: an offset of at
-/// least the log's header, salts that are never zero.
+/// Offset and size in the WAL, in the form that a Litestream can take over from. The offset is at
+/// least the size of the WAL header, and salts are never zero.
 #[derive(Debug, Clone, Copy)]
 struct LogField {
     offset: i64,
@@ -93,7 +93,7 @@ impl LogField {
 
 /// Writes `delta` as the captured file of `txid` and brings `table` forward.
 ///
-/// The file is durable before it has its name, and proven before that: the delta holds every page
+/// The file is durable before it has its name. Before that it is proven: the delta holds every page
 /// that the database gained.
 ///
 /// # Errors
@@ -113,8 +113,8 @@ pub fn seal_delta(
             commit: delta.commit,
         });
     }
-    // Litestream looks for the last frame of the range among the pages, and reads on behind the
-    // range even where it finds that it needs a full copy: without pages there is no range.
+    // Litestream searches the pages for the last frame of the range, and reads on after the range
+    // even where it finds that it needs a snapshot. So without pages the file has no range.
     let known = delta.log.filter(|_| !delta.pages.is_empty());
     let log = LogField::new(known, table.page_size());
     let header = Header {
@@ -166,7 +166,7 @@ fn plain_header(page_size: PageSize, commit: u32, timestamp_ms: i64, epoch: u64)
     }
 }
 
-/// Writes the pages beside `path`, makes them durable, then gives them their name.
+/// Writes the pages beside `path`, makes them durable, then gives the file its name.
 fn write_file(
     path: &Path,
     header: Header,
@@ -178,14 +178,14 @@ fn write_file(
     };
     let temporary = path.with_extension("tmp");
     let written = write_temporary(&temporary, header, pages).and_then(|written| {
-        // The bytes before the name, and the name before anybody uploads it.
+        // The bytes before the name, and the name before any upload.
         disk::rename(&temporary, path).map_err(failed)?;
         disk::sync_directory(path.parent().expect("a captured file lies in a directory"))
             .map_err(failed)?;
         Ok(written)
     });
     if written.is_err() {
-        // A disk that is full stays full otherwise; a failure leaves it to the next start.
+        // Otherwise a full disk stays full. If the removal fails, the next start removes the file.
         let _removed = disk::remove(&temporary);
     }
     written

@@ -1,7 +1,7 @@
 //! The one module that opens SQLite, and the only one with `unsafe`.
 //!
-//! It gives the capture code what SQLite's public interface does not: the wal-index header that
-//! SQLite itself has mapped, and raw reads through SQLite's own file handles. Nothing here opens a
+//! It gives the capture code two things that SQLite's public interface lacks: the wal-index header
+//! that SQLite has mapped, and raw reads through SQLite's own file handles. No code here opens a
 //! file descriptor of its own on a database: closing one would drop every POSIX lock that this
 //! process holds on that file.
 //!
@@ -30,36 +30,36 @@ const WAL_INDEX_INFO_BYTES: usize = 136;
 /// Size of one wal-index region, fixed by SQLite.
 const WAL_INDEX_REGION_BYTES: c_int = 32_768;
 
-/// A failure inside SQLite, with what we asked of it.
+/// A failure inside SQLite, with the request that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {message}")]
 pub struct SqliteError {
-    /// What we asked for.
+    /// The request.
     pub action: &'static str,
     /// SQLite's result code, such as 5 for `SQLITE_BUSY`.
     pub code: i32,
-    /// SQLite's own words.
+    /// SQLite's own message.
     pub message: String,
 }
 
 impl SqliteError {
-    /// True when a file ends before what was to be read.
+    /// True when a file ends before the requested range does.
     pub fn is_short_read(&self) -> bool {
         self.code == ffi::SQLITE_IOERR_SHORT_READ
     }
 
-    /// True when SQLite understands the file and cannot carry the statement out: a collation,
+    /// True when SQLite understands the file but cannot execute the statement: a collation,
     /// function, tokenizer or module is missing here.
     pub fn is_refusal(&self) -> bool {
         self.code == ffi::SQLITE_ERROR
     }
 
-    /// True when the statement was ended: by its time limit, or because the work has to end.
+    /// True when the statement was interrupted: by its time limit, or because the work has to end.
     pub fn is_interrupt(&self) -> bool {
         self.code == ffi::SQLITE_INTERRUPT
     }
 
-    /// True when another connection holds a lock that we need; the next look may succeed.
+    /// True when another connection holds a lock that we need; the next attempt may succeed.
     pub fn is_busy(&self) -> bool {
         matches!(
             self.code,
@@ -68,7 +68,7 @@ impl SqliteError {
     }
 }
 
-/// What the wal-index says at one moment.
+/// State of the wal-index at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalView {
     /// The published header.
@@ -82,7 +82,7 @@ pub struct WalView {
 /// A read-only connection to a live database, without timers, caches or automatic checkpoints.
 #[derive(Debug)]
 pub struct Connection {
-    // Closed before the right to have the file open is given back.
+    // Dropped first: the connection is closed before the right to have the file open is released.
     inner: rusqlite::Connection,
     hold: Hold,
 }
@@ -90,12 +90,12 @@ pub struct Connection {
 impl Connection {
     /// Opens an existing database without creating anything when it is absent.
     ///
-    /// The caller has made sure that `-wal` and `-shm` exist and that our user owns the database:
-    /// opening one that nobody else has open would create those files with our owner.
+    /// The caller has checked that `-wal` and `-shm` exist and that our user owns the database.
+    /// Opening a database that no other process has open would create those files with our owner.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal, for example when the application uses exclusive locking mode; busy while
+    /// SQLite's error, for example when the application uses exclusive locking mode. Busy while
     /// this process has the file open in another way, or when another file takes the path.
     pub fn open(path: &Path) -> Result<Connection, SqliteError> {
         configure_library();
@@ -122,7 +122,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// `SQLITE_BUSY` while another process recovers the log or holds the database exclusively. No
+    /// `SQLITE_BUSY` while another process recovers the WAL or holds the database exclusively. No
     /// transaction is open then.
     pub fn begin_read(&self) -> Result<(), SqliteError> {
         // A PRAGMA that reads one header field begins the transaction and needs no schema.
@@ -138,7 +138,7 @@ impl Connection {
 
     /// Ends the read transaction, if one is open.
     pub fn end_read(&self) {
-        // A COMMIT of a read transaction releases a shared lock; it has nothing to fail on.
+        // A COMMIT of a read transaction only releases a shared lock, so it cannot fail.
         let _released = self.run("COMMIT");
     }
 
@@ -152,7 +152,7 @@ impl Connection {
             .query_row([], |row| row.get(0))
     }
 
-    /// Page size in bytes, asked of SQLite. For logs whose header does not say it yet.
+    /// Page size in bytes, as SQLite reports it. For a WAL whose header does not contain it yet.
     pub fn page_size(&self) -> Result<u32, SqliteError> {
         let size = self
             .number("PRAGMA page_size")
@@ -160,7 +160,7 @@ impl Connection {
         Ok(u32::try_from(size).unwrap_or(0))
     }
 
-    /// Pages of the database in the open transaction.
+    /// Size of the database in pages, in the open transaction.
     pub fn page_count(&self) -> Result<u32, SqliteError> {
         let count = self
             .number("PRAGMA page_count")
@@ -168,25 +168,25 @@ impl Connection {
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
-    /// Copies what it can of the log into the database file, waiting for nobody.
+    /// Copies as many frames as it can from the WAL into the database file, without waiting.
     ///
     /// Returns false when another checkpoint runs.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal.
+    /// SQLite's error.
     pub fn checkpoint_passive(&self) -> Result<bool, SqliteError> {
         self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)")
     }
 
-    /// Copies the rest of the log and makes the next writer begin it anew. Writers wait meanwhile,
-    /// so there should be little left to copy; and for readers of the log for at most `wait`.
+    /// Copies the rest of the WAL and makes the next writer restart it. Writers wait meanwhile, so
+    /// few frames should be left to copy. It waits for readers of the WAL for at most `wait`.
     ///
-    /// Returns false when a reader kept it from being done.
+    /// Returns false when a reader prevented it.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal.
+    /// SQLite's error.
     pub fn checkpoint_restart(&self, wait: Duration) -> Result<bool, SqliteError> {
         let failed = wrap("checkpoint");
         self.inner.busy_timeout(wait).map_err(failed)?;
@@ -205,10 +205,10 @@ impl Connection {
         code == ffi::SQLITE_OK && moved != 0
     }
 
-    /// Looks at the wal-index that SQLite has mapped: no system call, no lock.
+    /// Reads the wal-index that SQLite has mapped: no system call, no lock.
     ///
-    /// Returns `None` while the two header copies differ or the log is not initialized, that is,
-    /// while somebody writes them: look again. The connection must have read once.
+    /// Returns `None` while the two header copies differ or the WAL is not initialized, that is,
+    /// while a writer updates them: try again. The connection must have read once.
     pub fn wal_view(&self) -> Option<WalView> {
         let words = self.map_wal_index()?;
         let mut first = [0u8; 48];
@@ -222,7 +222,7 @@ impl Connection {
         let mut marks = [0u8; 16];
         copy_words(words, 26, &mut marks);
         fence(Ordering::SeqCst);
-        // The backfill counter may belong to another log: the header must still be the same.
+        // The backfill counter may belong to another WAL: the header must still be the same.
         let mut again = [0u8; 48];
         copy_words(words, 0, &mut again);
         if first != second || first != again {
@@ -237,11 +237,11 @@ impl Connection {
         })
     }
 
-    /// Fills `buffer` from the log at `offset`, through SQLite's handle.
+    /// Fills `buffer` from the WAL at `offset`, through SQLite's handle.
     ///
     /// # Errors
     ///
-    /// An I/O error, or a log that is shorter than that.
+    /// An I/O error, or a WAL that is shorter than that.
     pub fn read_log(&self, buffer: &mut [u8], offset: u64) -> Result<(), SqliteError> {
         self.read(
             ffi::SQLITE_FCNTL_JOURNAL_POINTER,
@@ -251,8 +251,8 @@ impl Connection {
         )
     }
 
-    /// Fills `buffer` from the database file at `offset`, through SQLite's handle. What lies
-    /// behind the end of the file reads as zeros.
+    /// Fills `buffer` from the database file at `offset`, through SQLite's handle. Bytes beyond the
+    /// end of the file read as zeros.
     ///
     /// # Errors
     ///
@@ -397,7 +397,7 @@ fn configure_library() {
     });
 }
 
-/// The right to open a database through SQLite.
+/// Acquires the right to open a database through SQLite.
 fn hold(path: &Path) -> Result<Hold, SqliteError> {
     match Hold::for_sqlite(path) {
         Ok(Some(hold)) => Ok(hold),
@@ -425,7 +425,7 @@ fn wrap(action: &'static str) -> impl Fn(rusqlite::Error) -> SqliteError {
             _ => ffi::SQLITE_ERROR,
         };
         let message = match error {
-            // Without the statement, which is ours.
+            // Leave out the statement, which is ours.
             rusqlite::Error::SqlInputError { msg, .. } => msg,
             error => error.to_string(),
         };

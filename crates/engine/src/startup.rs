@@ -1,11 +1,11 @@
-//! Before the application starts: bring a missing database back, or prove that there is none.
+//! Startup, before the application: restores a missing database, or proves that no backup exists.
 //!
 //! | local database | stored backup | what happens |
 //! | --- | --- | --- |
 //! | present | any, even unreachable | nothing: the application starts |
 //! | missing | exists | take the lease, fence, restore, prove, publish |
-//! | missing | of Litestream 0.3 | restore, prove, publish; nobody can be kept from writing it |
-//! | missing | every target says that there is none | start empty, if the policy allows |
+//! | missing | of Litestream 0.3 | restore, prove, publish; no fence can stop its writer |
+//! | missing | every target answers that it has none | start empty, if the policy allows |
 //! | missing | one could not be asked, and no other has a backup | an error: never start empty |
 
 use std::path::Path;
@@ -23,19 +23,19 @@ use crate::remote;
 use crate::restore::{Check, Point, RestoreError, RestoreOptions, Restored, assemble};
 use crate::target::{TargetError, TargetSettings, fence};
 
-/// How a database was found or made ready.
+/// How a database became ready.
 #[derive(Debug)]
 pub enum Ready {
-    /// It is there.
+    /// The database is present.
     Present,
-    /// It was restored from this target.
+    /// The database was restored from this target.
     Restored {
         /// The target.
         target: String,
-        /// What was restored.
+        /// The result of the restore.
         restored: Restored,
     },
-    /// There is no backup, and the policy is to start empty.
+    /// No backup exists, and the policy is to start empty.
     Empty,
 }
 
@@ -43,30 +43,30 @@ pub enum Ready {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartupError {
-    /// There is no backup, and the policy requires one.
+    /// No backup exists, and the policy requires one.
     #[error("{database}: no target has a backup, and startup.onMissing is RequireBackup")]
     NoBackup {
         /// The database.
         database: String,
     },
-    /// A target could not be asked, so nobody knows whether there is a backup.
+    /// A target could not be asked, so it is unknown whether a backup exists.
     #[error("{database}: target {target} could not be asked for a backup: {source}")]
     CouldNotLook {
         /// The database.
         database: String,
         /// The target.
         target: String,
-        /// Its answer.
+        /// Its error.
         source: Box<TargetError>,
     },
-    /// There is a backup, and it could not be restored.
+    /// A backup exists, but could not be restored.
     #[error("{database}: restore from target {target}: {source}")]
     Restore {
         /// The database.
         database: String,
         /// The target.
         target: String,
-        /// What failed.
+        /// The error.
         source: Box<RestoreError>,
     },
     /// Our local state failed.
@@ -76,12 +76,12 @@ pub enum StartupError {
 
 /// Makes one database ready. Safe to repeat and to stop at any point.
 ///
-/// `check` says how deep SQLite looks at a restored database, and whether its complaint keeps the
-/// application from starting.
+/// `check` sets the depth of SQLite's check of a restored database, and whether a complaint keeps
+/// the application from starting.
 ///
 /// # Errors
 ///
-/// See [`StartupError`]; the place of the database is as it was.
+/// See [`StartupError`]; nothing at the path of the database has changed then.
 pub async fn make_ready(
     settings: &DatabaseSettings,
     on_missing: OnMissing,
@@ -90,7 +90,7 @@ pub async fn make_ready(
 ) -> Result<Ready, StartupError> {
     let integrity = check.into();
     match std::fs::metadata(&settings.path) {
-        // A place that we cannot look at is not an empty one.
+        // A path that cannot be read is not an empty one.
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             let path = settings.path.clone();
             return Err(LocalError::Io {
@@ -133,12 +133,13 @@ pub async fn make_ready(
         };
         let restored = match assemble(&target.store, &options, progress).await {
             Ok((assembly, restored)) => {
-                // What continues a generation begins with a full copy, as for any other database.
+                // A history that continues a generation begins with a snapshot, as for any other
+                // database.
                 let held = held.filter(|_| restored.generation.is_none());
                 let ours = held.map(|held| (target.name.as_str(), held, restored.txid));
                 let records = records(settings, &local, ours);
-                // Before the database is there: killed in between, we restore again. The other way
-                // round its backup would seem to be another's.
+                // Write the state before publishing: a crash in between repeats the restore. In the
+                // other order the backup would seem to belong to another database.
                 local.seed(restored.base(), &records)?;
                 match assembly.publish(&options.output, options.force).await {
                     Ok(()) => {
@@ -146,7 +147,7 @@ pub async fn make_ready(
                         Ok(restored)
                     }
                     Err(source) => {
-                        // What is at the place instead is not what was restored.
+                        // The file at the destination is not the restored one.
                         local.unseed()?;
                         Err(source)
                     }
@@ -179,12 +180,12 @@ pub async fn make_ready(
     }
 }
 
-/// Restores a database to its own place, by hand. The replica is left to whoever writes it; when
-/// replication starts here, it is taken over from there.
+/// Restores a database to its own path, on a person's request. The replica is left to its writer;
+/// when replication starts here, it takes the replica over.
 ///
 /// # Errors
 ///
-/// See [`RestoreError`]; nothing at the place of the database has changed then.
+/// See [`RestoreError`]; nothing at the path of the database has changed then.
 pub async fn restore_in_place(
     settings: &DatabaseSettings,
     store: &SharedStore,
@@ -198,16 +199,17 @@ pub async fn restore_in_place(
     let local = LocalState::open(&settings.state).map_err(failed)?;
     let (assembly, restored) = assemble(store, options, progress).await?;
     assembly.publish(&options.output, options.force).await?;
-    // Afterwards: what fails leaves what we knew of the database that was there. Killed in between,
-    // the restored one seems to be another's, and a person decides.
+    // Write the state after publishing: an earlier error leaves the state of the old database.
+    // After a crash in between, the restored database seems to be another one, and a person
+    // decides.
     let records = records(settings, &local, None);
     let seeded = local.seed(restored.base(), &records);
     seeded.map_err(failed)?;
     Ok(restored)
 }
 
-/// Names the restored file in our lease, so that it is known without our state as well. It only
-/// helps: the next writer does it otherwise.
+/// Names the restored file in our lease, so that it is recognised without our state as well. This
+/// is only a help: the next writer names it otherwise.
 async fn name_source(target: &TargetSettings, settings: &DatabaseSettings) {
     let source = lease::identify(&settings.path).ok();
     let name = |lease: &mut lease::Lease| lease.source.clone_from(&source);
@@ -216,30 +218,30 @@ async fn name_source(target: &TargetSettings, settings: &DatabaseSettings) {
     }
 }
 
-/// True when an application would find data here. An empty file is none.
+/// True when an application would find data here. An empty file does not count.
 pub fn is_present(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() || meta.len() > 0)
 }
 
-/// The hold on a replica that a restore takes.
+/// The lease that a restore holds on a replica.
 #[derive(Clone, Copy)]
 struct Hold {
     epoch: u64,
-    /// A full copy was announced and is not there: it may still come.
+    /// Whether an announced snapshot is missing: it may still arrive.
     copy_expected: bool,
 }
 
-/// What a target has.
+/// The content of a target.
 enum Stored {
     Nothing,
-    /// Only what Litestream 0.3 stored.
+    /// Only files of Litestream 0.3.
     Generations,
-    /// Our files, held.
+    /// Our files, with the lease held.
     Ours(Hold),
 }
 
-/// Takes the replica over from whoever wrote it, so that nothing is added while we restore, if there
-/// is anything to hold.
+/// Takes the lease from its previous holder and fences it, so that no file is added during the
+/// restore. Only a replica with files of ours can be held.
 async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetError> {
     if remote::list(store).await?.is_empty() {
         let generations = generations::list(store).await?;
@@ -261,9 +263,9 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetEr
     }))
 }
 
-/// What the sidecar will know: the target that we hold is ours, the others are to be taken over,
-/// with a full copy. So is this one, when a copy that is on its way may take the number of our next
-/// file.
+/// The records for the sidecar. The target that we hold is ours; the others are to be taken over,
+/// with a snapshot. So is the held one, when a snapshot that is still in flight may take the number
+/// of our next file.
 fn records(
     settings: &DatabaseSettings,
     local: &LocalState,
@@ -311,7 +313,7 @@ mod tests {
     use crate::restore::IntegrityCheck;
     use crate::retention::RetentionPolicy;
 
-    /// A full copy of one page, and the lease of somebody else who has announced one.
+    /// A snapshot of one page, and the lease of another holder that has announced one.
     async fn stored(announced: u64) -> SharedStore {
         let store: SharedStore = Arc::new(Memory::new());
         let header = Header::new(PageSize::MIN, 1, Txid::FIRST, Txid::FIRST);

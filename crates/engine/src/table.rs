@@ -1,7 +1,7 @@
 //! The hash of every page of a database at one position.
 //!
-//! The table gives the whole-database checksum at each TXID, proves that a delta covers every page
-//! of a grown database before it is published, and turns "frames were missed" into a delta of the
+//! The table gives the whole-database checksum at each TXID, and proves that a delta covers every
+//! page of a grown database before it is published. After missed frames, it yields a delta of the
 //! pages that really changed. A hash is the LTX page checksum, so the rolling checksum is the one
 //! that LTX calls post-apply.
 
@@ -10,16 +10,17 @@ use std::sync::Arc;
 use ltx::{DatabaseChecksum, Txid, page_checksum};
 use sqlite_format::PageSize;
 
-/// Hashes that two clones of a table share until one of them changes one of these.
+/// Hashes of a chunk. Two clones of a table share a chunk until one of them changes it.
 const CHUNK: usize = 512;
 
 /// Page hashes of a database: 8 bytes a page in memory and on disk.
 ///
-/// A clone costs 16 bytes for each 512 pages; memory for its hashes only where one of both changes.
+/// A clone costs 16 bytes for each 512 pages. Its hashes take memory only where one of the two
+/// tables changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageTable {
     page_size: PageSize,
-    /// All have [`CHUNK`] hashes but the last one, which has one at least.
+    /// All chunks have [`CHUNK`] hashes, except the last one, which has at least one.
     chunks: Vec<Arc<Vec<u64>>>,
     checksum: DatabaseChecksum,
 }
@@ -58,7 +59,7 @@ impl PageTable {
         u32::try_from(pages).expect("a database has at most 2^32 - 2 pages")
     }
 
-    /// The hash of a page; none for one behind the end, and zero for the lock page.
+    /// The hash of a page; none beyond the end, and zero for the lock page.
     pub(crate) fn hash(&self, pgno: u32) -> Option<u64> {
         let index = pgno.checked_sub(1)? as usize;
         self.chunks.get(index / CHUNK)?.get(index % CHUNK).copied()
@@ -69,13 +70,13 @@ impl PageTable {
         self.checksum.get()
     }
 
-    /// True when the table knows this page with this hash.
+    /// True when the table has this hash for this page.
     pub fn matches(&self, pgno: u32, hash: u64) -> bool {
         self.hash(pgno) == Some(hash)
     }
 
-    /// Pages up to `commit` that the database gains and that `covered` lacks. A delta with such a
-    /// gap must not be published: a restore from it would miss a page.
+    /// The first page up to `commit` that the database gains and that `covered` lacks. A delta with
+    /// such a gap must not be published: a restore from it would miss a page.
     pub fn first_gap(&self, commit: u32, covered: impl Fn(u32) -> bool) -> Option<u32> {
         let lock = self.page_size.lock_pgno();
         (self.commit() + 1..=commit).find(|pgno| *pgno != lock && !covered(*pgno))
@@ -109,7 +110,7 @@ impl PageTable {
             gone.iter().for_each(|hash| self.toggle(*hash));
         }
         self.chunks.resize_with(chunks, Arc::default);
-        // Those that are new, and the last one of before or after.
+        // Only the new chunks, and the last chunk of before or after.
         for index in (0..chunks).rev() {
             let wanted = (commit - index * CHUNK).min(CHUNK);
             let chunk = &mut self.chunks[index];
@@ -149,7 +150,7 @@ impl PageTable {
         bytes
     }
 
-    /// Reads what [`PageTable::encode`] wrote.
+    /// Decodes the output of [`PageTable::encode`].
     ///
     /// # Errors
     ///

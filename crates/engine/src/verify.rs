@@ -1,4 +1,5 @@
-//! Proof that a backup comes back: restore it elsewhere and hold it against what was acknowledged.
+//! Proves that a backup can be restored: restores it elsewhere and compares it with the
+//! acknowledged state.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,12 +23,12 @@ use crate::restore::{
 };
 use crate::sqlite::{Inspection, QueryResult, SqliteError, Stop};
 
-/// Longest time that one check may run, and the look at foreign keys.
+/// Maximum time of one check, and of the check of foreign keys.
 const CHECK_TIME: Duration = Duration::from_secs(60);
 /// Objects fetched at the same time.
 const PARALLELISM: usize = 8;
 
-/// What to prove of one database.
+/// Parameters of the verification of one database.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions<'a> {
     /// The member, for reports.
@@ -36,35 +37,35 @@ pub struct VerifyOptions<'a> {
     pub path: &'a str,
     /// The point to restore.
     pub point: Point,
-    /// How deep to look.
+    /// Depth of the verification.
     pub level: VerifyLevel,
-    /// What a live sidecar had acknowledged when the run was asked for.
+    /// State that a live sidecar had acknowledged when the run was requested.
     pub expected: Option<&'a DatabaseExpectation>,
     /// Longest allowed lag of the target at that moment; needs `expected`.
     pub max_lag: Option<Span>,
-    /// Longest allowed age of the newest stored commit. An idle database fails it with a good
-    /// backup, so only a person asks for it.
+    /// Longest allowed age of the newest stored commit. An idle database fails this limit although
+    /// its backup is good, so it applies only on a person's request.
     pub max_age: Option<Span>,
     /// The span in which the target keeps each capture, where its configuration is known.
     pub exact: Option<Duration>,
-    /// The user's checks.
+    /// Checks given by the user.
     pub checks: &'a [Check],
     /// Where the database is rebuilt; removed afterwards.
     pub scratch: &'a Path,
 }
 
-/// The proof, or what is wrong.
+/// The proof, or the failure.
 #[derive(Debug, Clone)]
 pub struct Verified {
-    /// For reports.
+    /// The report.
     pub report: DatabaseReport,
     /// Bytes read from the store.
     pub bytes: u64,
     /// Time from the start to a usable database.
     pub rto: Duration,
-    /// It was held against what a live sidecar had acknowledged.
+    /// Whether the result was compared with the acknowledged state of a live sidecar.
     pub compared: bool,
-    /// What would have been lost, where a live sidecar's word is there to compare.
+    /// Span of commits that would have been lost; none without the report of a live sidecar.
     pub rpo: Option<Duration>,
 }
 
@@ -184,7 +185,7 @@ async fn prove(
             return Err(Failure::new(VerifyResult::CheckFailed, message));
         }
     }
-    // Last: what is restored is good, and a point beside it is lost.
+    // The hole comes last: the restored database is good, and a point beside it is lost.
     hole.map_or(Ok(()), Err)
 }
 
@@ -224,7 +225,7 @@ fn complaint(problem: &str, is_proven: bool, is_live: bool) -> String {
             "Litestream 0.3 stores no checksum that proves the end of a log: the backup may differ"
         }
     };
-    // The cause must not be cut off.
+    // Truncate the complaint, so that the cause is not cut off.
     let problem: String = problem.chars().take(120).collect();
     format!("SQLite complains: {problem}; {cause}")
 }
@@ -234,8 +235,7 @@ fn clipped(texts: &[String]) -> Vec<String> {
     texts.iter().map(clip).collect()
 }
 
-/// Brings the files of a plan into the assembly, and on the way holds them against what had been
-/// acknowledged.
+/// Fetches the files of a plan into the assembly. On the way it compares the acknowledged position.
 async fn fetch(
     assembly: &mut Assembly,
     store: &SharedStore,
@@ -259,7 +259,7 @@ async fn fetch(
         return Err(Failure::new(VerifyResult::Stale, message));
     }
     verified.compared = expected.is_some();
-    // First to the acknowledged position, where it still is one of its own, and compare; then on.
+    // Stop at the acknowledged position, if it still is one of its own, and compare; then continue.
     let halfway = acknowledged
         .filter(|_| level == VerifyLevel::Checksum)
         .and_then(|txid| plan_restore(&resolved.files, Some(txid)).ok());
@@ -313,7 +313,7 @@ fn time_of(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// Whether commits waited for the store longer than they may.
+/// Fails when commits waited for the store longer than allowed.
 fn judge_lag(expected: &DatabaseExpectation, limit: Option<Span>) -> Result<(), Failure> {
     match limit {
         Some(limit) if expected.lag_ms > limit.as_millis() => {
@@ -327,14 +327,14 @@ fn judge_lag(expected: &DatabaseExpectation, limit: Option<Span>) -> Result<(), 
     }
 }
 
-/// Whether the newest commit, of `ms`, is older than it may be at `now`.
+/// Fails when the newest commit, of `ms`, is older than allowed at `now`.
 fn judge_age(ms: i64, limit: Option<Span>, now: Timestamp) -> Result<(), Failure> {
     let Some(limit) = limit else {
         return Ok(());
     };
     let time = time_of(ms);
     let age = now.duration_since(time);
-    // A time in the future is of another machine's clock, and new.
+    // A time in the future is from another machine's clock, and counts as new.
     if age.is_negative() || age.unsigned_abs() <= limit.0 {
         return Ok(());
     }
@@ -342,7 +342,7 @@ fn judge_age(ms: i64, limit: Option<Span>, now: Timestamp) -> Result<(), Failure
     Err(Failure::new(VerifyResult::Stale, message))
 }
 
-/// What an error of a restore says about the backup.
+/// The verdict on a backup, from an error of its restore.
 pub fn judge_restore(error: &RestoreError) -> VerifyResult {
     match error {
         RestoreError::Store(error) => match error.kind() {
@@ -383,8 +383,8 @@ struct Inspected {
     checks: Vec<CheckReport>,
 }
 
-/// Looks at foreign keys and runs the user's checks, on a thread that may block. When the future is
-/// dropped, the statement under way ends.
+/// Checks foreign keys and runs the user's checks, on a thread that may block. When the future is
+/// dropped, the running statement ends.
 async fn inspect(
     path: &Path,
     options: &VerifyOptions<'_>,
@@ -409,8 +409,8 @@ fn inspect_file(
 ) -> Result<Inspected, SqliteError> {
     let mut inspection = Inspection::open_until(path, stop)?;
     let (mut not_checked, mut notes) = (Vec::new(), Vec::new());
-    // SQLite enforces foreign keys only where the application asks for it, and a backup of a database
-    // with orphans is good. A user who wants none has a check for it.
+    // SQLite enforces foreign keys only where the application asks for it, so a backup of a
+    // database with orphans is good. A user who forbids orphans adds a check.
     match inspection.foreign_key_check(CHECK_TIME) {
         Ok(checked) => {
             let told = |text: String| format!("foreign keys: {text}");
@@ -445,7 +445,7 @@ fn inspect_file(
     })
 }
 
-/// Whether a check is about this database: by path, by file name, or about every one.
+/// Whether a check applies to this database: by path, by file name, or to every one.
 fn applies(check: &Check, path: &str) -> bool {
     match check.database.as_deref() {
         None | Some("*") => true,
@@ -453,11 +453,11 @@ fn applies(check: &Check, path: &str) -> bool {
     }
 }
 
-/// Holds a result against a check; `at` is the time of the restored point.
+/// Compares a result with a check; `at` is the time of the restored point.
 ///
 /// # Errors
 ///
-/// What was found and what was expected.
+/// The found and the expected value.
 pub fn evaluate(check: &Check, found: &QueryResult, at: Timestamp) -> Result<String, String> {
     let shown = found.first.clone().unwrap_or_else(|| "NULL".to_owned());
     if let Some(rows) = check.rows {
@@ -507,8 +507,8 @@ pub fn evaluate(check: &Check, found: &QueryResult, at: Timestamp) -> Result<Str
     }
 }
 
-/// A time as applications store it: RFC 3339, SQLite's `YYYY-MM-DD HH:MM:SS` in UTC, or a Unix
-/// time in seconds or, beyond 10^11, milliseconds.
+/// Parses a time as applications store it: RFC 3339, SQLite's `YYYY-MM-DD HH:MM:SS` in UTC, or a
+/// Unix time in seconds or, beyond 10^11, milliseconds.
 fn parse_time(text: &str) -> Option<Timestamp> {
     if let Ok(number) = text.parse::<f64>() {
         let ms = if number.abs() > 1e11 {

@@ -1,4 +1,4 @@
-//! One attached database, and one look at it: all that goes to another thread when it takes long.
+//! One attached database and one poll of it. All of it moves to another thread when a poll is slow.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,35 +9,36 @@ use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
 use crate::pages::Spill;
 use crate::tap::{LogPosition, Look, Tap};
 
-/// Bytes of log that are read between two looks at other databases: about 10 ms of work.
+/// Bytes of WAL that a poll reads on the capture thread, between polls of other databases: about 10
+/// ms of work.
 const QUICK_BYTES: u64 = 8 << 20;
 
-/// What somebody waits for.
+/// Requests of callers.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Wishes {
-    /// That everything published by now is found.
+    /// Report this token once everything published by now is captured.
     pub(super) barrier: Option<u64>,
-    /// The whole present log.
+    /// Read the whole present WAL.
     pub(super) reread: bool,
-    /// A last look, and the end.
+    /// Poll a last time, then end.
     pub(super) detach: bool,
 }
 
 impl Wishes {
-    /// Adds what was wished since.
+    /// Adds requests made since.
     pub(super) fn add(&mut self, later: Wishes) {
         self.barrier = later.barrier.or(self.barrier);
         self.reread |= later.reread;
         self.detach |= later.detach;
     }
 
-    /// Somebody waits for what comes only with further looks.
+    /// Whether a caller waits for something that only further polls deliver.
     pub(super) fn any(&self) -> bool {
         self.barrier.is_some() || self.reread || self.detach
     }
 }
 
-/// How to attach.
+/// Parameters of an attachment.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
@@ -55,17 +56,17 @@ pub(super) struct Attachment {
     next_identity_check: Instant,
 }
 
-/// What a look led to.
+/// Result of a poll.
 #[derive(Debug)]
 pub(super) enum Looked {
-    /// The attachment goes on; true when something was found.
+    /// The attachment continues; true when the poll found something.
     On(Box<Attachment>, bool),
-    /// It has ended, and everybody who asks is told so.
+    /// The attachment has ended, and its inbox says so.
     Ended,
 }
 
 impl Attachment {
-    /// Attaches; what is found, also that it failed, comes into the inbox.
+    /// Attaches. The inbox receives everything found, including a failure.
     pub(super) fn attach(place: Place) -> Looked {
         let now = Instant::now();
         let Place {
@@ -98,12 +99,12 @@ impl Attachment {
         }
     }
 
-    /// Whether a look may read so much that others should not wait for it.
+    /// Whether a poll may read so much that other databases should not wait for it.
     pub(super) fn takes_long(&self) -> bool {
         self.tap.bytes_to_read(self.wishes.reread) > QUICK_BYTES
     }
 
-    /// Looks, and leaves what is found in the inbox.
+    /// Polls, and leaves the findings in the inbox.
     pub(super) fn look(mut self: Box<Self>) -> Looked {
         let now = Instant::now();
         if self.wishes.barrier.is_some() || self.wishes.reread {
@@ -160,7 +161,8 @@ impl Attachment {
         }
     }
 
-    /// Ends the tap, then says so with `last`: whoever hears of it finds no lock of ours any more.
+    /// Detaches the tap, then records the end with `last`. A reader of the inbox then finds no lock
+    /// of ours.
     fn end(self, last: impl FnOnce(&mut Found)) -> Looked {
         self.tap.detach();
         self.inbox.update(|found| {
@@ -170,7 +172,7 @@ impl Attachment {
         Looked::Ended
     }
 
-    /// When to look again, `pause` after `now` or earlier.
+    /// Time of the next poll: `pause` after `now`, or earlier when the tap is due.
     pub(super) fn next_look(&self, now: Instant, pause: Duration) -> Instant {
         let due = self.tap.due().map(|due| due.max(now + HOT_PAUSE));
         let next = now + pause;

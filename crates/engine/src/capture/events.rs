@@ -1,4 +1,4 @@
-//! What wakes the capture thread, and databases that nobody writes: inotify and an eventfd.
+//! Event sources that wake the capture thread and idle databases: inotify and an eventfd.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -11,16 +11,16 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use tokio::sync::Notify;
 
-/// Who is told of an event.
+/// Recipient of an event.
 #[derive(Debug)]
 enum Whom {
-    /// The capture thread, of this attachment.
+    /// The capture thread, for this attachment.
     Attached(u64),
-    /// A database that nobody writes.
+    /// An idle database.
     Idle(Arc<Notify>),
 }
 
-/// Watches that give one event and end. Any thread may make them.
+/// Watches that give one event and end. Any thread may add one.
 #[derive(Debug, Clone)]
 pub(super) struct Watches {
     /// None where the system gives no events.
@@ -30,7 +30,7 @@ pub(super) struct Watches {
 
 impl Watches {
     fn add(&self, path: &Path, mask: WatchMask, whom: Whom) -> Option<WatchDescriptor> {
-        // An event may come before `add` returns: it waits for this lock.
+        // An event may arrive before `add` returns; its handling waits for this lock.
         let mut known = self.known();
         let watch = self
             .kernel
@@ -38,7 +38,7 @@ impl Watches {
             .add(path, mask | WatchMask::ONESHOT)
             .ok()?;
         match known.entry(watch.clone()) {
-            // The same file, by another path: one of both has to look by itself.
+            // The same file under another path: one of the two relies on polling alone.
             hash_map::Entry::Occupied(_) => None,
             hash_map::Entry::Vacant(entry) => {
                 entry.insert(whom);
@@ -47,14 +47,14 @@ impl Watches {
         }
     }
 
-    /// Asks for an event with the next write to the log of an attached database. None: there will
-    /// be none.
+    /// Watches for the next write to the WAL of an attached database. None means that no event will
+    /// come.
     pub(super) fn attached(&self, log: &Path, id: u64) -> Option<WatchDescriptor> {
         self.add(log, WatchMask::MODIFY, Whom::Attached(id))
     }
 
-    /// Asks for an event before anybody can change a file that nobody has open, or with the next
-    /// write to one that is open.
+    /// Watches a file of an idle database. The event comes before any process can change a closed
+    /// file, or with the next write to an open one.
     pub(super) fn idle(&self, path: &Path) -> Option<IdleWatch> {
         let mask = WatchMask::OPEN
             | WatchMask::MODIFY
@@ -70,16 +70,16 @@ impl Watches {
         })
     }
 
-    /// Ends a watch, if it has not ended.
+    /// Ends a watch, unless it has ended.
     pub(super) fn remove(&self, watch: &WatchDescriptor) {
         let was_there = self.known().remove(watch).is_some();
         if let Some(mut kernel) = self.kernel.clone().filter(|_| was_there) {
-            // It fails when the file is gone, and then the watch is gone too.
+            // Removal fails when the file is gone, and then the watch is gone too.
             let _removed = kernel.remove(watch.clone());
         }
     }
 
-    /// How many there are.
+    /// Number of watches.
     pub(super) fn len(&self) -> usize {
         self.known().len()
     }
@@ -89,7 +89,7 @@ impl Watches {
     }
 }
 
-/// A watch on a database that nobody writes; dropping it ends it.
+/// A watch on an idle database; dropping it ends the watch.
 #[derive(Debug)]
 pub struct IdleWatch {
     watches: Watches,
@@ -110,16 +110,16 @@ impl Drop for IdleWatch {
     }
 }
 
-/// What the capture thread was woken for.
+/// Events that woke the capture thread.
 #[derive(Debug, Default)]
 pub(super) struct Woken {
     /// Attachments whose watch has ended.
     pub(super) attached: Vec<u64>,
-    /// Events were lost: no watch is known any more.
+    /// Events were lost, so every watch was forgotten.
     pub(super) all: bool,
 }
 
-/// What the capture thread waits for.
+/// Event sources that the capture thread waits for.
 #[derive(Debug)]
 pub(super) struct Events {
     inotify: Option<Inotify>,
@@ -144,10 +144,11 @@ impl Events {
     /// Waits for an event, a signal, or the pause to pass.
     pub(super) fn wait(&mut self, pause: Option<Duration>) -> Woken {
         let wake = self.wake.descriptor.as_fd();
-        // Without inotify, the same one twice.
+        // Without inotify, poll the eventfd twice.
         let events = self.inotify.as_ref().map_or(wake, |it| it.as_fd());
         let mut descriptors = [wake, events].map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
-        // A pause too long for the system is for ever; a signal only makes us look early.
+        // A pause too long for the system means no timeout. A signal only makes the thread poll
+        // early.
         let timeout = pause.and_then(|pause| pause.try_into().ok());
         let _woken = poll(&mut descriptors, timeout.as_ref());
         let [wake, events] = descriptors.map(|it| !it.revents().is_empty());
@@ -167,18 +168,18 @@ impl Events {
             return woken;
         };
         let mut buffer = [0u8; 4096];
-        // Without an event it fails.
+        // The read fails when no event waits.
         while let Ok(batch) = inotify.read_events(&mut buffer) {
             for event in batch {
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
-                    // Nobody knows which watches have ended.
+                    // The lost events hide which watches have ended.
                     woken.all = true;
                     for (_, whom) in self.watches.known().drain() {
                         tell(whom, &mut woken);
                     }
                     continue;
                 }
-                // An event says that the watch has ended, too: the second one is of nobody.
+                // The kernel also reports the end of the watch; that second event has no recipient.
                 let whom = self.watches.known().remove(&event.wd);
                 if let Some(whom) = whom {
                     tell(whom, &mut woken);
@@ -211,12 +212,12 @@ impl Wake {
     }
 
     pub(super) fn signal(&self) {
-        // It fails only when 2^64 - 2 signals wait, and then the thread is awake.
+        // This fails only when 2^64 - 2 signals wait, and then the thread is awake.
         let _signalled = rustix::io::write(&self.descriptor, &1u64.to_ne_bytes());
     }
 
     fn clear(&self) {
-        // It fails when there was no signal.
+        // This fails when no signal waits.
         let _cleared = rustix::io::read(&self.descriptor, &mut [0u8; 8]);
     }
 }

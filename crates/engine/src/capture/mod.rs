@@ -1,16 +1,18 @@
-//! The capture thread: it looks at every attached database often enough and does nothing slow.
+//! The capture thread: it polls every attached database often enough and does nothing slow.
 //!
-//! No fsync, no compression, no store: those belong to whoever takes the batches. What takes long
-//! all the same, attaching and a log that grew by megabytes, is done by the runtime's pool, one look
-//! of a database at a time. A database that changed in the last second is looked at every
-//! [`HOT_PAUSE`]; a quiet one when the file system says that its log was written, and each second as
-//! a net. Events come *before* a commit is published, so after an event the looks go on until nothing
-//! moves any more. They come in the middle of the application's commit, and a thread that wakes up
-//! then may take its processor: so there is one for each quiet time, and none while the database is
-//! looked at anyway.
+//! It does no fsync, no compression and no store call: these belong to the consumer of the batches.
+//! Slow work, that is attaching or reading megabytes of WAL, runs in the runtime's blocking pool,
+//! one poll of a database at a time.
 //!
-//! Here is the handle. `thread` decides who is looked at when, `attachment` is one look, `events` is
-//! what wakes, `inbox` is where what was found waits.
+//! A database that changed in the last second is polled every [`HOT_PAUSE`]. A quiet one is polled
+//! when the file system reports a write to its WAL, and each second as a safety net. Events come
+//! *before* a commit is published, so after an event polling continues until nothing changes. They
+//! come in the middle of the application's commit, and a thread that wakes up then may take its
+//! processor. So a quiet database has a watch that gives one event, and a database that is polled
+//! anyway has none.
+//!
+//! This module holds the handle. `thread` schedules the polls, `attachment` is one poll, `events`
+//! wakes the thread, and `inbox` keeps the findings until they are taken.
 
 mod attachment;
 mod events;
@@ -33,29 +35,30 @@ use events::{Events, Wake, Watches};
 pub use inbox::{Found, Inbox, Unsealed};
 use thread::{Command, Thread};
 
-/// Pause between looks at a database that changed lately. An application's blocking checkpoint
+/// Pause between polls of a database that changed recently. An application's blocking checkpoint
 /// waits for our mark at most about this long.
 const HOT_PAUSE: Duration = Duration::from_millis(2);
-/// How long a database counts as changing after the last sign of it.
+/// Time for which a database counts as changing after its last sign of change.
 const HOT_TIME: Duration = Duration::from_secs(1);
-/// Pause between looks at a quiet database.
+/// Pause between polls of a quiet database.
 const QUIET_PAUSE: Duration = Duration::from_secs(1);
-/// Pause at a quiet database on whose log a mark is kept.
+/// Pause between polls of a quiet database on whose WAL a mark is kept.
 const STANDING_PAUSE: Duration = Duration::from_millis(20);
-/// Pause where the file system gives no events.
+/// Pause between polls where the file system gives no events.
 const BLIND_PAUSE: Duration = Duration::from_millis(50);
 
-/// Databases that stay attached however long nothing is written: an attachment costs about 75 KiB
-/// and five descriptors, and without one the database may have to be read when it is closed.
+/// Number of databases that stay attached however long nothing is written. An attachment costs
+/// about 75 KiB and five descriptors. Without one the database may have to be read when it is
+/// closed.
 const ATTACHED_AT_REST: usize = 64;
-/// Databases that are attached before those that come for the first time have to wait for their turn.
+/// Number of attached databases beyond which a first attachment waits for its turn.
 const ATTACHED_AT_ONCE: usize = 256;
-/// Pause between two of those: what is quiet has time to make room.
+/// Pause between two such first attachments, in which quiet databases can make room.
 const TURN_PAUSE: Duration = Duration::from_millis(10);
-/// How many idle databases are looked at in a second, beside those that gave an event.
+/// Polls of idle databases per second, all together, beside those that follow an event.
 const IDLE_LOOKS: u32 = 200;
 
-/// A handle of the capture thread. The thread ends at its next look after the last handle is dropped.
+/// Handle of the capture thread. The thread ends at its next poll after the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Capture {
     commands: mpsc::Sender<Command>,
@@ -73,7 +76,7 @@ pub struct Capture {
 pub struct Attached {
     id: u64,
     capture: Capture,
-    /// What the thread finds.
+    /// Findings of the thread.
     pub inbox: Arc<Inbox>,
 }
 
@@ -82,16 +85,17 @@ impl Capture {
     ///
     /// # Errors
     ///
-    /// The system gives no descriptor or no thread.
+    /// The system provides no descriptor or no thread.
     pub fn start() -> std::io::Result<Capture> {
         Capture::with_room(ATTACHED_AT_REST)
     }
 
-    /// As [`Capture::start`]; more than `room` databases are attached only while they are written.
+    /// As [`Capture::start`], with another limit: more than `room` databases are attached only
+    /// while they are written.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The system provides no descriptor or no thread.
     pub fn with_room(room: usize) -> std::io::Result<Capture> {
         let wake = Arc::new(Wake::new()?);
         let events = Events::new(Arc::clone(&wake));
@@ -113,19 +117,19 @@ impl Capture {
         Ok(capture)
     }
 
-    /// Whether a database that nobody writes should make room for others.
+    /// Whether a database without writes should make room for others.
     pub fn is_crowded(&self) -> bool {
         self.attached.load(Ordering::Relaxed) > self.room
     }
 
-    /// Whether others wait for their turn.
+    /// Whether other databases wait for their turn.
     pub fn others_wait(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits for the turn of a database that is attached for the first time. Thousands that are open
-    /// at the start come one after another, and most go to rest; none waits for ever, however many
-    /// are written.
+    /// Waits for the turn of a database that is attached for the first time. Thousands that are
+    /// open at the start are attached one after another, and most soon rest. No database waits for
+    /// ever, however many are written.
     pub async fn turn(&self) {
         let _waiting = Waiting::new(&self.waiting);
         let _turn = self.turn.lock().await;
@@ -134,11 +138,11 @@ impl Capture {
         }
     }
 
-    /// Attaches to a database; what is found, also that it failed, comes into the inbox.
+    /// Attaches to a database. The inbox receives everything found, including a failure.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, whose pool does what takes long.
+    /// Outside of a tokio runtime, whose blocking pool does the slow work.
     pub fn attach(
         &self,
         path: &Path,
@@ -166,28 +170,28 @@ impl Capture {
         }
     }
 
-    /// Watches a file whose next change, or whose next opening, ends the rest of an idle database.
-    /// None where the system gives no such events.
+    /// Watches a file of an idle database: its next change or its next opening ends the rest. None
+    /// where the system gives no such events.
     pub fn watch_idle(&self, path: &Path) -> Option<IdleWatch> {
         self.watches.idle(path)
     }
 
-    /// The pause between looks at an idle database that is watched: a net, so the more there are,
-    /// the longer it is.
+    /// Pause between polls of an idle database that is watched. The polls are only a safety net, so
+    /// the pause grows with the number of watches.
     pub fn idle_pause(&self) -> Duration {
         let watched = u32::try_from(self.watches.len()).unwrap_or(u32::MAX);
         QUIET_PAUSE.max(QUIET_PAUSE / IDLE_LOOKS * watched)
     }
 
     fn send(&self, command: Command) {
-        // The thread lives as long as a sender does, unless the process is going down with it.
+        // The thread lives as long as a sender does, unless the process is ending.
         if self.commands.send(command).is_ok() {
             self.wake.signal();
         }
     }
 }
 
-/// One more that waits, while this lives.
+/// Counts one waiting database for as long as this lives.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Waiting<'_> {
@@ -204,8 +208,8 @@ impl Drop for Waiting<'_> {
 }
 
 impl Attached {
-    /// Asks for everything that is published by now, and whether the path still leads to the same
-    /// file; `Found::barrier` reaches `token` once both are known.
+    /// Requests everything that is published by now, and whether the path still leads to the same
+    /// file. `Found::barrier` reaches `token` once both are known.
     pub fn barrier(&self, token: u64) {
         self.wish(Wishes {
             barrier: Some(token),
@@ -213,7 +217,7 @@ impl Attached {
         });
     }
 
-    /// Asks for the whole present log.
+    /// Requests the whole present WAL.
     pub fn reread(&self) {
         self.wish(Wishes {
             reread: true,
@@ -221,7 +225,7 @@ impl Attached {
         });
     }
 
-    /// Asks for a last look and the end; `Found::gone` is set after it.
+    /// Requests a last poll and the end; `Found::gone` is set after it.
     pub fn detach(&self) {
         self.wish(Wishes {
             detach: true,
@@ -296,10 +300,11 @@ mod tests {
             let small_one = capture.attach(&other, spill, None, &Arc::default());
             until(&small_one.inbox, |found| found.batch.is_some()).await;
             small_one.inbox.lock().batch = None;
-            // Nobody does what takes long now.
+            // The blocking pool is occupied from here on.
             let (release, blocked) = std::sync::mpsc::channel::<()>();
             let occupied = tokio::task::spawn_blocking(move || blocked.recv());
-            // All of it is there before the first look: looks at parts of it would all be short.
+            // All of it is in the WAL before the first poll: polls of parts of it would all be
+            // short.
             large
                 .execute_batch("INSERT INTO t VALUES(zeroblob(20000000))")
                 .unwrap();
@@ -310,7 +315,7 @@ mod tests {
             until(&small_one.inbox, |found| found.barrier == 1).await;
             assert!(small_one.inbox.lock().batch.is_some());
             assert!(large_one.inbox.lock().batch.is_none());
-            // It is not forgotten, nor is what was asked meanwhile.
+            // The large database is not forgotten, nor are the requests made meanwhile.
             release.send(()).unwrap();
             occupied.await.unwrap().unwrap();
             until(&large_one.inbox, |found| found.barrier == 1).await;
@@ -357,7 +362,7 @@ mod tests {
             slow >= 20 * TURN_PAUSE && slow < 40 * TURN_PAUSE,
             "{slow:?}"
         );
-        // One that gives up waits no more.
+        // A caller that gives up no longer waits.
         tokio::select! {
             biased;
             () = capture.turn() => panic!("not so soon"),

@@ -1,4 +1,4 @@
-//! The thread: which database is looked at when, and by whom.
+//! The thread: when each database is polled, and on which thread.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -17,22 +17,22 @@ use crate::scan::with_suffix;
 pub(super) enum Command {
     /// Attach a database; long work for it goes to this runtime's pool.
     Attach { id: u64, place: Place, pool: Handle },
-    /// Somebody waits for something.
+    /// A caller requests something.
     Wish { id: u64, wishes: Wishes },
 }
 
-/// What comes back from long work.
+/// Result of work in the pool.
 type Answer = (u64, Looked);
 
 struct Entry {
-    /// None while another thread has it.
+    /// None while a thread of the pool has it.
     attachment: Option<Box<Attachment>>,
-    /// What was wished meanwhile.
+    /// Requests that arrived meanwhile.
     wishes: Wishes,
     pool: Handle,
-    /// The log, to be watched.
+    /// Path of the WAL, to be watched.
     log: PathBuf,
-    /// Gives one event and ends.
+    /// Watch on the WAL; it gives one event and ends.
     watch: Option<WatchDescriptor>,
     next_look: Instant,
     hot_until: Instant,
@@ -44,9 +44,9 @@ pub(super) struct Thread {
     wake: Arc<Wake>,
     events: Events,
     entries: HashMap<u64, Entry>,
-    /// How many are attached or about to be, for everybody.
+    /// Number of databases attached or about to be; the handles share it.
     attached: Arc<AtomicUsize>,
-    /// Every database that we have here, by the time of its next look.
+    /// Every database whose attachment is on this thread, by the time of its next poll.
     due: BTreeSet<(Instant, u64)>,
 }
 
@@ -111,7 +111,7 @@ impl Thread {
                 self.entries.insert(id, entry);
             }
             Command::Wish { id, wishes } => {
-                // An attachment that has ended has told so.
+                // An attachment that has ended has reported that in its inbox.
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.wishes.add(wishes);
                     self.look(id);
@@ -120,13 +120,13 @@ impl Thread {
         }
     }
 
-    /// Does what takes long on another thread: a look of a second at one database must not keep
-    /// the marks on others where they are.
+    /// Runs slow work in the pool. A poll of a second at one database must not stop the marks on
+    /// other databases from moving.
     fn work_aside(&self, id: u64, pool: &Handle, work: impl FnOnce() -> Looked + Send + 'static) {
         let (answers, wake) = (self.answers.0.clone(), Arc::clone(&self.wake));
         pool.spawn_blocking(move || {
             let _guard = AbortOnPanic;
-            // Nobody is there to take it when the process ends.
+            // The receiver is gone when the process ends.
             if answers.send((id, work())).is_ok() {
                 wake.signal();
             }
@@ -140,7 +140,7 @@ impl Thread {
         };
         self.due.remove(&(entry.next_look, id));
         let Some(mut attachment) = entry.attachment.take() else {
-            // What is wished is done when it comes back.
+            // The requests are served when the attachment comes back.
             return;
         };
         attachment.wishes.add(std::mem::take(&mut entry.wishes));
@@ -152,7 +152,7 @@ impl Thread {
         self.take_back(id, looked, now);
     }
 
-    /// Says when to look again after a look that began at `now`.
+    /// Schedules the next poll after a poll that began at `now`.
     fn take_back(&mut self, id: u64, looked: Looked, now: Instant) {
         let (mut attachment, found) = match looked {
             Looked::On(attachment, found) => (attachment, found),
@@ -172,9 +172,9 @@ impl Thread {
         }
         let pause = match (is_hot, &entry.watch) {
             (true, _) => attachment.tap.window_pause(now).unwrap_or(HOT_PAUSE),
-            // A blocking checkpoint waits for our mark, and gives no event.
+            // A blocking checkpoint that waits for our mark gives no event.
             _ if !attachment.tap.settle(now) => STANDING_PAUSE,
-            // A commit right before the watch gives no event.
+            // A commit just before the watch was added gives no event.
             (false, Some(_)) if is_new => HOT_PAUSE,
             (false, Some(_)) => QUIET_PAUSE,
             (false, None) => BLIND_PAUSE,
@@ -217,8 +217,8 @@ impl Thread {
     }
 }
 
-/// Capture that stops silently is the worst failure there is: the process goes down with it, so that
-/// its supervisor starts it again.
+/// Aborts the process when a thread panics, so that its supervisor starts it again. Capture that
+/// stops silently is the worst failure of all.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {

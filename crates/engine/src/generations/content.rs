@@ -10,7 +10,7 @@ use crate::restore::Objects;
 /// The bytes of one object.
 struct Compressed<'a> {
     objects: &'a mut Objects,
-    /// Somebody wanted more than there is.
+    /// Whether the decoder asked for more bytes than the object has.
     ended: bool,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    /// The content of the next object, which has this key. Read it to its end before the one after.
+    /// The content of the next object, which has this key. Read it to its end before the next one.
     pub(super) fn open(objects: &'a mut Objects, key: &'a str) -> Content<'a> {
         let ended = false;
         Content {
@@ -41,7 +41,8 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// Fills the buffer; fewer bytes only at the end of the object, which is then proven to be whole.
+    /// Fills the buffer. Fewer bytes are read only at the end of the object, which is then proven
+    /// to be whole.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, GenerationError> {
         let mut filled = 0;
         while filled < buffer.len() && !self.done {
@@ -57,8 +58,8 @@ impl<'a> Content<'a> {
         Ok(filled)
     }
 
-    /// The decoder takes an end between two blocks for that of the frame. But at the end of the
-    /// frame it knows that it is over, and does not ask for more.
+    /// Proves the end of the frame. The decoder takes an end between two blocks for the end of the
+    /// frame. But at the true end of the frame it asks for no more bytes.
     fn finish(&mut self) -> Result<(), GenerationError> {
         self.done = true;
         let compressed = self.decoder.get_mut();

@@ -7,39 +7,39 @@ use sqlite_format::{FormatError, FrameError};
 
 use super::GenerationId;
 
-/// Why there is no restore. None of these heals by trying again.
+/// Why a restore is impossible. No error here is cured by a retry.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationError {
-    /// A TXID was asked for.
+    /// A TXID was requested.
     #[error("the backup is of Litestream 0.3, which has no TXIDs: ask for a time")]
     NoTxid,
-    /// There are logs, and nothing to lay them over.
+    /// WAL segments exist, but no snapshot that they apply to.
     #[error("generation {id} has no snapshot")]
     NoSnapshot {
         /// The generation.
         id: GenerationId,
     },
-    /// What was stored at the time is not there any more, though an earlier state is.
+    /// The state of that time is no longer stored, though an earlier one is.
     #[error(
         "nothing stored leads to {wanted}: what there is ends at {before} and begins again at {after}"
     )]
     Between {
-        /// The time asked for.
+        /// The requested time.
         wanted: Timestamp,
         /// The newest state before it.
         before: Timestamp,
         /// The oldest state after it.
         after: Timestamp,
     },
-    /// A whole log is missing between others.
+    /// A whole WAL is missing between others.
     #[error("generation {id} has no log {missing:08x}; the next one stored is {next:08x}")]
     MissingLog {
         /// The generation.
         id: GenerationId,
-        /// The first missing log.
+        /// The first missing WAL.
         missing: u32,
-        /// Where it goes on.
+        /// The next stored WAL.
         next: u32,
     },
     /// A segment does not begin where the one before it ends.
@@ -49,52 +49,52 @@ pub enum GenerationError {
     SegmentGap {
         /// The object after the gap.
         key: String,
-        /// Where it begins.
+        /// Offset in bytes at which it begins.
         found: u64,
-        /// Where it should begin.
+        /// Offset in bytes at which it should begin.
         expected: u64,
     },
-    /// A log ends inside a transaction, and there are later logs.
+    /// A WAL ends inside a transaction, and later WALs exist.
     #[error(
         "generation {id}: log {log:08x} ends inside a transaction: its last segment is missing"
     )]
     Unfinished {
         /// The generation.
         id: GenerationId,
-        /// The log.
+        /// Number of the WAL.
         log: u32,
     },
-    /// The snapshot seems to have transactions that were stored as segments only after the time.
+    /// The snapshot seems to have transactions whose segments were stored only after the time.
     #[error(
         "{key} is further than the segments stored by the time asked for: ask for {certain} or later"
     )]
     SnapshotAhead {
         /// The snapshot.
         key: String,
-        /// A time from which on the snapshot is good.
+        /// A time from which on the snapshot can be restored.
         certain: Timestamp,
     },
-    /// An object's bytes are not what they should be.
+    /// The bytes of an object are wrong.
     #[error("{key} is damaged: {damage}")]
     Damaged {
         /// The object.
         key: String,
-        /// What is wrong with it.
+        /// The damage.
         damage: Damage,
     },
 }
 
-/// What is wrong with the bytes of an object.
+/// The damage to the bytes of an object.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
     /// Not an LZ4 frame, or one whose blocks or checksum are wrong.
     #[error("not a good LZ4 frame: {0}")]
     Lz4(#[source] io::Error),
-    /// The LZ4 frame is cut short, or there is none.
+    /// The LZ4 frame is cut short or missing.
     #[error("its LZ4 frame ends early")]
     Truncated,
-    /// Something follows the LZ4 frame.
+    /// Bytes follow the LZ4 frame.
     #[error("bytes follow its LZ4 frame")]
     TrailingBytes,
     /// A snapshot is not a database.
@@ -108,13 +108,13 @@ pub enum Damage {
         /// Its page size.
         page_size: u32,
     },
-    /// The header of a log cannot be understood.
+    /// The header of a WAL cannot be understood.
     #[error(transparent)]
     Log(FormatError),
-    /// A log is of another database.
+    /// A WAL is of another database.
     #[error("its pages have {found} bytes, those of the snapshot {expected}")]
     PageSize {
-        /// Page size of the log.
+        /// Page size of the WAL.
         found: u32,
         /// Page size of the snapshot.
         expected: u32,
@@ -122,9 +122,9 @@ pub enum Damage {
     /// A frame does not follow the frames before it.
     #[error("frame {number}: {source}")]
     Frame {
-        /// Number of the frame in its log, from 1.
+        /// Number of the frame in its WAL, from 1.
         number: u64,
-        /// Why not.
+        /// The reason.
         source: FrameError,
     },
     /// A segment has no frames, or ends inside one.

@@ -1,6 +1,7 @@
-//! One log: segments proven on their way into an unnamed file, then its frames from there.
+//! One WAL: its segments are proven on their way into an unnamed file, and its frames read from
+//! there.
 //!
-//! Only the end of a log tells which of its frames belong to whole transactions, and a log may be
+//! Only the end of a WAL tells which of its frames belong to whole transactions, and a WAL may be
 //! larger than memory.
 
 use std::fs::File;
@@ -19,14 +20,14 @@ use crate::restore::{Objects, RestoreError, failed};
 /// Bytes read or written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// One log, proven frame by frame on its way into an unnamed file.
+/// One WAL, proven frame by frame on its way into an unnamed file.
 pub(super) struct Log {
     file: BufWriter<File>,
     directory: PathBuf,
     page_size: PageSize,
     /// None before the first segment.
     chain: Option<Chain>,
-    /// Bytes of the log so far.
+    /// Bytes of the WAL so far.
     bytes: u64,
     pub(super) frames: u64,
     /// Frames up to the last one that ends a transaction.
@@ -71,7 +72,7 @@ impl Log {
         let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_size.as_usize()];
         loop {
             match content.fill(&mut frame)? {
-                // Litestream stores nothing without content; a log may be its header alone.
+                // Litestream stores no segment without content; a WAL may be its header alone.
                 0 if self.bytes > segment.offset => return Ok(()),
                 bytes if bytes < frame.len() => {
                     return Err(content.damaged(Damage::PartFrame).into());
@@ -94,7 +95,7 @@ impl Log {
         }
     }
 
-    /// The frames again, from the first one.
+    /// Returns the frames for reading, from the first one.
     pub(super) fn images(self) -> Result<Images, RestoreError> {
         let file = self
             .file
@@ -110,7 +111,7 @@ impl Log {
     }
 }
 
-/// The header at the begin of a log.
+/// Reads the header at the start of a WAL.
 fn header(content: &mut Content<'_>, page_size: PageSize) -> Result<WalHeader, GenerationError> {
     let mut bytes = [0; WAL_HEADER_BYTES];
     if content.fill(&mut bytes)? < bytes.len() {
@@ -126,7 +127,7 @@ fn header(content: &mut Content<'_>, page_size: PageSize) -> Result<WalHeader, G
     Ok(header)
 }
 
-/// The frames of a log that was proven.
+/// The frames of a proven WAL.
 pub(super) struct Images {
     file: BufReader<File>,
     directory: PathBuf,

@@ -1,17 +1,17 @@
-//! Replicas that Litestream 0.3 wrote. They are read, and never written or removed.
+//! Replicas that Litestream 0.3 wrote. We read them, and never write or remove them.
 //!
 //! ```text
-//! generations/ID/snapshots/LOG.snapshot.lz4   the database file while this log was the live one
-//! generations/ID/wal/LOG_OFFSET.wal.lz4       this log from a byte on; its pieces are segments
+//! generations/ID/snapshots/LOG.snapshot.lz4   the database file while this WAL was the live one
+//! generations/ID/wal/LOG_OFFSET.wal.lz4       this WAL from a byte on; its pieces are segments
 //! ```
 //!
-//! ID is 16 hex digits, LOG 8, OFFSET 8 to 16; each object is one LZ4 frame. A *generation* is what
-//! one unbroken run of Litestream 0.3 stored: logs with consecutive numbers, and at least one
-//! snapshot to lay them over. A checkpoint ends a log. Times are those of the objects, as the store
-//! tells them: nothing inside says when a commit was made.
+//! ID is 16 hex digits, LOG 8, OFFSET 8 to 16; each object is one LZ4 frame. A *generation* is the
+//! output of one unbroken run of Litestream 0.3: WALs with consecutive numbers, and at least one
+//! snapshot that they apply to. A checkpoint ends a WAL. Times are those of the objects, as
+//! reported by the store: no object contains the time of a commit.
 //!
-//! `plan` picks the objects that lead to a point, `content` decodes them as they arrive, `log` proves
-//! frames, `rebuild` makes the database of them.
+//! `plan` picks the objects that lead to a point, and `content` decodes them as they arrive. `log`
+//! proves frames, and `rebuild` makes the database from them.
 
 mod content;
 mod error;
@@ -28,7 +28,7 @@ pub use error::{Damage, GenerationError};
 pub use plan::{GenerationPlan, plan};
 pub(crate) use rebuild::rebuild;
 
-/// What every key of Litestream 0.3 begins with.
+/// Prefix of every key of Litestream 0.3.
 const PREFIX: &str = "generations/";
 
 /// Names a generation: 16 hex digits.
@@ -41,33 +41,33 @@ impl fmt::Display for GenerationId {
     }
 }
 
-/// What one run of Litestream 0.3 stored.
+/// The objects of one run of Litestream 0.3.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
     /// Its name.
     pub id: GenerationId,
-    /// Ascending by log.
+    /// The snapshots, ascending by WAL.
     pub snapshots: Vec<Snapshot>,
-    /// Ascending by log and offset.
+    /// The segments, ascending by WAL and offset.
     pub segments: Vec<Segment>,
 }
 
-/// A copy of the database file.
+/// A snapshot: the whole database file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The log that was the live one meanwhile. The copy holds all logs before it, and this one up
-    /// to an unknown frame.
+    /// Number of the WAL that was live during the snapshot. The snapshot holds all WALs before it,
+    /// and this one up to an unknown frame.
     pub log: u32,
     /// The stored object.
     pub object: ObjectInfo,
 }
 
-/// A piece of a log.
+/// A piece of a WAL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// Number of the log in its generation.
+    /// Number of the WAL in its generation.
     pub log: u32,
-    /// Where in the log it begins, in bytes.
+    /// Offset in the WAL at which it begins, in bytes.
     pub offset: u64,
     /// The stored object.
     pub object: ObjectInfo,
@@ -99,7 +99,7 @@ impl Generation {
 ///
 /// # Errors
 ///
-/// The store's.
+/// The error of the store.
 pub async fn list(store: &SharedStore) -> Result<Vec<Generation>, StoreError> {
     Ok(sorted(store.list(PREFIX, None).await?))
 }
@@ -136,14 +136,14 @@ fn sorted(objects: Vec<ObjectInfo>) -> Vec<Generation> {
     generations
 }
 
-/// What a key is about.
+/// The kind of object that a key names.
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
     Snapshot { log: u32 },
     Segment { log: u32, offset: u64 },
 }
 
-/// The object that a key names; none for foreign ones, which are left alone.
+/// The object that a key names; none for foreign objects, which are left alone.
 fn parse_key(key: &str) -> Option<(GenerationId, Part)> {
     let (id, rest) = key.strip_prefix(PREFIX)?.split_once('/')?;
     let id = GenerationId(hex(id, 16..=16)?);
@@ -167,7 +167,7 @@ fn log_number(digits: &str) -> Option<u32> {
     hex(digits, 8..=8).and_then(|number| u32::try_from(number).ok())
 }
 
-/// The number in lowercase hex digits, as many as there may be.
+/// Parses a number in lowercase hex digits with one of these lengths.
 fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let valid = lengths.contains(&digits.len()) && digits.bytes().all(is_digit);

@@ -1,4 +1,4 @@
-//! Which objects of Litestream 0.3 lead to a point. Pure.
+//! Picks the objects of Litestream 0.3 that lead to a point. Pure.
 
 use jiff::Timestamp;
 use store::ObjectInfo;
@@ -7,19 +7,19 @@ use super::{Generation, GenerationError, GenerationId, Segment, Snapshot};
 use crate::plan::PlanError;
 use crate::restore::RestoreError;
 
-/// A snapshot and the segments to lay over it, in this order.
+/// A snapshot and the segments to apply to it, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerationPlan {
     /// The generation.
     pub id: GenerationId,
-    /// What to begin with.
+    /// The snapshot to begin with.
     pub snapshot: Snapshot,
-    /// The logs that follow, without a gap as far as names tell.
+    /// The segments that follow, without a gap as far as names tell.
     pub segments: Vec<Segment>,
-    /// When the point lies inside the snapshot's own log: the rest of that log. The snapshot may have
-    /// some of it already.
+    /// The rest of the snapshot's own WAL, when the point lies inside that WAL. The snapshot may
+    /// already contain some of it.
     pub ahead: Vec<Segment>,
-    /// Time of the newest object that is used, in Unix milliseconds.
+    /// Time of the newest object in use, in Unix milliseconds.
     pub time_ms: i64,
 }
 
@@ -38,9 +38,9 @@ impl GenerationPlan {
 
 /// Plans a restore to the newest state that was stored at or before a time, or to the newest one.
 ///
-/// The generation is the one that was stored to last, the snapshot its newest, then every segment
-/// from that snapshot's log on. Another generation, an older snapshot or fewer segments would be an
-/// older state than what is stored, so what is missing there is an error.
+/// The plan takes the generation that was written last, its newest snapshot, and every segment from
+/// that snapshot's WAL on. Another generation, an older snapshot or fewer segments would give an
+/// older state than the stored one. So an object missing there is an error.
 ///
 /// # Errors
 ///
@@ -91,8 +91,8 @@ pub fn plan(
     })
 }
 
-/// Each log begins at its first byte, and no log is missing. Where a segment ends is known only once
-/// it is decoded.
+/// Checks that each WAL begins at its first byte, and that no WAL is missing. The end of a segment
+/// is known only after decoding.
 fn check_logs(id: GenerationId, first: u32, segments: &[Segment]) -> Result<(), GenerationError> {
     let logs = segments.chunk_by(|one, next| one.log == next.log);
     for (expected, log) in (u64::from(first)..).zip(logs) {
@@ -115,7 +115,7 @@ fn check_logs(id: GenerationId, first: u32, segments: &[Segment]) -> Result<(), 
     Ok(())
 }
 
-/// Why the generation that was stored to last does not lead to the point.
+/// Why the generation that was written last does not lead to the point.
 fn no_snapshot(
     generations: &[Generation],
     generation: &Generation,
@@ -203,7 +203,7 @@ mod tests {
         plan(&sorted(objects.to_vec()), at).unwrap_err().to_string()
     }
 
-    /// Two generations; the first one has a second snapshot, stored while its log went on.
+    /// Two generations. The first one has a second snapshot, stored while its WAL grew.
     fn history() -> Vec<ObjectInfo> {
         vec![
             snapshot(7, 0, 100),
@@ -339,7 +339,7 @@ mod tests {
                     whole &= segment.log == next;
                     next += 1;
                 } else {
-                    // Only what names tell: gaps behind a log's begin show in its bytes.
+                    // Only as far as names tell: gaps inside a WAL show in its bytes.
                     whole &= segment.log + 1 == next;
                 }
             }

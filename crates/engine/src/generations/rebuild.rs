@@ -1,6 +1,6 @@
-//! A database from a snapshot and the logs after it.
+//! Builds a database from a snapshot and the WALs after it.
 //!
-//! A snapshot goes straight into the file, and over it the whole transactions of each log.
+//! A snapshot goes straight into the file, and over it the whole transactions of each WAL.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -21,8 +21,8 @@ use crate::restore::{Assembly, Objects, RestoreError, Whole, failed, pipe};
 /// Bytes decoded at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Fetches what a plan names and makes the database of it. `progress` is told of bytes read and
-/// bytes to read.
+/// Fetches the objects of a plan and builds the database from them. Calls `progress` with the bytes
+/// read and the bytes to read.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub(crate) async fn rebuild(
         progress(bytes, total);
     });
     let (fetched, built) = futures::join!(fetching, assembly.write_whole(build));
-    // When the fetch fails, the other side only sees that nothing comes any more.
+    // When the fetch fails, the build only sees an early end.
     fetched?;
     built
 }
@@ -139,7 +139,7 @@ impl Build<'_> {
         })
     }
 
-    /// Applies a log that others follow, so that it has to end with a transaction.
+    /// Applies a WAL that others follow, so it must end with a transaction.
     fn apply_complete(
         &mut self,
         segments: &[Segment],
@@ -154,7 +154,7 @@ impl Build<'_> {
         self.apply(&mut log.images()?, whole)
     }
 
-    /// Applies the whole transactions of the log in which the restore ends.
+    /// Applies the whole transactions of the WAL in which the restore ends.
     fn apply_last(
         &mut self,
         segments: &[Segment],
@@ -164,7 +164,8 @@ impl Build<'_> {
         let whole = log.whole;
         for segment in &self.plan.ahead {
             match log.append(segment, objects) {
-                // It is not what was asked for: the time may be just before the damage.
+                // The damaged segment is after the requested time: the time may be just before the
+                // damage.
                 Err(RestoreError::Generation(error)) => {
                     tracing::warn!("after the time asked for: {error}");
                     break;
@@ -181,14 +182,13 @@ impl Build<'_> {
         self.apply(&mut images, whole)
     }
 
-    /// Makes sure that the snapshot has no later transaction of its log than the first `whole`
-    /// frames have.
+    /// Checks that the snapshot has no transaction of its WAL later than the first `whole` frames.
     ///
-    /// It is copied while its log goes on, and a checkpoint may have brought transactions into it
-    /// that were stored as segments only later. With an earlier part of the log laid over it, it
-    /// would be a mixture of two states, in which SQLite need not find any fault. It may be as far
-    /// as a transaction up to which every page of the log is as in the snapshot. If that is so where
-    /// the restore ends, the snapshot changes no more.
+    /// Litestream reads the snapshot while its WAL grows. A checkpoint may have copied transactions
+    /// into it whose segments were stored only later. An earlier part of the WAL applied to it
+    /// would give a mixture of two states, in which SQLite need not find any fault. The snapshot
+    /// may reach as far as a transaction at which every page of the WAL is as in the snapshot. If
+    /// that holds where the restore ends, the snapshot contains no later change.
     fn check_snapshot(
         &self,
         images: &mut Images,
@@ -236,7 +236,7 @@ impl Build<'_> {
         Ok(log)
     }
 
-    /// Writes the images of whole transactions.
+    /// Writes the page images of whole transactions.
     fn apply(&mut self, images: &mut Images, frames: u64) -> Result<(), RestoreError> {
         for _ in 0..frames {
             let (frame, image) = images.next()?;
@@ -246,7 +246,7 @@ impl Build<'_> {
             self.held.insert(frame.pgno);
             if frame.is_commit() {
                 self.commit = frame.commit;
-                // What lies behind a shrunken end is not there when the database grows again.
+                // Pages beyond a shrunken end are missing if the database grows again.
                 self.held.truncate(frame.commit);
             }
         }

@@ -1,6 +1,7 @@
-//! A database under construction: files of a plan applied in order, the result proven, then named.
+//! A database under construction: the files of a plan applied in order, the result proven, then
+//! named.
 //!
-//! Page hashes come from reading the whole file back, not from what was fetched.
+//! Page hashes come from reading the whole file back, not from the fetched bytes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,9 +24,9 @@ use crate::remote::{self, RemoteError, RemoteFile};
 use crate::sqlite::{Checked, Inspection, Stop};
 use crate::table::PageTable;
 
-/// Bytes read ahead from an object, and of the result.
+/// Bytes read at once from an object, and from the result.
 const READ_BYTES: usize = 256 << 10;
-/// Bytes of pages that follow each other and are written at once.
+/// Bytes of consecutive pages that are written at once.
 const WRITE_BYTES: usize = 256 << 10;
 
 /// A database under construction, in a temporary file that is removed unless it is published.
@@ -38,10 +39,10 @@ pub struct Assembly {
     files: usize,
 }
 
-/// A database that was written in another way than from the files of a plan.
+/// A database that was written by other means than the files of a plan.
 pub(crate) struct Whole {
     pub(crate) page_size: PageSize,
-    /// Size in pages, all of which are there.
+    /// Size in pages, all of which are present.
     pub(crate) commit: u32,
     pub(crate) generation: GenerationId,
     pub(crate) timestamp_ms: i64,
@@ -56,16 +57,16 @@ struct State {
     commit: u32,
     txid: Txid,
     timestamp_ms: i64,
-    /// The pages that are written.
+    /// The pages written so far.
     written: PageNumbers,
 }
 
 impl Assembly {
-    /// Begins beside the place where the database will be.
+    /// Creates the temporary file beside the destination of the database.
     ///
     /// # Errors
     ///
-    /// The directory cannot be made or written.
+    /// The directory cannot be created or written.
     pub fn create(output: &Path) -> Result<Assembly, RestoreError> {
         let directory = directory_of(output);
         fs::create_dir_all(&directory).map_err(failed(&directory))?;
@@ -144,7 +145,7 @@ impl Assembly {
         let fetched = fetched.await;
         let (state, applied) = applying.await.expect("applying files does not panic");
         self.state = Some(state);
-        // Without a part of an object the rest of it makes no sense: this error comes first.
+        // A missing part of an object makes the rest unreadable, so the fetch error comes first.
         fetched?;
         applied?;
         self.bytes += total;
@@ -152,7 +153,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Lets `write` make the whole database, on a thread that may block.
+    /// Lets `write` produce the whole database, on a thread that may block.
     ///
     /// # Errors
     ///
@@ -184,7 +185,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Leads on from the position reached to a later one.
+    /// Advances from the position reached to a later one.
     ///
     /// # Errors
     ///
@@ -200,8 +201,8 @@ impl Assembly {
         self.fetch(store, &plan, parallelism, &|_, _| {}).await
     }
 
-    /// Proves what there is: every page is there, and the bytes on disk are what was fetched. Returns
-    /// what was restored, with SQLite's findings: a complaint is no error here.
+    /// Proves the result: every page is present, and the bytes on disk equal the fetched ones.
+    /// Returns the restored state with SQLite's findings; a complaint is no error here.
     ///
     /// # Errors
     ///
@@ -241,21 +242,21 @@ impl Assembly {
         })
     }
 
-    /// The file as it is, for checks. It has no log beside it.
+    /// Path of the temporary file, for checks. It has no WAL beside it.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
 
-    /// Gives the database its name. What was there before is kept until the new one has it.
+    /// Gives the database its name. The file that was there is kept until the new one has the name.
     ///
     /// # Errors
     ///
-    /// The disk failed, or something has come to the destination meanwhile.
+    /// The disk failed, or another file appeared at the destination meanwhile.
     ///
     /// # Cancel safety
     ///
-    /// The place has either what was there or the new database. After the latter, what was there
-    /// may be left beside it under a name with `.before-restore`.
+    /// The destination holds either the old file or the new database. In the latter case the old
+    /// file may be left beside it under a name with `.before-restore`.
     pub async fn publish(mut self, output: &Path, force: bool) -> Result<(), RestoreError> {
         refuse_taken(output, force)?;
         let state = self
@@ -263,7 +264,7 @@ impl Assembly {
             .take()
             .expect("an assembly has its state between files");
         let (temporary, place) = (self.temporary.clone(), output.to_owned());
-        // The lock on the temporary file is in the state, so that it stays until the end.
+        // The state holds the lock on the temporary file and keeps it until the end.
         let _state = blocking(move || {
             adopt_access(&state.file, &place)
                 .and_then(|()| state.file.sync_all())
@@ -272,9 +273,9 @@ impl Assembly {
         })
         .await?;
         refuse_taken(output, force)?;
-        // A log that belongs to another file would be replayed into the new one. So it goes first,
-        // and comes back if the new file does not get its name. Between the two there is no await:
-        // a signal must not leave the old database without its log.
+        // SQLite would replay a WAL that belongs to another file into the new one. So the old WAL
+        // is moved away first, and back if the new file does not get its name. No await separates
+        // the two steps: a signal must not leave the old database without its WAL.
         let aside = set_aside(output)?;
         let mut named = fs::rename(&self.temporary, output);
         if named.is_ok() {
@@ -304,7 +305,7 @@ impl Assembly {
     }
 }
 
-/// Refuses a place that has a database, or one that another process has open.
+/// Refuses a destination that has a database, or one that another process has open.
 fn refuse_taken(output: &Path, force: bool) -> Result<(), RestoreError> {
     let path = || output.to_owned();
     if !force && exists(output)? {
@@ -333,7 +334,7 @@ fn check(path: &Path, depth: IntegrityCheck, stop: &Stop) -> Result<Checked, Res
 
 impl Drop for Assembly {
     fn drop(&mut self) {
-        // After a publication there is nothing under this name.
+        // After a publication no file has this name.
         let _removed = fs::remove_file(&self.temporary);
     }
 }
@@ -393,7 +394,7 @@ impl State {
         }
         run.write().map_err(failed(path))?;
         decoder.finish().map_err(corrupt)?;
-        // Pages behind a shrunken end are no longer there when the database grows again.
+        // Pages beyond a shrunken end are missing if the database grows again.
         self.written.truncate(header.commit);
         self.commit = header.commit;
         let size = u64::from(page_size.get());
@@ -432,7 +433,7 @@ impl State {
     }
 }
 
-/// Pages that follow each other, to be written at once.
+/// Consecutive pages, to be written at once.
 struct Run<'a> {
     file: &'a File,
     page_size: PageSize,

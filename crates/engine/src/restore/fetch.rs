@@ -1,7 +1,7 @@
-//! Bringing stored objects to this machine: ranges of them, several at once, handed on in order.
+//! Fetches stored objects: ranges of them, several at once, handed on in order.
 //!
-//! Nothing is put aside: what has come is held until whoever applies it has taken it. So memory is
-//! bounded by the ranges in flight, whatever the size of objects.
+//! Nothing goes to disk: a range stays in memory until the reader takes it. So memory is bounded by
+//! the ranges in flight, whatever the size of objects.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -11,10 +11,10 @@ use futures::StreamExt;
 use store::{SharedStore, Store, StoreError};
 use tokio::sync::mpsc;
 
-/// Bytes of one read. An object that is not larger is read whole.
+/// Bytes of one read. An object of at most this size is read whole.
 pub const RANGE_BYTES: u64 = 2 << 20;
 
-/// Reads objects one after the other: each ends where the next one begins.
+/// Reads objects one after the other; each read ends at the end of its object.
 pub(crate) struct Objects {
     parts: mpsc::Receiver<Part>,
     rest: Bytes,
@@ -24,17 +24,17 @@ pub(crate) struct Objects {
 /// A part of an object.
 struct Part {
     bytes: Bytes,
-    /// The object ends with it.
+    /// Whether the object ends with this part.
     is_last: bool,
 }
 
-/// Where [`Objects`] get their parts from.
+/// The source of the parts of [`Objects`].
 pub(crate) struct Fetch<'a> {
     store: &'a SharedStore,
     parts: mpsc::Sender<Part>,
 }
 
-/// A fetch and what it brings.
+/// Creates a fetch and the reader of its objects.
 pub(crate) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
     let (sender, parts) = mpsc::channel(1);
     let objects = Objects {
@@ -47,9 +47,9 @@ pub(crate) fn pipe(store: &SharedStore) -> (Fetch<'_>, Objects) {
 }
 
 impl Fetch<'_> {
-    /// Brings objects, given by key and size, in this order, with up to `parallelism` requests at
-    /// once. `arrived` is told of the bytes of each part. Ends early, and well, when nobody reads any
-    /// more.
+    /// Fetches objects, given by key and size, in this order, with up to `parallelism` requests at
+    /// once. Calls `arrived` with the bytes of each part. Ends early and without an error when the
+    /// reader is dropped.
     pub(crate) async fn bring(
         self,
         objects: impl Iterator<Item = (String, u64)>,
@@ -68,7 +68,7 @@ impl Fetch<'_> {
             let part = part?;
             let bytes = part.bytes.len() as u64;
             if self.parts.send(part).await.is_err() {
-                // What it found in an object is the error to report.
+                // The reader reports the error that it found in an object.
                 return Ok(());
             }
             arrived(bytes);
@@ -77,7 +77,7 @@ impl Fetch<'_> {
     }
 }
 
-/// The reads that make up an object, and whether each is the last one; none: all of it at once.
+/// The reads that make up an object, and whether each is the last one; none means one read of all.
 fn ranges(size: u64) -> impl Iterator<Item = Option<(Range<u64>, bool)>> {
     let whole = (size <= RANGE_BYTES).then_some(None);
     let starts = (0..size).step_by(RANGE_BYTES as usize);
@@ -91,7 +91,7 @@ fn ranges(size: u64) -> impl Iterator<Item = Option<(Range<u64>, bool)>> {
 }
 
 impl Objects {
-    /// Goes on to the next object, once this one was read to its end.
+    /// Continues with the next object, after this one was read to its end.
     pub(crate) fn next_object(&mut self) {
         debug_assert!(self.rest.is_empty() && self.is_last);
         self.is_last = false;
@@ -116,7 +116,7 @@ impl Read for Objects {
 
 #[cfg(test)]
 impl Objects {
-    /// One object, in parts of this size that have come already.
+    /// One object, in parts of this size that have already arrived.
     pub(crate) fn of(object: &[u8], part_bytes: usize) -> Objects {
         let (sender, parts) = mpsc::channel(object.len() + 1);
         let mut chunks = object.chunks(part_bytes).peekable();

@@ -1,13 +1,13 @@
-//! Building a database from a replica.
+//! Restore: building a database from a replica.
 //!
-//! The new database grows in a temporary file beside its place and takes its name only when it is
-//! whole, proven and durable. A restore that cannot reach the point asked for is an error; it
-//! never ends silently at another one. Around a damaged file it takes another way to that very point, if
-//! there is one, and says so.
+//! The new database grows in a temporary file beside its destination. It takes its name only when
+//! it is whole, proven and durable. A restore that cannot reach the requested point is an error; it
+//! never ends silently at another one. Around a damaged file a restore takes other files to that
+//! very point, if there are any, and reports it.
 //!
-//! Here is what a restore is asked, what it answers, and the order of its steps: `point` finds the
-//! way, `search` the position of a time, `fetch` brings the files in order, `assembly` builds and proves,
-//! `place` exchanges the files at the destination.
+//! This module holds the options, the result and the order of the steps. `point` plans the files to
+//! a point, `search` finds the position of a time, and `fetch` brings the files in order.
+//! `assembly` builds and proves, `place` exchanges the files at the destination.
 
 mod assembly;
 mod fetch;
@@ -35,13 +35,13 @@ pub(crate) use fetch::{Objects, pipe};
 use place::{exists, refuse_link};
 pub use point::{Point, Resolved, Way, find};
 
-/// Times that a restore begins again because planned files have expired meanwhile.
+/// Maximum number of new plans of one restore, when planned files have expired meanwhile.
 const REPLANS: u32 = 3;
 
-/// How deep SQLite looks at the result.
+/// Depth of SQLite's check of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IntegrityCheck {
-    /// Not at all: checksums of files and the coverage of pages are proven all the same.
+    /// No check. Checksums of files and the coverage of pages are proven all the same.
     None,
     /// `PRAGMA quick_check`.
     Quick,
@@ -49,28 +49,28 @@ pub enum IntegrityCheck {
     Full,
 }
 
-/// SQLite's check of the result, beside the proof by checksums and coverage that always is.
+/// SQLite's check of the result, beside the proof by checksums and coverage that is always made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Check {
-    /// How deep it looks.
+    /// Depth of the check.
     pub depth: IntegrityCheck,
     /// The reaction to a complaint.
     pub on_complaint: OnComplaint,
 }
 
-/// The reaction when SQLite complains about a database whose bytes are proven to be the stored ones: the
-/// database itself is so, not the backup.
+/// The reaction when SQLite complains about a database whose bytes are proven to be the stored
+/// ones. The fault is then in the database itself, not in the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnComplaint {
     /// The restore fails.
     Refuse,
-    /// The database is given back, and [`Restored::checked`] has the complaint. A generation of
-    /// Litestream 0.3 is refused all the same: nothing proves the end of its logs.
+    /// The database is published, and [`Restored::checked`] has the complaint. A generation of
+    /// Litestream 0.3 is refused all the same: nothing proves the end of its WAL files.
     Tell,
 }
 
 impl From<IntegrityCheck> for Check {
-    /// A check that decides.
+    /// A check whose complaint refuses the database.
     fn from(depth: IntegrityCheck) -> Check {
         Check {
             depth,
@@ -79,12 +79,12 @@ impl From<IntegrityCheck> for Check {
     }
 }
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Debug, Clone)]
 pub struct Restored {
-    /// The position reached; zero when it is of a generation.
+    /// The position reached; zero for a generation of Litestream 0.3.
     pub txid: Txid,
-    /// The generation of Litestream 0.3 that it is of.
+    /// The restored generation of Litestream 0.3, if it was one.
     pub generation: Option<GenerationId>,
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
@@ -94,14 +94,14 @@ pub struct Restored {
     pub bytes: u64,
     /// Files read.
     pub files: usize,
-    /// Keys of damaged files that the way went around, over others that lead to the same position.
+    /// Keys of damaged files that were replaced by others to the same position.
     pub damaged: Vec<String>,
     /// SQLite's findings that are no reason to withhold the database.
     pub checked: Checked,
 }
 
 impl Restored {
-    /// Where what is captured next goes on from; none when it begins a history of its own.
+    /// The base on which capture continues; none when the database begins a new history.
     pub fn base(&self) -> Option<(Txid, &PageTable)> {
         (self.generation.is_none()).then_some((self.txid, &self.table))
     }
@@ -117,18 +117,18 @@ pub enum RestoreError {
     /// A stored file is damaged or not what its name says.
     #[error(transparent)]
     Remote(RemoteError),
-    /// What is stored does not lead to the point.
+    /// The stored files do not lead to the point.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// What Litestream 0.3 stored does not lead to the point.
+    /// The files of Litestream 0.3 do not lead to the point.
     #[error(transparent)]
     Generation(#[from] GenerationError),
-    /// Nothing is as old as the time asked for.
+    /// No backup is as old as the requested time.
     #[error("the oldest backup is of {oldest}, after {wanted}")]
     TooEarly {
-        /// The time asked for.
+        /// The requested time.
         wanted: Timestamp,
-        /// The oldest position's time.
+        /// The time of the oldest position.
         oldest: Timestamp,
     },
     /// Files are missing around a time, so the state of that time cannot be known.
@@ -137,7 +137,7 @@ pub enum RestoreError {
          another time, or --txid {before} or {next} where these can be reached"
     )]
     HoleAtTime {
-        /// The time asked for.
+        /// The requested time.
         wanted: Timestamp,
         /// The last position at or before the time that is stored.
         before: Txid,
@@ -166,30 +166,31 @@ pub enum RestoreError {
         /// The page size before.
         expected: u32,
     },
-    /// SQLite finds fault with the restored database.
+    /// SQLite complains about the restored database.
     #[error("SQLite complains about the restored database: {problem}; {}", cause(*.is_proven))]
     Integrity {
         /// Its first complaint.
         problem: String,
-        /// Checksums prove that the bytes are those that were stored: the source is so, too.
+        /// Whether checksums prove that the bytes are the stored ones: the source then has the same
+        /// fault.
         is_proven: bool,
     },
-    /// SQLite could not look at it.
+    /// SQLite could not check the database.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
-    /// Something is at the destination.
+    /// The destination exists.
     #[error("{} exists; restore elsewhere, or force", path.display())]
     Exists {
         /// The destination.
         path: PathBuf,
     },
-    /// A symbolic link is at the destination.
+    /// The destination is a symbolic link.
     #[error("{} is a symbolic link; give the path that it leads to", path.display())]
     Link {
         /// The destination.
         path: PathBuf,
     },
-    /// Somebody has the database open, or restores to the same place.
+    /// Another process has the database open, or restores to the same destination.
     #[error("{} is in use: stop the application, or the other restore, first", path.display())]
     InUse {
         /// The destination.
@@ -200,12 +201,12 @@ pub enum RestoreError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Whose fault a complaint of SQLite's is, and how the database is restored all the same.
+/// The origin of a complaint of SQLite, and how to restore the database all the same.
 fn cause(is_proven: bool) -> &'static str {
     if is_proven {
         "every checksum holds and every page is there, so the backup is what was stored and the \
@@ -226,22 +227,22 @@ impl From<RemoteError> for RestoreError {
     }
 }
 
-/// How to restore.
+/// Parameters of a restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
     /// The point.
     pub point: Point,
-    /// Where the database goes.
+    /// Destination of the database.
     pub output: PathBuf,
-    /// Replace a database that is there. Nobody may have it open.
+    /// Replace an existing database. No process may have it open.
     pub force: bool,
     /// SQLite's check of the result.
     pub integrity: Check,
-    /// Requests under way at the same time, 1 to 64. Memory is about 2 MiB for each.
+    /// Requests in flight at the same time, 1 to 64. Memory is about 2 MiB for each.
     pub parallelism: usize,
 }
 
-/// Restores a database. `progress` is told of bytes read and bytes to read.
+/// Restores a database. Calls `progress` with the bytes read and the bytes to read.
 ///
 /// # Errors
 ///
@@ -256,8 +257,8 @@ pub async fn restore(
     Ok(restored)
 }
 
-/// Does everything but give the database its name: for callers that have to write down first what
-/// it will be.
+/// Does everything but give the database its name, for callers that must first record what it will
+/// be.
 ///
 /// # Errors
 ///
@@ -276,7 +277,7 @@ pub async fn assemble(
     }
     for _ in 0..REPLANS {
         match build(store, options, progress).await {
-            // Retention took a file that was listed: what is stored now leads there another way.
+            // Retention deleted a file that was listed: plan again from the present list.
             Err(RestoreError::Store(error)) if error.kind() == StoreErrorKind::Missing => {}
             result => return result,
         }
@@ -305,7 +306,7 @@ async fn build(
                 tracing::warn!("{error}: other files lead to the same position");
                 damaged.push(key);
                 resolved = around;
-                // The place of the one before is given up first.
+                // Dropping the old assembly frees the name of its temporary file.
                 drop(assembly);
                 assembly = Assembly::create(&options.output)?;
             }
@@ -329,8 +330,8 @@ async fn build(
     Ok((assembly, restored))
 }
 
-/// Another way to the same position without the file that an error says is damaged, and its key. It ends,
-/// because each way has fewer files to choose from.
+/// Plans the files to the same position without the file that an error reports as damaged. Returns
+/// them with its key. Replanning ends, because each plan has fewer files to choose from.
 fn around(
     store: &SharedStore,
     mut resolved: Resolved,

@@ -1,5 +1,5 @@
-//! The place where the database goes: who has it open, whose it is, and the exchange of files, in
-//! which the old database keeps its name until the new one takes it.
+//! The destination of a restore: its open files, its access rights, and the exchange of files. The
+//! old database keeps its name until the new one takes it.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use crate::scan::{fingerprint, with_suffix};
 
 pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
     match fs::metadata(path) {
-        // An empty file is what an application that has not written yet leaves.
+        // An application that has not written yet leaves an empty file.
         Ok(meta) => Ok(!meta.is_file() || meta.len() > 0),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(RestoreError::Io {
@@ -23,7 +23,7 @@ pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
     }
 }
 
-/// A link at the place would be replaced, and what it leads to left behind.
+/// Refuses a symbolic link: the restore would replace the link and leave its target behind.
 pub(super) fn refuse_link(path: &Path) -> Result<(), RestoreError> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_symlink() => Err(RestoreError::Link {
@@ -33,10 +33,10 @@ pub(super) fn refuse_link(path: &Path) -> Result<(), RestoreError> {
     }
 }
 
-/// Whether another process has the database open, from the locks that SQLite holds meanwhile.
+/// Whether another process has the database open, by the locks that SQLite holds meanwhile.
 pub(super) fn is_open(output: &Path) -> io::Result<bool> {
-    // Every connection in WAL mode holds a shared lock on this byte of `-shm`; others hold one in
-    // this range of the file itself while they read. <https://sqlite.org/src/file/src/os_unix.c>
+    // Every connection in WAL mode holds a shared lock on this byte of `-shm`. Others hold one in
+    // this range of the database file while they read. <https://sqlite.org/src/file/src/os_unix.c>
     for (path, start, length) in [
         (with_suffix(output, "-shm"), 128, 1),
         (output.to_owned(), 0x4000_0000, 512),
@@ -57,8 +57,8 @@ pub(super) fn is_open(output: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Gives a new file the mode and owner of the one that it replaces; else what SQLite would give
-/// it, and, for root, the owner of the directory.
+/// Gives a new file the mode and owner of the file that it replaces. Without one, it gets the mode
+/// that SQLite would give it and, for root, the owner of the directory.
 pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
     let (mode, owner) = match fs::metadata(output) {
         Ok(old) => (old.mode() & 0o777, (old.uid(), old.gid())),
@@ -74,8 +74,8 @@ pub(super) fn adopt_access(file: &File, output: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The process's mask for new files. The system call that tells it changes it for a moment, for all
-/// threads.
+/// The process's mask for new files. The system call that reads it also changes it for a moment,
+/// for all threads.
 fn umask() -> io::Result<u32> {
     let status = fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
@@ -83,8 +83,8 @@ fn umask() -> io::Result<u32> {
         .ok_or_else(|| io::Error::other("/proc/self/status names no umask"))
 }
 
-/// Moves the logs beside the destination to names of their own, and gives the database there a
-/// second name. Returns where each was and is.
+/// Moves the WAL and its companions beside the destination to other names, and gives the database
+/// there a second name. Returns the old and the new path of each.
 pub(super) fn set_aside(output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, RestoreError> {
     let mut moved = Vec::new();
     for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -109,7 +109,8 @@ pub(super) fn set_aside(output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Restor
     Ok(moved)
 }
 
-/// The database keeps its own name until the new file takes it: there is always one of the two.
+/// Adds a second name. The database keeps its own until the new file takes it, so one of the two
+/// always exists.
 fn second_name(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -120,10 +121,11 @@ fn second_name(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Undoes [`set_aside`] as far as the disk allows; what stays has its name of before.
+/// Undoes [`set_aside`] as far as the disk allows; a file that stays keeps its `.before-restore`
+/// name.
 pub(super) fn put_back(moved: &[(PathBuf, PathBuf)]) {
     for (from, to) in moved {
-        // Two names of one file are not made one by a renaming.
+        // A rename does not join two names of one file, so the second name is removed.
         let is_second_name = same_file(from, to);
         let undone = if is_second_name {
             fs::remove_file(to)

@@ -1,4 +1,4 @@
-//! The point to restore, and the way there through what is stored.
+//! The point to restore, and the stored files that lead to it.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -15,7 +15,7 @@ use crate::holes::{Hole, holes};
 use crate::plan::{Plan, PlanError, plan_restore};
 use crate::remote::{self, RemoteError, RemoteFile, read_header};
 
-/// Damaged headers that a search for a time does without.
+/// Damaged headers that a search for a time tolerates.
 const MAX_DAMAGED: usize = 16;
 
 /// The point to restore.
@@ -29,7 +29,7 @@ pub enum Point {
     Timestamp(Timestamp),
 }
 
-/// A point, found in what is stored.
+/// A point, resolved against the stored files.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     /// Every file of the replica.
@@ -38,7 +38,7 @@ pub struct Resolved {
     pub plan: Plan,
 }
 
-/// What leads to a point.
+/// The source that a restore reads.
 #[derive(Debug, Clone)]
 pub enum Way {
     /// Our files, which are those of Litestream 0.5.
@@ -47,15 +47,15 @@ pub enum Way {
     Generation(GenerationPlan),
 }
 
-/// Looks up what is stored, by us and by Litestream 0.3, and plans the way to a point. Of two ways
-/// the one to the newer state counts.
+/// Lists our files and those of Litestream 0.3, and plans the restore of a point. If both lead to
+/// it, the newer state is taken.
 ///
 /// # Errors
 ///
-/// See [`RestoreError`]; [`PlanError::Empty`] only when the store says that there is nothing.
+/// See [`RestoreError`]; [`PlanError::Empty`] only when the store answers that it has no files.
 pub async fn find(store: &SharedStore, point: Point) -> Result<Way, RestoreError> {
     let files = remote::list(store).await?;
-    // Generations have no TXIDs; with our files there, nobody means one.
+    // Generations have no TXIDs; beside our files, a TXID never means one.
     let by_txid = matches!(point, Point::Txid(_));
     let generations = if by_txid && !files.is_empty() {
         Vec::new()
@@ -96,14 +96,14 @@ pub async fn find(store: &SharedStore, point: Point) -> Result<Way, RestoreError
     Ok(Way::Files(Resolved { files, plan }))
 }
 
-/// The way to a time from before our files.
+/// Plans the restore of a time from before our files.
 fn before_ours(
     files: &BTreeSet<RemoteFile>,
     generations: &[Generation],
     wanted: Timestamp,
     oldest: Timestamp,
 ) -> Result<GenerationPlan, RestoreError> {
-    // Without our first file, nobody knows what was stored until the oldest that is left.
+    // Without our first file, the files stored before the oldest remaining one are unknown.
     let is_whole = files.iter().any(|file| file.max.get() == 1);
     let end = newest_ms(generations, None).and_then(|ms| Timestamp::from_millisecond(ms).ok());
     if let Some(end) = end.filter(|end| !is_whole && *end < wanted) {
@@ -123,13 +123,13 @@ fn before_ours(
     })
 }
 
-/// When the store got the newest pages up to a position. A fence has none: it is younger than what
-/// it ends.
+/// When the store received the newest pages up to a position. A fence has no pages: it is younger
+/// than the history that it ends.
 fn content_ms(files: &BTreeSet<RemoteFile>, position: Txid) -> Option<i64> {
     let content = files
         .iter()
         .filter(|file| file.max <= position && file.has_pages());
-    // What is merged or copied later is stored again.
+    // A compaction or a later snapshot stores the same pages again.
     let newest = content.max_by_key(|file| (file.max, Reverse(file.modified_ms)));
     newest.map(|file| file.modified_ms)
 }
@@ -142,7 +142,7 @@ fn newest_ms(generations: &[Generation], at: Option<Timestamp>) -> Option<i64> {
     each.max()
 }
 
-/// Plans the way to a point through our files.
+/// Plans the restore of a point from our files.
 async fn resolve(
     store: &SharedStore,
     files: BTreeSet<RemoteFile>,
@@ -161,8 +161,8 @@ async fn resolve(
 ///
 /// # Errors
 ///
-/// See [`RestoreError`]; [`RestoreError::HoleAtTime`] beside a hole: whether a lost file is of before
-/// the time or after it cannot be known.
+/// See [`RestoreError`]. [`RestoreError::HoleAtTime`] when the position is beside a hole: the lost
+/// file may be from before the time or from after it.
 async fn position_at(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,
@@ -182,8 +182,8 @@ async fn position_at(
     }
 }
 
-/// The newest stored position at or before a time. A file whose header is damaged has no time: without
-/// it the position is known all the same, unless it may be that file's own.
+/// The newest stored position at or before a time. A file with a damaged header has no time. The
+/// position is known all the same, unless it may be that file's own.
 async fn stored_position_at(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,
@@ -200,7 +200,8 @@ async fn stored_position_at(
             }
             Err(Unknown::Damaged(_, error)) => return Err(error.into()),
             found => {
-                // Between the position, or none, and the next one that has a time.
+                // A damaged file may be meant if it ends between the position found, or none, and
+                // the next position that has a time.
                 let position = found.as_ref().copied().unwrap_or(Txid::ZERO);
                 let ends = readable.iter().map(|file| file.max);
                 let next = ends.filter(|end| *end > position).min();
@@ -220,9 +221,9 @@ async fn stored_position_at(
     }
 }
 
-/// Why the position of a time is not known.
+/// Why the position of a time is unknown.
 enum Unknown {
-    /// This file's header cannot be understood.
+    /// The header of this file cannot be understood.
     Damaged(RemoteFile, RemoteError),
     Other(RestoreError),
 }
@@ -251,7 +252,7 @@ async fn position_among(
     }
     match search.found().checked_sub(1) {
         Some(index) => Ok(ends[index].0.max),
-        // Nothing is found before the oldest file unless that was looked at.
+        // The search finds no file only if it has read the header of the oldest one.
         None => Err(Unknown::Other(RestoreError::TooEarly {
             wanted: time,
             oldest: Timestamp::from_millisecond(oldest_ms).unwrap_or(Timestamp::MAX),
@@ -259,8 +260,8 @@ async fn position_among(
     }
 }
 
-/// The files of each position, in order: the one of the lowest level, and when the store got the
-/// first of them.
+/// One file for each position, in order: the one of the lowest level, with the time at which the
+/// store received the first of its files.
 fn ends(files: &BTreeSet<RemoteFile>) -> Vec<(RemoteFile, i64)> {
     let mut sorted: Vec<RemoteFile> = files.iter().copied().collect();
     sorted.sort_by_key(|file| (file.max, file.level));
@@ -285,13 +286,13 @@ mod tests {
     /// The newest position.
     const NEWEST: u64 = 300;
 
-    /// When a position was captured: of three, two in one millisecond.
+    /// Capture time of a position; of three positions, two share a millisecond.
     fn captured_ms(txid: u64) -> i64 {
         1_000_000 + (txid as i64 - 1) / 3 * 1000 + (txid as i64 - 1) % 3 / 2
     }
 
-    /// Three captures each second, the older ones only as parts of merged files, in a store
-    /// that says `stored_ms` of the file that ends at a position.
+    /// Three captures each second, the older ones only inside compacted files. The store reports
+    /// `stored_ms` for the file that ends at a position.
     async fn replica(stored_ms: impl Fn(u64) -> i64 + Send + Sync) -> Arc<Faulty<Memory>> {
         let merged = (2..=NEWEST).filter(|txid| txid % 30 == 0);
         let merged = merged.map(|txid| (1, if txid == 30 { 2 } else { txid - 29 }, txid));
@@ -300,7 +301,7 @@ mod tests {
         store_of(files, captured_ms, stored_ms).await
     }
 
-    /// A store of files, each a level, a first and a last TXID.
+    /// A store with these files, each a level, a first and a last TXID.
     async fn store_of(
         files: impl IntoIterator<Item = (u8, u64, u64)>,
         captured_ms: impl Fn(u64) -> i64,
@@ -337,7 +338,7 @@ mod tests {
         store
     }
 
-    /// The position that a time means, and how many headers were read for it.
+    /// The position that a time means, and the number of headers read for it.
     async fn found(store: &Arc<Faulty<Memory>>, ms: i64) -> (Result<Txid, RestoreError>, usize) {
         let shared = Arc::clone(store) as SharedStore;
         let point = Point::Timestamp(Timestamp::from_millisecond(ms).unwrap());
@@ -382,8 +383,8 @@ mod tests {
         every_time_is_found(|txid| -(txid as i64), 14).await;
     }
 
-    /// Looks up each time of a replica without one of its files, and returns the positions whose
-    /// times are refused.
+    /// Resolves each time of a replica without one of its files. Returns the positions whose times
+    /// are refused.
     async fn refused_without(
         files: &[(u8, u64, u64)],
         lost: Option<(u8, u64, u64)>,
@@ -393,7 +394,7 @@ mod tests {
         let store = store_of(left, at, at).await;
         let newest = files.iter().map(|file| file.2).max().unwrap();
         let mut refused = BTreeSet::new();
-        // Of the newest file nobody knows that it was there.
+        // The loss of the newest file cannot be noticed.
         for txid in 1..newest {
             let ends = files.iter().map(|file| file.2);
             let meant = ends.filter(|end| *end <= txid).max().unwrap();
@@ -425,7 +426,7 @@ mod tests {
                     let over = [15, 20, 30, 40].into_iter().find(|end| *end > txid);
                     (txid - 1..over.unwrap()).collect()
                 }
-                // Without the first snapshot nothing leads to what is before the second.
+                // Without the first snapshot no file leads to the positions before the second.
                 9 if txid == 1 => (1..20).collect(),
                 _ => BTreeSet::new(),
             };
@@ -441,8 +442,9 @@ mod tests {
         assert!(refused_without(&files, None).await.is_empty());
         let beside = refused_without(&files, Some((0, 25, 25))).await;
         assert_eq!(beside, (24..30).collect());
-        // Retention is in the middle of the files that one of level 1 covers: what follows them cannot
-        // be reached any more, and the times of those that are gone are those of the step before.
+        // Retention has deleted some of the files that one of level 1 covers. The positions after
+        // them cannot be reached any more. The times of the deleted files resolve to the position
+        // before.
         for gone in 16..20 {
             files.retain(|file| *file != (0, gone, gone));
             let refused = refused_without(&files, None).await;
@@ -485,7 +487,7 @@ mod tests {
             put.await.unwrap();
         };
         let at = |txid: u64| captured_ms(txid);
-        // Merged files end at 180 and 270, too: their times are those of the positions.
+        // Compacted files end at 180 and 270, too: their times are those of the positions.
         for txid in [180, 200, 270, 271] {
             damage(txid).await;
         }

@@ -1,21 +1,21 @@
-//! Which position a time means, with few looks at stored files.
+//! Finds the position of a time with few reads of stored files.
 //!
-//! The time of a position is in the header of its file, and times never go back with TXIDs. A list
-//! says when the store got each file, which is about that: a little later, or off by as much as two
-//! clocks differ. So the search begins where the list suggests, learns from each header how far the
-//! list is off, and ends when two neighbours are known, one on each side of the wanted time. Where
-//! the list suggests nonsense, it goes on by halves.
+//! The time of a position is in the header of its file, and times never decrease with TXIDs. The
+//! list gives the time at which the store received each file. That is a little later, or off by as
+//! much as two clocks differ. So the search begins where the list suggests, and learns from each
+//! header how far the list is off. It ends when two neighbours are known, one on each side of the
+//! wanted time. Where the list misleads, the search continues by halves.
 
 /// Headers that are chosen by the times of the list.
 const GUIDED: u32 = 6;
 
-/// Finds how many files, sorted by their ends, are not younger than a time.
+/// Finds how many files, sorted by their ends, are at or before a time.
 #[derive(Debug)]
 pub(super) struct TimeSearch {
-    /// When the store got each file, or any that ends later: nothing is captured after that.
+    /// Time at which the store received each file or any later one: its captures are no younger.
     stored_ms: Vec<i64>,
     wanted_ms: i64,
-    /// How much later a header's time is than the list's, by the last header seen.
+    /// How much later a header's time is than the list's, by the last header read.
     later_ms: i64,
     /// The answer is in `low..=high`.
     low: usize,
@@ -24,7 +24,7 @@ pub(super) struct TimeSearch {
 }
 
 impl TimeSearch {
-    /// `stored_ms`: when the store got each file, in the order of their ends, by any clock.
+    /// `stored_ms`: when the store received each file, in the order of their ends, by any clock.
     pub(super) fn new(mut stored_ms: Vec<i64>, wanted_ms: i64) -> TimeSearch {
         let mut earliest_ms = i64::MAX;
         for ms in stored_ms.iter_mut().rev() {
@@ -41,7 +41,7 @@ impl TimeSearch {
         }
     }
 
-    /// The file whose header to look at next; none: it is found.
+    /// The file whose header to read next; none when the search has ended.
     pub(super) fn poll_probe(&self) -> Option<usize> {
         if self.low == self.high {
             return None;
@@ -51,7 +51,7 @@ impl TimeSearch {
         }
         let is_before = |ms: &i64| ms.saturating_add(self.later_ms) <= self.wanted_ms;
         let first_after = self.stored_ms.partition_point(is_before);
-        // The first that is younger, then the last that is not.
+        // The first file after the time, then the last one that is not after it.
         Some(first_after.clamp(self.low, self.high - 1))
     }
 
@@ -66,7 +66,7 @@ impl TimeSearch {
         self.guided = self.guided.saturating_sub(1);
     }
 
-    /// How many files are not younger, once nothing is left to look at.
+    /// Number of files at or before the time, once no header is left to read.
     pub(super) fn found(&self) -> usize {
         debug_assert_eq!(self.low, self.high);
         self.low
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Searches, and returns the answer and how many headers it took.
+    /// Searches. Returns the answer and the number of headers read.
     fn search(captured_ms: &[i64], stored_ms: Vec<i64>, wanted_ms: i64) -> (usize, u32) {
         let mut search = TimeSearch::new(stored_ms, wanted_ms);
         let mut probes = 0;
@@ -107,7 +107,7 @@ mod tests {
                 captured_ms.push(captured_ms.last().copied().unwrap_or(0) + pause);
             }
             let stored = captured_ms.iter().zip(&steps).map(|(ms, (pause, delay))| match kind {
-                // Captured files; merged ones; a copied bucket; nonsense.
+                // Captured files; compacted files; a copied bucket; arbitrary times.
                 0 => ms + pause / 2 + off_ms,
                 1 => ms + delay + off_ms,
                 2 => off_ms,
@@ -119,7 +119,7 @@ mod tests {
         }
     }
 
-    /// A number below `end` that follows from `index`.
+    /// A pseudorandom number below `end`, derived from `index`.
     fn any(index: i64, end: i64) -> i64 {
         (index
             .wrapping_mul(0x5851_f42d_4c95_7f2d)
@@ -128,7 +128,7 @@ mod tests {
             .rem_euclid(end)
     }
 
-    /// How many headers 200 searches of a day with a capture each second take.
+    /// Number of headers read by 200 searches of a day with a capture each second.
     fn of_a_day(every_s: i64, stored_ms: impl Fn(i64, i64) -> i64) -> (f64, u32) {
         let captured: Vec<i64> = (0..86_400 / every_s)
             .map(|index| index * every_s * 1000 + any(index, 300))

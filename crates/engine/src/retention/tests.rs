@@ -29,7 +29,7 @@ fn policy(exact: u64, window: u64) -> RetentionPolicy {
     }
 }
 
-/// What goes, when the rule is right.
+/// The deleted files, if the rule is right.
 fn expired(files: &BTreeSet<RemoteFile>, policy: &RetentionPolicy, now_ms: i64) -> Vec<RemoteFile> {
     let plan = plan_retention(files, policy, now_ms);
     assert_eq!(plan.spared, []);
@@ -129,7 +129,7 @@ fn replica() -> BTreeSet<RemoteFile> {
     .into()
 }
 
-/// What is left of the wrong deletions, and what is said of it.
+/// The plan that the proof makes of wrong deletions.
 fn proven(files: BTreeSet<RemoteFile>, wrong: &[RemoteFile]) -> RetentionPlan {
     let policy = policy(1, 5);
     let files = Aged::all(&files, 10 * DAY_MS);
@@ -141,7 +141,7 @@ fn proven(files: BTreeSet<RemoteFile>, wrong: &[RemoteFile]) -> RetentionPlan {
 #[test]
 fn a_rule_that_picks_wrong_files_is_caught_and_the_rest_of_its_files_goes() {
     let (base, step) = (file(9, 1, 5, 3), file(1, 6, 8, 7));
-    // Without its full copy the window is reached over the older one.
+    // Without its snapshot the window is reached from the older one.
     let plan = proven(replica(), &[base]);
     assert_eq!((plan.expired, plan.spared), (vec![base], vec![]));
     let plan = proven(replica(), &[file(9, 1, 1, 0), file(1, 2, 5, 1), base]);
@@ -203,7 +203,7 @@ fn a_hundred_thousand_files_are_planned_and_proven() {
     assert_eq!(plan.expired, []);
 }
 
-/// A capture each second up to the end of day 1, merged each half minute, five minutes and hour.
+/// A capture each second up to the end of day 1, compacted each half minute, five minutes and hour.
 fn busy_day(count: u64) -> BTreeSet<RemoteFile> {
     let mut files: BTreeSet<_> = [file(9, 1, 1, 0)].into();
     let at = |txid: u64| DAY_MS - (count - txid) as i64 * 864;
@@ -241,8 +241,8 @@ fn any_files() -> impl Strategy<Value = BTreeSet<RemoteFile>> {
 }
 
 proptest! {
-    /// Whatever the rule picks, whatever is stored, whatever times it has: what is promised and
-    /// was reached is reached without what goes, and without any part of that.
+    /// Whatever the rule picks, and whatever files and times are stored: a promised position that
+    /// was reached is reached without the deleted files, and without any subset of them.
     #[test]
     fn no_choice_of_files_breaks_a_promise(
         all in any_files(),
@@ -275,9 +275,9 @@ proptest! {
         }
     }
 
-    /// Captures one TXID a quarter day, merges on three levels and copies now and then, deletes
-    /// what expires, and asks after each step for every point that is promised. The rule is never
-    /// corrected by the proof.
+    /// Captures one TXID a quarter day, compacts on three levels, makes snapshots now and then, and
+    /// deletes expired files. After each step it checks every promised point. The proof never has
+    /// to correct the rule.
     #[test]
     fn every_promised_point_stays_restorable(
         steps in prop::collection::vec((0u8..4, 0u8..9), 20..120),
@@ -291,8 +291,8 @@ proptest! {
         }
     }
 
-    /// Some times are a year ahead, some are from 1970: a point stays as long as it is promised,
-    /// while the time of one file that ends there, or before it and inside the same span, is right.
+    /// Some times are a year ahead, some are from 1970. A point stays as long as it is promised,
+    /// while the time of one file is right that ends there, or before it and inside the same span.
     #[test]
     fn wrong_times_of_stored_files_lose_no_promised_point(
         steps in prop::collection::vec((0u8..4, 0u8..9, stamp()), 20..80),
@@ -306,7 +306,7 @@ proptest! {
         }
     }
 
-    /// A clock that is behind keeps more, and one that goes back loses nothing.
+    /// A clock that is behind keeps more, and one that goes back loses no point.
     #[test]
     fn a_time_that_is_behind_loses_no_promised_point(
         steps in prop::collection::vec((0u8..4, 0u8..9, 0i64..20), 20..80),
@@ -342,10 +342,10 @@ struct Life {
     policy: RetentionPolicy,
     files: BTreeSet<RemoteFile>,
     txid: u64,
-    /// Where level 1 ends.
+    /// End of level 1.
     merged: u64,
     now_ms: i64,
-    /// What is promised: TXID, whether its file is of level 0, when that was stored.
+    /// The promised points: TXID, whether its file is of level 0, and when that file was stored.
     points: Vec<(u64, bool, i64)>,
 }
 
@@ -396,7 +396,7 @@ impl Life {
         self.points.push((max, level == 0, stored_ms));
     }
 
-    /// Deletes what expires, and looks for what is promised.
+    /// Deletes expired files, and checks that the promised points are left.
     fn retain(&mut self, now_ms: i64) -> Result<(), TestCaseError> {
         let (policy, now) = (self.policy, self.now_ms);
         let inside = |exact: bool, ms: i64| {

@@ -1,4 +1,4 @@
-//! SQLite's own checks and the user's queries on a restored database, with a time limit and an end.
+//! SQLite's own checks and the user's queries on a restored database, with a time limit and a stop.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use rusqlite::{OpenFlags, ffi};
 
 use super::{SqliteError, configure_library, wrap};
 
-/// A restored database file that nothing writes: opened without WAL, locks or files beside it.
+/// A restored database file without writers: opened without WAL, locks or files beside it.
 #[derive(Debug)]
 pub struct Inspection {
     inner: rusqlite::Connection,
@@ -21,7 +21,7 @@ pub struct Inspection {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Ends statements that run and those that follow: each fails with an interrupt.
+    /// Stops running and later statements: each fails with an interrupt.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -31,7 +31,7 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// A guard that sets it when it is dropped: with the future that waits for the work.
+    /// A guard that sets the stop when it is dropped, with the future that waits for the work.
     pub fn on_drop(&self) -> StopOnDrop {
         StopOnDrop(self.clone())
     }
@@ -57,7 +57,7 @@ pub struct Checked {
     pub not_checked: Vec<String>,
 }
 
-/// Most parts of a database that [`Checked`] names.
+/// Most parts of a database that [`Checked`] lists.
 pub const NOT_CHECKED_MAX: usize = 8;
 
 /// The result of a user's query.
@@ -69,7 +69,7 @@ pub struct QueryResult {
     pub first: Option<String>,
 }
 
-/// Virtual machine steps, or pages of a check, between two looks at the time and the [`Stop`].
+/// Virtual machine steps, or pages of a check, between two reads of the time and of the [`Stop`].
 const PROGRESS_STEPS: i32 = 10_000;
 
 impl Inspection {
@@ -77,7 +77,7 @@ impl Inspection {
     ///
     /// # Errors
     ///
-    /// SQLite's refusal.
+    /// SQLite's error.
     pub fn open(path: &Path) -> Result<Inspection, SqliteError> {
         Inspection::open_until(path, &Stop::default())
     }
@@ -86,7 +86,7 @@ impl Inspection {
     ///
     /// # Errors
     ///
-    /// SQLite's refusal.
+    /// SQLite's error.
     pub fn open_until(path: &Path, stop: &Stop) -> Result<Inspection, SqliteError> {
         configure_library();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -104,7 +104,7 @@ impl Inspection {
         Ok(inspection)
     }
 
-    /// Lets statements run for at most this long, and no longer than until the stop.
+    /// Limits the time of statements, and ends them when the stop is set.
     fn limit(&mut self, limit: Option<Duration>) -> Result<(), SqliteError> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let stop = self.stop.clone();
@@ -138,7 +138,7 @@ impl Inspection {
         self.each(pragma, &whole, |sql| self.first_complaint(sql))
     }
 
-    /// Checks everything at once; where that cannot be, each table alone.
+    /// Checks everything at once; if SQLite refuses that, each table alone.
     fn each(
         &self,
         pragma: &str,
@@ -165,7 +165,7 @@ impl Inspection {
                 Err(error) => return Err(error),
             }
         }
-        // Where each table passes alone, the reason is elsewhere.
+        // Each table passes alone, so the reason is elsewhere: report that of the whole check.
         if checked.not_checked.is_empty() {
             checked.not_checked.push(refusal.message);
         }
@@ -200,11 +200,12 @@ impl Inspection {
         }
     }
 
-    /// `PRAGMA foreign_key_check`, for at most `limit`: the first row without a parent is the complaint.
+    /// `PRAGMA foreign_key_check`, for at most `limit`. The first row without a parent is the
+    /// complaint.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, the time limit, or the stop.
+    /// The file cannot be read, the time limit has passed, or the stop was set.
     pub fn foreign_key_check(&mut self, limit: Duration) -> Result<Checked, SqliteError> {
         self.limit(Some(limit))?;
         let pragma = "foreign_key_check";
@@ -231,11 +232,11 @@ impl Inspection {
         run().map_err(wrap("check foreign keys"))
     }
 
-    /// Runs one statement that must only read, for at most `limit`.
+    /// Runs one read-only statement, for at most `limit`.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal, a statement that writes, the time limit, or the stop.
+    /// SQLite's error, a statement that writes, the time limit, or the stop.
     pub fn query(&mut self, sql: &str, limit: Duration) -> Result<QueryResult, SqliteError> {
         self.limit(Some(limit))?;
         let run = || {
@@ -265,8 +266,8 @@ fn text_of(value: rusqlite::types::ValueRef<'_>) -> Option<String> {
     }
 }
 
-/// A file URI that makes SQLite ignore logs and locks. Every byte outside the unreserved ones is
-/// escaped, as <https://sqlite.org/uri.html> wants it.
+/// A file URI that makes SQLite ignore WALs and locks. Every byte outside the unreserved ones is
+/// escaped, as <https://sqlite.org/uri.html> requires.
 fn immutable_uri(path: &Path) -> String {
     use std::fmt::Write;
     use std::os::unix::ffi::OsStrExt;

@@ -1,4 +1,4 @@
-//! Where capture stands in the log, and the commits that one look brings.
+//! The position of capture in the WAL, and the commits that one poll captures.
 
 use serde::{Deserialize, Serialize};
 use sqlite_format::Salts;
@@ -6,10 +6,11 @@ use sqlite_format::Salts;
 use crate::pages::PageSet;
 use crate::sqlite::WalView;
 
-/// Where capture stands in one life of the log. Stored, so that a later process can go on.
+/// Position of capture in a WAL with one pair of salts. Stored, so that a later process can
+/// continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPosition {
-    /// The salts that name this life of the log.
+    /// The salts that identify the WAL since its last restart.
     pub salts: (u32, u32),
     /// Whether its checksums are big-endian.
     pub big_endian: bool,
@@ -29,7 +30,7 @@ impl LogPosition {
         }
     }
 
-    /// Frames written since an earlier position, as far as the log still shows them.
+    /// Frames written since an earlier position, as far as the present WAL shows them.
     pub(super) fn frames_since(&self, earlier: &LogPosition) -> u32 {
         let before = match self.salts == earlier.salts {
             true => earlier.frames,
@@ -43,16 +44,16 @@ impl LogPosition {
     }
 }
 
-/// Whole commits, in the order of the log, merged page by page.
+/// Whole commits in the order of the WAL, combined page by page.
 #[derive(Debug)]
 pub struct Batch {
     /// The newest image of each page that changed.
     pub pages: PageSet,
     /// Size of the database in pages after the last commit.
     pub commit: u32,
-    /// Where the log stands after it.
+    /// Position in the WAL after the last commit.
     pub log: LogPosition,
-    /// Offset in the log of the first frame.
+    /// Offset of the first frame in the WAL.
     pub log_offset: u64,
     /// When the oldest commit was seen, in Unix milliseconds.
     pub first_ms: i64,

@@ -1,5 +1,5 @@
-//! Reading frames of the log, and the proof that they are all there is: the chain of checksums
-//! within one life of the log, the change counter from one to the next.
+//! Reads frames of the WAL and proves that none is missing. Within one WAL the chain of checksums
+//! proves it, across a restart the change counter.
 
 use sqlite_format::{
     Chain, FRAME_HEADER_BYTES, FrameHeader, WAL_HEADER_BYTES, WalChecksum, WalHeader,
@@ -9,7 +9,7 @@ use super::{Batch, BreakReason, LogPosition, Tap, TapError};
 use crate::pages::PageSet;
 use crate::sqlite::WalView;
 
-/// Bytes of log read at once.
+/// Bytes of WAL read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Attempts to find the wal-index at rest; each takes about 100 ns.
 const VIEW_ATTEMPTS: u32 = 1000;
@@ -59,7 +59,8 @@ impl Tap {
             self.read_log_from_start(index, view, (Kept::All, &mut batch.pages))?
         };
         let grown = view.header.change.wrapping_sub(self.position.change);
-        // With an unbroken chain in the same log, a smaller counter is a recovery: nothing is lost.
+        // In the same WAL with an unbroken chain, a smaller counter means a recovery: nothing is
+        // lost.
         if commits != grown && !same_log {
             return Err(ReadError::Broken(BreakReason::CommitsMissed));
         }
@@ -67,8 +68,8 @@ impl Tap {
         Ok((commits > 0).then_some(batch))
     }
 
-    /// Reads the tail of the log that we let go, then the new log, and asks the change counter
-    /// whether that is all.
+    /// Reads the tail of the WAL that we released, then the new WAL. The change counter proves that
+    /// this is everything.
     pub(super) fn read_across(
         &mut self,
         view: &WalView,
@@ -77,9 +78,9 @@ impl Tap {
         let mut batch = self.empty_batch(view, now_ms);
         let tail = self.read_tail(&mut batch.pages)?;
         let fresh = self.read_log_from_start(0, view, (Kept::All, &mut batch.pages))?;
-        // After more than one restart a commit of a log that nobody saw could stand for a frame that
-        // was written and never published. The first salt grows by one with each restart, or is
-        // another one altogether.
+        // After more than one restart, a commit of a WAL that we never read could be counted in
+        // place of a frame that was written but never published. The first salt grows by one with
+        // each restart, or is replaced by an unrelated value.
         let once = view.header.salts.salt1 == self.position.salts.0.wrapping_add(1);
         if !once || tail + fresh != view.header.change.wrapping_sub(self.position.change) {
             return Err(ReadError::Broken(BreakReason::CommitsMissed));
@@ -88,8 +89,8 @@ impl Tap {
         Ok((tail + fresh > 0).then_some(batch))
     }
 
-    /// Reads frames of the old log behind the position for as long as they continue it, whole
-    /// commits only. Returns the number of commits.
+    /// Reads frames of the old WAL after the position while they continue it, whole commits only.
+    /// Returns the number of commits.
     fn read_tail(&mut self, pages: &mut PageSet) -> Result<u32, ReadError> {
         let mut chain = resume_chain(&self.position);
         let mut transaction = PageSet::new(self.page_size, &self.spill);
@@ -118,9 +119,9 @@ impl Tap {
         Ok(commits.number)
     }
 
-    /// Whether the log file ends with what is captured. A frame behind it may be of a commit that is
-    /// written and not published yet: publishing it changes no file, nor does the recovery that
-    /// makes it real after its writer died.
+    /// Whether the WAL file ends with the captured frames. A frame after them may belong to a
+    /// commit that is written but not yet published. Publishing it changes no file, nor does the
+    /// recovery that makes it valid after its writer died.
     pub fn is_at_end(&self) -> bool {
         let mut frame = vec![0u8; self.frame_bytes()];
         let offset = self.frame_offset(self.position.frames);
@@ -142,7 +143,7 @@ impl Tap {
             && (header.checksum.s1, header.checksum.s2) == self.position.checksum
     }
 
-    /// Reads frames 1 to the end of the published log. Returns the number of commits.
+    /// Reads frame 1 to the end of the published WAL. Returns the number of commits.
     pub(super) fn read_log_from_start(
         &mut self,
         index: usize,
@@ -183,7 +184,7 @@ impl Tap {
         let (mut next, mut commits, mut complete) = (from, Commits::default(), true);
         while next < to {
             let count = at_once.min((to - next) as usize);
-            // It is never cleared: each read fills what is used.
+            // The buffer is never cleared: each read fills the part in use.
             let needed = count * frame_bytes;
             if self.buffer.len() < needed {
                 self.buffer.resize(needed, 0);
@@ -242,7 +243,7 @@ impl Tap {
         FRAME_HEADER_BYTES + self.page_size.as_usize()
     }
 
-    /// Offset of the frame behind `frames` frames.
+    /// Offset of the frame that follows `frames` frames.
     pub(super) fn frame_offset(&self, frames: u32) -> u64 {
         WAL_HEADER_BYTES as u64 + u64::from(frames) * self.frame_bytes() as u64
     }
@@ -250,13 +251,13 @@ impl Tap {
 
 /// Counts commits as the change counter does.
 ///
-/// Where SQLite pads a commit to the end of a sector, it writes the last frame again, with its mark:
-/// one commit, several commit frames. Two commits that write one page with the same content count
-/// once too, and are then taken for missed.
+/// Where SQLite pads a commit to the end of a sector, it writes the last frame again with its
+/// commit mark: one commit, several commit frames. Two commits that write one page with the same
+/// content therefore count once, and are then reported as missed.
 #[derive(Default)]
 struct Commits {
     number: u32,
-    /// Page and size of the last commit frame, when that was the last frame.
+    /// Page and database size of the last frame, if that was a commit frame.
     last: Option<(u32, u32)>,
     image: Vec<u8>,
 }
@@ -432,7 +433,7 @@ mod tests {
             commit(&writer);
         }
         for (restarts, expected) in [(1, true), (2, false)] {
-            // Captured, and let go.
+            // The tap captures the commits, then opens a window.
             for _ in 0..5 {
                 now += Duration::from_millis(50);
                 tap.look(now, 0).unwrap();
@@ -460,7 +461,7 @@ mod tests {
         }
     }
 
-    /// Three commits in a log that is all there is, and its view.
+    /// Writes three commits, the only ones in the WAL. Returns the writer, the tap and the view.
     fn three_commits(directory: &Path) -> (rusqlite::Connection, Tap, WalView) {
         let path = directory.join("db");
         let writer = application(&path);

@@ -1,6 +1,7 @@
-//! Read marks: the first one, handing over to the next, and parking where no writer minds.
+//! Read marks: taking the first one, handing over to the next, and parking where a mark blocks no
+//! writer.
 //!
-//! A hand-over gives the old mark back only when everything up to the new one is captured.
+//! A hand-over releases the old mark only when everything up to the new one is captured.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,16 @@ use super::log::{Kept, ReadError};
 use super::{BreakReason, Look, Tap, TapError};
 use crate::sqlite::WalView;
 
-/// Pause before a second attempt to park in slot 0, which a checkpoint may have held.
+/// Pause before a second attempt to park in slot 0: a checkpoint may have held the slot.
 const PARK_PAUSE: Duration = Duration::from_millis(5);
 /// Pause before another attempt while readers of the application hold every slot.
 pub(super) const SHARED_PAUSE: Duration = Duration::from_millis(20);
-/// Attempts to read a whole log that a writer restarts meanwhile.
+/// Attempts to read a whole WAL while a writer restarts it.
 const ATTACH_ATTEMPTS: u32 = 50;
 
 impl Tap {
-    /// All is backfilled, and the mark may still sit above slot 0, where it would keep the next
-    /// writer from restarting the log.
+    /// Whether everything is backfilled while the mark may still be above slot 0. There it would
+    /// keep the next writer from restarting the WAL.
     pub(super) fn may_park(&self, view: &WalView, now: Instant) -> bool {
         let (attempts, last) = self.parked;
         view.header.max_frame > 0
@@ -76,8 +77,8 @@ impl Tap {
             self.moved_at = now;
             self.relieved = false;
         }
-        // The mark lies between the two looks; unless they agree it counts as behind. When readers of
-        // the application hold every slot, we share one with an older mark.
+        // The mark lies between the two views; unless they agree, it counts as out of date. When
+        // readers of the application hold every slot, we share one with an older mark.
         let newest = after.header.max_frame;
         self.is_shared = after.backfilled < newest && !after.marks.contains(&newest);
         self.mark = (before.header == after.header && !self.is_shared).then_some(newest);
@@ -89,7 +90,7 @@ impl Tap {
         self.parked = (attempts, now);
     }
 
-    /// Goes on at the stored position, if its last frame still stands in the log.
+    /// Continues at the stored position, if its last frame is still in the WAL.
     pub(super) fn resume(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
         let Some(before) = self.settled_view(0) else {
             return Err(TapError::Restless);
@@ -130,7 +131,7 @@ impl Tap {
         }
     }
 
-    /// Takes a first mark and reads the whole present log.
+    /// Takes a first mark and reads the whole present WAL.
     pub(super) fn restart(&mut self, reason: BreakReason, now_ms: i64) -> Result<Look, TapError> {
         for connection in &self.connections {
             connection.end_read();
@@ -153,7 +154,7 @@ impl Tap {
                         self.position = batch.log;
                         return Ok(Look::Broken(reason, batch));
                     }
-                    // A mark in slot 0 does not keep a writer from restarting the log: once more.
+                    // A mark in slot 0 does not keep a writer from restarting the WAL: try again.
                     Err(ReadError::Broken(_)) => {}
                     Err(ReadError::Tap(error)) => {
                         self.connections[0].end_read();

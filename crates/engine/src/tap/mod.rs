@@ -1,28 +1,28 @@
-//! Capture of one live database: read marks hand over hand.
+//! Capture of one live database with read marks, passed hand over hand.
 //!
-//! Invariant: everything up to the mark that we hold is captured before anything else happens.
-//! Two connections take turns. The next one begins its read transaction before the other ends, so
-//! SQLite can never reset the log past frames that we have not read. A mark taken when everything
-//! is backfilled sits in slot 0: the next writer may restart the log once, but nobody can backfill
-//! the new one before we move on.
+//! Invariant: everything up to the mark that we hold is captured before anything else happens. Two
+//! connections take turns. The next one begins its read transaction before the other ends, so
+//! SQLite can never reset the WAL past frames that we have not read. A mark taken when everything
+//! is backfilled is in slot 0. The next writer may then restart the WAL once, but no checkpoint can
+//! backfill the new one before we move on.
 //!
-//! Holding marks for ever would keep the application's own checkpoints from finishing. So where the
-//! log is long against the speed of writing, or a checkpoint is due, we open a *window*: hold no
-//! mark until the application restarts the log, and read on meanwhile. What was added to the old log
-//! last is read with the new one, and accepted only if the commits found equal the growth of the
-//! wal-index change counter. Whatever cannot be proven is reported as [`Look::Broken`]; the caller
-//! heals it by page hashes.
+//! Marks that are always held would keep the application's own checkpoints from finishing. So we
+//! open a *window* where the WAL is long compared with the write speed, or a checkpoint is due. In
+//! a window we hold no mark until the application restarts the WAL, and keep reading. The last
+//! frames of the old WAL are then read together with the new one. They are accepted only if the
+//! number of commits equals the growth of the wal-index change counter. Anything that cannot be
+//! proven is reported as [`Look::Broken`], and the caller resyncs by page hashes.
 //!
-//! A blocking checkpoint of the application that waits for a mark waits for its *slot*: when we
-//! take that slot again for a newer mark, it goes on waiting, though nothing is missing any more,
-//! and holds the write lock meanwhile. So each new position is followed by a short window, the
+//! A blocking checkpoint of the application that waits for a mark waits for its *slot*. If we take
+//! that slot again for a newer mark, the checkpoint keeps waiting although no frame is missing. It
+//! holds the write lock meanwhile. So each new position is followed by a short window, the
 //! *relief*, in which such a checkpoint gets through.
 //!
 //! Nothing here waits, writes to the database, or touches the store. The rules and the experiments
 //! behind them are in `docs/decisions/0002-capture.md`.
 //!
-//! Here is the tap and one look of it. `marks` takes and passes on read marks, `window` lets go of
-//! them, `log` reads frames and proves that they are all, `batch` is what comes out.
+//! This module holds the tap and one poll of it. `marks` takes and passes on read marks, `window`
+//! releases them, `log` reads frames and proves that none is missing, and `batch` is the result.
 
 mod batch;
 mod log;
@@ -45,15 +45,16 @@ use marks::SHARED_PAUSE;
 pub use window::WINDOW_FRAMES;
 use window::{Speed, Window};
 
-/// Frames at which the application evidently does not checkpoint, and we ask for a PASSIVE one.
+/// Frames in the WAL at which the application evidently does not checkpoint, so we ask for a
+/// PASSIVE checkpoint.
 pub const CHECKPOINT_FRAMES: u32 = 2 * WINDOW_FRAMES;
 
-/// Why the frames between two positions are not known. None of these loses data: the caller
-/// compares page hashes.
+/// Why the frames between two positions are not known. No reason loses data: the caller compares
+/// page hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BreakReason {
-    /// No earlier position, or one of another log.
+    /// No earlier position, or one of another WAL.
     Fresh,
     /// The commits found are fewer than the change counter says.
     CommitsMissed,
@@ -61,30 +62,30 @@ pub enum BreakReason {
     ChainBroken,
 }
 
-/// What one look found.
+/// Result of one poll.
 #[derive(Debug)]
 pub enum Look {
     /// Nothing new.
     Quiet,
-    /// New commits, continuing at the last position.
+    /// New commits that continue the last position.
     Captured(Batch),
-    /// Commits may have been missed. The batch holds the whole present log.
+    /// Commits may have been missed. The batch holds the whole present WAL.
     Broken(BreakReason, Batch),
     /// Another file has taken the path.
     Moved,
 }
 
-/// Why a look failed. The next one may succeed.
+/// Why a poll failed. The next one may succeed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TapError {
     /// SQLite refused.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
-    /// The pages of a large transaction could not be put aside on the local disk.
+    /// The pages of a large transaction could not be written to the local disk.
     #[error("keep captured pages: {0}")]
     Spill(#[source] std::io::Error),
-    /// The wal-index or the log did not come to rest.
+    /// The wal-index or the WAL changed during every attempt to read it.
     #[error("the log changes too fast to be read")]
     Restless,
     /// The page size is not one that SQLite has.
@@ -98,26 +99,27 @@ pub struct Tap {
     connections: [Connection; 2],
     /// The connection that holds a mark; none during a window.
     holder: Option<usize>,
-    /// The holder's mark, where it is known.
+    /// The holder's mark, where known.
     mark: Option<u32>,
     page_size: PageSize,
     position: LogPosition,
     path: PathBuf,
-    /// The `-wal` and `-shm` files that SQLite has open. It never exchanges them while we are here.
+    /// Device and inode of the `-wal` and `-shm` files that SQLite has open. SQLite never replaces
+    /// them while our connections are open.
     beside: [Option<(u64, u64)>; 2],
     spill: Spill,
-    /// The mark may be older than it should be: every slot is taken.
+    /// Whether the mark may be older than it should be, because every slot is taken.
     is_shared: bool,
-    /// Attempts to park in slot 0 at this position, and when the last one was.
+    /// Attempts to park in slot 0 at this position, and the time of the last one.
     parked: (u8, Instant),
     window: Window,
     speed: Speed,
-    /// When the position moved last, and whether it had its relief.
+    /// Time at which the position last moved, and whether it had its relief.
     moved_at: Instant,
     relieved: bool,
-    /// The last look captured everything that was published when it began.
+    /// Whether the last poll captured everything that was published when it began.
     current: bool,
-    /// Some published frames are not in the database file.
+    /// Whether some published frames are not in the database file.
     unfinished: bool,
     buffer: Vec<u8>,
 }
@@ -125,13 +127,13 @@ pub struct Tap {
 impl Tap {
     /// Attaches to a database that the application has open in WAL mode.
     ///
-    /// With a position from before, goes on there if frames and checksums prove that the log holds
-    /// everything since: then the answer is `Quiet` or `Captured`. Otherwise `Broken`, with the
-    /// whole log as it is now.
+    /// With an earlier position, continues there if frames and checksums prove that the WAL holds
+    /// everything since. The answer is then `Quiet` or `Captured`. Otherwise the answer is
+    /// `Broken`, with the whole present WAL.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal, a log that is restarted all the time, or a full local disk.
+    /// SQLite's error, a WAL that is restarted all the time, or a full local disk.
     pub fn attach(
         path: &Path,
         spill: &Spill,
@@ -176,7 +178,7 @@ impl Tap {
         Ok((tap, look))
     }
 
-    /// Where capture stands.
+    /// The position of capture.
     pub fn position(&self) -> LogPosition {
         self.position
     }
@@ -186,19 +188,20 @@ impl Tap {
         self.page_size
     }
 
-    /// True when the last look captured everything that was published when it began. Not so while
+    /// True when the last poll captured everything that was published when it began. False while
     /// another process kept us from taking a mark.
     pub fn is_current(&self) -> bool {
         self.current
     }
 
-    /// True when the log has grown far beyond where applications checkpoint: somebody should run a
-    /// PASSIVE checkpoint, off this thread.
+    /// True when the WAL has grown far beyond the size at which applications checkpoint. The caller
+    /// should then run a PASSIVE checkpoint, off this thread.
     pub fn wants_checkpoint(&self) -> bool {
         self.unfinished && self.position.frames >= CHECKPOINT_FRAMES
     }
 
-    /// About how many bytes of log the next look reads; with `whole`, and a [`Tap::reread`].
+    /// Estimates the bytes of WAL that the next poll reads; with `whole`, a [`Tap::reread`] is
+    /// included.
     pub fn bytes_to_read(&self, whole: bool) -> u64 {
         let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
             return 0;
@@ -211,7 +214,7 @@ impl Tap {
         };
         let mut bytes = u64::from(frames.saturating_sub(known)) * self.frame_bytes() as u64;
         if known == 0 && self.window != Window::Closed {
-            // The old log may go on behind what is captured, as far as the file does.
+            // The old WAL may continue after the captured frames, up to the end of the file.
             let file = std::fs::metadata(with_suffix(&self.path, "-wal"));
             let end = file.map_or(0, |meta| meta.len());
             bytes += end.saturating_sub(self.frame_offset(self.position.frames));
@@ -222,7 +225,7 @@ impl Tap {
         bytes
     }
 
-    /// Looks once, captures what is new, and moves the mark.
+    /// Polls once: captures new commits and moves the mark.
     ///
     /// # Errors
     ///
@@ -260,7 +263,8 @@ impl Tap {
                 } else {
                     Look::Quiet
                 };
-                // Writers that never pause are ahead again by the next look: now or never.
+                // Writers that never pause are ahead again by the next poll: release the mark now
+                // or never.
                 if self.current {
                     self.let_go(&view, now);
                 }
@@ -269,8 +273,9 @@ impl Tap {
         }
     }
 
-    /// Whether the path now leads to another file than the one we have open, or the log does, or
-    /// somebody emptied the database: what we have open is not what the next to open it will use.
+    /// Whether the path of the database or of its WAL leads to another file than the open one, or
+    /// the database file was emptied. The next process to open the database then uses other files
+    /// or another content than we do.
     pub fn has_moved(&self) -> bool {
         self.connections[0].has_moved()
             || self.beside != files_beside(&self.path)
@@ -280,7 +285,8 @@ impl Tap {
     }
 
     /// Reads the whole present WAL again, for a cut: every page that the database file lacks, and of
-    /// the others as many as there is memory for, because they may be overwritten soon. None while no mark is held or the log restarts: ask again.
+    /// the others as many as there is memory for, because they may be overwritten soon. None while
+    /// no mark is held or the WAL restarts; then ask again.
     ///
     /// # Errors
     ///
@@ -304,7 +310,7 @@ impl Tap {
         }
     }
 
-    /// The header of an empty log may not say how large the database is: then SQLite knows.
+    /// The header of an empty WAL may not state the size of the database; SQLite then reports it.
     fn complete(&self, index: usize, batch: &mut Batch) -> Result<(), TapError> {
         if batch.commit == 0 {
             batch.commit = self.connections[index].page_count()?;
@@ -312,7 +318,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Gives every mark back. Call after a last [`Tap::look`].
+    /// Releases every mark. Call after a last [`Tap::look`].
     pub fn detach(self) {
         for connection in &self.connections {
             connection.end_read();

@@ -1,11 +1,12 @@
-//! Windows: the times without a mark, in which the application's checkpoints get through, and what
-//! is read when they end.
+//! Windows: the times without a mark, in which the application's checkpoints get through, and the
+//! reads that end a window.
 //!
-//! A mark only keeps frames from being overwritten before we have read them; what has been read is
-//! proven by checksums, mark or not. So in a window capture goes on, and only a log that is
-//! restarted twice between two looks is lost to it, and healed by page hashes. A window opens where
-//! that is not to be expected: where the log is long against what is written between two looks.
-//! Most of the time, then, no mark is held that an application's checkpoint could meet.
+//! A mark only keeps frames from being overwritten before we have read them. Frames that were read
+//! are proven by checksums, with a mark or without. So capture continues in a window. Only a WAL
+//! that is restarted twice between two polls is lost to it, and a resync by page hashes repairs
+//! that. A window opens where this is not expected: where the WAL is long compared with the frames
+//! written between two polls. So most of the time we hold no mark that an application's checkpoint
+//! could meet.
 
 use std::time::{Duration, Instant};
 
@@ -14,43 +15,44 @@ use super::marks::SHARED_PAUSE;
 use super::{Look, Tap, TapError};
 use crate::sqlite::WalView;
 
-/// Frames in the log at which we let go of it in any case, before the application's checkpoint is
-/// due: SQLite's default autocheckpoint is 1000.
+/// Frames in the WAL at which we release the mark in any case, before the application's checkpoint
+/// is due. SQLite's default autocheckpoint is 1000.
 pub const WINDOW_FRAMES: u32 = 900;
-/// Fewest frames at which we let go of it.
+/// Fewest frames in the WAL at which a window opens.
 const LEAST_FRAMES: u32 = 64;
-/// A log that is so many times longer than what one look finds is not restarted twice between two
-/// looks.
+/// A WAL that is this many times longer than the findings of one poll is not restarted twice
+/// between two polls.
 const SAFE_LOOKS: f64 = 8.0;
-/// Longest and shortest pause between looks in a window at a database that changes.
+/// Longest and shortest pause between polls of a changing database in a window.
 const WINDOW_LOOK_PAUSES: (Duration, Duration) =
     (Duration::from_millis(8), Duration::from_micros(100));
-/// Least such pause, at the present speed, with which a log is let go early.
+/// Shortest safe pause between polls, at the present write speed, with which a mark is released
+/// early.
 const EASY_PAUSE: Duration = Duration::from_millis(2);
-/// How long after a window in which commits were missed the next ones open late; doubles up to
+/// Time after a window that missed commits in which no window opens early. It doubles up to
 /// [`MAX_CAUTION`].
 const MIN_CAUTION: Duration = Duration::from_secs(60);
 /// Longest such time.
 const MAX_CAUTION: Duration = Duration::from_secs(3600);
-/// Time after a move until the relief. A checkpoint that waits for a slot of ours holds writers
-/// up for about this long.
+/// Time after a move of the mark until the relief. A checkpoint that waits for our slot delays
+/// writers for about this long.
 pub(super) const RELIEF_AFTER: Duration = Duration::from_millis(8);
-/// Longest relief: SQLite's busy handler tries again after 25 ms at most by then.
+/// Longest relief. SQLite's busy handler tries again after at most 25 ms by then.
 pub(super) const RELIEF_TIME: Duration = Duration::from_millis(30);
-/// Pause between looks during a relief.
+/// Pause between polls during a relief.
 const RELIEF_LOOK_PAUSE: Duration = Duration::from_micros(500);
 
-/// Seconds after which a speed that was not seen again counts half.
+/// Seconds after which a write speed counts half, unless it was seen again.
 const SLOWER_IN: f64 = 0.05;
 
-/// How fast the log grows, and whether windows have failed.
+/// How fast the WAL grows, and whether windows have failed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speed {
-    /// Frames a second, the most of late.
+    /// Frames per second, the recent maximum.
     frames: f64,
-    /// When frames were looked for last.
+    /// Time of the last poll for frames.
     looked: Instant,
-    /// Until then no log is let go early.
+    /// No mark is released early before this time.
     cautious_until: Instant,
     caution: Duration,
 }
@@ -65,28 +67,29 @@ impl Speed {
         }
     }
 
-    /// A look has found so many new frames.
+    /// Records the number of new frames that a poll found.
     pub(super) fn found(&mut self, frames: u32, now: Instant) {
         let (longest, shortest) = WINDOW_LOOK_PAUSES;
-        // After a longer time nobody knows how fast they came.
+        // After a longer pause the speed of the writer is unknown: assume the longest pause in a
+        // window.
         let time = (now - self.looked).clamp(shortest, longest);
         let slower = self.frames / (1.0 + (now - self.looked).as_secs_f64() / SLOWER_IN);
         self.frames = slower.max(f64::from(frames) / time.as_secs_f64());
         self.looked = now;
     }
 
-    /// A window has missed commits.
+    /// Records that a window missed commits.
     fn missed(&mut self, now: Instant) {
         self.cautious_until = now + self.caution;
         self.caution = (self.caution * 2).min(MAX_CAUTION);
     }
 
-    /// Whether a window has missed commits lately.
+    /// Whether a window missed commits recently.
     fn is_cautious(&self, now: Instant) -> bool {
         now < self.cautious_until
     }
 
-    /// The pause between looks with which a log of so many frames is not restarted twice unseen.
+    /// The pause between polls with which a WAL of so many frames is not restarted twice unseen.
     fn safe_pause(&self, frames: u32, now: Instant) -> Duration {
         let (longest, shortest) = WINDOW_LOOK_PAUSES;
         if self.is_cautious(now) {
@@ -97,19 +100,19 @@ impl Speed {
     }
 }
 
-/// Whether the log is let go.
+/// Whether the mark is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Window {
     /// A mark is held.
     Closed,
-    /// None is held until the next commit, or until then.
+    /// No mark is held until the next commit, or until this time.
     Relief { until: Instant },
-    /// None is held until the application has copied or restarted its log.
+    /// No mark is held until the application has checkpointed or restarted its WAL.
     Open,
 }
 
 impl Tap {
-    /// When to look again at the latest, seen from this tap alone; none: no hurry.
+    /// Latest time at which this tap needs its next poll; none means no hurry.
     pub fn due(&self) -> Option<Instant> {
         match self.window {
             Window::Relief { until } => Some(until),
@@ -120,7 +123,7 @@ impl Tap {
         }
     }
 
-    /// The pause between looks while the database changes; none: the usual one.
+    /// The pause between polls while the database changes; none means the usual one.
     pub fn window_pause(&self, now: Instant) -> Option<Duration> {
         match self.window {
             Window::Closed => None,
@@ -130,20 +133,21 @@ impl Tap {
         }
     }
 
-    /// Ends a window with the next look: somebody needs what was committed meanwhile, and a mark.
+    /// Ends a window with the next poll, because a caller needs the commits made meanwhile, and a
+    /// mark.
     pub fn end_window(&mut self, now: Instant) {
         if self.window != Window::Closed {
             self.window = Window::Relief { until: now };
         }
     }
 
-    /// Lets go of the mark where looks see every life of the log, or the application's checkpoint
-    /// is due, or, after a commit, where a blocking one may wait for our slot. Everything published
-    /// by `view` is captured.
+    /// Releases the mark in three cases: polls see every restart of the WAL, the application's
+    /// checkpoint is due, or, after a commit, a blocking checkpoint may wait for our slot.
+    /// Everything published by `view` is captured.
     pub(super) fn let_go(&mut self, view: &WalView, now: Instant) {
         let frames = self.position.frames;
         let same_log = view.header.salts == self.position.salts();
-        // A mark on a log that is all in the database file is in nobody's way.
+        // A mark on a WAL that is completely in the database file blocks no checkpoint.
         let unfinished = !same_log || view.backfilled < frames;
         let easy = frames >= LEAST_FRAMES && self.speed.safe_pause(frames, now) >= EASY_PAUSE;
         if unfinished && (frames >= WINDOW_FRAMES || easy) {
@@ -156,9 +160,9 @@ impl Tap {
         }
     }
 
-    /// Lets go of a mark that a checkpoint of the application could meet, because nothing is
-    /// written and no look will come soon. False when one is kept all the same, after windows that
-    /// missed commits: then looks have to go on.
+    /// Releases a mark that a checkpoint of the application could meet, because nothing is written
+    /// and no poll will come soon. Returns false when the mark is kept after windows that missed
+    /// commits: polling must then continue.
     pub fn settle(&mut self, now: Instant) -> bool {
         if self.window != Window::Closed || !self.unfinished || self.holder.is_none() {
             return true;
@@ -178,8 +182,8 @@ impl Tap {
         self.window = window;
     }
 
-    /// Captures what is new without a mark. Takes one again once the log was restarted, or is all
-    /// in the database file: that mark is in nobody's way.
+    /// Captures new commits without a mark. Takes a mark again once the WAL was restarted or is
+    /// completely in the database file. There it blocks no checkpoint.
     pub(super) fn look_in_window(
         &mut self,
         view: &WalView,
@@ -200,7 +204,7 @@ impl Tap {
                 self.current = true;
                 Ok(batch.map_or(Look::Quiet, Look::Captured))
             }
-            // It was restarted while we read.
+            // The WAL was restarted while we read.
             Err(ReadError::Broken(_)) => self.close_window(now, now_ms),
             Err(ReadError::Tap(error)) => Err(error),
         }
@@ -253,12 +257,12 @@ mod tests {
         let (longest, shortest) = WINDOW_LOOK_PAUSES;
         let mut speed = Speed::new(start);
         assert_eq!(speed.safe_pause(64, start), longest, "nothing is written");
-        // 100 frames in 2 ms: a log of 900 is written anew in 18 ms.
+        // 100 frames in 2 ms: a WAL of 900 is rewritten in 18 ms.
         let now = start + Duration::from_millis(2);
         speed.found(100, now);
         assert_eq!(speed.safe_pause(900, now), Duration::from_micros(2250));
         assert_eq!(speed.safe_pause(10, now), shortest);
-        // After a pause nobody knows when they came: at worst in the last 8 ms.
+        // After a pause the time of the frames is unknown: at worst they came in the last 8 ms.
         let now = now + Duration::from_secs(5);
         speed.found(1000, now);
         assert_eq!(speed.safe_pause(8000, now), longest);

@@ -1,4 +1,4 @@
-//! The time of a store, by which the ages of its files are told.
+//! The clock of a store, from which the ages of its files follow.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,9 @@ use crate::remote::RemoteFile;
 
 /// A clock that is never ahead of the store's.
 ///
-/// It begins at the time that the store gave our lease, and goes on by the time that passes for
-/// us: a clock of this machine that is set to another year, at any moment, moves it by nothing.
-/// Files that we store are dated by it, those that were listed by the store.
+/// It starts at the time that the store gave our lease, and advances with the monotonic clock. So
+/// changing this machine's wall clock has no effect. Files that we store are dated by this clock,
+/// listed files by the store.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoreClock {
     begin_ms: i64,
@@ -21,8 +21,8 @@ pub(super) struct StoreClock {
 }
 
 impl StoreClock {
-    /// Reads it off the lease, which the store dates itself: other files of a directory carry the
-    /// times that their writers gave them.
+    /// Reads the time from the lease, which the store dates itself. Other files of a directory
+    /// carry the times that their writers gave them.
     pub(super) async fn read(store: &SharedStore) -> Result<StoreClock, StoreError> {
         let lease = store.head(LEASE_KEY).await?;
         Ok(StoreClock {
@@ -31,14 +31,14 @@ impl StoreClock {
         })
     }
 
-    /// In Unix milliseconds.
+    /// Time in Unix milliseconds.
     pub(super) fn now_ms(&self) -> i64 {
         let passed = i64::try_from(self.begin.elapsed().as_millis()).unwrap_or(i64::MAX);
         self.begin_ms.saturating_add(passed)
     }
 
-    /// The time to delete by: of the store's clock and this machine's the one that is behind, so
-    /// that both have to be wrong before a file counts as older than it is.
+    /// Time for deletions: the earlier of the store's clock and this machine's. So both have to be
+    /// wrong before a file counts as older than it is.
     pub(super) fn cautious_ms(&self) -> i64 {
         self.now_ms().min(unix_ms())
     }

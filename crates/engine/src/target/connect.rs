@@ -1,4 +1,4 @@
-//! Taking or confirming the lease, and learning what is stored.
+//! Takes or confirms the lease of a target, and lists the stored files.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -25,7 +25,7 @@ use super::upload::same_object;
 use super::{Connection, Failures, Target, TargetError, position};
 
 impl Target {
-    /// Takes or confirms the lease, learns what is stored, and decides what the target needs.
+    /// Takes or confirms the lease, lists the stored files, and decides what the target needs.
     pub(super) async fn connect(&mut self) -> Result<Connection, TargetError> {
         let store = Arc::clone(&self.settings.store);
         let (held, lease) = self.hold_lease(&store).await?;
@@ -34,8 +34,8 @@ impl Target {
             Held::Continued => remote::list(&store).await?,
             Held::Taken => fence(&store, &lease).await?,
             Held::Vacant { holder, epoch } => {
-                // Who had it counts nothing as stored before it has looked at the lease once more:
-                // what it counted is in this list, and then the backup is its.
+                // The previous holder reads the lease again before it acknowledges a file. So this
+                // list has every file that it acknowledged, and then the replica is its backup.
                 let files = remote::list(&store).await?;
                 if !files.is_empty() {
                     return Err(TargetError::Diverged { holder, epoch });
@@ -48,7 +48,7 @@ impl Target {
         let epoch = lease.epoch;
         let home = self.local.home().ok();
         self.remember(|record| {
-            // Our right is binding from here on.
+            // Our lease is binding from here on.
             record.epoch = epoch;
             record.resumed.clear();
             record.holders = vec![self.holder.clone()];
@@ -58,11 +58,11 @@ impl Target {
         let stored = remote::newest_with_room(store.layout(), &files)?;
         let ours = continued && self.has_stored(&store, stored).await?;
         let copied = remote::newest_copy(&files);
-        // A full copy that was announced and is not there may still come: what we store next has
-        // to be a full copy that is newer.
+        // An announced snapshot that is missing may still arrive. So our next upload has to be a
+        // newer snapshot.
         let expected = Some(lease.announced).filter(|announced| *announced > copied);
         let ours = ours && expected.is_none();
-        // A hole that nobody noticed must not be followed by more files that no restore reaches.
+        // No restore would reach the files that follow an unnoticed hole.
         let leads_on = stored == Txid::ZERO || plan_restore(&files, Some(stored)).is_ok();
         if ours && !leads_on {
             let name = &self.settings.name;
@@ -118,9 +118,9 @@ impl Target {
             let ms = u64::try_from(clock.now_ms() - ms).unwrap_or(0);
             Duration::from_millis(ms)
         });
-        // Restarts do not put a snapshot off.
+        // A restart does not postpone the snapshot.
         let next_snapshot = now + self.snapshot_interval.saturating_sub(age);
-        // Hundreds of databases connect at the same moment, after an outage, too.
+        // Hundreds of databases connect at the same moment, also after an outage.
         let spread = spread(&place, 1, self.settings.merge_interval);
         Ok(Connection {
             files,
@@ -147,8 +147,8 @@ impl Target {
     /// Whether the newest stored file is the one that we captured under its number.
     ///
     /// Equal numbers prove nothing: a volume rolled back to an earlier state takes our own state
-    /// with it, and goes on with numbers that are stored already. Right after a restore there is
-    /// no captured file yet, and the position that was restored is written down.
+    /// with it, and continues with numbers that are already stored. Right after a restore no
+    /// captured file exists yet, and the record holds the restored position.
     async fn has_stored(&self, store: &SharedStore, stored: Txid) -> Result<bool, TargetError> {
         let Some(captured) = self.chain.lock().captured(stored) else {
             let restored = self.record().map_or(0, |record| record.restored);
@@ -168,7 +168,7 @@ impl Target {
         }
     }
 
-    /// Takes the lease, or finds that this very process has it.
+    /// Takes the lease, or finds that this very process holds it.
     async fn hold_lease(&self, store: &SharedStore) -> Result<(Held, Lease), TargetError> {
         let record = self.record();
         let mut claim = Claim {
@@ -195,8 +195,8 @@ impl Target {
                 if !remote::list(store).await?.is_empty() {
                     return Err(TargetError::Diverged { holder, epoch });
                 }
-                // Until it is certain that nothing is stored, the lease must not say that this
-                // database is what is backed up here.
+                // The lease must not name our database as its source before it is certain that no
+                // file is stored.
                 claim.source = None;
                 Held::Vacant { holder, epoch }
             }
@@ -204,7 +204,8 @@ impl Target {
         };
         let above = self.chain.lock().epoch;
         let epoch = stored.as_ref().map_or(0, |lease| lease.epoch).max(above) + 1;
-        // Written down first: if the answer is lost with us, the next process knows it for ours.
+        // Record the claim first: if a crash loses the answer, the next process knows that the
+        // lease is ours.
         self.remember(|record| {
             if !record.holders.contains(&claim.holder) {
                 record.holders.push(claim.holder.clone());
@@ -252,35 +253,35 @@ impl Target {
     }
 }
 
-/// How the lease came to be ours.
+/// How this process came to hold the lease.
 enum Held {
-    /// From ourselves: what we stored before goes on.
+    /// From ourselves: the stored history continues.
     Continued,
-    /// From somebody who may still write: fence before anything else.
+    /// From a holder that may still write: fence before any other step.
     Taken,
-    /// From somebody who backs up another database, with nothing stored yet.
+    /// From a holder that backs up another database, with no file stored yet.
     Vacant { holder: String, epoch: u64 },
 }
 
-/// What a process may do with a replica.
+/// The right of a process to a replica.
 #[derive(Debug, PartialEq, Eq)]
 enum Right {
-    /// It holds the lease; not binding: something failed before the fence stood.
+    /// The process holds the lease. Not binding when it failed before the fence was stored.
     Held { binding: bool },
-    /// The lease is of an earlier process with this very state, which is certainly over.
+    /// The lease is of an earlier process with this very state, which has certainly ended.
     Resumed,
-    /// It is free, or the backup of this very database, or restored here. Whoever had it may still
-    /// write.
+    /// The lease is free, or of a backup of this very database, or of a backup restored here. The
+    /// previous holder may still write.
     TakeOver,
-    /// Another process took it from us. Whatever the policy: two that take a replica from each
-    /// other would never end.
+    /// Another process took the lease from us. This holds under every policy: two processes that
+    /// take a replica from each other would never end.
     Superseded { by: String, epoch: u64, ours: u64 },
-    /// It is the backup of another database, or we are a copy.
+    /// The replica is the backup of another database, or our database is a copy.
     Diverged { holder: String, epoch: u64 },
 }
 
-/// Decides who we are to a replica, from the lease in it, our record of it, what we would write
-/// into the lease, and where our state is.
+/// Decides the right of this process to a replica, from the stored lease, our record of it, our
+/// claim, and the location of our state.
 fn right(
     lease: Option<&Lease>,
     record: Option<&ReplicaRecord>,
@@ -306,8 +307,8 @@ fn right(
         };
     };
     let binding = record.epoch == lease.epoch || record.resumed.contains(&lease.epoch);
-    // Nobody with this state ever wrote here, and this process has not tried yet: the state says no
-    // more about this replica than none.
+    // No process with this state ever wrote to this replica, and this process has not tried yet:
+    // treat the state as if there were none.
     let blank =
         record.epoch == 0 && record.home.is_none() && !record.holders.contains(&claim.holder);
     let known = record.holders.contains(&lease.holder);
@@ -320,15 +321,15 @@ fn right(
     } else if record.adopt {
         Right::TakeOver
     } else if known && binding && home.is_some() && record.home.as_ref() == home {
-        // The lock in our state was free, so whoever held it is over.
+        // The lock on our state was free, so the process that held it has ended.
         Right::Resumed
     } else if known && (same_database || same_state) {
-        // The machine started anew, the volume moved or was cloned, or the lease was taken and not
-        // made binding. A restore takes it before there is a file to name.
+        // The machine restarted, the volume moved or was cloned, or the lease was taken and never
+        // became binding. A restore takes the lease before it has a file to name.
         Right::TakeOver
     } else if same_database && (same_state || blank) {
-        // The volume was rolled back, or is a clone of one: whoever starts last goes on. Rolled back
-        // to before a first start came to store anything, it is as if the state was lost.
+        // The volume was rolled back, or is a clone of one: the process that starts last continues.
+        // A rollback to before the first upload counts as lost state.
         Right::TakeOver
     } else if known {
         diverged()
@@ -341,7 +342,8 @@ fn right(
     }
 }
 
-/// Time of the newest stored file, in Unix milliseconds; zero when there is none that can be read.
+/// Time of the newest stored file, in Unix milliseconds; zero without files or when its header is
+/// damaged.
 async fn newest_time(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,

@@ -1,4 +1,4 @@
-//! The file that makes a lease binding.
+//! The fence: the file that makes a lease binding.
 
 use std::collections::BTreeSet;
 
@@ -13,17 +13,17 @@ use crate::remote::{self, RemoteError, RemoteFile};
 
 use super::{FENCE_ATTEMPTS, TargetError};
 
-/// Files whose headers are tried, from the newest.
+/// Files whose headers are tried, from the newest on.
 const HEADERS_TRIED: usize = 16;
 
-/// Claims the name after the newest file with a file that changes nothing, and returns what is
-/// stored then. `lease` is the one that was taken. An empty replica has nothing to fence: its first
-/// file decides. Nor has one whose holder stores nothing before a full copy that it announced.
+/// Claims the name after the newest file with a file that changes no page, and returns the files
+/// stored then. `lease` is the one that we took. An empty replica needs no fence: its first file
+/// decides. Neither does one whose holder stores no file before a snapshot that it announced.
 ///
 /// # Errors
 ///
-/// The store's, a replica of which none of the newest files can be read, or
-/// [`LeaseError::Contended`] when the lease was taken by somebody else meanwhile.
+/// The store's error, a replica whose newest files are all unreadable, or [`LeaseError::Contended`]
+/// when another process took the lease meanwhile.
 pub async fn fence(
     store: &SharedStore,
     lease: &Lease,
@@ -63,8 +63,8 @@ pub async fn fence(
             .put(&key, Body::Bytes(bytes), PutMode::Create, &meta)
             .await
         {
-            // The old writer was faster once more: its file belongs to the history. Or a new one,
-            // who must not meet a fence of ours.
+            // The old writer stored one more file, which belongs to the history. Or a new writer
+            // did, which must not meet a fence of ours.
             Err(error) if error.kind() == StoreErrorKind::Exists => {
                 let now = lease::read(store).await?.map(|stored| stored.lease.epoch);
                 if now != Some(lease.epoch) {
@@ -88,17 +88,17 @@ pub async fn fence(
     Err(TargetError::Lease(LeaseError::Contended))
 }
 
-/// Whether a full copy was announced that is not there, and may still come. Then there is nothing to
-/// fence, and no fence may stand behind its TXID.
+/// Whether an announced snapshot is missing and may still arrive. Then no fence is needed, and none
+/// may follow its TXID.
 ///
-/// Whoever announced it stores nothing else before, and looks at the lease after it; so does whoever
-/// took over from there. And a fence has the size of the database that was stored before it: if the
-/// copy came after all, the way to the newest point would lead from the copy over that fence.
+/// The announcer uploads nothing else first and reads the lease again afterwards. So does each
+/// process that takes over from there. A fence carries the size of the database before it. If the
+/// snapshot arrived after all, a restore of the newest point would apply that fence on top of it.
 fn is_copy_coming(files: &BTreeSet<RemoteFile>, announced: Txid) -> bool {
     announced > remote::newest_copy(files) && announced >= remote::newest(files)
 }
 
-/// The header of the newest file that has one: a damaged file must not keep everybody out.
+/// The header of the newest file that has one: a damaged file must not keep every writer out.
 async fn newest_header(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,

@@ -1,4 +1,4 @@
-//! When files of a level are compacted into one of the next.
+//! Decides when files of a level are compacted into one of the next.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::compaction::{Run, next_run};
 
 use super::Connection;
 
-/// The first level that is made of compacted files.
+/// The first level that is made from compacted files.
 const FIRST_LEVEL: u8 = 2;
 
-/// When the files of a level are compacted next.
+/// Time of the next compaction of a level.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LevelClock {
     level: u8,
@@ -21,8 +21,8 @@ pub(super) struct LevelClock {
 }
 
 impl LevelClock {
-    /// The clocks of all levels from level 2 on. Each begins at a part of its interval that follows
-    /// from the place: thousands of databases must not compact in the same second.
+    /// The clocks of all levels from level 2 on. Each begins at a fraction of its interval that
+    /// depends on the place: thousands of databases must not compact in the same second.
     pub(super) fn all(intervals: &[Duration], place: &str, now: Instant) -> Vec<LevelClock> {
         let clock = |(level, interval): (u8, &Duration)| LevelClock {
             level,
@@ -41,14 +41,15 @@ fn fraction(place: &str, level: u8) -> f64 {
 }
 
 impl Connection {
-    /// When a level has something to compact next; none: never, as things are.
+    /// Time of the next compaction of any level; none while no level has files to compact.
     pub(super) fn next_level_compaction(&self) -> Option<Instant> {
         let clocks = self.levels.iter();
         let busy = clocks.filter(|clock| next_run(&self.files, clock.level).is_some());
         busy.map(|clock| clock.next).min()
     }
 
-    /// What to compact now; the clock of a level goes on once nothing is left to compact there.
+    /// The compaction to run now. The clock of a level advances once that level has no files left
+    /// to compact.
     pub(super) fn due_compaction(&mut self) -> Option<Run> {
         let now = Instant::now();
         for clock in self.levels.iter_mut().filter(|clock| clock.next <= now) {

@@ -1,4 +1,4 @@
-//! Whatever is missing or changed is named, and never a silently different database.
+//! Every missing or changed object is reported, and never gives a silently different database.
 
 use engine::generations::{Damage, GenerationError};
 use engine::restore::RestoreError;
@@ -6,7 +6,7 @@ use sqlite_format::WalHeader;
 
 use crate::replica::{Database, PAGE_SIZES, Replica};
 
-/// Bytes of a log's header, and of a frame's.
+/// Bytes of a WAL header, and of a frame header.
 const HEADERS: (usize, usize) = (32, 24);
 
 fn generation_error(result: Result<Database, RestoreError>, what: &str) -> GenerationError {
@@ -16,13 +16,13 @@ fn generation_error(result: Result<Database, RestoreError>, what: &str) -> Gener
     }
 }
 
-/// The replica until its first generation ends, and the keys that a restore of that needs.
+/// The replica up to the end of its first generation, and the keys that a restore of that needs.
 fn first_generation(page_size: usize) -> (Replica, Vec<String>) {
     let mut replica = Replica::golden(page_size);
     let first_ms = replica.states[0].time_ms;
     let keys = replica.generation_at(first_ms);
     replica.objects.retain(|key, _| keys.contains(key));
-    // Without its second snapshot every log is needed.
+    // Without its second snapshot every WAL is needed.
     replica
         .objects
         .remove(&replica.key("00000001.snapshot.lz4"));
@@ -41,7 +41,7 @@ fn every_missing_object_is_named_but_the_end_of_a_log() {
             let log = |key: &str| key[33..].split_once('_').map(|(log, _)| log.to_owned());
             if next.is_none_or(|next| log(next) != log(key)) && !key.ends_with("_00000000.wal.lz4")
             {
-                // Nothing says how long a log was, unless its end is inside a transaction.
+                // The length of a WAL is unknown, unless its end is inside a transaction.
                 continue;
             }
             match (replica.restore(None), next) {
@@ -53,7 +53,8 @@ fn every_missing_object_is_named_but_the_end_of_a_log() {
                     GenerationError::SegmentGap { key, .. } => assert_eq!(key, *next),
                     other => panic!("without {key}: {other}"),
                 },
-                // The last log, all of which is one segment, is as if it had not been stored yet.
+                // Without the last WAL, which is a single segment, the replica is as before its
+                // upload.
                 (Ok(database), None) => assert!(database.bytes != newest.bytes),
                 (other, _) => panic!("without {key}: {other:?}"),
             }
@@ -104,7 +105,7 @@ fn damage_is_nothing_to_a_time_before_it() {
     }
 }
 
-/// What is wrong inside a frame that LZ4 finds nothing wrong with.
+/// Damage inside a frame whose LZ4 checksum is correct.
 #[test]
 fn content_that_does_not_belong_there_is_named() {
     let (whole, _) = first_generation(1024);
@@ -149,7 +150,7 @@ fn content_that_does_not_belong_there_is_named() {
     }
 }
 
-/// Makes the checksums right again after a change of frames.
+/// Computes the checksums again after a change of frames.
 fn rechained(mut log: Vec<u8>, page_size: usize) -> Vec<u8> {
     let header = WalHeader::parse(log.first_chunk().unwrap()).unwrap();
     let mut checksum = header.checksum;
@@ -172,7 +173,7 @@ fn a_page_that_is_in_no_object_is_named() {
     let log = replica.content(&first);
     replica.store_content(&first, &rechained(log.clone(), 1024), ms);
     assert_eq!(replica.restore(Some(ms)).unwrap().bytes, expected.bytes);
-    // The last transaction says that the database has one page more.
+    // The last transaction states that the database has one page more.
     let mut longer = log;
     let commit = longer.len() - 1024 - HEADERS.1 + 7;
     longer[commit] += 1;
@@ -183,7 +184,7 @@ fn a_page_that_is_in_no_object_is_named() {
         "{error}"
     );
 
-    // After it has shrunk to four pages, it grows by one that it had before.
+    // After the database has shrunk to four pages, it grows by one that it had before.
     let (mut replica, keys) = first_generation(1024);
     let last: Vec<&String> = keys
         .iter()
@@ -223,7 +224,7 @@ fn split(replica: &mut Replica, key: &str) -> String {
 fn a_log_that_ends_inside_a_transaction_ends_before_it_or_is_an_error_before_another_log() {
     let (mut replica, _) = first_generation(1024);
     let expected = replica.restore(None).unwrap();
-    // A segment with one transaction of several frames, in a log that another one follows.
+    // A segment with one transaction of several frames, in a WAL that another one follows.
     let segment = replica.key("00000001_00000c68.wal.lz4");
     let rest = split(&mut replica, &segment);
     assert_eq!(replica.restore(None).unwrap().bytes, expected.bytes);
@@ -234,7 +235,7 @@ fn a_log_that_ends_inside_a_transaction_ends_before_it_or_is_an_error_before_ano
         .unwrap();
     assert_eq!(at_half.bytes, before.bytes);
 
-    // The log ends there, and another one follows.
+    // The WAL ends there, and another one follows.
     let end = replica.key("00000001_00002d28.wal.lz4");
     replica.objects.remove(&end);
     replica.objects.remove(&rest);
@@ -243,12 +244,12 @@ fn a_log_that_ends_inside_a_transaction_ends_before_it_or_is_an_error_before_ano
         matches!(error, GenerationError::Unfinished { log: 1, .. }),
         "{error}"
     );
-    // Nothing follows: what is whole is the newest state.
+    // No WAL follows: the whole transactions are the newest state.
     replica.objects.retain(|key, _| !key.contains("/00000002_"));
     assert_eq!(replica.restore(None).unwrap().bytes, before.bytes);
 }
 
-/// The database at the end of each segment of a log, with the key and the time of the segment.
+/// The database at the end of each segment of a WAL, with the key and the time of the segment.
 fn states(replica: &Replica, log: &str) -> Vec<(String, i64, Database)> {
     let part = format!("/{log}_");
     let segments = replica
@@ -295,7 +296,7 @@ fn a_snapshot_that_is_ahead_of_its_log_is_never_mixed_with_it() {
                     Err(error) => panic!("{copied}, {wanted}: {error}"),
                 }
             }
-            // A checkpoint ran while it was copied: the log makes it good.
+            // A checkpoint ran while the snapshot was read: the WAL repairs it.
             let content = torn(&base.bytes, &newer.bytes, page_size);
             replica.store_content(&snapshot, &content, first_ms - 1);
             for (_, ms, state) in &states[copied..] {

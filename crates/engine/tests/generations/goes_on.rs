@@ -1,5 +1,5 @@
-//! From a generation to a history of ours: what is restored before an application starts, and what
-//! is stored after it.
+//! From a generation to a history of ours: the restore before an application starts, and the files
+//! stored after it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::replica::{Replica, block_on, put, restored};
 
-/// How long anything may take before a test gives up.
+/// Longest wait of a test before it gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings(directory: &Path, stores: &[SharedStore], holder: &str) -> DatabaseSettings {
@@ -64,13 +64,14 @@ fn replicate(settings: &DatabaseSettings) {
             break;
         }
         assert!(Instant::now() < deadline, "{status:?}");
-        std::thread::sleep(Duration::from_millis(2)); // bounded: a look, up to a deadline
+        std::thread::sleep(Duration::from_millis(2)); // bounded: a poll, up to a deadline
     }
     stop.send_replace(true);
     assert!(thread.join().unwrap());
 }
 
-/// The golden replica in a store with the system's clock, and what of it must stay as it is.
+/// The golden replica in a store with the system's clock, and its objects that must stay as they
+/// are.
 fn golden() -> (Arc<Memory>, Replica) {
     let replica = Replica::golden(4096);
     let memory = Arc::new(Memory::with_clock(unix_ms));
@@ -114,7 +115,7 @@ fn a_missing_database_comes_back_and_a_history_of_ours_begins_with_a_full_copy()
     let expected = replica.restore(None).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let before = settings(directory.path(), &[Arc::clone(&store)], "the restore");
-    // Killed in between, it does the same again.
+    // After a kill in between, it does the same again.
     for _ in 0..2 {
         let _removed = std::fs::remove_file(&before.path);
         let Ready::Restored { restored, .. } = ready(&before).unwrap() else {
@@ -139,7 +140,7 @@ fn a_missing_database_comes_back_and_a_history_of_ours_begins_with_a_full_copy()
     assert_eq!(newest.rows, expected.rows + 1);
     assert_untouched(&memory, &replica);
 
-    // The volume is lost: the next restore is of ours.
+    // The volume is lost: the next restore takes our files.
     std::fs::remove_dir_all(directory.path().join("state")).unwrap();
     std::fs::remove_file(&before.path).unwrap();
     let Ready::Restored { restored, .. } = ready(&before).unwrap() else {
@@ -155,7 +156,7 @@ fn a_database_restored_by_hand_goes_on_as_well() {
     let store: SharedStore = Arc::clone(&memory) as SharedStore;
     let directory = tempfile::tempdir().unwrap();
     let by_hand = settings(directory.path(), &[Arc::clone(&store)], "by hand");
-    // What is known of the database that is there is nothing to the one that takes its place.
+    // The state of the present database must mean nothing for the one that replaces it.
     create(&by_hand.path);
     let elsewhere: SharedStore = Arc::new(Memory::new());
     replicate(&settings(directory.path(), &[elsewhere], "before"));
@@ -235,7 +236,7 @@ fn a_generation_that_cannot_be_restored_or_asked_for_never_starts_empty() {
         "{result:?}"
     );
 
-    // Our files are listed first, then the generations.
+    // The store lists our files first, then the generations.
     let plan = FaultPlan::none().at(1, Fault::Fail(StoreErrorKind::Unreachable));
     let silent = Arc::new(Faulty::new(Arc::clone(&memory), plan));
     let result = ready(&settings(

@@ -1,4 +1,4 @@
-//! What Litestream 0.3.13 stored comes back as it stored it.
+//! The files of Litestream 0.3.13 restore to the state that it stored.
 
 use ltx::Txid;
 
@@ -26,7 +26,7 @@ fn every_noted_state_comes_back_page_by_page() {
             assert_eq!(database.restored.txid, Txid::ZERO);
             assert!(database.restored.generation.is_some());
         }
-        // Until something else is stored, that state is the newest.
+        // Until the next object is stored, that state is the newest.
         let times: Vec<i64> = replica.objects.values().map(|object| object.1).collect();
         for state in &replica.states {
             let next = times.iter().filter(|time| **time > state.time_ms).min();

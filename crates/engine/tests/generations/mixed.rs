@@ -1,4 +1,4 @@
-//! Places that have both: files of Litestream 0.5, which are ours, and generations of 0.3.
+//! Replicas that have both: files of Litestream 0.5, which are ours, and generations of 0.3.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn put_file(memory: &Arc<Memory>, (min, max): (u64, u64), ms: i64, pages: u32) {
     put(memory, &key, bytes, ms);
 }
 
-/// What is restored: the position of our files, or the time of a generation.
+/// The source of a restore: the position of our files, or the time of a generation.
 #[derive(Debug, PartialEq)]
 enum Found {
     Ours(u64),
@@ -58,7 +58,7 @@ fn found(memory: &Arc<Memory>, point: Point) -> Result<Found, RestoreError> {
     })
 }
 
-/// The golden replica, its first and its last time, and when it has its first segment.
+/// The golden replica, its first and its last time, and the time of its first segment.
 fn golden() -> (Replica, i64, i64, i64) {
     let replica = Replica::golden(4096);
     let times = replica.objects.values().map(|object| object.1);
@@ -70,7 +70,7 @@ fn golden() -> (Replica, i64, i64, i64) {
 #[test]
 fn the_newer_of_both_is_restored_and_at_a_time_the_one_that_was_newer_then() {
     let (replica, first, last, some) = golden();
-    // The usual case: it was replaced.
+    // The usual case: Litestream 0.3 was replaced.
     let memory = replica.memory();
     put_file(&memory, (1, 1), last + 1000, 1);
     put_file(&memory, (2, 2), last + 2000, 1);
@@ -84,7 +84,7 @@ fn the_newer_of_both_is_restored_and_at_a_time_the_one_that_was_newer_then() {
     ] {
         assert_eq!(found(&memory, at(ms)).unwrap(), expected, "at {ms}");
     }
-    // Somebody went back to it.
+    // A user went back to Litestream 0.3.
     let memory = replica.memory();
     put_file(&memory, (1, 1), first - 2000, 1);
     put_file(&memory, (2, 2), first - 1000, 1);
@@ -229,7 +229,7 @@ fn a_bucket_names_generations_as_a_directory_does() {
     assert_eq!(database.bytes, replica.restore(None).unwrap().bytes);
 }
 
-/// Every request fails once; what a plan named goes missing.
+/// Every request fails once; then the objects of a plan go missing.
 #[test]
 fn an_error_of_the_store_is_told_as_one_and_what_has_expired_meanwhile_is_planned_anew() {
     let replica = Replica::golden(1024);

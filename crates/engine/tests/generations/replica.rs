@@ -1,4 +1,4 @@
-//! A replica whose objects and times a test chooses, and what is restored from it.
+//! A replica whose objects and times a test chooses, and its restores.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use lz4_flex::frame::{FrameDecoder, FrameEncoder, FrameInfo};
 use serde::Deserialize;
 use store::{Body, Memory, PutMeta, PutMode, SharedStore, Store};
 
-/// What `states.json` says.
+/// The content of `states.json`.
 #[derive(Deserialize)]
 struct Noted {
     page_size: usize,
@@ -19,7 +19,7 @@ struct Noted {
     states: Vec<State>,
 }
 
-/// What a database was at some time.
+/// The state of a database at some time.
 #[derive(Debug, Clone, Deserialize)]
 pub struct State {
     pub time_ms: i64,
@@ -44,11 +44,11 @@ pub struct Database {
     pub restored: Restored,
 }
 
-/// The golden replicas, by page size.
+/// The page sizes of the golden replicas.
 pub const PAGE_SIZES: [usize; 2] = [1024, 4096];
 
 impl Replica {
-    /// Reads what Litestream 0.3 wrote.
+    /// Reads a replica that Litestream 0.3 wrote.
     pub fn golden(page_size: usize) -> Replica {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
             .join("tests/golden-0.3")
@@ -68,7 +68,7 @@ impl Replica {
         }
     }
 
-    /// The key with this end; there is exactly one.
+    /// The key that ends so; exactly one does.
     pub fn key(&self, end: &str) -> String {
         let mut keys = self.objects.keys().filter(|key| key.ends_with(end));
         let key = keys.next().unwrap().clone();
@@ -92,7 +92,7 @@ impl Replica {
         content
     }
 
-    /// Stores an object in place of the one that is there, if one is.
+    /// Stores an object, replacing an existing one.
     pub fn store_content(&mut self, key: &str, content: &[u8], ms: i64) {
         let info = FrameInfo::new().content_checksum(true);
         let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());

@@ -1,4 +1,4 @@
-//! The application: this test binary, started once more, writing to a database as it is told.
+//! The application: this test binary, started once more, writing to a database on command.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 const VARIABLE: &str = "ENGINE_TEST_APPLICATION";
-/// What the balances of all accounts add up to after each commit.
+/// The sum of the balances of all accounts after each commit.
 pub const TOTAL: i64 = 2000;
 
 /// How the application uses its database.
@@ -23,7 +23,7 @@ pub struct Habits {
     pub autocheckpoint: u32,
     pub synchronous: String,
     pub threads: u64,
-    /// False: small commits only. True: everything that an application may do.
+    /// False: small commits only. True: every action that an application may take.
     pub wild: bool,
 }
 
@@ -64,7 +64,7 @@ impl Numbers {
     }
 }
 
-/// The seed of this run: given, or of the clock; printed either way.
+/// The seed of this run: given, or from the clock; printed either way.
 pub fn seed() -> u64 {
     let given = std::env::var("ENGINE_TEST_SEED").ok();
     let seed = given.map_or_else(
@@ -83,7 +83,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts it with the database open and its threads at rest.
+    /// Starts the application with the database open and its threads at rest.
     pub fn start(habits: &Habits) -> App {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["application", "--exact", "--nocapture", "--test-threads=1"])
@@ -108,7 +108,7 @@ impl App {
         self.ask("go");
     }
 
-    /// Waits until each thread has finished what it did; connections stay open.
+    /// Waits until each thread has finished its step; connections stay open.
     pub fn pause(&mut self) {
         self.ask("pause");
     }
@@ -130,20 +130,20 @@ impl App {
         std::fs::read(file.path()).unwrap()
     }
 
-    /// Lets the threads work until there are so many more commits.
+    /// Lets the threads work until this many more commits were made.
     pub fn work(&mut self, commits: u64) {
         self.go();
         self.wait_for_commits(commits);
         self.pause();
     }
 
-    /// Waits, while the threads work, until there are so many more commits.
+    /// Waits, while the threads work, until this many more commits were made.
     pub fn wait_for_commits(&mut self, more: u64) {
         let goal = self.commits() + more;
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.commits() < goal {
             assert!(Instant::now() < deadline, "the application is stuck");
-            std::thread::sleep(Duration::from_millis(2)); // bounded: a look, up to a deadline
+            std::thread::sleep(Duration::from_millis(2)); // bounded: a poll, up to a deadline
         }
     }
 
@@ -152,7 +152,7 @@ impl App {
         self.ask("commits").parse().unwrap()
     }
 
-    /// Bytes that it has written to files so far.
+    /// Bytes that the application has written to files so far.
     pub fn written(&self) -> u64 {
         let path = format!("/proc/{}/io", self.child.id());
         let io = std::fs::read_to_string(path).unwrap();
@@ -160,12 +160,12 @@ impl App {
         line.unwrap().parse().unwrap()
     }
 
-    /// How long the steps so far took, in microseconds: median, 99th percentile, longest.
+    /// Latencies of the steps so far, in microseconds: median, 99th percentile, longest.
     pub fn latencies(&mut self) -> [u32; 3] {
         serde_json::from_str(&self.ask("latencies")).unwrap()
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the application, as a power cut would.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -215,7 +215,7 @@ struct Shared {
 
 type Crew = Arc<(Mutex<Shared>, Condvar)>;
 
-/// Becomes the application when this process was started as one.
+/// Becomes the application if this process was started as one.
 pub fn serve_if_asked() {
     let Ok(habits) = std::env::var(VARIABLE) else {
         return;
@@ -442,7 +442,7 @@ impl Worker {
 
     fn wild_step(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         match self.numbers.below(40) {
-            // A transaction larger than the cache, which spills into the log before it ends.
+            // A transaction larger than the cache, which spills into the WAL before it ends.
             0 => {
                 connection.execute_batch("BEGIN IMMEDIATE")?;
                 self.move_money(connection)?;
@@ -486,7 +486,7 @@ impl Worker {
                 self.move_money(connection)?;
                 connection.execute_batch("COMMIT")
             }
-            // A reader that stays.
+            // A reader that stays open.
             15 => {
                 connection.execute_batch("BEGIN; SELECT count(*) FROM account")?;
                 std::thread::sleep(Duration::from_millis(self.numbers.below(60))); // bounded: the application works meanwhile

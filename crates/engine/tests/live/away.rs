@@ -1,4 +1,4 @@
-//! What happens to a database while we look, and while we are away.
+//! Changes to a database while we replicate it, and while we do not run.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::bench::{
     restored_as_it_is, settings, wait_for,
 };
 
-/// What somebody does to a database that the application has closed.
+/// An action on a database that the application has closed.
 type Deed = fn(&Path, &mut Habits, older: &[u8]);
 
 fn with_suffix(path: &Path, suffix: &str) -> std::path::PathBuf {
@@ -101,7 +101,7 @@ fn after(deeds: &[(&str, Deed)], while_we_run: bool) {
 
 #[test]
 fn a_database_that_is_exchanged_while_we_run_is_followed() {
-    // Without its log the file itself is damaged: the next test.
+    // Without its WAL the file itself is damaged: see the next test.
     let whole = DEEDS
         .into_iter()
         .filter(|(name, _)| *name != "delete the log");
@@ -110,9 +110,9 @@ fn a_database_that_is_exchanged_while_we_run_is_followed() {
 
 #[test]
 fn a_database_whose_log_is_taken_away_while_we_run_is_backed_up_as_it_is() {
-    // While we have the database open, the application's last close does not copy the log into it.
-    // Whoever takes the log away then takes commits away, and leaves pages of different ages: what
-    // was stored before stays, and what is left is stored as it is.
+    // While we have the database open, the application's last close does not copy the WAL into the
+    // file. Removing the WAL then removes commits, and leaves pages of different ages. The files
+    // stored before must stay, and the present database is stored as it is.
     let place = Place::new();
     let store: SharedStore = memory();
     let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
@@ -159,7 +159,7 @@ fn a_database_that_was_opened_and_not_written_is_copied() {
     assert!(replication.stop());
     app.sql("INSERT INTO item VALUES(NULL, 'while we are down')");
     app.close();
-    // A first reader: the log is empty, and its header names no size of the database.
+    // A first reader: the WAL is empty, and its header states no size of the database.
     app.sql("SELECT count(*) FROM account");
     let replication = Replication::start(&settings);
     let copies = || files(&store).iter().filter(|file| file.level == 9).count();

@@ -1,4 +1,4 @@
-//! What the tests share: a database directory, replication of it, and the proof of what is stored.
+//! Shared by the tests: a database directory, its replication, and the proof of the stored files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::app::{App, TOTAL};
 
-/// How long anything may take before a test gives up.
+/// Longest wait of a test before it gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Polls until `ready` answers.
@@ -36,7 +36,7 @@ pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
             return value;
         }
         assert!(Instant::now() < deadline, "gave up waiting for {what}");
-        std::thread::sleep(Duration::from_millis(2)); // bounded: a look, up to a deadline
+        std::thread::sleep(Duration::from_millis(2)); // bounded: a poll, up to a deadline
     }
 }
 
@@ -49,7 +49,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-/// The name of a process that holds leases, another one each time.
+/// A unique name of a process that holds leases.
 fn process() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("process {}", COUNT.fetch_add(1, Ordering::Relaxed))
@@ -92,12 +92,12 @@ impl Replication {
         Replication::start_with(settings, Duration::from_secs(10))
     }
 
-    /// `drain`: how long it waits for its targets at the end.
+    /// `drain`: longest wait for the targets at the end.
     pub fn start_with(settings: &DatabaseSettings, drain: Duration) -> Replication {
         Replication::start_in(Capture::start().unwrap(), settings, drain)
     }
 
-    /// With so many bytes for local state.
+    /// With this many bytes for local state.
     pub fn start_with_state(settings: &DatabaseSettings, state_bytes: u64) -> Replication {
         let limits = Limits {
             state_bytes,
@@ -110,7 +110,7 @@ impl Replication {
         Replication::start_within(&env, settings, Duration::from_secs(10))
     }
 
-    /// With a capture thread of its own kind.
+    /// With a given capture thread.
     pub fn start_in(capture: Capture, settings: &DatabaseSettings, drain: Duration) -> Replication {
         Replication::start_within(&Env::new(capture), settings, drain)
     }
@@ -149,7 +149,7 @@ impl Replication {
         complete
     }
 
-    /// Waits until each target has what is captured.
+    /// Waits until each target has every captured file.
     pub fn settled(&self) -> DatabaseStatus {
         wait_for("all targets to have everything", || self.has_settled())
     }
@@ -175,7 +175,7 @@ pub fn restored(store: &SharedStore, point: Point) -> Result<(Restored, Vec<u8>)
     restored_and_checked(store, point, IntegrityCheck::Full)
 }
 
-/// As [`restored`], whatever SQLite thinks of it.
+/// As [`restored`], without SQLite's check.
 pub fn restored_as_it_is(
     store: &SharedStore,
     point: Point,
@@ -201,8 +201,8 @@ fn restored_and_checked(
     Ok((restored, std::fs::read(output).unwrap()))
 }
 
-/// Waits until the newest stored position is, byte for byte, what the resting application sees,
-/// and has the checksum that replication reports.
+/// Waits until the newest stored position equals, byte for byte, the database that the resting
+/// application sees. It must also have the checksum that replication reports.
 pub fn assert_stored(replication: &Replication, app: &mut App, store: &SharedStore) {
     let expected = app.dump();
     let mut last = String::new();
@@ -210,7 +210,7 @@ pub fn assert_stored(replication: &Replication, app: &mut App, store: &SharedSto
     while Instant::now() < deadline {
         let Some(status) = replication.has_settled() else {
             last = format!("not settled: {:?}", replication.status());
-            std::thread::sleep(Duration::from_millis(5)); // bounded: a look, up to a deadline
+            std::thread::sleep(Duration::from_millis(5)); // bounded: a poll, up to a deadline
             continue;
         };
         let (restored, bytes) = restored(store, Point::Latest).unwrap();
@@ -237,13 +237,14 @@ pub fn first_difference(a: &[u8], b: &[u8]) -> (Option<usize>, usize, usize) {
     (at, a.len(), b.len())
 }
 
-/// Every file that is stored.
+/// Every stored file.
 pub fn files(store: &SharedStore) -> Vec<RemoteFile> {
     block_on(remote::list(store)).unwrap().into_iter().collect()
 }
 
-/// Restores every position that has a file of its own, one after the other, and proves each: its
-/// pages, SQLite's check, and that the accounts add up, which they do at commits only.
+/// Restores every position that has a file of its own, one after the other, and proves each. Its
+/// pages and SQLite's check must be right, and the accounts must add up, which they do only at
+/// commits.
 pub fn assert_every_point(store: &SharedStore) -> usize {
     let directory = tempfile::tempdir().unwrap();
     let files = block_on(remote::list(store)).unwrap();
@@ -270,7 +271,7 @@ pub fn assert_every_point(store: &SharedStore) -> usize {
                 && block_on(assembly.advance(store, &files, *point, 1)).is_ok()
         });
         if !advanced {
-            // It removes its file when dropped, and the next one has the same place.
+            // The old assembly removes its file when dropped, and the next one uses the same path.
             drop(assembly.take());
             let mut fresh = Assembly::create(&directory.path().join("point")).unwrap();
             block_on(fresh.fetch(store, &plan, 4, &|_, _| {})).unwrap();
@@ -286,7 +287,7 @@ pub fn assert_every_point(store: &SharedStore) -> usize {
     points.len()
 }
 
-/// The accounts add up.
+/// Checks that the accounts add up.
 pub fn assert_sums(path: &Path, what: &str) {
     let mut inspection = Inspection::open(path).unwrap();
     let sql = "SELECT coalesce(sum(balance), 0) FROM account";

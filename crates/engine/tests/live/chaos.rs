@@ -1,4 +1,4 @@
-//! Everything at once: no interleaving loses a commit or stores what never was.
+//! Everything at once: no interleaving loses a commit or stores a state that never existed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use crate::app::{App, Habits, Numbers, seed};
 use crate::bench::{Place, Replication, assert_every_point, assert_stored, memory, settings};
 
 /// A step that meets a mark of ours that never moves takes the whole busy timeout of 5 s. Single
-/// steps have done so while the machine was busy; whether behind a mark of ours is not known, so the
-/// longest step is printed and not judged.
+/// steps have done so while the machine was busy. Whether a mark of ours was the cause is not
+/// known, so the longest step is printed and not judged.
 const LONG_STEP_US: u32 = 4_500_000;
 
 /// Lets the application run wild for some rounds and compares after each.
@@ -39,12 +39,12 @@ fn chaos(page_size: u32, rounds: u32, seed: u64) {
         app.go();
         app.wait_for_commits(100 + numbers.below(600));
         match numbers.below(4) {
-            // The last connection closes: the log would be removed if we were not here.
+            // The last connection closes: SQLite would remove the WAL if we were not attached.
             0 => {
                 app.close();
                 app.pause();
             }
-            // We stop and start while the application goes on.
+            // We stop and start while the application continues.
             1 => {
                 assert!(
                     replication.stop(),
@@ -53,7 +53,7 @@ fn chaos(page_size: u32, rounds: u32, seed: u64) {
                 replication = Replication::start(&settings);
                 app.pause();
             }
-            // We are away while the application closes.
+            // We do not run while the application closes.
             2 => {
                 app.pause();
                 assert!(
@@ -65,7 +65,7 @@ fn chaos(page_size: u32, rounds: u32, seed: u64) {
                 replication = Replication::start(&settings);
                 app.pause();
             }
-            // The application dies in whatever it does, and recovers its log while we look.
+            // The application dies in any of its steps, and recovers its WAL while we poll.
             _ if numbers.below(2) == 0 => {
                 app.kill();
                 app = App::start(&habits);

@@ -16,8 +16,8 @@ use crate::bench::{
     settings, wait_for,
 };
 
-/// Runs a whole life over a store of which call number `call` fails, and returns whether the run
-/// came that far.
+/// Runs a whole life over a store whose call number `call` fails. Returns whether the run came that
+/// far.
 fn live_with(fault: Fault, call: u64, seed: u64) -> bool {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
@@ -111,7 +111,7 @@ fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
     assert!(kept < 1_000_000, "{kept} bytes are kept");
     let log = std::fs::metadata(engine::scan::with_suffix(&place.database(), "-wal")).unwrap();
     assert!(log.len() < 40 << 20, "the log has {} bytes", log.len());
-    // The oldest waiting commit is from before the outage was seen.
+    // The oldest waiting commit is from before the outage was noticed.
     let waited = began.elapsed().as_millis() as u64;
     assert!(replication.status().targets[0].lag_ms >= waited);
     faulty.set_plan(FaultPlan::none());
@@ -150,7 +150,7 @@ fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
         let (_, bytes) = restored(&stores[0], Point::Latest).ok()?;
         (target(0).lag_ms == 0 && bytes == expected).then_some(())
     });
-    // What is over the limit goes before the next file is made, but the newest always stays.
+    // Files over the limit are removed before the next file is made, but the newest always stays.
     let kept: BTreeMap<_, u64> = std::fs::read_dir(place.state().join("ltx/0"))
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -227,7 +227,7 @@ fn disk_bytes(directory: &std::path::Path) -> u64 {
         .sum()
 }
 
-/// A small file system of our own, for as long as it lives.
+/// A small file system of our own, for as long as this lives.
 struct SmallDisk {
     directory: tempfile::TempDir,
 }
@@ -303,7 +303,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
         assert_stored(&replication, &mut app, &store);
     }
     assert!(replication.stop());
-    // Damaged in the store, and not on our disk any more.
+    // Damaged in the store, and no longer on our disk.
     let captured: Vec<_> = files(&store)
         .into_iter()
         .filter(|file| file.level == 0)
@@ -329,7 +329,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
     assert_stored(&replication, &mut app, &store);
     replication.wait_target(0, TargetState::Ok);
     assert!(replication.stop());
-    // What it led to is lost, and said to be.
+    // The positions that it led to are lost, and the restore says so.
     assert!(restored(&store, Point::Txid(damaged.max)).is_err());
 }
 
@@ -361,7 +361,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
         assert_stored(&replication, &mut app, &store);
     }
     assert!(replication.stop());
-    // One that is stored: the merge reads it there.
+    // A file that is stored: compaction reads it in the store.
     let captured: Vec<_> = files(&store)
         .into_iter()
         .filter(|file| file.level == 0)
@@ -376,7 +376,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
             .then_some(())
     });
     replication.wait_target(0, TargetState::Ok);
-    // Two that are not: what follows builds on a new full copy.
+    // Two files that are not stored: the later ones build on a new snapshot.
     faulty.set_plan(FaultPlan::none().from(0, Fault::Fail(StoreErrorKind::Unreachable)));
     for _ in 0..3 {
         let before = replication.status().position.unwrap().txid;

@@ -1,4 +1,4 @@
-//! A store behind a gate: what was on its way when a writer was cut off.
+//! A store behind a gate: it holds the writes in flight of a writer that was cut off.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,11 +12,11 @@ use store::{
 };
 use tokio::sync::watch;
 
-/// A store of which some writes wait while its gate is closed, as behind a network that is cut.
+/// A store in which some writes wait while its gate is closed, as behind a network that is cut.
 pub struct Gated {
     inner: Arc<Memory>,
     pub gate: watch::Sender<Gate>,
-    /// Writes that pass though the gate is closed.
+    /// Number of writes that pass although the gate is closed.
     passes: AtomicU32,
     /// Keys of writes that waited.
     pub waiting: Mutex<Vec<String>>,
@@ -25,9 +25,9 @@ pub struct Gated {
 #[derive(Clone, Copy)]
 pub enum Gate {
     Open,
-    /// Writes of keys that begin so wait.
+    /// Writes of keys with this prefix wait.
     Closed(&'static str),
-    /// What waited happens, and nobody is there any more to hear of it.
+    /// The waiting writes are carried out, but their writer has gone and gets no answer.
     Late,
 }
 
@@ -43,7 +43,7 @@ impl Gated {
 }
 
 impl Gated {
-    /// Lets so many writes pass a closed gate.
+    /// Lets this many writes pass a closed gate.
     pub fn let_pass(&self, writes: u32) {
         self.passes.store(writes, Ordering::SeqCst);
         self.gate.send_modify(|_| {});
@@ -108,7 +108,7 @@ impl Store for Gated {
     ) -> BoxFuture<'_, Result<u64, StoreError>> {
         let (key, meta) = (key.to_owned(), *meta);
         async move {
-            // The stream is not read behind a closed gate.
+            // The stream is not read while the gate is closed.
             self.pass(&key).await;
             let pieces: Result<Vec<Bytes>, _> = stream.try_collect().await;
             let pieces = pieces.map_err(|source| StoreError::Other {

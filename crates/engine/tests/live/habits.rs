@@ -1,4 +1,4 @@
-//! What applications do with their databases, one habit at a time.
+//! Habits of applications with their databases, one at a time.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::bench::{
 
 const MODES: [&str; 4] = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"];
 
-/// Lets an application with these habits be replicated while `live` works with it.
+/// Replicates an application with these habits while `live` works with it.
 fn replicated(
     habits: impl FnOnce(Habits) -> Habits,
     live: impl FnOnce(&Replication, &mut App, &SharedStore),
@@ -111,7 +111,7 @@ fn a_journal_mode_that_is_left_while_we_run_loses_nothing() {
         |replication, app, store| {
             app.work(50);
             app.close();
-            // Refused while we have the database open; done when we have not.
+            // Refused while we have the database open; done otherwise.
             let mode = app.sql("PRAGMA journal_mode=DELETE");
             println!("{mode}");
             app.sql("INSERT INTO item VALUES(NULL, 'in whatever mode it is')");
@@ -124,7 +124,7 @@ fn a_journal_mode_that_is_left_while_we_run_loses_nothing() {
     );
 }
 
-/// What somebody does to a log whose application has died.
+/// An action on a WAL whose application has died.
 type Deed = fn(&Path);
 
 #[test]
@@ -148,7 +148,7 @@ fn a_log_that_is_cut_or_taken_away_after_a_crash_while_we_are_down_is_followed()
         };
         let settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
         let mut app = App::start(&habits);
-        // What no log has is a whole database.
+        // The database file alone is a whole database.
         app.sql("PRAGMA wal_checkpoint(TRUNCATE)");
         let replication = Replication::start(&settings);
         app.work(80);
@@ -190,7 +190,7 @@ fn put(store: &SharedStore, objects: &[Object]) {
     }
 }
 
-/// Restores from captured files of which all that are merged go away after the first bytes.
+/// Restores from captured files; those that a compacted file covers expire after the first bytes.
 fn restored_while_files_expire(merged_appear: bool) -> (Result<Vec<u8>, RestoreError>, Vec<u8>) {
     let place = Place::new();
     let all: SharedStore = memory();
@@ -200,7 +200,7 @@ fn restored_while_files_expire(merged_appear: bool) -> (Result<Vec<u8>, RestoreE
         &place.state(),
         &[Arc::clone(&all)],
     ));
-    // The first one is there at once, for the step to the full copy.
+    // The first one is stored at once, for the step to the snapshot.
     let is_wide = |file: &RemoteFile| file.level == 1 && file.min < file.max;
     wait_for("a merged file", || {
         app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");

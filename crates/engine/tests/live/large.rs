@@ -1,4 +1,4 @@
-//! A large database that costs next to nothing.
+//! A large database that takes almost no disk space.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub fn make_large(path: &Path) {
         .open(path)
         .unwrap();
     file.set_len(u64::from(PAGES) * PAGE).unwrap();
-    // Pages 3 and 4 are trunks of the freelist, all behind them are leaves.
+    // Pages 3 and 4 are trunks of the freelist, all after them are leaves.
     let leaves: Vec<u32> = (5..=PAGES).filter(|pgno| *pgno != LOCK).collect();
     let (first, second) = leaves.split_at(leaves.len() / 2);
     for (trunk, next, leaves) in [(3u64, 4u32, first), (4, 0, second)] {

@@ -19,7 +19,7 @@ mod large;
 mod snapshots;
 mod writers;
 
-/// Not a test: the application process, when one was asked for.
+/// Not a test: the application process, if this process was started as one.
 #[test]
 fn application() {
     app::serve_if_asked();

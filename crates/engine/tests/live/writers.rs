@@ -51,7 +51,7 @@ struct CutOff {
     memory: Arc<Memory>,
 }
 
-/// Cuts a writer off in the middle of what `change` makes it upload to a key that begins with
+/// Cuts a writer off in the middle of an upload that `change` causes, to a key that begins with
 /// `key`.
 fn cut_off(change: impl Fn(&Place, &mut DatabaseSettings), key: &'static str) -> CutOff {
     let place = Place::new();
@@ -67,7 +67,7 @@ fn cut_off(change: impl Fn(&Place, &mut DatabaseSettings), key: &'static str) ->
     gated.gate.send_replace(Gate::Closed(key));
     let replication = Replication::start_with(&settings, Duration::from_secs(1));
     wait_for("an upload that hangs", || {
-        // On pages that nobody else changes, so that a mix of both is seen.
+        // Change pages that no other step changes, so that a mix of both histories is seen.
         app.sql("UPDATE account SET balance = balance + 3 - 2 * id WHERE id IN (1, 2)");
         (!gated.waiting.lock().unwrap().is_empty()).then_some(())
     });
@@ -81,8 +81,8 @@ fn cut_off(change: impl Fn(&Place, &mut DatabaseSettings), key: &'static str) ->
 }
 
 /// Cuts a writer off, lets another one take over from the backup, brings the first one back, and
-/// looks at the replica: nothing but the very upload that was on its way may be new. Returns what
-/// is.
+/// checks the replica. Only the very upload that was in flight may be new. Returns the keys of the
+/// new objects.
 fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'static str) -> Changed {
     let mut old = cut_off(change, key);
     let memory = Arc::clone(&old.memory);
@@ -100,7 +100,7 @@ fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'stati
     let store: SharedStore = Arc::clone(&memory) as SharedStore;
     assert_stored(&new, &mut new_app, &store);
     new.settled();
-    // It compacts once: the step to its first snapshot.
+    // The new writer compacts once: the step to its first snapshot.
     let snapshot = files(&store).into_iter().filter(|file| file.level == 9);
     let snapshot = snapshot.map(|file| file.max).max();
     wait_for("the new writer to compact", || {
@@ -137,7 +137,7 @@ fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'stati
     changed
 }
 
-/// The state is gone: the writer goes on with a new full copy.
+/// The state is gone: the writer continues with a new snapshot.
 fn state_lost(place: &Place, _: &mut DatabaseSettings) {
     std::fs::remove_dir_all(place.state()).unwrap();
 }
@@ -157,8 +157,8 @@ fn a_writer_cut_off_in_a_copy_of_what_is_stored_adds_no_more_than_that() {
     let often = |_: &Place, settings: &mut DatabaseSettings| {
         settings.snapshot_interval = Duration::from_millis(1);
     };
-    // It is stored beside everything else, so the writer may hear of the other one first and give
-    // it up.
+    // The snapshot is stored beside everything else, so the writer may learn of the other one first
+    // and give it up.
     assert!(take_over_during(often, "ltx/9/").len() <= 1);
 }
 
@@ -167,12 +167,12 @@ fn a_writer_cut_off_in_a_merge_of_what_is_stored_adds_no_more_than_that() {
     let often = |_: &Place, settings: &mut DatabaseSettings| {
         settings.targets[0].merge_interval = Duration::from_millis(1);
     };
-    // As above.
+    // As for the snapshot above.
     assert!(take_over_during(often, "ltx/1/").len() <= 1);
 }
 
-/// As [`state_lost`], and another target is so far ahead that the copy gets a number that nobody
-/// would expect here.
+/// As [`state_lost`], and another target is so far ahead that the snapshot gets an unexpected
+/// number.
 fn state_lost_and_far_ahead(place: &Place, settings: &mut DatabaseSettings) {
     let other: SharedStore = memory();
     let ahead = crate::bench::settings(&place.database(), &place.state(), &[Arc::clone(&other)]);
@@ -198,7 +198,7 @@ fn state_lost_and_far_ahead(place: &Place, settings: &mut DatabaseSettings) {
 fn a_new_base_that_lands_after_its_writer_died_is_never_built_upon() {
     type Change = fn(&Place, &mut DatabaseSettings);
     let changes: [Change; 2] = [state_lost, state_lost_and_far_ahead];
-    // It lands after the take-over: before the new writer has stored anything, and after.
+    // The snapshot lands after the take-over: before the new writer has stored a file, and after.
     for (change, stored_first) in changes.into_iter().flat_map(|it| [(it, false), (it, true)]) {
         let old = cut_off(change, "ltx/9/");
         let store: SharedStore = Arc::clone(&old.memory) as SharedStore;
@@ -265,7 +265,8 @@ fn a_copied_directory_never_writes_into_the_backup_of_its_original() {
     assert!(!second.stop());
     assert_stored(&original, &mut app, &store);
 
-    // Without what it has of the original it is a database of its own, and told to, takes over.
+    // Without its state of the original, the copy is a database of its own. If told to, it takes
+    // over.
     std::fs::remove_dir_all(copy.state()).unwrap();
     let second = Replication::start(&copied);
     assert_stored(&second, &mut other, &store);
@@ -303,7 +304,7 @@ fn what_was_sealed_before_a_take_over_is_never_laid_over_its_fence() {
     let restored = restore_in_place(&settings, &shared, &options, &|_, _| {});
     let restored = block_on(restored).unwrap().txid;
     let mut app = App::start(&Habits::calm(&place.database(), 7));
-    // Sealed while the store does not answer, on pages that nobody changes later.
+    // Sealed while the store does not answer, on pages that no later step changes.
     gated.gate.send_replace(Gate::Closed("lock"));
     let replication = Replication::start_with(&settings, Duration::from_secs(1));
     let change = |app: &mut App, replication: &Replication| {
@@ -314,7 +315,7 @@ fn what_was_sealed_before_a_take_over_is_never_laid_over_its_fence() {
         });
     };
     change(&mut app, &replication);
-    // The lease and the two proofs pass, and the fence; the announcement of a full copy hangs.
+    // The lease and the two proofs pass, and the fence; the announcement of a snapshot hangs.
     gated.let_pass(3);
     wait_for("the fence", || {
         let files = crate::bench::files(&store);
@@ -451,8 +452,8 @@ fn a_volume_rolled_back_with_our_state_never_continues_what_it_forgot() {
     }
     assert!(replication.stop());
 
-    // The volume goes back, with every inode, and more is captured than what is stored before the
-    // store answers.
+    // The volume goes back, with every inode. Before the store answers, more is captured than was
+    // stored.
     app.close();
     drop(app);
     roll_back(place.directory.path(), saved.directory.path());
@@ -480,7 +481,7 @@ fn a_volume_rolled_back_with_our_state_never_continues_what_it_forgot() {
     assert_every_point(&store);
 }
 
-/// Makes a directory what it was, in the same files.
+/// Restores the earlier content of a directory, in the same files.
 fn roll_back(place: &std::path::Path, saved: &std::path::Path) {
     for entry in std::fs::read_dir(place).unwrap() {
         let path = entry.unwrap().path();
