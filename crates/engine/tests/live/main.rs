@@ -15,6 +15,7 @@ mod chaos;
 mod faults;
 mod gated;
 mod habits;
+mod lag;
 mod large;
 mod snapshots;
 mod writers;
