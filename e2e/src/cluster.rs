@@ -1,4 +1,4 @@
-//! A real Kubernetes: one of our own on this machine, or one that is there already.
+//! A real Kubernetes: one that we start on this machine, or an existing one.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -26,8 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A Kubernetes cluster, usable from many threads.
 ///
-/// One that [`Cluster::start`] made is removed with everything in it when the value is dropped,
-/// also after a panic; and when the process is killed, by the kernel.
+/// A cluster from [`Cluster::start`] is removed with all its content when the value is dropped,
+/// also after a panic. When the process is killed, the kernel removes it.
 #[derive(Debug)]
 pub struct Cluster {
     kubectl: Kubectl,
@@ -38,7 +38,7 @@ pub struct Cluster {
 #[derive(Debug)]
 enum Place {
     Ours(Machine),
-    /// With the address of this machine that its Pods can reach, if there is one.
+    /// With the address of this machine that its Pods can reach, if known.
     External {
         address: Option<String>,
     },
@@ -73,10 +73,10 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Uses a cluster that is there already; nothing of it is removed at the end.
+    /// Uses an existing cluster; nothing in it is removed at the end.
     ///
-    /// `address` is one of this machine that Pods of the cluster can reach, for the tests' S3
-    /// server. Images must be where the cluster can pull them.
+    /// `address` is an address of this machine that Pods of the cluster can reach, for the tests'
+    /// S3 server. Images must be available to the cluster.
     pub fn external(tools: &Tools, kubeconfig: &Path, address: Option<String>) -> Result<Cluster> {
         let scratch = workspace::cache().join("external");
         fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
@@ -94,15 +94,15 @@ impl Cluster {
         &self.kubectl
     }
 
-    /// A folder for files of the tests. It goes with the cluster.
+    /// Returns a folder for files of the tests. It is removed with the cluster.
     pub fn scratch(&self) -> &Path {
         &self.scratch
     }
 
-    /// The address at which Pods and tests reach servers started with [`Cluster::spawn`].
+    /// Returns the address at which Pods and tests reach servers started with [`Cluster::spawn`].
     ///
     /// # Errors
-    /// For an external cluster that was given none.
+    /// For an external cluster without an address.
     pub fn address(&self) -> Result<String> {
         match &self.place {
             Place::Ours(machine) => Ok(machine.network().node()),
@@ -112,10 +112,10 @@ impl Cluster {
         }
     }
 
-    /// The address at which Pods reach a server in the test process itself.
+    /// Returns the address at which Pods reach a server in the test process itself.
     ///
     /// # Errors
-    /// For an external cluster that was given none.
+    /// For an external cluster without an address.
     pub fn machine_address(&self) -> Result<String> {
         match &self.place {
             Place::Ours(machine) => Ok(machine.network().machine()),
@@ -123,16 +123,16 @@ impl Cluster {
         }
     }
 
-    /// Starts a server program where Pods can reach it at [`Cluster::address`].
+    /// Starts a server program that Pods can reach at [`Cluster::address`].
     ///
-    /// In a cluster of ours it ends with the cluster; else the caller ends it.
+    /// In a cluster that we started it ends with the cluster; otherwise the caller ends it.
     pub fn spawn(&self, name: &str, program: &Path, arguments: &[String]) -> Result<Daemon> {
         let mut command = self.site().command(program);
         self.site()
             .spawn(name, command.args(arguments), &self.scratch)
     }
 
-    /// Where [`Cluster::spawn`] starts servers.
+    /// Returns the site where [`Cluster::spawn`] starts servers.
     pub(crate) fn site(&self) -> Site {
         match &self.place {
             Place::Ours(machine) => machine.site(),
@@ -140,7 +140,7 @@ impl Cluster {
         }
     }
 
-    /// Makes an image known to the node. One without an archive is the cluster's own affair.
+    /// Loads an image into the node. An image without an archive is left to the cluster.
     pub fn load_image(&self, image: &Image) -> Result<()> {
         let Some(archive) = &image.archive else {
             return Ok(());
@@ -168,7 +168,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes a cluster of ours, and tells when that failed, which dropping only prints.
+    /// Removes a cluster that we started, and reports a failure, which dropping only prints.
     pub fn stop(self) -> Result<()> {
         match self.place {
             Place::Ours(mut machine) => machine.end(),
@@ -177,7 +177,7 @@ impl Cluster {
     }
 }
 
-/// Removes clusters of this checkout and returns how many.
+/// Removes clusters of this checkout and returns their number.
 pub fn remove_clusters(which: Sweep) -> Result<usize> {
     sweep(&clusters(), which)
 }
@@ -241,7 +241,7 @@ impl Setup {
         })
     }
 
-    /// Starts the programs in the order in which they need each other, and waits for the node.
+    /// Starts the programs in the order of their dependencies, and waits for the node.
     fn start_programs(&self, machine: &Machine) -> Result<()> {
         let spawn = |name: &str, arguments: Vec<String>| {
             machine.spawn(
@@ -318,7 +318,7 @@ impl Setup {
             ("service-cluster-ip-range", self.services.clone()),
             ("endpoint-reconciler-type", "lease".to_owned()),
             ("allow-privileged", "true".to_owned()),
-            // The node's name resolves nowhere, so `kubectl logs` must go by its address.
+            // The node's name cannot be resolved, so `kubectl logs` must use its address.
             ("kubelet-preferred-address-types", "InternalIP".to_owned()),
         ])
     }
@@ -359,7 +359,7 @@ impl Setup {
             ("proxy-mode", "nftables".to_owned()),
             ("cluster-cidr", self.pods.clone()),
             ("hostname-override", NODE.to_owned()),
-            // These are settings of the whole machine; 0 leaves them as they are.
+            // These are settings of the whole machine; 0 leaves them unchanged.
             ("conntrack-max-per-core", "0".to_owned()),
             ("conntrack-tcp-timeout-established", "0s".to_owned()),
             ("conntrack-tcp-timeout-close-wait", "0s".to_owned()),

@@ -9,9 +9,9 @@ pub(crate) struct Config<'a> {
     pub(crate) pause_image: &'a str,
     /// Folder of the CNI plugins.
     pub(crate) cni_plugins: &'a str,
-    /// Folder for the files made from here.
+    /// Folder for the generated files.
     pub(crate) folder: &'a str,
-    /// Where Pods get their addresses from.
+    /// Address range of Pods.
     pub(crate) pods: &'a str,
     /// URL of the API server.
     pub(crate) server: &'a str,
@@ -26,7 +26,7 @@ pub(crate) struct Config<'a> {
 /// The one node.
 pub(crate) const NODE: &str = "node";
 
-/// Where containerd listens, inside.
+/// Socket of containerd, inside the cluster.
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 impl Config<'_> {
@@ -39,7 +39,7 @@ impl Config<'_> {
             ..
         } = self;
         // Without CAP_SYS_RESOURCE, as on most nested machines, no container can lower its
-        // oom_score_adj; `restrict_oom_score_adj` makes containerd ask for what it can get.
+        // oom_score_adj. `restrict_oom_score_adj` makes containerd request only an allowed value.
         format!(
             r#"version = 2
 root = "/var/lib/containerd"
@@ -104,17 +104,17 @@ state = "/run/containerd"
             "authorization": {"mode": "AlwaysAllow"},
             "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
             "cgroupDriver": "cgroupfs",
-            // Only with groups for each Pod does the kubelet hand this parent on to containers.
+            // Only with groups for each Pod does the kubelet pass this parent on to containers.
             "cgroupsPerQOS": true,
             "cgroupRoot": self.cgroup,
             "enforceNodeAllocatable": [],
             "failCgroupV1": false,
             "failSwapOn": false,
-            // A full disk of the machine is not what the tests are about.
+            // A full disk of the machine is outside the scope of the tests.
             "evictionHard": {},
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
-            // There is no name server: a look-up fails at once instead of hanging.
+            // No name server exists: a look-up fails at once instead of hanging.
             "resolvConf": format!("{}/resolv.conf", self.folder),
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             "serializeImagePulls": false,
@@ -126,7 +126,7 @@ state = "/run/containerd"
         "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
     }
 
-    /// The administrator's credentials, which the cluster's programs use too.
+    /// The administrator's credentials, which the cluster's programs also use.
     pub(crate) fn kubeconfig(&self) -> Value {
         json!({
             "apiVersion": "v1",

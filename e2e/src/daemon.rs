@@ -1,4 +1,4 @@
-//! A server program that runs beside the tests, with its output in a file.
+//! A server program that runs beside the tests and writes its output to a file.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,15 +16,15 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Time limit for a program to end after a signal that it can't ignore.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Lines of a log that a message shows.
+/// Number of log lines that an error message shows.
 const LOG_LINES: usize = 20;
 
-/// Whether the command that starts a program stays in front of it.
+/// Whether the process that starts a program stays as its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Launch {
-    /// The command is the program.
+    /// The started process is the program itself.
     Direct,
-    /// The command starts the program as its only child and waits for it, as `nsenter` does.
+    /// The started process runs the program as its only child and waits for it, as `nsenter` does.
     ThroughParent,
 }
 
@@ -38,7 +38,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a program; its output goes to the file `log`, after what is there.
+    /// Starts a program. Its output is appended to the file `log`.
     pub(crate) fn spawn(
         name: &str,
         command: &mut Command,
@@ -81,7 +81,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Stops the program where it stands, without ending it: its peers see a server that hangs.
+    /// Stops the program without ending it: its peers observe a server that hangs.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
@@ -91,7 +91,7 @@ impl Daemon {
         self.signal(Signal::CONT)
     }
 
-    /// Ends the program at once, as a power cut would, and waits until it is gone.
+    /// Kills the program at once, like a power cut, and waits until it is gone.
     pub fn kill(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_some() {
             return Ok(());
@@ -103,7 +103,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// The last lines that the program wrote.
+    /// Returns the last lines that the program wrote.
     pub fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -123,7 +123,7 @@ pub(crate) fn wait_for_programs<T>(
     deadline: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    // An error of the probe means "not yet"; the end of a program is an answer.
+    // An error of the probe means "not yet"; the end of a program is final.
     wait_for(description, deadline, || {
         match programs.iter_mut().try_for_each(Daemon::check) {
             Ok(()) => Ok(probe()?.map(Ok)),
@@ -132,7 +132,7 @@ pub(crate) fn wait_for_programs<T>(
     })?
 }
 
-/// The one child of a process, once there is one.
+/// Returns the only child of a process, once it exists.
 fn only_child(parent: Pid) -> Result<Option<Pid>> {
     let pid = parent.as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))

@@ -1,4 +1,4 @@
-//! The main job, told as a story with short headings: `cargo xtask demo`.
+//! The main use case as a story with short headings: `cargo xtask demo`.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -8,10 +8,10 @@ use crate::runner::{self, Environment};
 use crate::shop::{NAME, POD, Shop, identity};
 use crate::stories::{disasters, operator_down, restore_tests, rotation, way_out};
 
-/// Tells the story. The operator is installed already.
+/// Runs the story. The operator must be installed.
 ///
 /// # Errors
-/// At the first thing that is not as promised.
+/// At the first step that does not behave as promised.
 pub fn tell(environment: &Environment) -> Result<()> {
     let context = runner::context(environment, "shop")?;
     let kubectl = context.kubectl();
@@ -26,7 +26,7 @@ pub fn tell(environment: &Environment) -> Result<()> {
 
     heading(2, "kubectl apply -f examples/quickstart.yaml");
     say("A Secret, a SqliteBackup, and a StatefulSet that knows nothing of backups.");
-    // Tests by hand only, so that the story can wait for its own.
+    // No scheduled tests, so that the story can wait for its own.
     let shop = Shop::open_with(&context, &environment.s3, |object| {
         if object["kind"] == "SqliteBackup" {
             object["spec"]["restoreTest"]["schedule"] = "0 0 1 1 *".into();

@@ -17,7 +17,7 @@ pub struct Output {
     pub success: bool,
     /// Standard output.
     pub stdout: String,
-    /// Standard error: where kubectl says why the API server refused.
+    /// Standard error, which contains the reason of a refusal by the API server.
     pub stderr: String,
 }
 
@@ -28,7 +28,7 @@ pub struct Output {
 pub struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
-    /// Discovery and charts are cached here, not in the user's home.
+    /// Cache for discovery and charts, instead of the user's home.
     cache: PathBuf,
 }
 
@@ -59,10 +59,10 @@ impl Kubectl {
         process::output_with_input(self.command("kubectl").args(arguments), input.as_bytes())
     }
 
-    /// Runs kubectl where failing is an answer too, such as a refusal by admission.
+    /// Runs kubectl when a failure is also a valid result, such as a refusal by admission.
     ///
     /// # Errors
-    /// Only when kubectl can't be started.
+    /// Only when kubectl cannot be started.
     pub fn attempt(&self, arguments: &[&str]) -> Result<Output> {
         let output = self
             .command("kubectl")
@@ -77,8 +77,8 @@ impl Kubectl {
         })
     }
 
-    /// Applies YAML or JSON, several documents if need be. Objects without a namespace go to
-    /// `namespace`.
+    /// Applies YAML or JSON, with one or several documents. Objects without a namespace are created
+    /// in `namespace`.
     pub fn apply(&self, namespace: &str, manifest: &str) -> Result<()> {
         self.run_with_input(
             &["apply", "--namespace", namespace, "--filename", "-"],
@@ -87,7 +87,7 @@ impl Kubectl {
         Ok(())
     }
 
-    /// Deletes an object without waiting until it is gone. One that is not there is fine.
+    /// Deletes an object without waiting until it is gone. A missing object is not an error.
     pub fn delete(&self, namespace: &str, kind: &str, name: &str) -> Result<()> {
         self.run(&[
             "delete",
@@ -101,7 +101,7 @@ impl Kubectl {
         Ok(())
     }
 
-    /// Reads an object, or `None` if it is not there.
+    /// Reads an object; `None` if it does not exist.
     pub fn object(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
         let text = self.run(&[
             "get",
@@ -120,7 +120,7 @@ impl Kubectl {
             .map(Some)
     }
 
-    /// Reads all objects of a kind that a label selector picks; an empty one picks all.
+    /// Reads all objects of a kind that match a label selector; an empty selector matches all.
     pub fn objects(&self, namespace: &str, kind: &str, selector: &str) -> Result<Vec<Value>> {
         let text = self.run(&[
             "get",
@@ -138,7 +138,7 @@ impl Kubectl {
         }
     }
 
-    /// Waits until an object is there and `probe` finds something in it.
+    /// Waits until an object exists and `probe` returns a value for it.
     pub fn wait_for_object<T>(
         &self,
         (namespace, kind, name): (&str, &str, &str),
@@ -188,7 +188,7 @@ impl Kubectl {
         self.run(&arguments)
     }
 
-    /// Output of a container so far.
+    /// Returns the output of a container so far.
     pub fn logs(&self, namespace: &str, pod: &str, container: &str) -> Result<String> {
         self.run(&[
             "logs",
@@ -217,15 +217,15 @@ impl Kubectl {
         process::output(self.command("helm").args(arguments))
     }
 
-    /// Makes a namespace and waits until Pods can be created in it.
+    /// Creates a namespace and waits until Pods can be created in it.
     pub fn create_namespace(&self, namespace: &str) -> Result<()> {
         self.run(&["create", "namespace", namespace])?;
-        // Until a controller has made it, every Pod is refused.
+        // Until a controller has created it, every Pod is refused.
         let account = (namespace, "serviceaccount", "default");
         self.wait_for_object(account, "to be made", Duration::from_secs(60), |_| Some(()))
     }
 
-    /// kubectl or helm as a command, for what the other methods do not offer.
+    /// Returns kubectl or helm as a command, for calls that the other methods do not offer.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -239,7 +239,7 @@ impl Kubectl {
     }
 }
 
-/// A condition in an object's status.
+/// Returns a condition from an object's status.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     object["status"]["conditions"]
         .as_array()?

@@ -1,16 +1,15 @@
-//! End-to-end tests: a real Kubernetes, a real S3 server, real images, no stand-ins.
+//! End-to-end tests: a real Kubernetes, a real S3 server, real images, no substitutes.
 //!
 //! `cargo xtask e2e` runs all stories of [`stories`]; `cargo xtask e2e NAME` those whose names
-//! contain NAME. `cargo xtask cluster up` gives a developer the same cluster to play with.
+//! contain NAME. `cargo xtask cluster up` starts the same cluster for a developer's experiments.
 //!
 //! # Writing a story
 //!
-//! A story is a function in a file of `src/stories`, named as a sentence, with one [`Context`]
-//! for itself: a namespace that is empty at its start and removed at its end, and the cluster, S3
+//! A story is a function in a file of `src/stories`, named as a sentence. It gets its own
+//! [`Context`]: a namespace that is empty at its start and removed at its end, and the cluster, S3
 //! server and images that all stories share. It fails by an error or by a panic; then Pods, Events
-//! and logs of its namespace are printed. Stories run beside each other, so one that stops or
-//! freezes a server starts its own ([`S3Server::start`]). Add it to the list in
-//! [`stories::all`].
+//! and logs of its namespace are printed. Stories run concurrently, so one that stops or freezes a
+//! server starts its own ([`S3Server::start`]). Add it to the list in [`stories::all`].
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -28,7 +27,7 @@
 //! ```
 //!
 //! Stories wait for later effects with [`wait::wait_for`] or one of the `wait_for_*` methods of
-//! [`Kubectl`]: a look every 200 ms up to a deadline that is ten times the usual.
+//! [`Kubectl`]. These poll every 200 ms, up to a deadline that is ten times the usual time.
 
 pub mod cluster;
 mod config;

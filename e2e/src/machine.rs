@@ -1,12 +1,12 @@
-//! Linux namespaces of a cluster's own, so that a whole Kubernetes leaves no trace on the machine.
+//! Linux namespaces for one cluster, so that a whole Kubernetes leaves no trace on the machine.
 //!
-//! All programs of a cluster, and with them its Pods, live in one process, one mount and one
-//! network namespace. Process 1 of it is the `init` of `e2e/cluster`. When that ends, the kernel
-//! kills every process in there and takes back mounts, bridges, network devices, nftables and
-//! iptables rules. So nothing need be cleaned up one by one, and nothing can be forgotten: not
-//! after a panic, nor after `kill -9`, because `init` ends when the pipe to us breaks.
+//! All programs of a cluster, including its Pods, run in one process, one mount and one network
+//! namespace. Process 1 in it is the `init` of `e2e/cluster`. When it ends, the kernel kills every
+//! process in the namespace and removes mounts, bridges, network devices, nftables and iptables
+//! rules. So no separate cleanup is needed and nothing is left behind, neither after a panic nor
+//! after `kill -9`, because `init` ends when the pipe to us breaks.
 //!
-//! The cluster's folder and its control groups remain, because namespaces don't cover them.
+//! The cluster's folder and its control groups remain, because namespaces do not cover them.
 //! [`sweep`] removes those of clusters that have ended.
 
 use std::ffi::OsStr;
@@ -29,32 +29,32 @@ use crate::wait::wait_for;
 /// Time limit for the kernel to end a cluster's processes.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Limit on clusters at once on one machine; each has a network of its own.
+/// Limit on concurrent clusters on one machine, each with its own network.
 const MAX_CLUSTERS: u8 = 64;
 
 /// Fate of the cluster when the program that started it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// It ends too, however that program ended.
+    /// The cluster also ends, however that program ended.
     WithCaller,
-    /// It stays until [`sweep`] removes it.
+    /// The cluster stays until [`sweep`] removes it.
     UntilRemoved,
 }
 
-/// The namespaces of one cluster. Ends with its value, unless it was started to stay.
+/// The namespaces of one cluster. They end when the value is dropped, unless the cluster must stay.
 #[derive(Debug)]
 pub(crate) struct Machine {
     folder: PathBuf,
     network: Network,
     record: Record,
     lifetime: Lifetime,
-    /// `unshare`, the parent of `init`. Its standard input is what keeps `init` going.
+    /// `unshare`, the parent of `init`. `init` runs as long as its standard input is open.
     init: Child,
 }
 
 impl Machine {
-    /// Makes namespaces with a network that is not in use yet. `clusters` is the folder for the
-    /// folders of all clusters, `program` that of `e2e/cluster`.
+    /// Creates namespaces with an unused network. `clusters` is the folder for the folders of all
+    /// clusters, `program` the program of `e2e/cluster`.
     pub(crate) fn start(clusters: &Path, program: &Path, lifetime: Lifetime) -> Result<Machine> {
         fs::create_dir_all(clusters).with_context(|| format!("create {}", clusters.display()))?;
         for number in 0..MAX_CLUSTERS {
@@ -66,7 +66,8 @@ impl Machine {
             }
             let network = Network::numbered(number);
             let mut machine = Machine::start_in(folder, network, program, lifetime)?;
-            // Other checkouts number their clusters too; the device's name is the machine's.
+            // Other checkouts also number their clusters, but the device name is unique on the
+            // machine.
             if machine.network.connect(machine.record.pid)? {
                 return Ok(machine);
             }
@@ -95,7 +96,7 @@ impl Machine {
             Lifetime::WithCaller => command.stdin(Stdio::piped()),
             Lifetime::UntilRemoved => command.arg("-stay").stdin(Stdio::null()),
         };
-        // A group of its own, so that Ctrl-C in a terminal reaches only us.
+        // In its own process group, so that Ctrl-C in a terminal reaches only us.
         let log = folder.join("init.log");
         let mut init = command
             .stdout(Stdio::piped())
@@ -126,7 +127,7 @@ impl Machine {
         })
     }
 
-    /// The folder for the cluster's files. It goes when the machine ends.
+    /// Returns the folder for the cluster's files. It is removed when the machine ends.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -140,14 +141,14 @@ impl Machine {
         self.record.cgroup()
     }
 
-    /// The way in.
+    /// Returns the site for programs inside.
     pub(crate) fn site(&self) -> Site {
         Site::Inside {
             init: self.record.pid,
         }
     }
 
-    /// A command that runs inside.
+    /// Returns a command that runs inside.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.site().command(program)
     }
@@ -157,7 +158,7 @@ impl Machine {
         self.site().spawn(name, command, &self.folder)
     }
 
-    /// Ends every process inside and removes what they leave.
+    /// Ends every process inside and removes the remaining files.
     pub(crate) fn end(&mut self) -> Result<()> {
         if self.folder.exists() {
             self.record.remove(&self.folder)?;
@@ -167,17 +168,17 @@ impl Machine {
     }
 }
 
-/// Where programs run.
+/// The place where programs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Site {
-    /// In the namespaces of this process 1. What runs there ends with it.
+    /// In the namespaces of this process 1. Programs there end with it.
     Inside { init: i32 },
-    /// Beside us.
+    /// Outside, on the machine itself.
     Here,
 }
 
 impl Site {
-    /// A command that runs there.
+    /// Returns a command that runs at this site.
     pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Command {
         let Site::Inside { init } = self else {
             return Command::new(program);
@@ -211,16 +212,16 @@ impl Drop for Machine {
     }
 }
 
-/// Which clusters [`sweep`] removes.
+/// The clusters that [`sweep`] removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sweep {
-    /// Only what is left of those that have ended.
+    /// Only the remains of clusters that have ended.
     Ended,
-    /// All of this checkout, running ones too.
+    /// All clusters of this checkout, including running ones.
     All,
 }
 
-/// Removes clusters, each with its folder in `clusters`, and returns how many those were.
+/// Removes clusters, each with its folder in `clusters`, and returns their number.
 pub fn sweep(clusters: &Path, which: Sweep) -> Result<usize> {
     let entries = match fs::read_dir(clusters) {
         Ok(entries) => entries,
@@ -232,7 +233,7 @@ pub fn sweep(clusters: &Path, which: Sweep) -> Result<usize> {
         let folder = entry?.path();
         match Record::read(&folder)? {
             Some(record) if which == Sweep::All || !record.is_alive() => record.remove(&folder)?,
-            // Without a record its start was broken off, or is just going on.
+            // Without a record its start was interrupted, or is in progress.
             None if which == Sweep::All => fs::remove_dir_all(&folder)
                 .with_context(|| format!("remove {}", folder.display()))?,
             _ => continue,
@@ -249,12 +250,12 @@ impl Record {
         if self.is_alive() {
             kill_process(pid, Signal::KILL).context("end the cluster's init")?;
         }
-        // It is gone only after all the others in its namespace.
+        // It ends only after all other processes in its namespace.
         wait_for("the cluster's processes to end", END_DEADLINE, || {
             Ok((!self.is_alive()).then_some(()))
         })?;
         remove_cgroups(&self.cgroup())?;
-        // The kernel takes network devices back a little later. A next cluster may have the name.
+        // The kernel removes network devices with a delay, and the next cluster may need the name.
         wait_for("the cluster's network to go", END_DEADLINE, || {
             Network::numbered(self.network).is_gone()
         })?;
@@ -263,8 +264,7 @@ impl Record {
     }
 }
 
-/// Moves a cluster's logs to the folder `logs` beside those of the clusters, in place of older
-/// ones.
+/// Moves a cluster's logs to the folder `logs` beside the cluster folders, replacing older ones.
 fn keep_logs(folder: &Path) -> Result<()> {
     let parent = folder
         .parent()
@@ -284,7 +284,7 @@ fn keep_logs(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a control group in every hierarchy: the kubelet wants its root to be there.
+/// Creates a control group in every hierarchy: the kubelet requires that its root exists.
 fn create_cgroups(name: &str) -> Result<()> {
     for group in cgroup_paths(name)? {
         fs::create_dir(&group)
@@ -303,7 +303,7 @@ fn remove_cgroups(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where a control group is: once with version 2, in each hierarchy with version 1.
+/// Returns the paths of a control group: one with version 2, one in each hierarchy with version 1.
 fn cgroup_paths(name: &str) -> Result<Vec<PathBuf>> {
     let root = Path::new("/sys/fs/cgroup");
     let name = name.trim_start_matches('/');
@@ -313,7 +313,7 @@ fn cgroup_paths(name: &str) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(root).context("read the control groups")? {
         let entry = entry?;
-        // Beside the hierarchies there are links to those with two names.
+        // Hierarchies with two names also have a link beside them.
         if entry.file_type()?.is_dir() {
             paths.push(entry.path().join(name));
         }

@@ -15,7 +15,7 @@ use e2e::s3::S3Server;
 use e2e::stories;
 use e2e::{demo, operator};
 
-/// The busybox that an external cluster pulls.
+/// The busybox image for an external cluster.
 const PUBLISHED_BUSYBOX: &str = "docker.io/library/busybox:1.37";
 
 /// End-to-end tests on a real cluster.
@@ -30,7 +30,7 @@ struct Cli {
 enum Command {
     /// Run the stories.
     Run(Run),
-    /// Tell the main job as a story.
+    /// Run the main use case as a story.
     Demo(Run),
     /// Start a cluster that stays.
     Up,
@@ -43,10 +43,10 @@ struct Run {
     /// Run only stories whose names contain this.
     #[arg(default_value = "")]
     filter: String,
-    /// List the stories and stop.
+    /// List the stories and exit.
     #[arg(long)]
     list: bool,
-    /// Stories at the same time.
+    /// Number of stories at the same time.
     #[arg(long, default_value_t = 4)]
     jobs: usize,
     /// Leave the namespaces of failed stories in place.
@@ -106,7 +106,7 @@ impl Run {
             keep_failed: self.keep_failed,
         };
         let passed = runner::run(&environment, &stories, all - stories.len(), plan);
-        // Its S3 server goes first, then the cluster; a failure to remove it is a failed run.
+        // The S3 server ends first, then the cluster. If its removal fails, the run fails.
         let Environment { cluster, s3, .. } = environment;
         drop(s3);
         cluster.stop()?;
@@ -146,7 +146,7 @@ impl Run {
     }
 }
 
-/// Builds the images and starts a cluster that has them.
+/// Builds the images and starts a cluster with them.
 fn start(tools: Tools, published: &Published, lifetime: Lifetime) -> Result<Environment> {
     tools.debian()?;
     let images = images::build(published)?;

@@ -1,10 +1,11 @@
-//! The addresses of a cluster, and the cable between it and the machine.
+//! The addresses of a cluster, and the virtual cable between it and the machine.
 
 use anyhow::{Result, bail};
 
 use crate::machine::ip;
 
-/// The network of the cluster with one number. Clusters of different numbers don't meet.
+/// The network of the cluster with one number. Clusters with different numbers cannot reach each
+/// other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Network {
     number: u8,
@@ -19,28 +20,28 @@ impl Network {
         self.number
     }
 
-    /// The machine's address, for servers outside that Pods shall reach.
+    /// Returns the machine's address, for servers outside that Pods must reach.
     pub(crate) fn machine(&self) -> String {
         format!("10.231.{}.1", self.number)
     }
 
-    /// The node's address: what listens in there is reached by it from Pods and machine alike.
+    /// Returns the node's address. Pods and the machine use it to reach servers inside.
     pub(crate) fn node(&self) -> String {
         format!("10.231.{}.2", self.number)
     }
 
-    /// Where Pods get their addresses from.
+    /// Returns the address range of Pods.
     pub(crate) fn pods(&self) -> String {
         format!("10.232.{}.0/24", self.number)
     }
 
-    /// Where Services get their addresses from.
+    /// Returns the address range of Services.
     pub(crate) fn services(&self) -> String {
         format!("10.233.{}.0/24", self.number)
     }
 
-    /// Lays a cable from the machine to the network namespace of process `pid`, with routes to
-    /// Pods and Services. It vanishes with that namespace.
+    /// Connects the machine to the network namespace of process `pid` by a virtual cable, with
+    /// routes to Pods and Services. The cable is removed with that namespace.
     ///
     /// Returns whether the number was free on this machine.
     pub(crate) fn connect(&self, pid: i32) -> Result<bool> {
@@ -65,7 +66,7 @@ impl Network {
         Ok(true)
     }
 
-    /// Whether no cluster has this number now.
+    /// Returns `Some` when no cluster uses this number.
     pub(crate) fn is_gone(&self) -> Result<Option<()>> {
         let links = ip("-oneline link show type veth")?;
         let name = format!(" {}@", self.device());

@@ -13,7 +13,7 @@ use crate::wait::wait_for;
 
 /// Namespace and release of the operator.
 pub const NAMESPACE: &str = "sqlite-backup-system";
-/// Name of the release, and of most objects that it makes.
+/// Name of the release, and of most of its objects.
 pub const RELEASE: &str = "sqlite-backup-operator";
 
 const DEADLINE: Duration = Duration::from_secs(180);

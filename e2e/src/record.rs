@@ -1,4 +1,5 @@
-//! Record of a cluster, from which it can be removed after the program that started it has ended.
+//! Record of a cluster. It permits the removal after the program that started the cluster has
+//! ended.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,14 +14,14 @@ const FILE: &str = "cluster.json";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) pid: i32,
-    /// When that process started, in the kernel's clock ticks. With it, a process that has got
-    /// the number later is not taken for ours.
+    /// Start time of that process, in the kernel's clock ticks. It distinguishes the process from a
+    /// later one with the same process ID.
     start_ticks: u64,
     pub(crate) network: u8,
 }
 
 impl Record {
-    /// The record of a running cluster.
+    /// Creates the record of a running cluster.
     pub(crate) fn of(pid: i32, network: u8) -> Result<Record> {
         let start_ticks = start_ticks(pid)?.context("the cluster's init has ended")?;
         Ok(Record {
@@ -40,7 +41,7 @@ impl Record {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// Reads the record in a cluster's folder, if there is one.
+    /// Reads the record in a cluster's folder, if it exists.
     pub(crate) fn read(folder: &Path) -> Result<Option<Record>> {
         let path = folder.join(FILE);
         let text = match fs::read_to_string(&path) {
@@ -62,21 +63,21 @@ impl Record {
         matches!(start_ticks(self.pid), Ok(Some(ticks)) if ticks == self.start_ticks)
     }
 
-    /// The control group of the cluster's containers. No two clusters ever alive share one.
+    /// Returns the control group of the cluster's containers. Live clusters never share one.
     pub(crate) fn cgroup(&self) -> String {
         format!("/sqlite-backup-e2e-{}", self.pid)
     }
 }
 
-/// When a process started, or `None` if it is not there or a zombie.
+/// Returns the start time of a process; `None` if it does not exist or is a zombie.
 fn start_ticks(pid: i32) -> Result<Option<u64>> {
     let text = match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => bail!("read the state of process {pid}: {error}"),
     };
-    // The name, in parentheses, may have spaces and parentheses in it. After it come the state and
-    // then numbers; the start is the 20th word.
+    // The name, in parentheses, may contain spaces and parentheses. After it come the state and
+    // then numbers; the start time is the 20th word.
     let (_, words) = text
         .rsplit_once(") ")
         .context("a process state without a name")?;

@@ -1,4 +1,4 @@
-//! Runs stories side by side, each in a namespace of its own, and reports as `cargo test` does.
+//! Runs stories concurrently, each in its own namespace, and reports as `cargo test` does.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::kubectl::Kubectl;
 use crate::s3::S3Server;
 
-/// Lines of each container's log that a failure shows.
+/// Number of log lines of each container that a failure shows.
 const LOG_LINES: &str = "--tail=80";
 
 /// Environment that all stories share.
@@ -27,17 +27,17 @@ pub struct Environment {
     pub cluster: Cluster,
     /// The S3 server that no story stops.
     pub s3: S3Server,
-    /// Operator, sidecar and demo application, which the cluster has.
+    /// Operator, sidecar and demo application, which are loaded into the cluster.
     pub images: Images,
-    /// A shell with the usual small programs, which the cluster has too.
+    /// A shell with the usual small programs, which is also loaded into the cluster.
     pub busybox: Image,
-    /// Programs beside the cluster, such as the peer.
+    /// Programs outside the cluster, such as the peer.
     pub tools: Tools,
     servers: AtomicU16,
 }
 
 impl Environment {
-    /// Puts together what is running.
+    /// Creates an environment from its running parts.
     pub fn new(
         cluster: Cluster,
         s3: S3Server,
@@ -45,7 +45,7 @@ impl Environment {
         busybox: Image,
         tools: Tools,
     ) -> Environment {
-        // Number 0 is the shared one.
+        // Number 0 is the shared server.
         Environment {
             cluster,
             s3,
@@ -85,7 +85,7 @@ impl Context<'_> {
         self.environment
     }
 
-    /// A name for a bucket that no other story uses.
+    /// Returns a name for a bucket that no other story uses.
     pub fn bucket(&self) -> &str {
         &self.namespace
     }
@@ -106,21 +106,22 @@ pub struct Story {
     pub name: &'static str,
     /// The function.
     pub run: fn(&Context<'_>) -> Result<()>,
-    /// Whether it stops what the others rely on, such as the operator: it runs after them, alone.
+    /// Whether it stops parts that other stories need, such as the operator. It then runs after
+    /// them, alone.
     pub alone: bool,
 }
 
 /// Options of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Stories at the same time.
+    /// Number of stories at the same time.
     pub jobs: usize,
-    /// Whether the namespaces of failed stories stay, to look at.
+    /// Whether the namespaces of failed stories are kept for inspection.
     pub keep_failed: bool,
 }
 
-/// Runs stories and prints one line for each, then what failed, then the sum. `filtered_out` is
-/// the number of those that were left out. Returns whether all passed.
+/// Runs stories and prints one line for each, then the failures, then the totals. `filtered_out` is
+/// the number of stories that were left out. Returns whether all passed.
 pub fn run(environment: &Environment, stories: &[Story], filtered_out: usize, plan: Plan) -> bool {
     let start = Instant::now();
     println!("\nrunning {} tests", stories.len());
@@ -139,7 +140,7 @@ pub fn run(environment: &Environment, stories: &[Story], filtered_out: usize, pl
     failures.is_empty()
 }
 
-/// Runs stories, several at a time, and returns the reports of those that failed.
+/// Runs stories, several at a time, and returns the reports of failed ones.
 fn run_beside(
     environment: &Environment,
     stories: &[Story],
@@ -176,7 +177,7 @@ fn print_failures(failures: &[(&str, String)]) {
     }
 }
 
-/// Makes a namespace and a context for something that is no story, such as the demo.
+/// Creates a namespace and a context for a use other than a story, such as the demo.
 pub fn context<'a>(environment: &'a Environment, name: &str) -> Result<Context<'a>> {
     let context = Context {
         namespace: namespace(name),
@@ -186,7 +187,7 @@ pub fn context<'a>(environment: &'a Environment, name: &str) -> Result<Context<'
     Ok(context)
 }
 
-/// Runs one story and prints its line. An error is the report of what went wrong.
+/// Runs one story and prints its line. The error is the report of its failure.
 fn run_one(environment: &Environment, story: &Story, keep_failed: bool) -> Result<(), String> {
     let start = Instant::now();
     let context = Context {
@@ -243,7 +244,8 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Diagnostics of a failed story. Collecting them never fails: a part that can't be read says so.
+/// Returns diagnostics of a failed story. Collecting them never fails: an unreadable part is
+/// reported.
 fn diagnostics(kubectl: &Kubectl, namespace: &str) -> String {
     let mut report = String::new();
     let mut section = |title: &str, text: Result<String>| {
@@ -256,7 +258,7 @@ fn diagnostics(kubectl: &Kubectl, namespace: &str) -> String {
         "--output=wide",
     ];
     let all = kubectl.run(&[&all[..], &["--namespace", namespace]].concat());
-    // Without our resource types, the others alone.
+    // Without our resource types, list only the others.
     let all = all.or_else(|_| kubectl.run(&["get", "all", "--output=wide", "-n", namespace]));
     section("objects", all);
     section(

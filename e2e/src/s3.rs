@@ -1,4 +1,4 @@
-//! A real S3 server for the tests, and a back door to its objects.
+//! A real S3 server for the tests, and direct access to its objects.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const IDENTITY_DEADLINE: Duration = Duration::from_secs(30);
 /// Time limit of one request to the test's own port.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ports of the first server; those of the next one are all higher by [`PORT_STEP`].
+/// Ports of the first server. Each further server adds [`PORT_STEP`] to all of them.
 const PORTS: Ports = Ports {
     s3: 8333,
     filer: 8888,
@@ -35,7 +35,7 @@ const PORTS: Ports = Ports {
 };
 const PORT_STEP: u16 = 10;
 
-/// The region that clients must name; SeaweedFS takes any.
+/// The region that clients must name; SeaweedFS accepts any.
 pub const REGION: &str = "us-east-1";
 
 /// Identities and their rights.
@@ -53,7 +53,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// An identity with these rights, and keys made from its name.
+    /// Creates an identity with these rights, and keys derived from its name.
     pub fn new(user: &str, actions: &[&str]) -> Identity {
         Identity {
             user: user.to_owned(),
@@ -83,9 +83,9 @@ struct Ports {
 
 /// A running S3 server that Pods and tests reach at the same address.
 ///
-/// Requests need an identity; there is one administrator, [`S3Server::admin`]. The methods on
-/// objects bypass S3, so they work whatever the identities are, and while the rights of the
-/// system under test are revoked.
+/// Requests need an identity; the administrator is [`S3Server::admin`]. The methods on objects
+/// bypass S3, so they work with any identities, and while the rights of the system under test are
+/// revoked.
 #[derive(Debug)]
 pub struct S3Server {
     site: Site,
@@ -95,13 +95,13 @@ pub struct S3Server {
     folder: PathBuf,
     admin: Identity,
     http: Agent,
-    /// Also held while `weed shell` runs, which may not run twice at a time.
+    /// Also locked while `weed shell` runs, because only one may run at a time.
     daemon: Mutex<Daemon>,
 }
 
 impl S3Server {
     /// Starts the server number `number` (0 to 99) of this cluster. A test that stops or freezes
-    /// its server starts one of its own.
+    /// its server starts its own.
     pub fn start(cluster: &Cluster, tools: &Tools, number: u16) -> Result<S3Server> {
         let (site, weed, address) = (cluster.site(), tools.weed()?, cluster.address()?);
         let ports = PORTS.plus(number * PORT_STEP);
@@ -133,18 +133,18 @@ impl S3Server {
         format!("http://{}:{}", self.address, self.ports.s3)
     }
 
-    /// An identity that may do everything.
+    /// Returns an identity with all rights.
     pub fn admin(&self) -> &Identity {
         &self.admin
     }
 
-    /// Makes a bucket. Names have three or more characters.
+    /// Creates a bucket. Names have three or more characters.
     pub fn create_bucket(&self, bucket: &str) -> Result<()> {
         self.shell(&format!("s3.bucket.create -name {bucket}"))?;
         Ok(())
     }
 
-    /// Adds an identity, or replaces the rights and keys of one. It counts when this returns.
+    /// Adds an identity, or replaces its rights and keys. It is in effect when this returns.
     pub fn add_identity(&self, identity: &Identity) -> Result<()> {
         let Identity {
             user,
@@ -166,13 +166,13 @@ impl S3Server {
         self.wait_for_identity(user, false)
     }
 
-    /// Writes an object, in place of one that may be there.
+    /// Writes an object, replacing an existing one.
     pub fn put(&self, bucket: &str, key: &str, bytes: &[u8]) -> Result<()> {
         let response = self.http.put(self.url(bucket, key)).send(bytes)?;
         expect_success(response.status().as_u16(), key)
     }
 
-    /// Reads an object, or `None` if it is not there.
+    /// Reads an object; `None` if it does not exist.
     pub fn get(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>> {
         let mut response = self.http.get(self.url(bucket, key)).call()?;
         if response.status() == 404 {
@@ -195,7 +195,7 @@ impl S3Server {
         expect_success(response.status().as_u16(), key)
     }
 
-    /// Turns one bit of an object, in the middle of it.
+    /// Flips one bit in the middle of an object.
     pub fn damage(&self, bucket: &str, key: &str) -> Result<()> {
         let mut bytes = self
             .get(bucket, key)?
@@ -238,7 +238,7 @@ impl S3Server {
         Ok(objects)
     }
 
-    /// Ends the server at once: connections are refused. Its objects stay.
+    /// Kills the server at once: connections are refused. Its objects stay.
     pub fn stop(&self) -> Result<()> {
         self.lock().kill()
     }
@@ -255,7 +255,7 @@ impl S3Server {
         self.wait_until_ready()
     }
 
-    /// Lets the server hang: connections are accepted and nothing answers.
+    /// Makes the server hang: it accepts connections and never answers.
     pub fn freeze(&self) -> Result<()> {
         self.lock().freeze()
     }
@@ -269,7 +269,7 @@ impl S3Server {
         let mut daemon = self.lock();
         let daemon = slice::from_mut(&mut *daemon);
         wait_for_programs(daemon, "the S3 server to be ready", READY_DEADLINE, || {
-            // Any answer will do: without an identity it may be a refusal.
+            // Any answer is enough: without an identity it may be a refusal.
             self.http.get(self.endpoint()).call()?;
             self.http.get(self.url("", "")).call()?;
             Ok(Some(()))
@@ -329,7 +329,7 @@ impl S3Server {
             .arg(format!("-master={}:{}", self.address, self.ports.master))
             .arg(format!("-filer={}:{}", self.address, self.ports.filer));
         let printed = output_with_input(&mut command, format!("{line}\n").as_bytes())?;
-        // The shell exits with 0 whatever happens.
+        // The shell always exits with 0.
         if printed.contains("error:") {
             bail!("`{line}`: {printed}");
         }
@@ -364,7 +364,7 @@ impl Ports {
     }
 }
 
-/// Starts a server on the data in `folder`, where its log goes too.
+/// Starts a server on the data in `folder`, which also holds its log.
 fn spawn(site: Site, weed: &Path, address: &str, ports: Ports, folder: &Path) -> Result<Daemon> {
     let name = format!("s3-{}", ports.s3);
     let data = folder.join(&name);
@@ -378,14 +378,14 @@ fn spawn(site: Site, weed: &Path, address: &str, ports: Ports, folder: &Path) ->
         .arg(format!("-volume.port={}", ports.volume))
         .arg(format!("-filer.port={}", ports.filer))
         .arg(format!("-s3.port={}", ports.s3))
-        // These two have fixed defaults, on which a second server would die.
+        // These two have fixed default ports, with which a second server would fail.
         .args(["-s3.port.iceberg=0", "-s3.port.lance=0"])
-        // Each bucket has volumes of its own, so many small ones.
+        // Each bucket has its own volumes, so many small ones are needed.
         .args(["-master.volumeSizeLimitMB=64", "-volume.max=0"]);
     site.spawn(&name, &mut command, folder)
 }
 
-/// The type is in Go's bits of the mode, where a folder has the highest of 32.
+/// The type is in Go's mode bits, where the highest of 32 marks a folder.
 fn is_folder(entry: &Value) -> bool {
     entry["Mode"]
         .as_u64()

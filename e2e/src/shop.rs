@@ -1,5 +1,5 @@
-//! The quickstart of the documentation, as one namespace of a test: a Secret, a SqliteBackup and
-//! an application that knows nothing of backups.
+//! The quickstart of the documentation in one namespace of a test: a Secret, a SqliteBackup and an
+//! application that knows nothing about backups.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -15,11 +15,11 @@ use crate::runner::Context;
 use crate::s3::{Identity, S3Server};
 use crate::wait::wait_for;
 
-/// Name of the SqliteBackup, of the StatefulSet, and of most things beside them.
+/// Name of the SqliteBackup, of the StatefulSet, and of most related objects.
 pub const NAME: &str = "orders";
 /// The application's Pod.
 pub const POD: &str = "orders-0";
-/// Where its replica is below the bucket.
+/// Path of its replica below the bucket.
 pub const DATABASE: &str = "/data/app.db";
 
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(180);
 pub struct Stats {
     /// Number of the newest row.
     pub newest: u64,
-    /// When it was written, in Unix milliseconds.
+    /// Time at which it was written, in Unix milliseconds.
     pub written_at_ms: i64,
 }
 
@@ -42,12 +42,12 @@ pub struct Shop<'a> {
 }
 
 impl<'a> Shop<'a> {
-    /// Makes the bucket and an identity for it, and applies examples/quickstart.yaml.
+    /// Creates the bucket and an identity for it, and applies examples/quickstart.yaml.
     pub fn open(context: &'a Context<'a>) -> Result<Shop<'a>> {
         Shop::open_with(context, &context.environment().s3, |_| {})
     }
 
-    /// The same with a server of the caller's, and with changes to the objects.
+    /// The same with a server of the caller, and with changes to the objects.
     pub fn open_with(
         context: &'a Context<'a>,
         s3: &'a S3Server,
@@ -74,7 +74,7 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// The objects of the quickstart with this test's bucket, endpoint, keys and image.
+    /// Returns the objects of the quickstart with this test's bucket, endpoint, keys and image.
     pub fn manifests(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(workspace::root().join("examples/quickstart.yaml"))?;
         let text = text
@@ -191,7 +191,7 @@ impl<'a> Shop<'a> {
             })
     }
 
-    /// Waits until the SqliteBackup says that everything is backed up.
+    /// Waits until the SqliteBackup reports that everything is backed up.
     pub fn wait_until_replicating(&self) -> Result<()> {
         self.wait_until_running()?;
         self.wait_for_condition("Ready", "True")?;
@@ -200,13 +200,13 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// The row that `kubectl get sqlitebackups` prints, with its header.
+    /// Returns the row that `kubectl get sqlitebackups` prints, with its header.
     pub fn row(&self) -> Result<String> {
         self.kubectl()
             .run(&["get", "sqlitebackups", "--namespace", self.namespace()])
     }
 
-    /// Makes a RestoreTest by hand and returns it when it has ended.
+    /// Creates a RestoreTest and returns it when it has ended.
     pub fn run_restore_test(&self, name: &str) -> Result<Value> {
         let test = json!({
             "apiVersion": "sqlite-backup.dev/v1alpha1",
@@ -241,7 +241,7 @@ impl<'a> Shop<'a> {
         pod.context("the application has no Pod")
     }
 
-    /// Deletes the Pod, and waits until another has taken its place and runs.
+    /// Deletes the Pod, and waits until its replacement runs.
     pub fn replace_pod(&self, options: &[&str]) -> Result<()> {
         let old = self.pod()?["metadata"]["uid"].clone();
         let delete = [
@@ -261,7 +261,7 @@ impl<'a> Shop<'a> {
         self.wait_until_running()
     }
 
-    /// The newest row that the running application found at its start, from its first line.
+    /// Returns the newest row that the running application found at its start, from its first line.
     pub fn rows_at_start(&self) -> Result<u64> {
         self.rows_at_start_of("app")
     }
@@ -288,7 +288,7 @@ impl<'a> Shop<'a> {
             .context("no fingerprint")
     }
 
-    /// Waits until the sidecar uses other keys. The kubelet takes up to 90 s to bring them.
+    /// Waits until the sidecar uses other keys. The kubelet takes up to 90 s to deliver them.
     pub fn wait_for_other_fingerprint(&self, old: &str) -> Result<()> {
         wait_for("the sidecar to use the new keys", 2 * DEADLINE, || {
             Ok((self.fingerprint()? != old).then_some(()))
@@ -300,7 +300,7 @@ impl<'a> Shop<'a> {
         Follower::start(self.kubectl(), self.namespace())
     }
 
-    /// Gives the Secret other keys.
+    /// Replaces the keys in the Secret.
     pub fn change_credentials(&self, identity: &Identity) -> Result<()> {
         let patch = json!({"stringData": {
             "AWS_ACCESS_KEY_ID": identity.access_key,
@@ -318,7 +318,7 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// Waits until the store has a row written at this time or later, as status tells.
+    /// Waits until the status shows that the store has a row written at this time or later.
     pub fn wait_for_sync_after(&self, ms: i64) -> Result<()> {
         wait_for("the store to have newer rows", DEADLINE, || {
             let status = self.sidecar_status()?;
@@ -351,7 +351,7 @@ impl<'a> Shop<'a> {
     }
 }
 
-/// An identity that may use this test's bucket and nothing else.
+/// Returns an identity that may use this test's bucket and nothing else.
 pub fn identity(context: &Context<'_>, name: &str) -> Identity {
     let bucket = context.bucket();
     let actions = ["Read", "Write", "List"].map(|action| format!("{action}:{bucket}"));
@@ -359,7 +359,7 @@ pub fn identity(context: &Context<'_>, name: &str) -> Identity {
     Identity::new(&format!("{bucket}-{name}"), &actions)
 }
 
-/// Milliseconds since 1970 of a time as the sidecar writes it.
+/// Parses a time in the sidecar's format into milliseconds since 1970.
 fn parse_ms(time: &str) -> Result<i64> {
     let time: jiff::Timestamp = time.parse().with_context(|| format!("the time {time:?}"))?;
     Ok(time.as_millisecond())
@@ -426,7 +426,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // One that has ended can't be killed, and need not be.
+        // A process that has ended cannot be killed, and need not be.
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
     }

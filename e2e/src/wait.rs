@@ -1,4 +1,4 @@
-//! Waiting for something that happens elsewhere: by looking again and again, up to a deadline.
+//! Waits for external events by polling, up to a deadline.
 
 use std::fmt::Display;
 use std::thread;
@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Time between two looks.
+/// Time between two polls.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Looks with `probe` until it finds something, and returns that.
+/// Polls with `probe` until it returns a value, and returns that.
 ///
 /// `Ok(None)` and errors both mean "not yet": an API server that is starting or has lost a
-/// connection is part of what the tests are about. The last error is in the message when time is
-/// up.
+/// connection is part of the tests. After the deadline, the last error is in the message.
 ///
 /// # Errors
 /// When `deadline` has passed; the message starts with `description`.

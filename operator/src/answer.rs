@@ -1,5 +1,5 @@
-//! Summary of a sidecar's answer, with the parts that plans need. Its size is bounded, however many
-//! databases there are: [`KEPT_BYTES`] for positions, [`TEXT_MAX`] characters for each text.
+//! Summary of a sidecar's answer, with the parts that plans need. Its size has limits, however many
+//! databases the sidecar has: [`KEPT_BYTES`] for positions, [`TEXT_MAX`] characters for each text.
 //!
 //! Answers come from Pods of users and are not trusted. An answer is summarized while it is read,
 //! database by database, so a long one never becomes a large object in memory. Figures are clamped
@@ -133,7 +133,7 @@ struct Sent {
     databases: SummedUp,
 }
 
-/// Databases, of which one at a time is in memory.
+/// The databases of an answer, one at a time in memory.
 struct SummedUp {
     answer: Answer,
     room: usize,

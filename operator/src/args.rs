@@ -79,7 +79,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
     pub log_level: LogLevel,
 
-    /// Form of log lines.
+    /// Format of log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Json, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
@@ -116,25 +116,25 @@ pub enum LogLevel {
     Warn,
     /// State changes, warnings and errors.
     Info,
-    /// Individual operations, too.
+    /// Individual operations as well.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// Form of log lines.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// Text for people.
     Text,
 }
 
-/// Least size limit in bytes. The databases of a sidecar share four fifths of it.
+/// Smallest allowed size limit, in bytes. The databases of a sidecar share four fifths of it.
 const STATE_LEAST: f64 = (512_u64 << 20) as f64;
 
-/// Greatest quantity that the API server can store, in bytes.
+/// Largest quantity that the API server can store, in bytes.
 const STATE_MOST: f64 = i64::MAX as f64;
 
 /// Units of quantities of bytes, as Kubernetes spells them.

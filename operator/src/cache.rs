@@ -1,7 +1,7 @@
 //! Objects of one watch, by namespace and name.
 //!
-//! On top of the events of kube's watcher: equal values cause no change, answers to our own writes
-//! are visible at once, and values are converted to the few fields that plans need. The decision
+//! The cache adds three things to kube's watcher. Equal values cause no change. Answers to our own
+//! writes are visible at once. Values are reduced to the few fields that plans need. The decision
 //! page 0016 gives the reasons.
 
 use std::collections::BTreeMap;

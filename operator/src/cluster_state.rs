@@ -18,7 +18,7 @@ pub struct ClusterState {
     pub now: Timestamp,
     /// Every SqliteBackup that could be read.
     pub backups: Vec<Arc<SqliteBackup>>,
-    /// SqliteBackups that cannot be read, and whose status does not say so yet.
+    /// SqliteBackups that cannot be read, and whose status does not report it yet.
     pub unreadable: Vec<Unreadable>,
     /// Every RestoreTest.
     pub tests: Vec<Arc<RestoreTest>>,

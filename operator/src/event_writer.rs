@@ -1,8 +1,8 @@
 //! Writes Events beside the passes: an API server that does not answer delays no pass.
 //!
-//! [`EventQueue`] takes drafts without waiting and holds a limited number of them. [`EventWriter`]
-//! writes several at once. An Event that cannot be written is logged, counted and dropped: the
-//! conditions show the same.
+//! [`EventQueue`] accepts drafts without waiting and holds a limited number of them.
+//! [`EventWriter`] writes several at once. An Event that cannot be written is logged, counted and
+//! dropped, because the conditions show the same facts.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub fn event_queue(client: Client, replica: String) -> (EventQueue, EventWriter)
     (EventQueue { sender, lost }, writer)
 }
 
-/// Takes drafts of Events. Clones share the queue.
+/// Accepts drafts of Events. Clones share the queue.
 #[derive(Debug, Clone)]
 pub struct EventQueue {
     sender: mpsc::Sender<EventDraft>,
@@ -88,7 +88,7 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Runs until `shutdown`. What is queued then is still written, for 5 s at most.
+    /// Runs until `shutdown`. Then the queued Events are still written, for at most 5 s.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
         let EventWriter {
             recorder,

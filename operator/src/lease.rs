@@ -83,12 +83,12 @@ impl Candidate {
         }
     }
 
-    /// Takes note of a successful write. The renewal counts from `started`, the time of sending.
+    /// Records a successful write. The renewal counts from `started`, the time of sending.
     pub fn handle_written(&mut self, started: Duration) {
         self.renewed = Some(started);
     }
 
-    /// Takes note that another replica wrote first.
+    /// Records that another replica wrote first.
     pub fn handle_lost(&mut self) {
         self.renewed = None;
     }

@@ -1,7 +1,7 @@
 //! Polls the status of sidecars: `GET /status` at each Pod's own address.
 //!
 //! Sidecars need no Kubernetes rights and do not know the operator. Polls are spread over the
-//! interval by a hash of the Pod, and bounded in number, time and size. Answers come from Pods of
+//! interval by a hash of the Pod, and limited in number, time and size. Answers come from Pods of
 //! users and are not trusted: no answer may use the memory that other answers need.
 
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub const SMALL_BYTES: usize = 64 << 10;
 /// limit.
 pub const LARGE_BYTES: usize = ANSWER_BYTES;
 
-/// Greatest difference to our version of the answer. Versions only ever add fields.
+/// Largest difference from our version of the answer. Versions only ever add fields.
 const VERSION_SKEW: u32 = 2;
 
 /// Interval at which Pods are compared with the queue, and at which answers become visible.
@@ -108,7 +108,7 @@ pub async fn run(
     }
 }
 
-/// Polls for as long as this replica leads.
+/// Polls as long as this replica leads.
 async fn poll(observer: &Observer, sidecars: &Sidecars) {
     let mut queue = Queue::default();
     let mut pods = BTreeMap::new();
@@ -155,7 +155,7 @@ fn running_sidecars(observer: &Observer) -> BTreeMap<String, Arc<PodFacts>> {
         .collect()
 }
 
-/// Bounds the text of an error, which may quote the answer.
+/// Limits the text of an error, which may quote the answer.
 fn said(error: PollError) -> String {
     clipped(&error.to_string())
 }

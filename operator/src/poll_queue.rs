@@ -16,18 +16,18 @@ pub const INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two polls while a sidecar is new, unhealthy or silent.
 pub const INTERVAL_UNHEALTHY: Duration = Duration::from_secs(5);
 
-/// Polls under way at once.
+/// Number of polls in progress at once.
 pub const AT_ONCE: usize = 128;
 
-/// Polls under way at once of sidecars that did not answer last time, or were never polled.
+/// Number of them to sidecars that did not answer last time, or were never polled.
 pub const UNPROVEN_AT_ONCE: usize = 96;
 
-/// Result of one poll, as far as the order of polls depends on it.
+/// Result of one poll, as far as it affects the order of polls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PollResult {
-    /// It answered, and everything is in order.
+    /// The sidecar answered, and is healthy.
     Healthy,
-    /// It answered that something is wrong.
+    /// The sidecar answered, and reported a problem.
     Unhealthy,
     /// It did not answer.
     Silent,
@@ -52,7 +52,7 @@ enum Sidecar {
 }
 
 impl Queue {
-    /// Takes over the sidecars that exist now, by Pod UID. New ones are due at once.
+    /// Replaces the set of sidecars, by Pod UID. New ones are due at once.
     pub fn handle_sidecars<'a>(&mut self, uids: impl Iterator<Item = &'a str>, now: Instant) {
         let uids: BTreeSet<&str> = uids.collect();
         let gone: Vec<String> = (self.sidecars.keys())
@@ -131,7 +131,7 @@ impl Queue {
             .insert(uid, Sidecar::Waiting { until, answers });
     }
 
-    /// Removes a sidecar. One that is being polled keeps its slot until the result is there.
+    /// Removes a sidecar. One that is being polled keeps its slot until its result arrives.
     fn remove(&mut self, uid: &str) {
         match self.sidecars.get_mut(uid) {
             Some(Sidecar::Polled { removed, .. }) => *removed = true,
@@ -160,11 +160,11 @@ fn spread(uid: &str, interval: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// Time that a silent sidecar takes, and one that answers.
+    /// Time that a poll of a silent sidecar takes, and of one that answers.
     const SILENCE: Duration = Duration::from_secs(3);
     const ANSWER: Duration = Duration::from_millis(20);
 
-    /// Polls sidecars for a while of virtual time, and returns when each was asked.
+    /// Polls sidecars for a period of virtual time, and records the time of each poll.
     struct Cluster {
         queue: Queue,
         now: Instant,
@@ -184,7 +184,7 @@ mod tests {
             }
         }
 
-        /// Runs until `end`; `answers` tells which sidecars answer.
+        /// Runs until `end`; `answers` decides which sidecars answer.
         fn run(&mut self, time: Duration, answers: impl Fn(&str) -> bool) {
             let end = self.now + time;
             while self.now < end {

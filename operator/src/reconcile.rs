@@ -1,7 +1,7 @@
 //! The loops: observe, plan, apply, wait.
 //!
-//! Webhook entries have a loop of their own, so that a Pod that is created right after its
-//! SqliteBackup does not wait for other writes.
+//! Webhook entries have their own loop, so that a Pod that is created right after its SqliteBackup
+//! does not wait for other writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::observe::Observer;
 use crate::plan::webhook::Endpoint;
 use crate::plan::{self, Settings};
 
-/// Least time between two passes. Changes in between are handled together.
+/// Minimum time between two passes. Changes in between are handled together.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Greatest time between two passes, for changes without a watch, such as a deleted ConfigMap.
+/// Maximum time between two passes, for changes without a watch, such as a deleted ConfigMap.
 const PASS_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// Time to the next pass after a failed write. It doubles with each failure in a row.

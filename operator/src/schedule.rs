@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sha2::{Digest, Sha256};
 
-/// Least and greatest value of `H`, by field. Days end at 28, so that every month has one.
+/// Smallest and largest value of `H`, by field. Days end at 28, so that every month has one.
 const HASH_RANGES: [(u32, u32); 5] = [(0, 59), (0, 23), (1, 28), (1, 12), (0, 6)];
 
 /// A parsed schedule of one object.

@@ -1,7 +1,7 @@
 //! The Helm chart, rendered by the real helm.
 //!
-//! `cargo xtask test` sets what they need. The definitions in the chart are copies of `crds/`:
-//! `UPDATE_CRDS=1` makes them anew.
+//! `cargo xtask test` sets the required variables. The definitions in the chart are copies of
+//! `crds/`: `UPDATE_CRDS=1` writes them again.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Equality that does not tell 0 from 0.0: helm reads numbers as floating point.
+/// Equality that does not distinguish 0 from 0.0: helm reads numbers as floating point.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
@@ -246,7 +246,7 @@ fn labels_of_pods_and_monitors_win_over_common_ones_and_no_key_stands_twice() {
     }
 }
 
-/// The `helm install` command of a page, in words.
+/// Returns the `helm install` command of a page, split into words.
 fn installation(page: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(page).unwrap();
     let text = text.replace("\\\n", " ");
@@ -266,7 +266,7 @@ fn both_readmes_install_the_same_with_images_in_the_namespace_of_the_program() {
         .filter(|words| words[0] == "--set")
         .map(|words| words[1].as_str())
         .collect();
-    // A name of an image is in lower case.
+    // Image names are in lower case.
     let values: Vec<String> = values
         .iter()
         .map(|v| v.replace("REGISTRY", "example.com"))
@@ -474,7 +474,7 @@ fn wrong_values_are_refused_by_the_schema() {
 fn every_object_of_the_schema_refuses_unknown_keys() {
     fn check(path: &str, schema: &Value) {
         if let Some(properties) = schema["properties"].as_object() {
-            // A condition restates properties that are declared, and closed, where it hangs.
+            // A condition repeats properties that are declared, and closed, in its parent.
             if !path.contains("allOf") {
                 assert_eq!(schema["additionalProperties"], false, "{path}");
             }

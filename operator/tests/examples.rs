@@ -1,4 +1,4 @@
-//! The files of `examples/`: every SqliteBackup is served, and fits the workload beside it.
+//! The files of `examples/`: every SqliteBackup is valid, and fits the workload beside it.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use api::SqliteBackup;
 use operator::inject::{Outcome, Settings, inject};
 use serde_json::{Value, json};
 
-/// Objects of each file, with the file's name.
+/// Returns the objects of each file, with the file's name.
 fn files() -> Vec<(String, Vec<Value>)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let mut files: Vec<_> = std::fs::read_dir(directory)

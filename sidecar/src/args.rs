@@ -21,10 +21,10 @@ pub struct Arguments {
 
 #[derive(Debug, Clone, Args)]
 pub struct LogArguments {
-    /// Form of the log lines, on standard error
+    /// Format of the log lines, on standard error
     #[arg(long, global = true, value_enum, env = "SQLITE_BACKUP_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Least important lines to show: error, warn, info, debug, trace
+    /// Least severe level to log: error, warn, info, debug, trace
     #[arg(long, global = true, env = "SQLITE_BACKUP_LOG_LEVEL")]
     pub log_level: Option<tracing::Level>,
 }
@@ -33,7 +33,7 @@ pub struct LogArguments {
 pub enum LogFormat {
     /// Lines for people
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -47,7 +47,7 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Show what a replica holds: snapshots, levels, restorable window, holes, bytes
     Inspect(InspectArguments),
-    /// Ask the running replicate process how it is
+    /// Show the state of the running replicate process
     Status(StatusArguments),
     /// Turn an encrypted replica into plain LTX files
     Decrypt(DecryptArguments),
@@ -61,19 +61,19 @@ pub struct ReplicateArguments {
     /// Database, with URL and without a configuration file
     #[arg(requires = "url")]
     pub database: Option<PathBuf>,
-    /// Where its backups go, such as file:///dir or s3://bucket/prefix
+    /// Target of its backups, such as file:///dir or s3://bucket/prefix
     pub url: Option<String>,
-    /// Store everything there is now, then end
+    /// Store all current commits, then end
     #[arg(long, conflicts_with = "exec")]
     pub once: bool,
-    /// Look at the databases and their targets, say what would be done, and change nothing
+    /// Examine the databases and their targets, report the planned actions, and change nothing
     #[arg(long, conflicts_with_all = ["once", "exec", "supervise"])]
     pub dry_run: bool,
-    /// Run this command meanwhile, pass signals on to it, and end after it with its exit code
+    /// Run this command meanwhile, forward signals to it, and end with its exit code
     #[arg(long, value_name = "CMD", conflicts_with = "supervise")]
     pub exec: Option<String>,
-    /// When the backup at the URL is of another database: report and do nothing, or back this
-    /// one up in its place; with a configuration file: startup.on-divergence
+    /// Action when the backup at the URL belongs to another database: report it and replicate
+    /// nothing, or back this one up in its place; with a configuration file: startup.on-divergence
     #[arg(long, value_enum, default_value_t = Divergence::Block, conflicts_with = "config")]
     pub on_divergence: Divergence,
     /// Address for /status, /metrics and /healthz
@@ -82,7 +82,7 @@ pub struct ReplicateArguments {
     /// Restart the worker whenever it ends, until SIGTERM: for containers
     #[arg(long)]
     pub supervise: bool,
-    /// The child of --supervise: nobody reads its exit code, so it keeps trying
+    /// The child of --supervise: it keeps trying, because no caller reads its exit code
     #[arg(long, hide = true)]
     pub worker: bool,
 }
@@ -95,7 +95,7 @@ pub struct RestoreArguments {
     /// URL of a replica, or a database of the configuration file; none: every missing one
     #[arg(value_name = "URL|DB")]
     pub source: Option<String>,
-    /// Where the database goes; default with a configuration file: its own place
+    /// Path of the restored database; default with a configuration file: its own place
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Restore every replica below the URL, each to its place below the directory PATH
@@ -113,21 +113,22 @@ pub struct RestoreArguments {
     /// Succeed when there is no backup
     #[arg(long)]
     pub if_replica_exists: bool,
-    /// Replace a database that exists; nobody may have it open
+    /// Replace a database that exists; no process may have it open
     #[arg(long, conflicts_with = "if_db_not_exists")]
     pub force: bool,
     /// Show what would be restored, and restore nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// How deep SQLite looks at the result, and fail when it complains; without it: quick, and a complaint
-    /// is only told, because checksums prove that the database was stored so
+    /// Depth of SQLite's check of the result; a failed check is then an error. Default: quick,
+    /// where a failed check is only a warning, because checksums prove that the stored database has
+    /// the same fault
     #[arg(long, value_enum)]
     pub integrity_check: Option<Integrity>,
     /// Objects fetched at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub parallelism: u8,
-    /// Before an application starts: wait while the store cannot be asked, obey `startup` of the
-    /// configuration, and take the replica over from whoever wrote it
+    /// Before an application starts: wait while no target can be reached, obey `startup` of the
+    /// configuration, and take the replica over from its previous writer
     #[arg(long, requires = "config", conflicts_with_all = [
         "source", "output", "timestamp", "txid", "if_replica_exists", "force", "dry_run",
         "parallelism", "json",
@@ -140,9 +141,9 @@ pub struct RestoreArguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Divergence {
-    /// Replicate nothing, and say why
+    /// Replicate nothing, and report the reason
     Block,
-    /// What was stored stays restorable; this database continues it
+    /// Back this database up in its place; earlier points stay restorable
     NewLineage,
 }
 
@@ -176,7 +177,7 @@ pub struct VerifyArguments {
     /// Also write the report here, at most 4096 bytes: the termination message of a container
     #[arg(long, value_name = "FILE")]
     pub termination_message: Option<PathBuf>,
-    /// What the operator asks, as JSON
+    /// Request of the operator, as JSON
     #[arg(long, value_name = "JSON", env = protocol::names::VERIFY_REQUEST_ENV, hide = true)]
     pub request: Option<String>,
     /// Report as JSON on standard output
@@ -195,7 +196,7 @@ pub struct InspectArguments {
 
 #[derive(Debug, Args)]
 pub struct StatusArguments {
-    /// Where the replicate process listens
+    /// Address of the replicate process
     #[arg(long, value_name = "IP:PORT", default_value_t = format!("127.0.0.1:{}", protocol::names::STATUS_PORT))]
     pub addr: String,
     /// Report as JSON
@@ -207,12 +208,12 @@ pub struct StatusArguments {
 pub struct DecryptArguments {
     /// URL of an encrypted replica
     pub url: String,
-    /// Where the plain files go
+    /// Directory for the plain files
     pub directory: PathBuf,
 }
 
-/// A variable of the environment, for `${NAME}` in configuration files. `PID` is this process, as
-/// Litestream has it.
+/// Returns a variable of the environment, for `${NAME}` in configuration files. `PID` is the ID of
+/// this process, as in Litestream.
 pub fn variable(name: &str) -> Option<String> {
     if name == "PID" {
         return Some(std::process::id().to_string());
@@ -220,18 +221,18 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// The part of its volume that local state may take: a file in work is not in the budget, and a Pod
-/// that exceeds the limit of a volume is evicted.
+/// The part of its volume that local state may use. Unfinished files do not count towards the
+/// budget, and a Pod that exceeds the limit of a volume is evicted.
 const STATE_PART: (u64, u64) = (4, 5);
 
-/// The limit of local state that the volume of an injected sidecar allows, in bytes.
+/// Returns the limit of local state from the volume of an injected sidecar, in bytes.
 pub fn state_limit() -> Option<u64> {
     let volume: Size = variable(STATE_LIMIT_ENV)?.parse().ok()?;
     Some(volume.0 / STATE_PART.1 * STATE_PART.0)
 }
 
-/// Who writes, for leases: the Pod where the webhook says so, else the host; then what tells this
-/// process from an earlier one of the same name.
+/// Returns the name of this writer for leases: the Pod if the webhook has set it, else the host. A
+/// suffix distinguishes this process from an earlier one with the same name.
 pub fn holder() -> &'static str {
     static HOLDER: LazyLock<String> = LazyLock::new(|| {
         let kernel = |name: &str| {
@@ -240,7 +241,7 @@ pub fn holder() -> &'static str {
         };
         let name = variable(protocol::names::HOLDER_ENV)
             .unwrap_or_else(|| kernel("hostname").trim().to_owned());
-        // A container's process has the same number after each restart.
+        // A container's process has the same process ID after each restart.
         let unique: String = kernel("random/uuid").chars().take(8).collect();
         format!("{name}:{}:{unique}", std::process::id())
     });
@@ -248,7 +249,7 @@ pub fn holder() -> &'static str {
 }
 
 impl Command {
-    /// The configuration file that the command reads, if any.
+    /// Returns the configuration file that the command reads, if any.
     pub fn config(&self) -> Option<&Path> {
         match self {
             Command::Replicate(arguments) => arguments.config.as_deref(),

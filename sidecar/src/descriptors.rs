@@ -1,11 +1,11 @@
-//! File descriptors: as many as the system lets us have.
+//! File descriptors: raises the limit to the system's maximum.
 //!
-//! Each database that is written takes five, and shells start programs with 1,024 at most.
+//! Each database that is being written takes five, and shells start programs with at most 1,024.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises our limit to the highest that we may have. A child of ours has to be started before: what is
-/// not told of more than 1,024 descriptors may not be made for them.
+/// Raises our limit to the highest allowed value. Start a child process before that: some programs
+/// cannot handle more than 1,024 descriptors.
 pub fn raise() {
     let before = getrlimit(Resource::Nofile);
     let highest = Rlimit {

@@ -1,4 +1,4 @@
-//! Errors with the exit code that tells a script what to do about them.
+//! Errors with an exit code that a script can react to.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with a code of its own.
+    /// Creates a failure with an exit code.
     pub fn new(code: ExitCode, error: impl Into<anyhow::Error>) -> Failure {
         Failure {
             code,
@@ -29,7 +29,7 @@ impl Failure {
         }
     }
 
-    /// A failure told in a sentence.
+    /// Creates a failure from a message.
     pub fn message(code: ExitCode, message: impl Into<String>) -> Failure {
         Failure {
             code,
@@ -37,7 +37,7 @@ impl Failure {
         }
     }
 
-    /// The same failure, with what it is about before it, unless it names that itself.
+    /// Prefixes the failure with its subject, unless its message already names it.
     pub fn context(self, about: impl fmt::Display) -> Failure {
         let about = about.to_string();
         if self.to_string().contains(&about) {
@@ -49,7 +49,7 @@ impl Failure {
         }
     }
 
-    /// A wrong command line or configuration.
+    /// Creates a failure for an invalid command line or configuration.
     pub fn usage(error: impl Into<anyhow::Error>) -> Failure {
         Failure::new(ExitCode::Usage, error)
     }
@@ -61,7 +61,7 @@ impl fmt::Display for Failure {
         let mut said = self.error.to_string();
         for cause in self.error.chain().skip(1) {
             let text = cause.to_string();
-            // Many sources repeat what the error above them said.
+            // Many sources repeat the message of the error above them.
             if !said.contains(&text) {
                 write!(f, ": {text}")?;
                 said.push_str(&text);
@@ -71,7 +71,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The exit code for an error of a store.
+/// Returns the exit code for an error of a store.
 pub fn store_code(error: &StoreError) -> ExitCode {
     match error.kind() {
         StoreErrorKind::Denied | StoreErrorKind::CredentialsMissing => ExitCode::Credentials,
@@ -81,7 +81,7 @@ pub fn store_code(error: &StoreError) -> ExitCode {
     }
 }
 
-/// The exit code for an error of a target.
+/// Returns the exit code for an error of a target.
 fn target_code(error: &TargetError) -> ExitCode {
     match error {
         TargetError::Store(error) => store_code(error),
@@ -92,12 +92,12 @@ fn target_code(error: &TargetError) -> ExitCode {
     }
 }
 
-/// The exit code for an error of a lease.
+/// Returns the exit code for an error of a lease.
 pub fn lease_code(error: &LeaseError) -> ExitCode {
     match error {
         LeaseError::Store(error) => store_code(error),
         LeaseError::Foreign(_) => ExitCode::Corrupt,
-        // Others are at it, or the store can be exchanged.
+        // Other processes compete for the lease, or the store does not keep its promises.
         _ => ExitCode::Unreachable,
     }
 }
@@ -117,7 +117,7 @@ impl From<RestoreError> for Failure {
             RestoreError::Exists { .. }
             | RestoreError::InUse { .. }
             | RestoreError::Link { .. } => ExitCode::Usage,
-            // The data is good: it is only not what was asked for.
+            // The data is good, but does not contain the requested point.
             RestoreError::TooEarly { .. }
             | RestoreError::Generation(GenerationError::NoTxid | GenerationError::Between { .. })
             | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Merged { .. }) => {

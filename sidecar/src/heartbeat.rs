@@ -1,7 +1,7 @@
-//! A request to the user's own monitor, for as long as everything is stored.
+//! Sends requests to the user's own monitor, as long as everything is stored.
 //!
-//! The monitor calls somebody when requests stay away, which also happens when this process or its
-//! machine is gone. Nothing waits for the answer, and a failed request changes nothing.
+//! The monitor alerts a person when requests stop, which also covers the loss of this process or
+//! its machine. No other work waits for the answer, and a failed request has no effect.
 
 use std::error::Error;
 use std::time::Duration;
@@ -18,28 +18,28 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::commands::Shown;
 
-/// Pause between looks while something is not stored.
+/// Pause between polls while something is not stored.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// How long an answer may take.
+/// Time limit of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is configured.
+/// Heartbeat settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Where the request goes, with a scheme and a host. Its path may be a secret.
+    /// URL of the request, with a scheme and a host. Its path may be a secret.
     pub url: Uri,
-    /// Time between two requests, and the oldest that a commit may be that is not stored.
+    /// Time between two requests, and the greatest allowed age of a commit that is not stored.
     pub interval: Duration,
 }
 
-/// The requests of this process, which end when dropped.
+/// The request task of this process, which ends when dropped.
 #[derive(Default)]
 pub struct Heart {
     beating: Option<(Heartbeat, JoinHandle<()>)>,
 }
 
 impl Heart {
-    /// Does what is configured now. Nothing happens when it was configured so before.
+    /// Applies the settings. Unchanged settings have no effect.
     pub fn follow(&mut self, heartbeat: Option<&Heartbeat>, shown: &Shown) {
         if self.beating.as_ref().map(|(beating, _)| beating) == heartbeat {
             return;
@@ -84,8 +84,8 @@ async fn start(heartbeat: Heartbeat, shown: Shown) {
     .await;
 }
 
-/// Beats for ever: at once when all is stored, then each interval, or as soon after as all is
-/// stored again.
+/// Sends requests forever: at once when everything is stored, then each interval, or as soon after
+/// it as everything is stored again.
 async fn run(
     interval: Duration,
     statuses: impl Fn() -> Vec<DatabaseStatus>,
@@ -101,8 +101,8 @@ async fn run(
     }
 }
 
-/// Whether there are databases, and every target of each has every commit that is older than
-/// `within`. A database that nobody writes is stored.
+/// Returns whether databases exist and each of their targets has every commit that is older than
+/// `within`. A database without new commits counts as stored.
 fn all_stored(databases: &[DatabaseStatus], within: Duration) -> bool {
     let is_stored = |target: &TargetStatus| {
         target.position.is_some() && u128::from(target.lag_ms) <= within.as_millis()
@@ -113,7 +113,7 @@ fn all_stored(databases: &[DatabaseStatus], within: Duration) -> bool {
             .all(|database| database.state.is_healthy() && database.targets.iter().all(is_stored))
 }
 
-/// What is to be logged of an outcome: only what differs from what was said last.
+/// Returns the outcome for the log if it differs from the last logged one.
 fn news(said: &mut Option<String>, outcome: Result<(), String>) -> Option<Result<(), String>> {
     let failure = outcome.err();
     if *said == failure {
@@ -126,7 +126,7 @@ fn news(said: &mut Option<String>, outcome: Result<(), String>) -> Option<Result
 fn client() -> Connector {
     Connector::builder()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        // The next request is a minute away at least.
+        // The next request is at least a minute away.
         .pool_max_idle_per_host(0)
         .build()
 }
@@ -145,7 +145,7 @@ async fn get(client: &Connector, url: &Uri) -> Result<(), String> {
     Ok(())
 }
 
-/// What happened: the errors above it only say that there was no answer.
+/// Returns the innermost error: the errors above it only report that no answer came.
 fn deepest(error: &dyn Error) -> String {
     error.source().map_or_else(|| error.to_string(), deepest)
 }
@@ -227,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_monitor_that_never_answers_is_given_up() {
-        // The kernel takes the connection, and nobody reads it.
+        // The kernel accepts the connection, but no process reads from it.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/x", listener.local_addr().unwrap());
         let answer = get(&client(), &url.parse().unwrap()).await;
@@ -246,11 +246,11 @@ mod tests {
             },
         );
         let story = async {
-            // Between two looks.
+            // Between two polls.
             sleep(Duration::from_millis(10_500)).await;
             lag_ms.set(0);
             sleep(Duration::from_secs(130)).await;
-            // Another one would be due at 191 s.
+            // Another request would be due at 191 s.
             lag_ms.set(90_000);
             sleep(Duration::from_secs(100)).await;
             lag_ms.set(0);

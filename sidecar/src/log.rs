@@ -1,4 +1,4 @@
-//! Log lines on standard error: which level and form were asked for.
+//! Sets up the log lines on standard error: their level and format.
 
 use logging::{Format, Settings};
 use tracing::level_filters::LevelFilter;
@@ -6,8 +6,8 @@ use tracing::level_filters::LevelFilter;
 use crate::args::{LogArguments, LogFormat};
 use crate::config::LogSettings;
 
-/// Sets up the log for the life of the process and returns its form. The command line wins over the
-/// configuration; the default is `info` as text.
+/// Sets up the log for the lifetime of the process and returns its format. The command line
+/// overrides the configuration; the default is `info` as text.
 pub fn init(arguments: &LogArguments, configured: LogSettings) -> LogFormat {
     let level = arguments.log_level.or(configured.level);
     let level = level.unwrap_or(tracing::Level::INFO);

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // It fails only when the terminal is gone.
+            // This fails only when the terminal is gone.
             let _printed = error.print();
             let wrong = error.use_stderr();
             return if wrong {
@@ -47,10 +47,10 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("the system gives a process its first descriptors");
-    // Everything runs on this thread; what is spawned may borrow across awaits what is not `Send`.
+    // Everything runs on this thread, so spawned tasks need not be `Send`.
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, commands::run(arguments, log));
-    // Blocking reads of a dead disk must not keep a finished process.
+    // Blocking reads of a dead disk must not keep a finished process alive.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the configuration says about the log. The command itself says what is wrong with it.
+/// Returns the log settings of the configuration. The command itself reports errors in it.
 fn configured_log(command: &Command) -> LogSettings {
     let config = command
         .config()

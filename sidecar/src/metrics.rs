@@ -1,4 +1,5 @@
-//! Metrics, made at each scrape from what is running: a series lives as long as its database.
+//! Metrics, rendered at each scrape from the running databases: a series exists as long as its
+//! database.
 
 use std::sync::atomic::AtomicU64;
 
@@ -14,7 +15,7 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
-/// The metrics of these databases as OpenMetrics text.
+/// Returns the metrics of these databases as OpenMetrics text.
 pub fn render(databases: &[ShownDatabase]) -> String {
     let mut registry = Registry::with_prefix("sqlite_backup");
     let healthy = gauges(

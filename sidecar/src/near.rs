@@ -1,17 +1,17 @@
 //! Backups at another spelling of a path: with and without slashes at its ends, or cleaned.
 //!
-//! Litestream takes the `path` of a file as it is and cleans that of a URL, and so do we. Whoever
-//! writes the same place in two ways finds nothing, and has to be told where the backup is.
+//! Litestream uses the `path` of a file unchanged and cleans the path of a URL, and so do we. A
+//! user who writes the same path in both ways finds no backup, and needs a hint.
 
 use engine::lease::LEASE_KEY;
 use engine::restore::{Point, find};
 use store::{SharedStore, Store};
 
-/// Where a backup lies that may be the one looked for; none when there is none, or when nobody can
-/// say. Ask only where `store` itself holds nothing: this costs some lists.
+/// Returns the address of a backup that may be the wanted one; `None` when no such backup is known.
+/// Call it only when `store` itself is empty, because it costs some lists.
 pub async fn near_miss(store: &SharedStore) -> Option<String> {
     for near in store.near_misses() {
-        // It is only a hint, so a store that does not answer has none.
+        // This is only a hint, so an unreachable store counts as empty.
         let lease = near.list(LEASE_KEY, None).await;
         if lease.is_ok_and(|found| !found.is_empty()) || find(&near, Point::Latest).await.is_ok() {
             return Some(near.describe());
@@ -20,7 +20,7 @@ pub async fn near_miss(store: &SharedStore) -> Option<String> {
     None
 }
 
-/// What to say of a near miss, as the end of a sentence; empty when there is none.
+/// Returns the hint at a near miss as the end of a sentence; empty without one.
 pub async fn hint(store: &SharedStore) -> String {
     match near_miss(store).await {
         Some(place) => format!(

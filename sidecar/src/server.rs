@@ -26,13 +26,13 @@ use crate::commands::Shown;
 use crate::failure::Failure;
 use crate::metrics;
 
-/// Pause between attempts to listen where somebody else does.
+/// Pause between attempts to listen on an address that is in use.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
 
-/// Connections at a time; further ones wait to be accepted. Each takes a descriptor, and capture needs
-/// some.
+/// Limit on concurrent connections; further ones wait to be accepted. Each takes a descriptor, and
+/// capture needs some.
 const CONNECTIONS: usize = 32;
-/// How long a connection lives. A monitoring system asks anew each time.
+/// Lifetime of a connection. A monitoring system opens a new one each time.
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -41,11 +41,11 @@ struct Served {
     started: Timestamp,
 }
 
-/// Listens, and serves until the process ends. None of the answers waits for a store.
+/// Listens, and serves until the process ends. No answer waits for a store.
 ///
 /// # Errors
 ///
-/// The address cannot be used. A worker goes on without, and tries again: backups matter more.
+/// The address cannot be used. A worker continues without it and tries again: backups matter more.
 pub async fn start(
     addr: &str,
     shown: Shown,
@@ -97,20 +97,20 @@ async fn serve(listener: TcpListener, served: Served) {
     }
 }
 
-/// One answer for each connection: none is kept for a next request that its end could cut off.
+/// Closes the connection after each answer: otherwise its end could cut off a later request.
 async fn close(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-/// A listener whose connections are limited in number and time, whoever makes them.
+/// A listener that limits the number and lifetime of connections.
 struct Limited {
     listener: TcpListener,
     places: Arc<Semaphore>,
 }
 
-/// A connection that has one of the places.
+/// A connection that holds one of the permits.
 struct Accepted {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
@@ -139,7 +139,7 @@ impl Listener for Limited {
 }
 
 impl Accepted {
-    /// Ready with an error when the time is over.
+    /// Ready with an error when the lifetime has passed.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let end = self.end.as_mut().poll(context);
         end.map(|()| io::ErrorKind::TimedOut.into())

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT, which the kernel ignores for a container's first process unless it asks; and
-//! SIGHUP, which asks for a look at the configuration.
+//! Handles SIGTERM and SIGINT, which the kernel does not deliver to a container's first process
+//! unless it has a handler. SIGHUP requests a new read of the configuration.
 
 use protocol::exit::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -7,19 +7,19 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 
-/// The signals that end us.
+/// The signals that end this process.
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// Of a process that has no file to read again: its terminal is closed.
+    /// SIGHUP for a process without a configuration file: its terminal was closed.
     hangup: Hangups,
 }
 
-/// SIGHUP, where it is handled.
+/// SIGHUP, if it is handled.
 pub struct Hangups(Option<Signal>);
 
 impl Hangups {
-    /// Handles the signal from now on, if it is wanted.
+    /// Handles the signal from now on, if `wanted`.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl EndSignals {
         })
     }
 
-    /// SIGHUP, too, unless whoever started us has it ignored, as nohup does.
+    /// Also handles SIGHUP, unless the parent has ignored it, as nohup does.
     ///
     /// # Errors
     ///
@@ -75,8 +75,8 @@ impl EndSignals {
         }
     }
 
-    /// A value that turns true with the first signal. The second one ends the process at once,
-    /// after `last`.
+    /// Returns a value that turns true with the first signal. The second signal ends the process at
+    /// once, after a call of `last`.
     pub fn watch(mut self, last: impl FnOnce() + 'static) -> watch::Receiver<bool> {
         let (sender, receiver) = watch::channel(false);
         tokio::task::spawn_local(async move {

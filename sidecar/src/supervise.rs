@@ -1,7 +1,7 @@
-//! The parent of the worker in a container: it never ends before SIGTERM.
+//! The parent of the worker in a container. It never ends before SIGTERM.
 //!
-//! A native sidecar in restart back-off makes its whole Pod unready. So the first process of the
-//! container stays, and restarts the worker whenever that ends.
+//! A native sidecar in restart back-off makes its whole Pod unready. So the container's first
+//! process keeps running, and restarts the worker whenever it ends.
 
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A worker that ran this long starts again at once.
 const STABLE: Duration = Duration::from_secs(60);
 
-/// Runs this program again without `--supervise`, for as long as nobody ends us.
+/// Runs this program again without `--supervise`, until a signal ends this process.
 pub fn run() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,12 +75,12 @@ async fn supervise() -> ExitCode {
 
 fn pass(child: &tokio::process::Child, signal: Signal) {
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
-        // It fails only when the worker has just ended.
+        // This fails only when the worker has just ended.
         let _signalled = kill_process(pid, signal);
     }
 }
 
-/// Passes the signal on and waits: the worker stores what is left and ends.
+/// Forwards the signal and waits: the worker stores its captured commits and ends.
 async fn end(mut child: tokio::process::Child) -> ExitCode {
     pass(&child, Signal::TERM);
     match child.wait().await {

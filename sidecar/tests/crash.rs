@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use app::{App, Habits, Numbers, seed};
 
-/// Not a test: the application process, when one was asked for.
+/// Not a test: runs the application process when the environment asks for it.
 #[test]
 fn application() {
     app::serve_if_asked();
@@ -43,13 +43,13 @@ impl Running {
         Running(child.unwrap())
     }
 
-    /// Asks it to end, once it listens, and waits until it has.
+    /// Sends SIGTERM once the program handles it, and waits for its end.
     fn end(mut self) {
         let id = self.0.id().to_string();
         let deadline = Instant::now() + Duration::from_secs(30);
         while !catches_sigterm(&id) {
             assert!(Instant::now() < deadline, "the program does not start");
-            std::thread::sleep(Duration::from_millis(5)); // bounded: a look, up to a deadline
+            std::thread::sleep(Duration::from_millis(5)); // bounded: polls until a deadline
         }
         assert!(
             Command::new("kill")
@@ -70,7 +70,7 @@ impl Drop for Running {
     }
 }
 
-/// True once the process has a handler for signal 15.
+/// True when the process has a handler for signal 15.
 fn catches_sigterm(id: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let caught = status
@@ -94,7 +94,7 @@ fn restore(url: &str, output: &Path, txid: Option<&str>) {
     );
 }
 
-/// Captured files and full copies: name, and a hash of the bytes.
+/// Returns the captured files and snapshots: name, and a hash of the bytes.
 fn stored(store: &Path) -> BTreeMap<String, (u64, u64)> {
     let mut found = BTreeMap::new();
     for level in ["0", "9"] {
@@ -132,7 +132,7 @@ fn survive(rounds: u32, wild: bool) {
     };
     println!("{habits:?}");
     let mut app = App::start(&habits);
-    // What is large and never changes: it must not be uploaded twice.
+    // Large data that never changes must not be uploaded twice.
     app.sql("CREATE TABLE fixed(bytes)");
     app.sql("INSERT INTO fixed VALUES(randomblob(3000000))");
     let mut running = Running::start(&database, &url);
@@ -179,7 +179,7 @@ fn survive(rounds: u32, wild: bool) {
     }
     running.end();
     let files = stored(&store);
-    // Only a full copy whose writer was killed before anything followed it may be made again.
+    // A snapshot may be repeated only if its writer was killed before any file followed it.
     let ends = |level: &str| -> Vec<&str> {
         let names = files.keys().filter(|name| name.starts_with(level));
         names.map(|name| &name[19..35]).collect()
@@ -206,7 +206,7 @@ fn survive(rounds: u32, wild: bool) {
     prove_each(&url, place.path(), &files);
 }
 
-/// Every position restores, passes SQLite's check, and adds up.
+/// Every position restores, passes SQLite's check, and has the expected sum.
 fn prove_each(url: &str, place: &Path, files: &BTreeMap<String, (u64, u64)>) {
     let began = Instant::now();
     let output = place.join("point.db");

@@ -1,5 +1,5 @@
-//! An API server alone, with its store and no nodes: for tests that need real admission and no
-//! Pods. It listens on 127.0.0.1 and can call webhooks there.
+//! An API server with its store but without nodes, for tests that need real admission and no Pods.
+//! It listens on 127.0.0.1 and can call webhooks there.
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,13 +14,13 @@ use crate::process::{announce, output};
 use crate::tools::Tools;
 use crate::workspace;
 
-/// How long the server may take to be ready. Usual is 10 s.
+/// Time limit for the server to be ready. Usual is 10 s.
 const READY_DEADLINE: Duration = Duration::from_secs(180);
-/// How long it may take to end.
+/// Time limit for the server to end.
 const END_DEADLINE: Duration = Duration::from_secs(60);
 const TOKEN: &str = "throw-away";
 
-/// A running API server. It ends, and its folder goes, when this is dropped.
+/// A running API server. Drop ends it and removes its folder.
 #[derive(Debug)]
 pub struct ApiServer {
     folder: PathBuf,
@@ -45,7 +45,7 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// A kubeconfig with all rights.
+    /// Returns a kubeconfig with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig")
     }
@@ -156,9 +156,9 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        // The server first: it has nothing to keep, so it need not end in order.
+        // End the server first. It has no data to keep, so it need not end in order.
         for program in self.programs.iter_mut().rev() {
-            // One that has ended can't be killed, and need not be.
+            // A process that has ended cannot be killed, and need not be.
             let _killed = program.kill();
             let start = Instant::now();
             while matches!(program.try_wait(), Ok(None)) && start.elapsed() < END_DEADLINE {

@@ -1,7 +1,7 @@
 //! Container images without a Docker daemon and without a registry.
 //!
 //! Static binaries are built with cargo, put into images with buildah, and exported as Docker
-//! archives that a container runtime imports. A tag is a hash of what is in the image, so an image
+//! archives that a container runtime imports. A tag is a hash of the image's content. So an image
 //! is built once for each state of its content, and a cluster that has a tag need not load it
 //! again.
 
@@ -20,7 +20,7 @@ use crate::workspace;
 pub struct Image {
     /// Name with tag.
     pub name: String,
-    /// The Docker archive to import; none if the cluster can pull the name.
+    /// The Docker archive to import; `None` if the cluster can pull the name.
     pub archive: Option<PathBuf>,
 }
 
@@ -41,7 +41,7 @@ pub struct Images {
     pub operator: Image,
     /// `Dockerfile.sidecar`: restore init container, sidecar and restore test.
     pub sidecar: Image,
-    /// `e2e/app`: an application that knows nothing of us.
+    /// `e2e/app`: an application that knows nothing about backups.
     pub app: Image,
 }
 
@@ -56,12 +56,12 @@ pub struct Published {
     pub app: Option<String>,
 }
 
-/// What is in an image of ours.
+/// Content of one of our images.
 struct Recipe {
     package: &'static str,
     binary: &'static str,
     dockerfile: &'static str,
-    /// Whether the program speaks TLS with others.
+    /// Whether the program connects to others over TLS.
     certificates: bool,
 }
 
@@ -86,12 +86,13 @@ const APP: Recipe = Recipe {
     certificates: false,
 };
 
-/// Where the certificates of the well-known authorities are on the machine that builds.
+/// Path of the public certificate authorities on the build machine.
 const CA_CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Builds the images that are not published, for the machine's own architecture. Needs buildah.
 ///
-/// The binaries are built with the `dev` profile: they are for tests, where build time counts.
+/// The binaries are built with the `dev` profile, because they are for tests, where build time
+/// matters.
 pub fn build(published: &Published) -> Result<Images> {
     let wanted = [
         (OPERATOR, &published.operator),
@@ -127,7 +128,7 @@ impl Recipe {
     }
 }
 
-/// Builds an image with a shell and the usual small programs, for what tests do in Pods.
+/// Builds an image with a shell and the usual small programs, for commands of tests in Pods.
 ///
 /// In Debian's static build `wget -T` crashes; put `timeout SECONDS` in front instead.
 pub fn build_busybox() -> Result<Image> {
@@ -151,7 +152,7 @@ pub fn build_pause() -> Result<Image> {
     build_image("pause", &folder.join("Dockerfile"), &[program])
 }
 
-/// Builds the static binaries of these packages and returns the folder that they are in.
+/// Builds the static binaries of these packages and returns their folder.
 fn build_binaries(packages: &[&str]) -> Result<PathBuf> {
     let target = host_target()?;
     let folder = workspace::target().join(&target).join("debug");
@@ -162,7 +163,7 @@ fn build_binaries(packages: &[&str]) -> Result<PathBuf> {
     run(cargo()
         .args(["build", "--quiet", "--locked", "--target", &target])
         .args(packages.iter().flat_map(|package| ["--package", package]))
-        // glibc, linked in: the binaries run in an empty image.
+        // Links glibc statically: the binaries run in an empty image.
         .env(
             "RUSTFLAGS",
             "-C target-feature=+crt-static -C strip=symbols",
@@ -181,7 +182,7 @@ fn host_target() -> Result<String> {
     Ok(host.context("rustc does not name its host")?.to_owned())
 }
 
-/// Builds the stage `prebuilt` of a Dockerfile from these files, unless the archive is there.
+/// Builds the stage `prebuilt` of a Dockerfile from these files, unless the archive exists.
 fn build_image(name: &str, dockerfile: &Path, files: &[PathBuf]) -> Result<Image> {
     let tag = content_hash(dockerfile, files)?;
     let image = format!("localhost/sqlite-backup-e2e/{name}:{tag}");
@@ -205,7 +206,7 @@ fn build_image(name: &str, dockerfile: &Path, files: &[PathBuf]) -> Result<Image
     })
 }
 
-/// Runs buildah on storage of its own, which goes away with the context folder.
+/// Runs buildah with its own storage, which is removed with the context folder.
 fn bud(image: &str, dockerfile: &Path, context: &Path, archive: &Path) -> Result<()> {
     let buildah = || {
         let mut command = Command::new("buildah");
@@ -251,7 +252,8 @@ fn content_hash(dockerfile: &Path, files: &[PathBuf]) -> Result<String> {
         .collect())
 }
 
-/// Only the newest archive of each image is kept: there is one for each change of the source.
+/// Removes all archives of an image except the newest one, because each change of the source
+/// creates one.
 fn remove_older(folder: &Path, name: &str) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     for entry in fs::read_dir(folder)? {

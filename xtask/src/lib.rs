@@ -1,9 +1,8 @@
-//! What the project's own commands and the end-to-end tests share: the tools a machine needs, the
-//! container images, and how other programs are run.
+//! Shared by the project's own commands and the end-to-end tests: the required tools, the container
+//! images, and the execution of other programs.
 //!
-//! Everything made here goes to one cache folder, `target/xtask`, or the folder that the
-//! environment variable `XTASK_CACHE` names. Nothing in it is precious: delete it at any time that
-//! no cluster is up.
+//! All files are created in one cache folder, `target/xtask`, or the folder in the environment
+//! variable `XTASK_CACHE`. It can be deleted at any time while no cluster is up.
 
 pub mod apiserver;
 pub mod images;

@@ -18,25 +18,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what the end-to-end tests and the benchmarks need beside Rust.
+    /// Install the tools for the end-to-end tests and the benchmarks, in addition to Rust.
     Tools,
     /// Build the container images of operator, sidecar and demo application.
     Images,
     /// Start or stop a real Kubernetes on this machine.
     Cluster(cluster::Args),
-    /// Tell the main job as a story, on a real cluster.
+    /// Run the main use case as a story, on a real cluster.
     Demo(demo::Args),
-    /// Measure beside stock Litestream, on this machine.
+    /// Measure in comparison with released Litestream, on this machine.
     Bench(bench::Args),
-    /// Run everything that has to pass.
+    /// Run all required checks.
     Test(test::Args),
     /// Run the engine's writers in a virtual world, from seeds.
     Sim(sim::Args),
-    /// Replicate under an application that does everything, while everything dies.
+    /// Replicate with a very active application while processes are killed.
     Soak(soak::Args),
-    /// Check the boundaries and habits that a compiler does not see.
+    /// Check the boundaries and habits that a compiler does not check.
     Tidy,
-    /// Write what is generated: crds/ and the chart's copies.
+    /// Write the generated files: crds/ and the chart's copies.
     Codegen,
     /// Run the end-to-end tests; see `cargo xtask e2e --help`.
     #[command(disable_help_flag = true)]

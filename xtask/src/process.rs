@@ -1,4 +1,4 @@
-//! Running other programs, with errors that say which program failed and what it printed.
+//! Runs other programs, with errors that show the failed program and its output.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -8,15 +8,15 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
 
-/// Prints one line about a step that may take a while, so that nobody wonders what is going on.
+/// Prints one line about a step that may take some time.
 pub fn announce(message: &str) {
     eprintln!("==> {message}");
 }
 
-/// A cargo that does not see that we were started by one.
+/// Returns a cargo that does not detect that cargo started us.
 ///
 /// Some build scripts run again when cargo's variables about the *calling* package differ, and all
-/// that depends on them is then built again.
+/// their dependents are then built again.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     for (name, _) in std::env::vars_os() {
@@ -44,18 +44,18 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program without input and returns what it wrote to standard output.
+/// Runs a program without input and returns its standard output.
 ///
 /// # Errors
-/// When it can't be started or exits with anything but 0; what it wrote is in the message.
+/// When it cannot be started or exits with anything except 0; its output is in the message.
 pub fn output(command: &mut Command) -> Result<String> {
     output_with_input(command, b"")
 }
 
-/// Runs a program with this input and returns what it wrote to standard output.
+/// Runs a program with this input and returns its standard output.
 ///
 /// # Errors
-/// When it can't be started or exits with anything but 0; what it wrote is in the message.
+/// When it cannot be started or exits with anything except 0; its output is in the message.
 pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> {
     let line = line(command);
     let mut child = command
@@ -65,9 +65,10 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> 
         .spawn()
         .with_context(|| format!("start `{line}`"))?;
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
-    // Write beside the reading: a program that answers while it reads would else block with us.
+    // Write concurrently with the read: otherwise a program that answers while it reads would
+    // deadlock.
     let output = std::thread::scope(|scope| {
-        // A program that does not read its input is free to close it.
+        // A program that does not read its input may close it.
         scope.spawn(move || stdin.write_all(input).ok());
         child.wait_with_output()
     })
@@ -80,7 +81,7 @@ pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<String> 
     Ok(stdout)
 }
 
-/// The command line, to read, not to run.
+/// Returns the command line for people. It is not quoted for a shell.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words

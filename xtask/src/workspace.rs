@@ -1,4 +1,4 @@
-//! Where things are in a checkout.
+//! Paths in a checkout.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ pub fn root() -> &'static Path {
         .expect("xtask is a folder of the workspace")
 }
 
-/// The folder for everything that is slow to make and can be made again: `target/xtask`, or what
-/// `XTASK_CACHE` names.
+/// Returns the folder for files that are slow to create and can be created again: `target/xtask`,
+/// or the folder in `XTASK_CACHE`.
 pub fn cache() -> PathBuf {
     env::var_os("XTASK_CACHE").map_or_else(|| root().join("target/xtask"), PathBuf::from)
 }
 
-/// Cargo's target folder: `target`, or what `CARGO_TARGET_DIR` names.
+/// Returns Cargo's target folder: `target`, or the folder in `CARGO_TARGET_DIR`.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

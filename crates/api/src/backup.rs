@@ -232,8 +232,8 @@ impl DatabaseSpec {
 ]))]
 pub struct Replication {
     /// Average time between two uploads under load, `100ms` to `1h`; default `1s`. No commit waits
-    /// longer. The first commit after a quiet time is uploaded at once, and a burst after it more
-    /// often than once in each interval.
+    /// longer. The first commit after a quiet period is uploaded at once. A burst after it is
+    /// uploaded more often than once in each interval.
     #[schemars(schema_with = "crate::schema::span")]
     #[schemars(extend("x-kubernetes-validations" = [between("100ms", "1h")]))]
     pub sync_interval: Span,
@@ -346,8 +346,9 @@ pub struct Startup {
     /// Action when no target can be reached. `StartIfLocalExists` (default) starts the application
     /// when every database exists locally, and waits otherwise. `Wait` always waits.
     pub when_unreachable: WhenUnreachable,
-    /// SQLite's own check complains about a restored database, though checksums prove that its bytes
-    /// are the stored ones: the source was so, too. Start: start, and report. Block: wait for a person.
+    /// Action when SQLite's own check of a restored database fails, although checksums prove that
+    /// its bytes are the stored ones, so the source has the same fault. `Start` (default) starts
+    /// the application and reports it. `Block` waits for a person.
     pub on_check_failed: OnCheckFailed,
 }
 
@@ -383,10 +384,11 @@ pub enum WhenUnreachable {
     Wait,
 }
 
-/// Action when SQLite complains about a restored database whose bytes are proven to be the stored ones.
+/// Action when SQLite's own check of a restored database fails, although its bytes are proven to be
+/// the stored ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnCheckFailed {
-    /// Start the application, and report the complaint.
+    /// Start the application and report the failed check.
     #[default]
     Start,
     /// Keep the application from starting.
@@ -428,7 +430,7 @@ pub struct Sidecar {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub run_as_user: Option<i64>,
-    /// Numeric group ID of the sidecar, 0 to 2147483647. Required in the same case.
+    /// Numeric group ID of the sidecar, 0 to 2147483647. Required in the same case as `runAsUser`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub run_as_group: Option<i64>,
@@ -459,7 +461,7 @@ pub enum LogLevel {
     /// State changes, warnings and errors.
     #[default]
     Info,
-    /// Individual operations, too.
+    /// Individual operations as well.
     Debug,
     /// Everything.
     Trace,

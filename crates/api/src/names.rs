@@ -3,7 +3,7 @@
 
 use protocol::names::CREDENTIALS_DIR;
 
-/// Label and field owner of everything the operator writes.
+/// Label value and field manager of everything the operator writes.
 pub const FIELD_MANAGER: &str = "sqlite-backup-operator";
 
 /// Label on Pods: `"false"` opts a Pod out of injection.
@@ -107,8 +107,8 @@ pub fn target_dir(name: &str) -> String {
 }
 
 /// Returns the name of a Pod's member. A Pod of a StatefulSet is its own member, because its name
-/// stays with its data. Any other Pod has the SqliteBackup's name, because one Pod at a time is the
-/// rule there.
+/// stays with its data. Any other Pod's member has the SqliteBackup's name, because only one such
+/// Pod may run at a time.
 ///
 /// `owner_kind` is the kind of the Pod's controlling owner, if it has one.
 pub fn member<'a>(owner_kind: Option<&str>, pod: &'a str, backup: &'a str) -> &'a str {
@@ -120,7 +120,7 @@ pub fn member<'a>(owner_kind: Option<&str>, pod: &'a str, backup: &'a str) -> &'
 
 /// Condition types.
 pub mod condition {
-    /// The spec is accepted and in force. Other types tell the health at run time.
+    /// The spec is accepted and in force. Other types report health at run time.
     pub const READY: &str = "Ready";
     /// Every live selected Pod has the current sidecar.
     pub const INJECTED: &str = "Injected";
@@ -130,10 +130,10 @@ pub mod condition {
     pub const CREDENTIALS_VALID: &str = "CredentialsValid";
     /// The last finished restore test passed and is not overdue.
     pub const RESTORE_TEST_PASSED: &str = "RestoreTestPassed";
-    /// Two writers want to write one replica. True is bad.
+    /// Two writers compete for one replica. True is bad.
     pub const WRITER_CONFLICT: &str = "WriterConflict";
-    /// No application runs on a restored database that SQLite complains about. Shown only while one
-    /// does, then False.
+    /// False while an application runs on a restored database that fails SQLite's own check. Absent
+    /// otherwise.
     pub const RESTORED_CLEANLY: &str = "RestoredCleanly";
     /// On a SqliteRestore: whether this version serves it.
     pub const SERVED: &str = "Served";
@@ -180,7 +180,8 @@ pub mod reason {
     pub const ROTATION_PENDING: &str = "RotationPending";
     /// Not observed yet.
     pub const UNKNOWN: &str = "Unknown";
-    /// SQLite complains about a database that was restored and is proven to be what was stored.
+    /// A restored database fails SQLite's own check, although its bytes are proven to be the stored
+    /// ones.
     pub const CHECK_FAILED: &str = "CheckFailed";
     /// No restore test has finished.
     pub const NEVER_RUN: &str = "NeverRun";

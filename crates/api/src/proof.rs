@@ -35,8 +35,8 @@ pub struct RestoreTestPolicy {
     )]
     pub time_zone: String,
     /// Depth of the verification. `Quick`: the database opens and `quick_check` passes. `Full`
-    /// (default): also `integrity_check` and your checks; orphans of foreign keys are a note.
-    /// `Checksum`: also, every page equals the one that the live sidecar sent.
+    /// (default): also, `integrity_check` and your checks pass; dangling foreign keys are only
+    /// noted. `Checksum`: also, every page equals the one that the live sidecar sent.
     pub level: TestLevel,
     /// Time limit of one test, `10s` to `168h`; default `1h`. Beyond it, the result is `TimedOut`.
     #[schemars(schema_with = "crate::schema::span")]
@@ -98,7 +98,7 @@ impl Default for RestoreTestPolicy {
 pub enum TestLevel {
     /// The database opens and `quick_check` passes.
     Quick,
-    /// `integrity_check` and the user's checks pass; orphans of foreign keys are a note.
+    /// `integrity_check` and the user's checks pass; dangling foreign keys are only noted.
     #[default]
     Full,
     /// Every page equals the one that the live sidecar sent.
@@ -133,10 +133,10 @@ pub struct CheckSpec {
     /// One read-only SQL statement, up to 4096 characters; it may take 60 s.
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
-    /// Least allowed value of the first column in the first row.
+    /// Smallest allowed value of the first column in the first row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<i64>,
-    /// Greatest allowed value of the first column in the first row.
+    /// Largest allowed value of the first column in the first row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<i64>,
     /// Exact number of rows, up to 1000000000.
@@ -148,7 +148,7 @@ pub struct CheckSpec {
     #[schemars(length(max = 1024))]
     pub equals: Option<String>,
     /// Greatest allowed age of the time in the first column of the first row, `1s` to `8784h`. The
-    /// age is counted back from the restored point.
+    /// age is measured at the restored point.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::optional_span")]
     #[schemars(extend("x-kubernetes-validations" = [between("1s", "8784h")]))]

@@ -15,9 +15,9 @@ pub struct SqliteBackupStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions `Ready`, `Injected`, `Replicating`, `CredentialsValid`, `RestoreTestPassed` and
-    /// `WriterConflict`; also `RestoredCleanly` while a Pod runs on a restored database that SQLite
-    /// complains about. True is bad for `WriterConflict` only. Unknown means that the operator could
-    /// not find out.
+    /// `WriterConflict`; also `RestoredCleanly` while a Pod runs on a restored database that fails
+    /// SQLite's own check. True is bad for `WriterConflict` only. Unknown means that the operator
+    /// could not find out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -84,7 +84,8 @@ pub struct MemberStatus {
     /// State of its worst database or target, or `SidecarUnreachable`, or `NotInjected`. It agrees
     /// with the reason of the condition `Replicating`.
     pub state: String,
-    /// Explanation for people: the cause, and the remedy. Also an outage that is within `maxLag`.
+    /// Explanation for people: the cause and the remedy. Present also for an outage within
+    /// `maxLag`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Number of databases that the sidecar has found.

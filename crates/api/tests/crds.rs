@@ -1,4 +1,4 @@
-//! The files in `crds/` are what the types say.
+//! The files in `crds/` match the types.
 
 use std::path::Path;
 
@@ -26,7 +26,8 @@ fn no_field_is_without_a_description_a_user_can_read() {
         if let Some(properties) = schema["properties"].as_object() {
             for (name, field) in properties {
                 let path = format!("{path}.{name}");
-                // The API's own types describe themselves; `items` of ours do too.
+                // Types of the Kubernetes API have descriptions of their own; so have the `items`
+                // of our types.
                 if field["description"].as_str().is_none_or(str::is_empty) {
                     missing.push(path.clone());
                 }

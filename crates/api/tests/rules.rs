@@ -1,14 +1,14 @@
 //! Every rule of the schemas, with an object that keeps it and one that breaks it.
 //!
-//! The rules are evaluated as the API server does it, without one. What the schema says by type,
-//! pattern or length is the API server's own and is tried by the end-to-end tests.
+//! The rules are evaluated as the API server does it, but without a server. Limits on type, pattern
+//! and length belong to the API server and are covered by the end-to-end tests.
 
 use api::{RestoreTest, SqliteBackup, SqliteRestore};
 use kube::CustomResourceExt;
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
-/// Violations of the rules of a kind by an object.
+/// Returns the rules of a kind that an object violates.
 fn broken<K: CustomResourceExt>(object: &Value, old: Option<&Value>) -> Vec<String> {
     let name = K::crd_name();
     let crd = api::crds()
@@ -22,7 +22,7 @@ fn broken<K: CustomResourceExt>(object: &Value, old: Option<&Value>) -> Vec<Stri
     }
 }
 
-/// A good SqliteBackup as the API server holds it: defaults filled in.
+/// Returns a valid SqliteBackup as the API server stores it, with the defaults filled in.
 fn backup() -> Value {
     let given = json!({
         "apiVersion": "sqlite-backup.dev/v1alpha1",
@@ -65,7 +65,7 @@ fn test() -> Value {
     })
 }
 
-/// Sets `value` at a JSON pointer, or removes what is there when it is null.
+/// Sets `value` at a JSON pointer. A null value removes the field.
 fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     let (parent, field) = pointer.rsplit_once('/').expect("a pointer");
     let parent = object.pointer_mut(parent).expect("the parent exists");

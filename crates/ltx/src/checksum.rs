@@ -4,7 +4,7 @@ use std::fmt;
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-/// Set in every checksum, so that zero means "none".
+/// Set in every checksum, so that zero means "no checksum".
 pub const CHECKSUM_FLAG: u64 = 1 << 63;
 
 /// Checksum of one page image under its number.
@@ -17,16 +17,17 @@ pub fn page_checksum(pgno: u32, page: &[u8]) -> u64 {
 
 /// Checksum of a whole database, kept current page by page.
 ///
-/// It is the exclusive or of the checksums of all pages but the lock page. To replace a page, toggle
-/// the checksum of its old image and then of its new one; the order of pages does not matter.
+/// It is the exclusive or of the checksums of all pages except the lock page. To replace a page,
+/// toggle the checksum of its old image and then of its new one. The order of pages does not
+/// matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatabaseChecksum(u64);
 
 impl DatabaseChecksum {
-    /// A database without pages.
+    /// Checksum of a database without pages.
     pub const EMPTY: DatabaseChecksum = DatabaseChecksum(CHECKSUM_FLAG);
 
-    /// Takes a stored checksum; `None` when the flag is missing.
+    /// Accepts a stored checksum; `None` when the flag is missing.
     pub fn new(value: u64) -> Option<DatabaseChecksum> {
         (value & CHECKSUM_FLAG != 0).then_some(DatabaseChecksum(value))
     }
@@ -85,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, bit by bit.
+    /// CRC-64/GO-ISO bit by bit, straight from its definition.
     fn slow_crc(bytes: &[u8]) -> u64 {
         !bytes.iter().fold(u64::MAX, |crc, byte| {
             (0..8).fold(crc ^ u64::from(*byte), |crc, _| {

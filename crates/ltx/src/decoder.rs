@@ -12,14 +12,14 @@ use crate::{
     page_checksum,
 };
 
-/// Bytes of the index that are read at a time.
+/// Number of index bytes read at a time.
 const INDEX_CHUNK_BYTES: usize = 4096;
 
 /// Reads one file: pages until there are no more, then [`Decoder::finish`], which proves them.
 ///
-/// Until `finish` has returned, pages are only well formed: nothing says yet that they are those that
-/// were written. Memory is bounded by a few pages. Reads are small: wrap files in a `BufReader`.
-/// After an error the decoder is of no more use.
+/// Until `finish` has returned, pages are only known to be well formed, not to be the pages that
+/// were written. Reads are small: wrap files in a `BufReader`. After an error the decoder cannot be
+/// used again. Memory is bounded by a few pages.
 #[derive(Debug)]
 pub struct Decoder<R> {
     input: Input<R>,
@@ -27,7 +27,7 @@ pub struct Decoder<R> {
     header: Header,
     order: PageOrder,
     index: ExpectedIndex,
-    /// Checksum of the pages, where the trailer has one to compare it with.
+    /// Checksum of the pages so far; present when the trailer holds one to compare it with.
     database: Option<DatabaseChecksum>,
     block: Vec<u8>,
     block_is_current: bool,
@@ -60,7 +60,7 @@ impl<R: Read> Decoder<R> {
         })
     }
 
-    /// The header.
+    /// Returns the header.
     pub fn header(&self) -> &Header {
         &self.header
     }
@@ -70,7 +70,7 @@ impl<R: Read> Decoder<R> {
     ///
     /// # Errors
     ///
-    /// Kind `Io`, `Truncated` or `Corrupt`; `page` then holds nothing of use.
+    /// Kind `Io`, `Truncated` or `Corrupt`; the content of `page` is then undefined.
     pub fn next_page(&mut self, page: &mut Vec<u8>) -> Result<Option<u32>, LtxError> {
         self.block_is_current = false;
         if self.at_end {
@@ -105,13 +105,13 @@ impl<R: Read> Decoder<R> {
         Ok(Some(header.pgno))
     }
 
-    /// The LZ4 block that the last page was stored as, unless it was stored otherwise.
+    /// The LZ4 block of the last page; `None` for a page stored as an LZ4 frame.
     pub(crate) fn last_block(&self) -> Option<&[u8]> {
         self.block_is_current.then_some(&self.block)
     }
 
-    /// Reads the rest of the file, after [`Decoder::next_page`] has returned `None`, and proves that
-    /// the pages are those that were written, and that the index is theirs.
+    /// Reads the rest of the file, after [`Decoder::next_page`] has returned `None`. Proves that
+    /// the pages are the ones that were written, and that the index matches them.
     ///
     /// # Errors
     ///
@@ -184,9 +184,9 @@ impl<R: Read> Decoder<R> {
     }
 }
 
-/// Length and checksum of the index that the pages so far must have.
+/// Expected length and checksum of the index for the pages so far.
 ///
-/// The index itself can be large, so it is compared by checksum.
+/// The index can be large, so it is compared by checksum.
 #[derive(Debug)]
 struct ExpectedIndex {
     bytes: u64,

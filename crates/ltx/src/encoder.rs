@@ -10,17 +10,17 @@ use crate::page::{FLAG_BLOCK, PAGE_HEADER_BYTES, PageHeader};
 use crate::page_order::PageOrder;
 use crate::{Header, LtxError, Misuse, varint};
 
-/// Bytes of the index that are written at a time.
+/// Number of index bytes written at a time.
 const INDEX_CHUNK_BYTES: usize = 16 << 10;
-/// Bytes before a page's block: page header and length.
+/// Length of page header and block length before a page's block.
 const PREFIX_BYTES: usize = PAGE_HEADER_BYTES + 4;
 /// Database checksum in the trailer of a file without database checksums.
 const NO_POST_APPLY: u64 = 0;
 
 /// Writes one file: pages in ascending order, then [`Encoder::finish`].
 ///
-/// Each page is one write. Memory is a few pages plus about three bytes for each page written. A
-/// file whose encoder was not finished, or failed, is not an LTX file: discard it.
+/// Each page is one write. When the encoder was not finished, or failed, the output is not an LTX
+/// file: discard it. Memory is a few pages plus about three bytes for each page written.
 #[derive(Debug)]
 pub struct Encoder<W> {
     writer: W,
@@ -32,7 +32,7 @@ pub struct Encoder<W> {
     scratch: Vec<u8>,
 }
 
-/// What was written.
+/// Length and checksum of a written file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     /// Length of the file.
@@ -48,7 +48,7 @@ impl<W: Write> Encoder<W> {
     ///
     /// # Errors
     ///
-    /// Kind `Misuse` for a header that no file may have, or one with database checksums; kind `Io`.
+    /// Kind `Misuse` for an invalid header, or one with database checksums; kind `Io`.
     pub fn new(mut writer: W, header: Header) -> Result<Encoder<W>, LtxError> {
         if header.is_tracked() {
             return Err(LtxError::Misuse(Misuse::Tracked));
@@ -74,8 +74,8 @@ impl<W: Write> Encoder<W> {
     ///
     /// # Errors
     ///
-    /// Kind `Misuse`, with nothing written, for a page of the wrong length or out of order, past the
-    /// commit size, the lock page, or one that leaves a hole in a snapshot; kind `Io`.
+    /// Kind `Misuse`, with nothing written, for an invalid page: of the wrong length, out of order,
+    /// past the commit size, the lock page, or after a gap in a snapshot. Kind `Io`.
     pub fn encode_page(&mut self, pgno: u32, page: &[u8]) -> Result<(), LtxError> {
         self.accept(pgno, page)?;
         self.scratch.clear();
@@ -84,7 +84,7 @@ impl<W: Write> Encoder<W> {
         self.write_scratch(pgno, page)
     }
 
-    /// Writes a page whose LZ4 block is already known, to save the work of compressing it.
+    /// Writes a page whose LZ4 block is already known, which saves the compression.
     pub(crate) fn encode_block(
         &mut self,
         pgno: u32,
@@ -100,7 +100,7 @@ impl<W: Write> Encoder<W> {
 
     /// Writes index and trailer, flushes, and returns the writer.
     ///
-    /// Making the bytes durable is left to the caller.
+    /// The caller makes the bytes durable.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl<W: Write> Encoder<W> {
             .map_err(|error| LtxError::Misuse(Misuse::Pages(error)))
     }
 
-    /// Writes the block that stands in the scratch buffer behind room for its prefix.
+    /// Writes the block in the scratch buffer, which starts with space for the block's prefix.
     fn write_scratch(&mut self, pgno: u32, page: &[u8]) -> Result<(), LtxError> {
         let block_bytes = (self.scratch.len() - PREFIX_BYTES) as u32;
         let header = PageHeader {
@@ -158,7 +158,7 @@ impl<W: Write> Encoder<W> {
         Ok(self.writer.write_all(&self.scratch)?)
     }
 
-    /// Writes the entries of the index and the zero behind them; returns their length.
+    /// Writes the entries of the index and the zero after them; returns their length.
     fn write_index(&mut self) -> Result<u64, LtxError> {
         let mut written = 0;
         let mut chunk = Vec::with_capacity(INDEX_CHUNK_BYTES + 32);
@@ -182,7 +182,7 @@ impl<W: Write> Encoder<W> {
     }
 }
 
-/// LZ4 blocks, with the compressor's table kept between pages.
+/// An LZ4 block compressor that keeps its table between pages.
 #[derive(Default)]
 struct Compressor(CompressTable);
 

@@ -1,4 +1,4 @@
-//! Why bytes are not an LTX file, or why a caller's pages can't become one.
+//! Errors for bytes that are not an LTX file, and for pages that cannot become one.
 
 use std::io;
 
@@ -6,20 +6,20 @@ use sqlite_format::{FormatError, PageSize};
 
 use crate::Txid;
 
-/// What a caller can do about an [`LtxError`].
+/// How a caller can react to an [`LtxError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// Reading or writing failed; the bytes may be fine. Trying again may help.
     Io,
-    /// The bytes end too early: a stream that broke off, or a file that was never complete.
+    /// The bytes end too early: the stream broke off, or the file was never complete.
     Truncated,
     /// The bytes are not those of an LTX file. Trying again does not help.
     Corrupt,
-    /// The caller asked for a file that may not exist.
+    /// The caller asked for an invalid file.
     Misuse,
 }
 
-/// Why an LTX file can't be read or written.
+/// Why an LTX file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LtxError {
@@ -29,15 +29,15 @@ pub enum LtxError {
     /// The file ends inside a part of it.
     #[error("ends inside the {section} that begins at byte {offset}")]
     Truncated {
-        /// Part that is incomplete.
+        /// The incomplete part.
         section: Section,
-        /// Where the incomplete read began, in bytes.
+        /// Offset at which the incomplete read began, in bytes.
         offset: u64,
     },
     /// The header is not one of LTX version 3.
     #[error("invalid header")]
     Header(#[source] HeaderError),
-    /// The pages are not those that the header announces.
+    /// The pages do not match the header.
     #[error("invalid sequence of pages")]
     Pages(#[source] PagesError),
     /// A page has flags of a newer format.
@@ -45,7 +45,7 @@ pub enum LtxError {
     PageFlags {
         /// Page number.
         pgno: u32,
-        /// All its flags.
+        /// All flags of the page.
         flags: u16,
     },
     /// The compressed form of a page is damaged.
@@ -53,55 +53,55 @@ pub enum LtxError {
     Compressed {
         /// Page number.
         pgno: u32,
-        /// Size that it should have.
+        /// Expected size.
         page_size: PageSize,
     },
-    /// The index is not that of the pages before it.
+    /// The index does not match the pages before it.
     #[error("page index does not match the pages")]
     Index,
-    /// The trailer has a database checksum where there must be none, or the other way round.
+    /// The trailer has a forbidden database checksum, or lacks a required one.
     #[error("post-apply checksum {found:#018x} is not allowed here")]
     PostApply {
         /// The stored checksum.
         found: u64,
     },
-    /// The pages of a tracked snapshot do not add up.
+    /// The pages of a tracked snapshot do not add up to the stored checksum.
     #[error("database checksum is {computed:#018x}, stored is {stored:#018x}")]
     DatabaseChecksum {
-        /// What the trailer says.
+        /// Checksum in the trailer.
         stored: u64,
-        /// What the pages add up to.
+        /// Checksum of the pages.
         computed: u64,
     },
     /// The file was changed after it was written.
     #[error("file checksum is {computed:#018x}, stored is {stored:#018x}")]
     FileChecksum {
-        /// What the trailer says.
+        /// Checksum in the trailer.
         stored: u64,
-        /// What the bytes add up to.
+        /// Checksum of the bytes.
         computed: u64,
     },
-    /// Bytes follow where nothing may follow.
+    /// Bytes follow the end of the file.
     #[error("bytes follow after byte {offset}")]
     TrailingBytes {
-        /// Where the file should have ended.
+        /// Expected end of the file.
         offset: u64,
     },
-    /// An input of a merge is bad.
+    /// An input of a merge is invalid.
     #[error("input {input} of the merge")]
     Input {
         /// Position of the input, from 0.
         input: usize,
-        /// What is wrong with it.
+        /// The fault of the input.
         source: Box<LtxError>,
     },
-    /// The caller asked for a file that may not exist.
+    /// The caller asked for an invalid file.
     #[error("refused")]
     Misuse(#[source] Misuse),
 }
 
 impl LtxError {
-    /// What the caller can do about it.
+    /// Returns how the caller can react.
     pub fn kind(&self) -> ErrorKind {
         match self {
             LtxError::Io(_) => ErrorKind::Io,
@@ -142,22 +142,22 @@ impl std::fmt::Display for Section {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// Not an LTX file.
+    /// The bytes do not begin with the magic of an LTX file.
     #[error("magic is not LTX1")]
     Magic,
-    /// Flags of a newer format, or of an older one.
+    /// The flags belong to a newer or an older format.
     #[error("unknown flags {found:#010x}")]
     Flags {
-        /// All flags.
+        /// All flags of the file.
         found: u32,
     },
-    /// A page size that SQLite does not have.
+    /// SQLite does not support the page size.
     #[error(transparent)]
     PageSize(FormatError),
-    /// A database without pages, in a file without database checksums.
+    /// The database has no pages, in a file without database checksums.
     #[error("commit size is zero")]
     Commit0,
-    /// TXIDs begin at 1 and a range is not empty.
+    /// TXIDs do not begin at 1, or the range is empty.
     #[error("txids {min} to {max} are not a range")]
     Txids {
         /// First TXID.
@@ -165,30 +165,31 @@ pub enum HeaderError {
         /// Last TXID.
         max: Txid,
     },
-    /// Present where it must be absent, absent where it must be present, or without its flag.
+    /// The checksum is present where it is forbidden, absent where it is required, or without its
+    /// flag.
     #[error("pre-apply checksum {found:#018x} is not allowed here")]
     PreApply {
         /// The stored checksum.
         found: u64,
     },
-    /// Negative, or a size or salts without an offset.
+    /// The WAL range is negative, or has a size or salts but no offset.
     #[error("wal range of {size} bytes at {offset} is not possible")]
     Wal {
-        /// Offset in the log, in bytes.
+        /// Offset in the WAL, in bytes.
         offset: i64,
-        /// Length in the log, in bytes.
+        /// Length in the WAL, in bytes.
         size: i64,
     },
 }
 
-/// Why a sequence of pages is not that of a file.
+/// Why a sequence of pages cannot be the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PagesError {
-    /// Pages are numbered from 1.
+    /// Page numbers start at 1.
     #[error("page 0")]
     Page0,
-    /// A page outside the database.
+    /// The page is outside the database.
     #[error("page {pgno} is past the commit size of {commit} pages")]
     PastCommit {
         /// Page number.
@@ -202,60 +203,60 @@ pub enum PagesError {
         /// Page number.
         pgno: u32,
     },
-    /// Pages ascend.
+    /// Page numbers must ascend.
     #[error("page {pgno} follows page {after}, expected a higher number")]
     Order {
         /// Page number.
         pgno: u32,
-        /// Page before it.
+        /// Number of the page before it.
         after: u32,
     },
-    /// A snapshot holds every page.
+    /// A snapshot must hold every page.
     #[error("snapshot lacks page {expected}")]
     Missing {
-        /// The first page that is missing.
+        /// The first missing page.
         expected: u32,
     },
 }
 
-/// What a caller may not ask for.
+/// Invalid request of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Misuse {
-    /// A header that no file may have.
+    /// An invalid header.
     #[error(transparent)]
     Header(HeaderError),
-    /// A sequence of pages that no file may have.
+    /// An invalid sequence of pages.
     #[error(transparent)]
     Pages(PagesError),
-    /// Files with database checksums are read but never written: Litestream can't restore them.
+    /// Files with database checksums are read but never written: Litestream cannot restore them.
     #[error("files with database checksums are not written")]
     Tracked,
-    /// A page of the wrong length.
+    /// The page has the wrong length.
     #[error("page {pgno} has {found} bytes, expected {expected}")]
     PageBytes {
         /// Page number.
         pgno: u32,
-        /// Length that was given.
+        /// Given length.
         found: usize,
-        /// Length that the header announces.
+        /// Length according to the header.
         expected: PageSize,
     },
-    /// A decoder was finished before its last page.
+    /// The decoder was finished before its last page.
     #[error("finished before the last page was read")]
     Unfinished,
     /// The tail of a file is longer than the file.
     #[error("tail of {tail_bytes} bytes is longer than the file of {file_bytes} bytes")]
     Tail {
-        /// Length of the tail that was given.
+        /// Length of the given tail.
         tail_bytes: usize,
-        /// Length of the file that was given.
+        /// Length of the given file.
         file_bytes: u64,
     },
-    /// A merge without inputs.
+    /// The merge has no inputs.
     #[error("nothing to merge")]
     NoInputs,
-    /// Inputs of a merge that are not neighbours in order.
+    /// The inputs of the merge are not in order, or leave a gap.
     #[error("txids {min} to {max} do not continue {after}")]
     Gap {
         /// Last TXID of the input before.
@@ -265,12 +266,12 @@ pub enum Misuse {
         /// Last TXID of the input.
         max: Txid,
     },
-    /// Inputs of a merge with different page sizes.
+    /// The inputs of the merge have different page sizes.
     #[error("page size {found} differs from {expected}")]
     PageSizes {
         /// Page size of the first input.
         expected: PageSize,
-        /// Page size that differs.
+        /// The differing page size.
         found: PageSize,
     },
 }

@@ -1,17 +1,17 @@
-//! The frames of a file, in about three bytes a page.
+//! The frames of a file, in about three bytes for each page.
 
 use crate::header::HEADER_BYTES;
 use crate::{IndexEntry, varint};
 
-/// Bytes in one chunk. Chunks keep the list from being copied when it grows.
+/// Bytes in one chunk. With chunks, the list is not copied when it grows.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Longest encoding of one frame.
 const ENTRY_BYTES: usize = 20;
 
-/// Numbers and lengths of frames that follow each other without a gap from the end of the header.
+/// Page numbers and lengths of frames, which follow the header and each other without a gap.
 ///
-/// Kept as differences: a page mostly follows its neighbour, and where a frame begins is known from
-/// the lengths before it.
+/// They are kept as differences: most pages follow their neighbour, and the offset of a frame
+/// follows from the lengths before it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FrameList {
     chunks: Vec<Vec<u8>>,
@@ -21,7 +21,7 @@ pub(crate) struct FrameList {
 }
 
 impl FrameList {
-    /// Appends a frame. Page numbers ascend: the caller has checked it.
+    /// Appends a frame. The caller has checked that page numbers ascend.
     pub(crate) fn push(&mut self, pgno: u32, bytes: u32) {
         debug_assert!(pgno > self.last_pgno);
         if self
@@ -29,7 +29,7 @@ impl FrameList {
             .last()
             .is_none_or(|chunk| chunk.len() + ENTRY_BYTES > CHUNK_BYTES)
         {
-            // The first chunk grows as it is needed: most files are small.
+            // The first chunk grows on demand: most files are small.
             let reserve = if self.chunks.is_empty() {
                 0
             } else {
@@ -53,7 +53,7 @@ impl FrameList {
         self.frames
     }
 
-    /// Offset in the file of the byte behind the last frame.
+    /// Offset in the file of the byte after the last frame.
     pub(crate) fn end(&self) -> u64 {
         HEADER_BYTES as u64 + self.frame_bytes
     }
@@ -78,7 +78,7 @@ impl FrameList {
     }
 }
 
-/// Pairs of numbers in a chunk.
+/// Iterator over the pairs of numbers in a chunk.
 struct Numbers<'a>(&'a [u8]);
 
 impl Iterator for Numbers<'_> {

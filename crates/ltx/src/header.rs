@@ -40,17 +40,17 @@ pub struct Header {
     pub min_txid: Txid,
     /// Last TXID.
     pub max_txid: Txid,
-    /// When the last transaction was captured, in milliseconds since 1970.
+    /// Time at which the last transaction was captured, in milliseconds since 1970.
     pub timestamp_ms: i64,
     /// Database checksum before this file; 0 in snapshots and without checksums.
     pub pre_apply: u64,
-    /// Where in the log the frames began, in bytes; 0 for none.
+    /// Offset in the WAL at which the frames began, in bytes; 0 for none.
     pub wal_offset: i64,
-    /// How much of the log was captured, in bytes.
+    /// Length of the captured part of the WAL, in bytes.
     pub wal_size: i64,
-    /// Salts of that log.
+    /// Salts of that WAL.
     pub wal_salts: Salts,
-    /// Who wrote the file; Litestream writes 0 and accepts all.
+    /// ID of the writer. Litestream writes 0 and accepts any.
     pub node_id: u64,
     /// Not interpreted, but covered by the file checksum.
     pub reserved: [u8; 20],
@@ -60,7 +60,7 @@ impl Header {
     /// Flag of a file without database checksums, the only kind that Litestream restores.
     pub const NO_CHECKSUM: u32 = 0x2;
 
-    /// A header without database checksums, WAL range and node id.
+    /// Creates a header without database checksums, WAL range and node ID.
     pub fn new(page_size: PageSize, commit: u32, min_txid: Txid, max_txid: Txid) -> Header {
         Header {
             flags: Self::NO_CHECKSUM,
@@ -82,7 +82,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`HeaderError`] for anything but a valid header of LTX version 3.
+    /// [`HeaderError`] for anything except a valid header of LTX version 3.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, HeaderError> {
         let mut fields = Fields(bytes);
         if fields.take::<4>() != MAGIC {
@@ -110,7 +110,7 @@ impl Header {
         Ok(header)
     }
 
-    /// The bytes of this header.
+    /// Returns the bytes of this header.
     ///
     /// # Errors
     ///
@@ -135,17 +135,17 @@ impl Header {
         Ok(bytes.try_into().expect("the fields add up to 100 bytes"))
     }
 
-    /// True for a file from TXID 1, which holds every page.
+    /// True for a file that begins at TXID 1 and holds every page.
     pub fn is_snapshot(&self) -> bool {
         self.min_txid == Txid::FIRST
     }
 
-    /// True for a file with database checksums. We read these and never write them.
+    /// True for a file with database checksums. Such files are read but never written.
     pub fn is_tracked(&self) -> bool {
         self.flags & Self::NO_CHECKSUM == 0
     }
 
-    /// The name that the file should have.
+    /// Returns the file name that belongs to this header.
     pub fn file_name(&self) -> crate::FileName {
         crate::FileName {
             min: self.min_txid,
@@ -188,7 +188,7 @@ impl Header {
 pub struct Trailer {
     /// Database checksum after this file; 0 without checksums.
     pub post_apply: u64,
-    /// Checksum of the file, with pages as they are uncompressed.
+    /// Checksum of the file, computed over uncompressed pages.
     pub file_checksum: u64,
 }
 
@@ -202,7 +202,7 @@ impl Trailer {
     }
 }
 
-/// Bytes of a fixed layout, taken field by field.
+/// Bytes of a fixed layout, read field by field.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

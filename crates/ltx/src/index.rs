@@ -1,4 +1,4 @@
-//! Where each page of a file is, read from the end of the file.
+//! The offset of each page in a file, read from the end of the file.
 
 use crate::frame_list::FrameList;
 use crate::header::{HEADER_BYTES, TRAILER_BYTES};
@@ -6,26 +6,26 @@ use crate::page::{MAX_FRAME_BYTES, PAGE_HEADER_BYTES};
 use crate::page_order::PageOrder;
 use crate::{Header, LtxError, Misuse, Section, Trailer, varint};
 
-/// Bytes behind the entries of the index: their length, then the trailer.
+/// Bytes after the entries of the index: their length, then the trailer.
 const FOOTER_BYTES: usize = 8 + TRAILER_BYTES;
 /// Length of a file without pages.
 const MIN_FILE_BYTES: u64 = (HEADER_BYTES + PAGE_HEADER_BYTES + 1 + FOOTER_BYTES) as u64;
-/// Bytes to ask for when nothing is known yet.
+/// Bytes to read first, while the size of the index is unknown.
 const FIRST_TAIL_BYTES: u64 = 32 << 10;
 
-/// Where one page is.
+/// The location of one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexEntry {
     /// Page number.
     pub pgno: u32,
-    /// Where its frame begins, in bytes from the start of the file.
+    /// Offset of its frame, in bytes from the start of the file.
     pub offset: u64,
     /// Length of the frame, in bytes.
     pub bytes: u32,
 }
 
 impl IndexEntry {
-    /// Appends the entry as it stands in a file.
+    /// Appends the entry in the format of the file.
     pub(crate) fn append_to(&self, out: &mut Vec<u8>) {
         varint::put(out, u64::from(self.pgno));
         varint::put(out, self.offset);
@@ -33,16 +33,16 @@ impl IndexEntry {
     }
 }
 
-/// What the end of a file was enough for.
+/// Result of parsing the end of a file.
 #[derive(Debug, Clone)]
 pub enum IndexTail {
     /// The whole index.
     Complete(PageIndex),
-    /// Not enough: read this many bytes at the end of the file and parse them again.
+    /// The tail was too short: parse again with this many bytes from the end of the file.
     Needs(u64),
 }
 
-/// Where each page of a file is. Takes about three bytes a page.
+/// The location of each page in a file. Takes about three bytes for each page.
 #[derive(Debug, Clone)]
 pub struct PageIndex {
     frames: FrameList,
@@ -50,14 +50,14 @@ pub struct PageIndex {
 }
 
 impl PageIndex {
-    /// Reads the index out of the last bytes of a file of `file_bytes` bytes.
+    /// Parses the index from the last bytes of a file of `file_bytes` bytes.
     ///
-    /// A tail of 32 KiB is enough for about 4,000 pages. Needs at most two tries.
+    /// A tail of 32 KiB is enough for about 4,000 pages. Two calls are always enough.
     ///
     /// # Errors
     ///
-    /// Kind `Corrupt` when the frames are not those of a file of this length, in order and without
-    /// gaps; `Truncated` for a file that is too short for any; `Misuse` for a tail that is longer
+    /// Kind `Corrupt` when the frames do not fill a file of this length, in order and without gaps.
+    /// `Truncated` when the file is too short for any LTX file. `Misuse` when the tail is longer
     /// than the file.
     pub fn parse(file_bytes: u64, tail: &[u8]) -> Result<IndexTail, LtxError> {
         if file_bytes < MIN_FILE_BYTES {
@@ -101,7 +101,7 @@ impl PageIndex {
         }))
     }
 
-    /// The pages in ascending order, whose frames follow each other without a gap.
+    /// Returns the pages in ascending order. Their frames follow each other without a gap.
     pub fn entries(&self) -> impl Iterator<Item = IndexEntry> + '_ {
         self.frames.iter()
     }
@@ -116,13 +116,13 @@ impl PageIndex {
         self.len() == 0
     }
 
-    /// The trailer of the file.
+    /// Returns the trailer of the file.
     pub fn trailer(&self) -> Trailer {
         self.trailer
     }
 
-    /// Checks that the pages are those that `header` announces: inside the database, without the
-    /// lock page, and all of them in a snapshot.
+    /// Checks the pages against `header`: all inside the database, without the lock page, and
+    /// complete in a snapshot.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl PageIndex {
     }
 }
 
-/// Reads entries and the zero behind them; `None` unless they are what an encoder writes.
+/// Parses the entries and the zero after them; `None` for anything that no encoder writes.
 fn parse_entries(mut bytes: &[u8]) -> Option<FrameList> {
     let mut frames = FrameList::default();
     let mut last_pgno = 0;

@@ -1,4 +1,4 @@
-//! A reader that knows where it is.
+//! A reader that tracks its offset.
 
 use std::io::{self, Read};
 
@@ -16,7 +16,7 @@ impl<R: Read> Input<R> {
         Input { reader, offset: 0 }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -43,7 +43,7 @@ impl<R: Read> Input<R> {
         Ok(bytes)
     }
 
-    /// Makes sure that nothing follows.
+    /// Checks that no bytes follow.
     pub(crate) fn end(&mut self) -> Result<(), LtxError> {
         let mut byte = [0];
         loop {

@@ -1,20 +1,20 @@
-//! LTX version 3: the immutable files of page images that a replica is made of.
+//! LTX version 3: the immutable files of page images that make up a replica.
 //!
 //! An LTX file holds the newest image of each page that changed in an inclusive range of TXIDs, in
-//! order of page number, with an index and a checksum. The bytes are those of Litestream 0.5 in both
-//! directions. All integers are big-endian:
+//! order of page number, with an index and a checksum. It is byte-compatible with Litestream 0.5 in
+//! both directions. All integers are big-endian:
 //!
 //! ```text
 //! header (100) | page frames … | six zero bytes | page index | trailer (16)
 //! ```
 //!
 //! - [`Encoder`] and [`Decoder`] write and read whole files as streams, in memory bounded by a few
-//!   pages and, for the encoder, about three bytes a page;
-//! - [`PageIndex`] and [`decode_frame`] read single pages out of a file by ranged reads;
-//! - [`merge`] makes one file of neighbours, newest page wins;
+//!   pages and, for the encoder, about three bytes for each page;
+//! - [`PageIndex`] and [`decode_frame`] read single pages of a file by ranged reads;
+//! - [`merge`] combines neighbouring files into one, in which the newest image of a page wins;
 //! - [`Txid`], [`FileName`] and [`Level`] name files.
 //!
-//! Nothing here opens files or knows the time. Which files to read is for the engine to plan.
+//! Nothing here opens files or reads the clock. The engine plans which files to read.
 
 mod checksum;
 mod decoder;

@@ -1,7 +1,7 @@
-//! Pages stored as LZ4 frames, as Litestream did before 0.5.16.
+//! Pages stored as LZ4 frames, the format of Litestream before 0.5.16.
 //!
-//! The frame is read by hand: the usual reader allocates what the frame asks for, up to 4 MiB for a
-//! page of 512 bytes, and does not say where the frame ended.
+//! The frame is parsed by hand. The usual reader allocates the size that the frame announces, up to
+//! 4 MiB for a page of 512 bytes, and does not report where the frame ended.
 //!
 //! ```text
 //! magic 04 22 4d 18 | flags | block size | [content size u64] | header checksum
@@ -27,9 +27,9 @@ const VERSION_MASK: u8 = 0b1100_0000;
 const BLOCKS_CHECKED: u8 = 0b0001_0000;
 const CONTENT_SIZED: u8 = 0b0000_1000;
 const CONTENT_CHECKED: u8 = 0b0000_0100;
-/// A reserved bit, and that of a dictionary, which nobody could find.
+/// A reserved bit, and the bit for a dictionary, which no reader could locate.
 const UNSUPPORTED: u8 = 0b0000_0011;
-/// Top bit of a block's length: stored as it is.
+/// Top bit of a block's length: the block is stored uncompressed.
 const RAW: u32 = 1 << 31;
 
 /// Reads one frame. Returns false when it is damaged or does not hold exactly `page.len()` bytes.
@@ -58,7 +58,7 @@ pub(crate) fn read<R: Read>(
         }
         match decode_block(block, length & RAW != 0, page, filled) {
             Some(length @ 1..) => filled += length,
-            // A block of nothing is never written, and could go on for ever.
+            // Writers never emit empty blocks. Accepting them would permit an endless sequence.
             _ => return Ok(false),
         }
     }
@@ -68,7 +68,7 @@ pub(crate) fn read<R: Read>(
     Ok(filled == page.len())
 }
 
-/// Reads the header and returns its flags, or `None` when it is not one that we can read.
+/// Reads the header and returns its flags; `None` for a header that is not supported.
 fn read_header<R: Read>(input: &mut Input<R>, page_bytes: usize) -> Result<Option<u8>, LtxError> {
     if read_u32(input)? != MAGIC {
         return Ok(None);
@@ -90,7 +90,7 @@ fn read_header<R: Read>(input: &mut Input<R>, page_bytes: usize) -> Result<Optio
     Ok((checksum == expected).then_some(flags))
 }
 
-/// Decodes a block behind the `filled` bytes of `page`, to which it may refer back.
+/// Decodes a block to after the `filled` bytes of `page`. The block may refer back to these bytes.
 fn decode_block(bytes: &[u8], raw: bool, page: &mut [u8], filled: usize) -> Option<usize> {
     let (before, rest) = page.split_at_mut(filled);
     if raw {

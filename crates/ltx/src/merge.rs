@@ -1,4 +1,4 @@
-//! One file out of neighbours: compaction, and the way to a whole database.
+//! Merges neighbouring files into one, for compaction and for whole databases.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,10 +8,10 @@ use sqlite_format::Salts;
 
 use crate::{Decoder, Encoder, Header, LtxError, Misuse, Summary};
 
-/// What the merged file says beside what its inputs say.
+/// Fields of the merged file that the inputs do not determine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MergeOptions {
-    /// Who writes the file.
+    /// ID of the writer.
     pub node_id: u64,
 }
 
@@ -20,26 +20,26 @@ pub struct MergeOptions {
 pub struct Merged {
     /// Header of the file.
     pub header: Header,
-    /// What was written.
+    /// Length and checksum of the file.
     pub summary: Summary,
 }
 
-/// Writes the file that has the same effect as all inputs one after the other.
+/// Writes one file with the same effect as all inputs in order.
 ///
-/// That holds for inputs that each contain every page by which the database grew, as captures do. A
-/// page that was cut off, came back, and is in no input since would keep its old content.
+/// Each input must contain every page by which the database grew, as captures do. Otherwise a page
+/// that was truncated, came back, and is in no later input would keep its old content.
 ///
-/// For each page the newest input wins, that is the last one; pages past the last input's commit size
-/// are dropped. The result begins at the first input's TXID and takes everything else from the last
-/// input; it has no WAL range. All inputs are read to their end and proven. Memory is a few pages for
-/// each input, and three bytes a page for the output.
+/// For each page the newest input, which is the last one, wins. Pages past the last input's commit
+/// size are dropped. The result begins at the first input's TXID and takes all other fields from
+/// the last input; it has no WAL range. All inputs are read to their end and proven. Memory is a
+/// few pages for each input, and three bytes for each page of the output.
 ///
 /// # Errors
 ///
 /// Kind `Misuse`, with nothing written, when there are no inputs, or they are not in order, leave a
-/// gap, or differ in page size; [`LtxError::Input`] for a bad input; [`LtxError::Pages`] when the inputs
-/// together lack a page of the snapshot that they should make; kind `Io`. What was written is then not
-/// an LTX file.
+/// gap, or differ in page size. [`LtxError::Input`] for a bad input. [`LtxError::Pages`] when the
+/// result is a snapshot and the inputs together lack one of its pages. Kind `Io`. After an error
+/// the output is not an LTX file.
 pub fn merge<R: Read, W: Write>(
     inputs: Vec<Decoder<R>>,
     options: MergeOptions,
@@ -64,7 +64,7 @@ pub fn merge<R: Read, W: Write>(
     Ok((out, Merged { header, summary }))
 }
 
-/// The header of the file that [`merge`] makes of these inputs.
+/// Returns the header of the file that [`merge`] makes of these inputs.
 ///
 /// # Errors
 ///
@@ -106,16 +106,16 @@ pub fn merged_header<R: Read>(
     })
 }
 
-/// An input, standing at a page.
+/// An input, positioned at a page.
 struct Source<R> {
     decoder: Decoder<R>,
     page: Vec<u8>,
 }
 
-/// All inputs, ordered by the page that they stand at.
+/// All inputs, ordered by their current page.
 struct Inputs<R> {
     sources: Vec<Source<R>>,
-    /// Lowest page first; of the same page the newest input first.
+    /// Lowest page first; for equal pages, the newest input first.
     heap: BinaryHeap<(Reverse<u32>, usize)>,
 }
 
@@ -137,14 +137,14 @@ impl<R: Read> Inputs<R> {
         Ok(inputs)
     }
 
-    /// The lowest page that any input stands at, and the newest input that has it.
+    /// Returns the lowest current page of all inputs, and the newest input that has it.
     fn lowest(&self) -> Option<(u32, usize)> {
         self.heap
             .peek()
             .map(|(Reverse(pgno), input)| (*pgno, *input))
     }
 
-    /// Moves every input that stands at `pgno` to its next page.
+    /// Advances every input whose current page is `pgno`.
     fn advance(&mut self, pgno: u32) -> Result<(), LtxError> {
         while let Some((lowest, input)) = self.lowest()
             && lowest == pgno
@@ -184,7 +184,8 @@ fn in_input(input: usize, source: LtxError) -> LtxError {
     }
 }
 
-/// The pages come from the inputs, so what is wrong with them is not the caller's doing.
+/// Reports a wrong page as a fault of the inputs, because the pages come from them and not from the
+/// caller.
 fn as_hole(error: LtxError) -> LtxError {
     match error {
         LtxError::Misuse(Misuse::Pages(error)) => LtxError::Pages(error),

@@ -1,20 +1,20 @@
-//! Names of LTX files, and the levels they are in.
+//! Names of LTX files, and their levels.
 
 use std::fmt;
 
 use crate::Txid;
 
-/// Compaction level: 0 as captured, 1 to 8 merged, 9 snapshots.
+/// Compaction level: 0 as captured, 1 to 8 compacted, 9 snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(u8);
 
 impl Level {
-    /// Files as they were captured.
+    /// Files as captured.
     pub const CAPTURED: Level = Level(0);
-    /// Base images.
+    /// Snapshots.
     pub const SNAPSHOT: Level = Level(9);
 
-    /// Takes a number; `None` above 9.
+    /// Creates a level; `None` above 9.
     pub const fn new(number: u8) -> Option<Level> {
         if number <= Self::SNAPSHOT.0 {
             Some(Level(number))
@@ -23,12 +23,12 @@ impl Level {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u8 {
         self.0
     }
 
-    /// Every level, 0 to 9.
+    /// Returns every level, 0 to 9.
     pub fn all() -> impl DoubleEndedIterator<Item = Level> {
         (0..=Self::SNAPSHOT.0).map(Level)
     }
@@ -52,9 +52,9 @@ pub struct FileName {
 }
 
 impl FileName {
-    /// Reads the last component of a key; `None` for a name that is not an LTX file's.
+    /// Parses the last component of a key; `None` for a name that is not an LTX file's.
     ///
-    /// A name whose range is empty or begins at zero belongs to nobody, thus also `None`.
+    /// No writer uses a name whose range is empty or begins at zero; such a name also gives `None`.
     pub fn parse(name: &str) -> Option<FileName> {
         let (min, max) = name.strip_suffix(".ltx")?.split_once('-')?;
         let name = FileName {
@@ -74,7 +74,7 @@ impl FileName {
         self.min == self.max
     }
 
-    /// True when `other` continues this file: it ends later, and no TXID is missing between.
+    /// True when `other` continues this file: it ends later, and no TXID between them is missing.
     pub fn is_continued_by(&self, other: &FileName) -> bool {
         other.min <= self.max.next() && other.max > self.max
     }

@@ -1,4 +1,4 @@
-//! One page on the wire: `pgno u32 | flags u16`, then a block or an LZ4 frame.
+//! One stored page: `pgno u32 | flags u16`, then a block or an LZ4 frame.
 
 use std::io::Read;
 
@@ -12,7 +12,7 @@ use crate::{LtxError, PagesError, Section, lz4_frame};
 pub(crate) const PAGE_HEADER_BYTES: usize = 6;
 /// Flag of a page that is stored as a length and one LZ4 block. Without it an LZ4 frame follows.
 pub(crate) const FLAG_BLOCK: u16 = 0x1;
-/// Longest frame of a page, in bytes; no encoder comes near.
+/// Longest frame of a page, in bytes. No encoder comes close to it.
 pub(crate) const MAX_FRAME_BYTES: u32 = 2 * 65_536 + 1024;
 
 /// Number and flags before each page.
@@ -37,7 +37,7 @@ impl PageHeader {
         [a, b, c, d, e, f]
     }
 
-    /// True for the six zero bytes behind the last page.
+    /// True for the six zero bytes after the last page.
     pub(crate) fn is_end(self) -> bool {
         self.pgno == 0 && self.flags == 0
     }
@@ -48,15 +48,17 @@ impl PageHeader {
     }
 }
 
-/// Decodes one frame, as found through a [`PageIndex`](crate::PageIndex), and returns its page number.
+/// Decodes one frame, as found through a [`PageIndex`](crate::PageIndex), and returns its page
+/// number.
 ///
 /// `frame` is exactly the bytes of one [`IndexEntry`](crate::IndexEntry); `page` becomes the page's
-/// `page_size` bytes. Compare the number with the entry's. A frame in the newer of the two forms has no
-/// checksum: only that of the whole file, or one kept for each page, tells that the page is right.
+/// `page_size` bytes. Compare the number with the entry's. A frame in the newer of the two forms
+/// has no checksum: only the checksum of the whole file, or one kept for each page, proves the
+/// page.
 ///
 /// # Errors
 ///
-/// [`LtxError`] of kind `Truncated` or `Corrupt`; `page` then holds nothing of use.
+/// [`LtxError`] of kind `Truncated` or `Corrupt`; the content of `page` is then undefined.
 pub fn decode_frame(
     frame: &[u8],
     page_size: PageSize,
@@ -72,8 +74,8 @@ pub fn decode_frame(
     Ok(header.pgno)
 }
 
-/// Reads what follows a page header. `page` becomes the page; `block` the LZ4 block that it was
-/// stored as, which for a page stored as a frame has no meaning.
+/// Reads the bytes after a page header. `page` becomes the page, and `block` its LZ4 block. For a
+/// page stored as an LZ4 frame, the content of `block` has no meaning.
 pub(crate) fn read_payload<R: Read>(
     input: &mut Input<R>,
     header: PageHeader,
@@ -106,7 +108,7 @@ pub(crate) fn read_payload<R: Read>(
     }
 }
 
-/// The longest compressed form of a page that is read, far above what any encoder makes.
+/// Limit on the compressed form of a page, far above the output of any encoder.
 pub(crate) fn max_block_bytes(page_bytes: usize) -> usize {
     2 * page_bytes + 64
 }

@@ -1,8 +1,8 @@
-//! Which pages may follow each other in a file.
+//! The order and completeness of the pages of a file.
 
 use crate::{Header, PagesError};
 
-/// Checks page numbers one by one, for writers and readers alike.
+/// Checks page numbers one by one, for the encoder and the decoder.
 #[derive(Debug, Clone)]
 pub(crate) struct PageOrder {
     commit: u32,
@@ -21,7 +21,7 @@ impl PageOrder {
         }
     }
 
-    /// Accepts the next page, or says why it may not be the next and stays where it was.
+    /// Accepts the next page. After an error the state is unchanged.
     pub(crate) fn accept(&mut self, pgno: u32) -> Result<(), PagesError> {
         if pgno == 0 {
             return Err(PagesError::Page0);
@@ -50,7 +50,7 @@ impl PageOrder {
         }
     }
 
-    /// Accepts the end of the pages, or says which is missing.
+    /// Accepts the end of the pages. The error names the first missing page.
     pub(crate) fn finish(&self) -> Result<(), PagesError> {
         match self.due() {
             Some(expected) => Err(PagesError::Missing { expected }),
@@ -58,7 +58,7 @@ impl PageOrder {
         }
     }
 
-    /// The page that a snapshot must hold next.
+    /// Returns the page that a snapshot must hold next.
     fn due(&self) -> Option<u32> {
         let after = self.last.checked_add(1)?;
         let next = if after == self.lock_pgno {

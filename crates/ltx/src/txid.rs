@@ -3,17 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Number of one capture, from 1; zero means that there is none yet.
+/// Number of one capture, from 1; zero means that no capture exists yet.
 ///
 /// The text form is 16 lowercase hex digits, so that names sort like numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Txid(u64);
 
-/// A text is not 16 lowercase hex digits.
+/// Error: a text is not 16 lowercase hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a txid of 16 lowercase hex digits")]
 pub struct TxidError {
-    /// The text that was given.
+    /// The given text.
     pub text: String,
 }
 
@@ -23,23 +23,23 @@ impl Txid {
     /// The first capture. A file that begins here is a snapshot.
     pub const FIRST: Txid = Txid(1);
 
-    /// Takes a number.
+    /// Creates a TXID from a number.
     pub const fn new(number: u64) -> Txid {
         Txid(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The number of the capture after this one; the largest number is its own successor.
+    /// Returns the number of the capture after this one; the largest number is its own successor.
     #[must_use]
     pub const fn next(self) -> Txid {
         Txid(self.0.saturating_add(1))
     }
 
-    /// Reads exactly 16 lowercase hex digits.
+    /// Parses exactly 16 lowercase hex digits.
     pub(crate) fn from_hex(text: &str) -> Option<Txid> {
         let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         if text.len() != 16 || !text.bytes().all(digit) {

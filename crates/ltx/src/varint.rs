@@ -1,4 +1,4 @@
-//! Unsigned LEB128, the numbers of the page index.
+//! Unsigned LEB128, the number format of the page index.
 
 /// Longest encoding of a 64-bit number, in bytes.
 const MAX_BYTES: usize = 10;
@@ -12,7 +12,7 @@ pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Takes a number off the front; `None` when it is cut short or longer than 64 bits.
+/// Takes a number off the front; `None` when it is truncated or longer than 64 bits.
 pub(crate) fn take(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for (index, byte) in bytes.iter().enumerate().take(MAX_BYTES) {

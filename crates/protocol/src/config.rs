@@ -1,7 +1,7 @@
 //! The configuration file of `sqlite-backup`.
 //!
-//! A superset of the keys of `litestream.yml` that we honour, so that an existing file works
-//! unchanged; every other key is an error. `${NAME}` in values is expanded by the reader after
+//! It accepts the keys of `litestream.yml` that we honour and some of our own, so that an existing
+//! file works unchanged. Every other key is an error. The reader expands `${NAME}` in values after
 //! parsing, so that a value cannot inject YAML.
 
 use std::path::PathBuf;
@@ -14,40 +14,40 @@ use crate::{Size, Span};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Config {
-    /// Address and port for `/status`, `/metrics` and `/healthz`; none: not served.
+    /// Address and port for `/status`, `/metrics` and `/healthz`; absent: not served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addr: Option<String>,
-    /// Who writes: shown in the status and in leases.
+    /// Identity of the writer, shown in the status and in leases.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
-    /// A command that `replicate` runs meanwhile, and after which it ends.
+    /// Command that `replicate` runs. Replication ends after the command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exec: Option<String>,
-    /// Directory for the local state of every database; a database's `meta-path` wins over it.
+    /// Directory for the local state of every database. A database's `meta-path` overrides it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
-    /// What the process may use; read at the start.
+    /// Resource limits of the process. Read only at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// What happens before the application starts.
+    /// Actions before the application starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub startup: Option<Startup>,
-    /// Full copies.
+    /// Snapshots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Merged levels, from level 1, each with a longer interval; default 30 s, 5 min and 1 h.
+    /// Compaction levels from level 1 on, each with a longer interval; default 30 s, 5 min and 1 h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub levels: Option<Vec<LevelConfig>>,
-    /// How long what is kept.
+    /// Retention: how long each kind of file is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
-    /// Litestream's name for `retention.exact`; zero: as long as the window.
+    /// Litestream's name for `retention.exact`; zero means as long as the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l0_retention: Option<Span>,
-    /// How long a shutdown may spend on the last upload; default 30 s.
+    /// Time limit of the last upload during a shutdown; default 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown_sync_timeout: Option<Span>,
-    /// Gets a request each interval while everything is stored; none: nobody does.
+    /// URL that receives a request each interval while everything is stored; absent: no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_url: Option<String>,
     /// Time between two such requests, at least 1 min; default 5 min.
@@ -59,7 +59,7 @@ pub struct Config {
     /// The databases.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dbs: Vec<Database>,
-    /// What every replica says that does not say otherwise: see [`Replica`].
+    /// Defaults for every replica that does not set the key itself: see [`Replica`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<Span>,
     /// As `sync_interval`.
@@ -118,7 +118,7 @@ pub struct Config {
     pub sse_kms_key_id: Option<String>,
 }
 
-/// What the process may use: all of its databases together.
+/// Resource limits of the process, shared by all of its databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Limits {
@@ -130,7 +130,7 @@ pub struct Limits {
     pub memory: Option<Size>,
 }
 
-/// Who writes, for people who read a lease or a status.
+/// Identity of the writer, for people who read a lease or a status.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Identity {
@@ -140,63 +140,63 @@ pub struct Identity {
     pub member: String,
 }
 
-/// What happens before the application starts; see `spec.startup` of a SqliteBackup.
+/// Actions before the application starts; see `spec.startup` of a SqliteBackup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Startup {
-    /// The local database is missing.
+    /// Action when the local database is missing.
     pub on_missing: OnMissing,
-    /// The local database does not descend from the newest backup.
+    /// Action when the local database does not descend from the newest backup.
     pub on_divergence: OnDivergence,
-    /// The store cannot be asked.
+    /// Action when the store cannot be reached.
     pub when_unreachable: WhenUnreachable,
-    /// SQLite complains about a restored database. Not written when it is the default: an older reader
-    /// does not know the key.
+    /// Action when a restored database fails SQLite's own check. The default is not written,
+    /// because an older reader does not know the key.
     #[serde(skip_serializing_if = "OnCheckFailed::is_default")]
     pub on_check_failed: OnCheckFailed,
 }
 
-/// What to do when the local database is missing.
+/// Action when the local database is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnMissing {
-    /// Restore; start empty only when the store says that there is no backup.
+    /// Restore. Start empty only when the store confirms that no backup exists.
     #[default]
     Restore,
-    /// Restore; wait when there is no backup.
+    /// Restore. Wait while no backup exists.
     RequireBackup,
-    /// Start empty, whatever is stored.
+    /// Start empty, even when a backup exists.
     StartEmpty,
 }
 
-/// What to do when the local database does not descend from the newest backup.
+/// Action when the local database does not descend from the newest backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnDivergence {
     /// Replicate nothing and report, until a person decides.
     #[default]
     Block,
-    /// Back the local database up as the new truth; earlier points stay restorable.
+    /// Back the local database up. Earlier points stay restorable.
     NewLineage,
 }
 
-/// What to do when the store cannot be asked.
+/// Action when the store cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenUnreachable {
-    /// Start when every database is there; wait for the store otherwise.
+    /// Start when every database exists locally; otherwise wait for the store.
     #[default]
     StartIfLocalExists,
-    /// Wait for the store, even when every database is there.
+    /// Wait for the store, even when every database exists locally.
     Wait,
 }
 
-/// The reaction when SQLite complains about a restored database whose bytes are proven to be the stored
-/// ones: the database itself is so, not the backup.
+/// Action when a restored database fails SQLite's own check, although its bytes are proven to be
+/// the stored ones. The source has the same fault; the backup does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnCheckFailed {
-    /// Start with it, and report.
+    /// Start the application and report the failed check.
     #[default]
     Start,
     /// Keep the application from starting.
@@ -209,11 +209,11 @@ impl OnCheckFailed {
     }
 }
 
-/// Full copies.
+/// Snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Snapshot {
-    /// Time between full copies of a database that changes; default 24 h.
+    /// Time between two snapshots of a database that changes; default 24 h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<Span>,
     /// Litestream's name for `retention.window`.
@@ -221,34 +221,34 @@ pub struct Snapshot {
     pub retention: Option<Span>,
 }
 
-/// One merged level.
+/// One compaction level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LevelConfig {
-    /// Time that one merged file covers.
+    /// Time span that one file of this level covers.
     pub interval: Span,
 }
 
-/// How long what is kept.
+/// Retention: how long each kind of file is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Retention {
-    /// False: we delete nothing in the store; default true.
+    /// False: nothing is deleted in the store; default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Every captured position inside this span can be restored; default 24 h.
+    /// Age up to which every captured position can be restored; default 24 h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<Span>,
-    /// Level 1 steps inside this span can be restored; default 168 h.
+    /// Age up to which the positions of level 1 can be restored; default 168 h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Span>,
-    /// Daily full copies kept beyond the window.
+    /// Number of daily snapshots kept beyond the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub daily: Option<u32>,
-    /// Weekly full copies kept beyond the window.
+    /// Number of weekly snapshots kept beyond the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weekly: Option<u32>,
-    /// Monthly full copies kept beyond the window.
+    /// Number of monthly snapshots kept beyond the window.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monthly: Option<u32>,
 }
@@ -263,10 +263,10 @@ pub struct Logging {
     /// `text` or `json`.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
-    /// Kept for `litestream.yml`: our logs always go to standard error.
+    /// Accepted for compatibility with `litestream.yml`. Logs always go to standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr: Option<bool>,
-    /// Say in which line of the program a line of the log was made; default false.
+    /// Whether each log line names the source line that wrote it; default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<bool>,
 }
@@ -277,41 +277,45 @@ pub struct Logging {
 pub struct Database {
     /// The database file, or a pattern: `*` and `?` do not match a slash, `**` matches directories.
     pub path: PathBuf,
-    /// The path is that of a file, whatever it looks like. The command line says so, no file does.
+    /// The path names one file, even if it looks like a pattern. Set by the command line only,
+    /// never by a file.
     #[serde(skip)]
     pub is_literal: bool,
-    /// Instead of a path: every database in this directory.
+    /// Every database in this directory. Replaces `path`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// Names in `dir`; default `*.db`.
+    /// Pattern of file names in `dir`; default `*.db`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
-    /// Directories in `dir`, too; default false.
+    /// Whether directories below `dir` are included; default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recursive: Option<bool>,
-    /// Kept for `litestream.yml`: databases are always found while running.
+    /// Accepted for compatibility with `litestream.yml`. New databases are always found at run
+    /// time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<bool>,
-    /// Patterns of names, or of whole paths, that are no databases.
+    /// Patterns of names, or of whole paths, to leave out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// Full copies of this database, where they are to differ from the others'.
+    /// Snapshots of this database, where they differ from the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
     /// Directory of our local state; default `.<file>-sqlite-backup/` beside the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_path: Option<PathBuf>,
-    /// For a `dir` or a pattern: the directory below which each database has its local state.
+    /// For a `dir` or a pattern: directory below which each database has its local state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_dir: Option<PathBuf>,
-    /// Restore the database before replicating when it is missing.
+    /// Restore a missing database before replication starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_if_db_not_exists: Option<bool>,
-    /// Kept for `litestream.yml`, from 1 s on: commits are noticed sooner.
+    /// Accepted for compatibility with `litestream.yml`, from 1 s on. Commits are detected sooner
+    /// anyway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor_interval: Option<Span>,
-    /// Kept for `litestream.yml`, as the next three: the application's own checkpoints go on, and
-    /// ours wait for nobody, but for the last resort of `docs/decisions/0002-capture.md`.
+    /// Accepted for compatibility with `litestream.yml`, like the next two keys. The application's
+    /// own checkpoints continue. Ours never wait for the application, except for the last resort of
+    /// `docs/decisions/0002-capture.md`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_interval: Option<Span>,
     /// See `checkpoint_interval`.
@@ -320,28 +324,29 @@ pub struct Database {
     /// See `checkpoint_interval`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncate_page_n: Option<u64>,
-    /// Kept for `litestream.yml`: no lock of the application is ever waited for.
+    /// Accepted for compatibility with `litestream.yml`. Replication never waits for a lock of the
+    /// application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busy_timeout: Option<Span>,
-    /// The only target, or
+    /// The only target. Alternative to `replicas`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replica: Option<Replica>,
-    /// 1 to 4 targets; restores try them in order.
+    /// Targets, 1 to 4. Restores try them in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub replicas: Vec<Replica>,
 }
 
-/// One target of a database: an URL, or a type with its parts.
+/// One target of a database: a URL, or a type with its parts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Replica {
-    /// Name in logs, metrics and the status; default the type.
+    /// Name in logs, metrics and the status; default: the type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `file` or `s3`; default from the URL.
+    /// `file` or `s3`; default: from the URL.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Where, in one line; instead of the parts below.
+    /// Address in one line. Replaces the parts below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// Prefix in the bucket, or directory for type `file`.
@@ -350,19 +355,19 @@ pub struct Replica {
     /// Bucket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
-    /// Region; default from the environment, else `us-east-1`.
+    /// Region; default: from the environment, else `us-east-1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Endpoint of an S3-compatible server.
+    /// Address of an S3-compatible server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// Bucket in the path instead of the host name; default true with an endpoint.
+    /// Whether the bucket is in the path instead of the host name; default: true with an endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_path_style: Option<bool>,
-    /// Static key; prefer the environment or `credentials-dir`.
+    /// Static access key ID. Prefer the environment or `credentials-dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
-    /// Static secret; prefer the environment or `credentials-dir`.
+    /// Static secret key. Prefer the environment or `credentials-dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_access_key: Option<String>,
     /// Directory with the files of a mounted Secret, read again when it changes.
@@ -371,60 +376,64 @@ pub struct Replica {
     /// PEM file with the authority that signed the endpoint's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// Under load, one object each interval on average, and no commit waits longer; default 1 s.
+    /// Average time between two objects under load; no commit waits longer; default 1 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_interval: Option<Span>,
     /// Litestream 0.3's name for the `retention.window` of this target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
-    /// Kept for files of Litestream 0.3, from 10 min on: expired files are searched for that often.
+    /// Accepted for compatibility with Litestream 0.3, from 10 min on. Expired files are searched
+    /// for that often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_check_interval: Option<Span>,
-    /// Litestream 0.3's name for `snapshot.interval`; the shortest one of a database's targets counts.
+    /// Litestream 0.3's name for `snapshot.interval`. The shortest value of a database's targets
+    /// applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_interval: Option<Span>,
-    /// Kept for `litestream.yml`: files are stored one after the other, not in batches.
+    /// Accepted for compatibility with `litestream.yml`. Files are uploaded one by one, not in
+    /// batches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sync_ltx_files: Option<u64>,
-    /// Kept for `litestream.yml`, as true: local state always heals from what is stored and what the
-    /// database holds.
+    /// Only `true` is accepted, for compatibility with `litestream.yml`. Local state always
+    /// recovers from the stored files and the database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_recover: Option<bool>,
-    /// Kept for `litestream.yml`, as true.
+    /// Only `true` is accepted, for compatibility with `litestream.yml`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_payload: Option<bool>,
-    /// Kept for `litestream.yml`: nothing is sent that needs one.
+    /// Accepted for compatibility with `litestream.yml`. No request that is sent needs an MD5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_content_md5: Option<bool>,
-    /// Kept for `litestream.yml`, as false: see `ca_file`.
+    /// Only `false` is accepted, for compatibility with `litestream.yml`: see `ca_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_verify: Option<bool>,
-    /// Storage class of every object; default the bucket's.
+    /// Storage class of every object; default: the bucket's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
     /// Larger objects are stored in parts of this size; default 5 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part_size: Option<Size>,
-    /// Parts in memory and on their way at once; default 3.
+    /// Number of parts in memory and in flight at once; default 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
-    /// `AES256`, which is the only one.
+    /// Encryption algorithm; only `AES256` is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_customer_algorithm: Option<String>,
-    /// Base64 of a key that the store encrypts with and forgets (SSE-C).
+    /// Base64 of a key with which the store encrypts, and which it does not keep (SSE-C).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_customer_key: Option<String>,
     /// File with that key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_customer_key_path: Option<PathBuf>,
-    /// Key of the store's key service that it encrypts with (SSE-KMS).
+    /// Key of the store's key service with which the store encrypts (SSE-KMS).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sse_kms_key_id: Option<String>,
 }
 
 impl Replica {
-    /// This replica with what the file says of all of them. Keys come from one place, so that no
-    /// id is taken with another one's secret, and so does encryption.
+    /// Returns this replica with the defaults of the file filled in. The keys of one credential
+    /// come from one place, so that no ID is combined with the secret of another. The same holds
+    /// for encryption.
     #[must_use]
     pub fn or_defaults(&self, config: &Config) -> Replica {
         let own = self.clone();
@@ -492,7 +501,7 @@ mod tests {
         let found = own.or_defaults(&config);
         assert_eq!(found.region, text("own-region"));
         assert_eq!(found.sse_kms_key_id, text("all-kms"));
-        // Half of a key is not made whole with another one.
+        // Half of a key pair is never completed with half of another.
         for own in [
             Replica {
                 access_key_id: text("own-id"),

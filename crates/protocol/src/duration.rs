@@ -7,19 +7,20 @@ use std::time::Duration;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest: what is added to a time stays one.
+/// The longest span. A time plus a span of this length can still be represented.
 const MAX_SPAN: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 /// A length of time in configuration, read from and written as text such as `1h30m`.
 ///
-/// Units: `ns`, `us`, `ms`, `s`, `m`, `h`, `d`, `w` and the words `day`, `days`, `week`, `weeks`;
-/// decimal fractions are allowed, signs are not. A bare `0` is zero; any other bare number is an
-/// error, because its unit would be a guess. The longest is 100 years. The grammar covers Go's `time.ParseDuration` and
-/// what the Kubernetes API server accepts for `format: duration`.
+/// Units: `ns`, `us`, `ms`, `s`, `m`, `h`, `d`, `w` and the words `day`, `days`, `week`, `weeks`.
+/// Decimal fractions are allowed, signs are not. A bare `0` is zero; any other bare number is an
+/// error, because its unit would be a guess. The longest span is 100 years. The grammar covers Go's
+/// `time.ParseDuration` and the texts that the Kubernetes API server accepts for `format:
+/// duration`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span(pub Duration);
 
-/// Why text is not a duration.
+/// Error: a text is not a duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{text:?} is not a duration of at most 100 years; write a number with a unit, such as 30s, 1h30m or 7d"
@@ -128,7 +129,7 @@ impl<'de> Deserialize<'de> for Span {
             }
 
             fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Span, E> {
-                // Zero has no unit; any other number is refused as its text is.
+                // Zero has no unit. Any other number is refused like its text.
                 number.to_string().parse().map_err(E::custom)
             }
 

@@ -1,9 +1,9 @@
-//! What the operator and the sidecar say to each other, as values.
+//! The messages between the operator and the sidecar, as types.
 //!
 //! The operator writes a [`config::Config`] into a ConfigMap and a [`verify::VerifyRequest`] into a
-//! restore test Job; the sidecar answers with a [`status::SidecarStatus`] over HTTP and the Job with
-//! a [`verify::VerifyReport`] in its termination message. Both ends use these types, so that they
-//! cannot drift apart. There is no I/O here, and neither end links the other.
+//! restore test Job. The sidecar answers with a [`status::SidecarStatus`] over HTTP, and the Job
+//! with a [`verify::VerifyReport`] in its termination message. Both ends use these types, so that
+//! they cannot drift apart. There is no I/O here, and neither end links the other.
 
 pub mod config;
 pub mod duration;

@@ -1,16 +1,16 @@
-//! Names shared by the injected containers and whoever injects them.
+//! Names that the injected containers and the operator share.
 
-/// Version of [`crate::status::SidecarStatus`]; a reader accepts its own
-/// and two around it: fields are only ever added.
+/// Version of [`crate::status::SidecarStatus`]. Fields are only ever added, so a reader accepts its
+/// own version and two around it.
 pub const STATUS_VERSION: u32 = 1;
 
 /// TCP port on which the sidecar serves `/status`, `/metrics` and `/healthz`.
 pub const STATUS_PORT: u16 = 9347;
 
-/// Environment variable that says which member of a workload this process serves.
+/// Environment variable with the member that this process serves.
 pub const MEMBER_ENV: &str = "SQLITE_BACKUP_MEMBER";
 
-/// Environment variable with the size limit of the volume of local state, such as `5Gi`.
+/// Environment variable with the size limit of the volume for local state, such as `5Gi`.
 pub const STATE_LIMIT_ENV: &str = "SQLITE_BACKUP_STATE_LIMIT";
 
 /// Environment variable with the identity that this Pod writes into leases: its namespaced name.
@@ -28,13 +28,13 @@ pub const CONFIG_FILE: &str = "/etc/sqlite-backup/config.yml";
 /// Directory with one subdirectory of credentials for each target, named like the target.
 pub const CREDENTIALS_DIR: &str = "/var/run/sqlite-backup/credentials";
 
-/// Directory of our local state in a Pod: a volume of its own.
+/// Directory of our local state in a Pod, on a volume of its own.
 pub const STATE_DIR: &str = "/var/lib/sqlite-backup";
 
-/// Where restore tests rebuild databases.
+/// Directory in which restore tests build databases.
 pub const SCRATCH_DIR: &str = "/scratch";
 
-/// File whose content the kubelet shows as a container's termination message, 4096 bytes at most.
+/// File whose content the kubelet shows as a container's termination message, at most 4096 bytes.
 pub const TERMINATION_MESSAGE_FILE: &str = "/dev/termination-log";
 
 /// Longest termination message that the kubelet keeps of one container, in bytes.

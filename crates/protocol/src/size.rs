@@ -8,12 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A number of bytes in configuration, read from a number or from text such as `8MiB`.
 ///
-/// Units in any case: `B`, decimal `K`, `M`, `G`, `T` (also `KB` and so on), binary `Ki`, `Mi`, `Gi`,
-/// `Ti` (also `KiB`); decimal fractions are allowed. That is how Litestream reads sizes.
+/// Units in any case: `B`, decimal `K`, `M`, `G`, `T` (also `KB` and so on), binary `Ki`, `Mi`,
+/// `Gi`, `Ti` (also `KiB`). Decimal fractions are allowed. Litestream reads sizes in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Size(pub u64);
 
-/// Why text is not a size.
+/// Error: a text is not a size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{text:?} is not a size; write bytes, or a number with a unit, such as 8MiB")]
 pub struct SizeError {

@@ -1,4 +1,4 @@
-//! `GET /status`: what a replicating process knows about each of its databases.
+//! `GET /status`: the state of each database of a replicating process.
 
 use std::fmt;
 
@@ -20,17 +20,18 @@ pub struct SidecarStatus {
     /// The member served; empty outside Kubernetes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub member: String,
-    /// Hex SHA-256 of the configuration file in force, so that a reader knows what it reached.
+    /// Hex SHA-256 of the configuration file in force, so that a reader can tell which
+    /// configuration the process uses.
     pub config_hash: String,
-    /// When the process started.
+    /// Start time of the process.
     pub started: Timestamp,
-    /// When this answer was made, by the process's clock.
+    /// Time of this answer, by the process's clock.
     pub now: Timestamp,
-    /// Each database, ordered by path.
+    /// The databases, ordered by path.
     pub databases: Vec<DatabaseStatus>,
 }
 
-/// Most targets of one database that are read. Beyond it an answer is not one of ours.
+/// Limit on the targets of one database. A reader refuses an answer with more.
 pub const TARGETS_MAX: usize = 16;
 
 /// One database.
@@ -39,9 +40,9 @@ pub const TARGETS_MAX: usize = 16;
 pub struct DatabaseStatus {
     /// Path as configured.
     pub path: String,
-    /// What we do with it.
+    /// State of replication.
     pub state: DatabaseState,
-    /// For people: why the state is not `Replicating`, and what to do. Empty otherwise.
+    /// Explanation for people: why the state is not `Replicating`, and the remedy. Empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The newest captured position, if any.
@@ -50,12 +51,12 @@ pub struct DatabaseStatus {
     /// Size of the database in bytes at that position.
     #[serde(default)]
     pub size_bytes: u64,
-    /// Each target, in the configured order; a reader takes at most [`TARGETS_MAX`].
+    /// The targets, in the configured order. A reader accepts at most [`TARGETS_MAX`].
     #[serde(deserialize_with = "few_targets")]
     pub targets: Vec<TargetStatus>,
 }
 
-/// Reads a list of targets that cannot become large: an entry takes more memory than its JSON.
+/// Reads a list of targets and limits its length, because an entry takes more memory than its JSON.
 fn few_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TargetStatus>, D::Error> {
     struct Targets;
     impl<'de> Visitor<'de> for Targets {
@@ -79,16 +80,16 @@ fn few_targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TargetS
     deserializer.deserialize_seq(Targets)
 }
 
-/// What a process does with a database. Names are the reasons that conditions show.
+/// State of a database in a process. The names are the reasons that conditions show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DatabaseState {
-    /// Not looked at yet.
+    /// Not examined yet.
     Starting,
     /// The file does not exist; replication starts when it does.
     Missing,
     /// Commits are captured.
     Replicating,
-    /// Nobody has the database open; its newest state is captured.
+    /// No process has the database open; its newest state is captured.
     Idle,
     /// The database is not in WAL mode.
     NotWal,
@@ -96,26 +97,26 @@ pub enum DatabaseState {
     NotSqlite,
     /// The application uses exclusive locking mode.
     ExclusiveLocking,
-    /// Our user is not the owner of the database.
+    /// The process does not run as the owner of the database.
     UnknownUser,
-    /// The database can be opened by another name, beside which its WAL would lie.
+    /// The database has a second name, beside which SQLite would create another WAL.
     SecondName,
-    /// The name of the database is not one that every store can keep.
+    /// The database has a name that not every store can keep.
     UnusableName,
     /// The local database does not descend from the newest backup.
     Diverged,
     /// Another writer has taken the replica over.
     Superseded,
-    /// The database or its directory cannot be read or written by us.
+    /// The process cannot read or write the database or its directory.
     NoPermission,
-    /// No space left for our local state.
+    /// No space is left for our local state.
     DiskFull,
-    /// Another error; the message says which.
+    /// Another error, which the message names.
     Failed,
 }
 
 impl DatabaseState {
-    /// True when commits reach local state as they should.
+    /// True when commits reach local state normally.
     pub fn is_healthy(self) -> bool {
         matches!(self, DatabaseState::Replicating | DatabaseState::Idle)
     }
@@ -127,9 +128,9 @@ impl DatabaseState {
 pub struct TargetStatus {
     /// Name as configured.
     pub name: String,
-    /// How it goes.
+    /// State of replication to this target.
     pub state: TargetState,
-    /// For people: what failed last. Empty when nothing did.
+    /// Explanation for people: the last failure. Empty without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The newest position that the store has acknowledged.
@@ -139,13 +140,13 @@ pub struct TargetStatus {
     pub lag_ms: u64,
     /// Bytes captured and not stored yet.
     pub backlog_bytes: u64,
-    /// When the store last acknowledged anything of this database.
+    /// Time at which the store last acknowledged data of this database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sync: Option<Timestamp>,
-    /// When the newest full copy was stored.
+    /// Time at which the newest snapshot was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_snapshot: Option<Timestamp>,
-    /// Our epoch there: it grows with each writer.
+    /// Our epoch at this target. It grows with each writer.
     #[serde(default)]
     pub epoch: u64,
     /// Fingerprint of the credentials in use; never a key.
@@ -153,22 +154,22 @@ pub struct TargetStatus {
     pub credentials: Option<CredentialsReport>,
 }
 
-/// How replication to one target goes. Names are the reasons that conditions show.
+/// State of replication to one target. The names are the reasons that conditions show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TargetState {
     /// Not contacted yet.
     Starting,
     /// The last request succeeded.
     Ok,
-    /// The store refuses our credentials or rights.
+    /// The store refuses our credentials, or they lack a permission.
     Denied,
     /// There are no credentials.
     CredentialsMissing,
-    /// The store cannot be reached, throttles us, or answers nonsense.
+    /// The store cannot be reached, throttles us, or gives unusable answers.
     DestinationUnavailable,
-    /// The bucket does not exist. A directory is made instead.
+    /// The bucket does not exist. A missing directory is created instead.
     NoBucket,
-    /// What is stored is not what we stored.
+    /// The stored data differs from the data that we stored.
     Corrupt,
     /// Another writer has taken the replica over.
     Superseded,
@@ -176,7 +177,7 @@ pub enum TargetState {
     Diverged,
 }
 
-/// A position with what proves it.
+/// A position with its proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Position {
@@ -184,7 +185,7 @@ pub struct Position {
     pub txid: String,
     /// Checksum of the whole database at that TXID, 16 lowercase hex digits.
     pub checksum: String,
-    /// When it was captured.
+    /// Time of its capture.
     pub time: Timestamp,
 }
 
@@ -192,11 +193,11 @@ pub struct Position {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialsReport {
-    /// Hash that changes when the credentials do.
+    /// Hash that changes whenever the credentials change.
     pub fingerprint: String,
-    /// When credentials with this fingerprint came into use.
+    /// Time at which credentials with this fingerprint came into use.
     pub since: Timestamp,
-    /// New credentials are there, but the store refuses them; the old ones are still in use.
+    /// New credentials exist, but the store refuses them. The old ones are still in use.
     #[serde(default)]
     pub rotation_pending: bool,
 }

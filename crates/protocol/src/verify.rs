@@ -1,4 +1,4 @@
-//! What a restore test is asked and what it answers.
+//! The request and the report of a restore test.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -6,19 +6,20 @@ use serde::{Deserialize, Serialize};
 use crate::Span;
 use crate::status::Position;
 
-/// What to restore and what to hold against it.
+/// The databases to restore, and the expectations to check them against.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyRequest {
-    /// How deep to look.
+    /// Depth of the verification.
     pub level: VerifyLevel,
     /// The point to restore.
     #[serde(default)]
     pub point: Point,
-    /// The members to restore, each with what its live sidecar had acknowledged when the test was
-    /// made. The list of databases is empty when no sidecar was alive: freshness is not judged.
+    /// The members to restore, each with the positions that its live sidecar had acknowledged when
+    /// the test was created. A member has no positions when no sidecar was alive; then freshness is
+    /// not judged.
     pub members: Vec<MemberExpectation>,
-    /// Longest allowed age of the newest stored commit while newer ones wait; none: not judged.
+    /// Longest allowed age of the newest stored commit while newer ones wait. Absent: not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lag: Option<Span>,
     /// The user's checks.
@@ -26,14 +27,14 @@ pub struct VerifyRequest {
     pub checks: Vec<Check>,
 }
 
-/// How deep a restore test looks; each level includes those before it.
+/// Depth of a restore test. Each level includes the levels before it.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub enum VerifyLevel {
     /// `PRAGMA quick_check`.
     Quick,
-    /// `integrity_check` and the user's checks; orphans of foreign keys are a note.
+    /// `integrity_check` and the user's checks; dangling foreign keys are only noted.
     #[default]
     Full,
     /// The whole-database checksum equals the acknowledged one.
@@ -44,7 +45,7 @@ pub enum VerifyLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Point {
-    /// The newest stored position, looked up by the run itself.
+    /// The newest stored position, determined by the run itself.
     #[default]
     Latest,
     /// The newest position at or before this time.
@@ -53,13 +54,13 @@ pub enum Point {
     Txid(String),
 }
 
-/// What one member is expected to have stored.
+/// The expected stored positions of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberExpectation {
-    /// The member; replaces `${SQLITE_BACKUP_MEMBER}` in the configuration.
+    /// Name of the member. It replaces `${SQLITE_BACKUP_MEMBER}` in the configuration.
     pub member: String,
-    /// What its sidecar had acknowledged.
+    /// The positions that its sidecar had acknowledged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<DatabaseExpectation>,
 }
@@ -79,69 +80,70 @@ pub struct DatabaseExpectation {
     pub lag_ms: u64,
 }
 
-/// A query of the user's on the restored database. Exactly one of the expectations is given.
+/// One query of the user on the restored database. Exactly one expectation is given.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Check {
     /// Name in reports.
     pub name: String,
-    /// Path or file name of the database to ask; `*` or none: every one.
+    /// Path or file name of the database to query. `*` or absent: every database.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
     /// One read-only statement.
     pub query: String,
-    /// The first value of the first row is at least this.
+    /// Smallest allowed first value of the first row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<i64>,
-    /// The first value of the first row is at most this.
+    /// Largest allowed first value of the first row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<i64>,
-    /// The number of rows is exactly this.
+    /// Exact number of rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
-    /// The first value of the first row, as text, is exactly this.
+    /// Exact first value of the first row, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub equals: Option<String>,
-    /// The first value of the first row, a time, is at most this old at the restored point.
+    /// Greatest allowed age of the time in the first value of the first row, at the restored point.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Span>,
 }
 
-/// The answer of a restore test. As JSON it fits a termination message of 4096 bytes; what does
-/// not fit is cut from the lists, never from the verdict.
+/// The report of a restore test. As JSON it fits a termination message of 4096 bytes. Lists are cut
+/// to fit, the verdict never is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyReport {
-    /// The verdict; the same as the exit code tells.
+    /// The verdict, in agreement with the exit code.
     pub result: VerifyResult,
-    /// For people: what is wrong with which database. After a pass, the first thing that is noted or
-    /// that could not be checked; usually empty.
+    /// Explanation for people: the fault and its database. After a pass, the first note or the
+    /// first part that could not be checked; usually empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// When the run started.
+    /// Start of the run.
     pub started: Timestamp,
-    /// When it ended.
+    /// End of the run.
     pub finished: Timestamp,
-    /// Databases restored and proven, each from each of its targets.
+    /// Number of databases restored and proven, counted once for each of their targets.
     pub passed: u32,
-    /// Those that failed.
+    /// Number of databases that failed, counted in the same way.
     pub failed: u32,
     /// Bytes read from the store.
     pub bytes: u64,
-    /// Time from the start of the restore to a usable database, the slowest one, in milliseconds.
+    /// Time from the start of a restore to a usable database, for the slowest one, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rto_ms: Option<u64>,
-    /// Age of the newest restored commit when the run started, the oldest one, in milliseconds;
-    /// none when freshness could not be judged. Zero when all acknowledged commits are there.
+    /// Age of the newest restored commit at the start of the run, for the oldest database, in
+    /// milliseconds. Zero when all acknowledged commits are restored. Absent when freshness could
+    /// not be judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_ms: Option<u64>,
-    /// Whether every newest stored position was held against a live sidecar's.
+    /// Whether every newest stored position was compared with the position of a live sidecar.
     pub freshness_evaluated: bool,
-    /// SQLite's version.
+    /// Version of SQLite.
     pub sqlite_version: String,
-    /// Failed databases first.
+    /// Reports of single databases, failed ones first.
     pub databases: Vec<DatabaseReport>,
-    /// Entries that did not fit into `databases`.
+    /// Number of reports that did not fit into `databases`.
     #[serde(default)]
     pub omitted: u32,
 }
@@ -159,54 +161,55 @@ pub struct DatabaseReport {
     pub target: String,
     /// The verdict on this one.
     pub result: VerifyResult,
-    /// For people; at most 256 characters.
+    /// Explanation for people; at most 256 characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The position reached, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved: Option<Position>,
-    /// Parts that SQLite could not check, each with the reason: no reason to fail, because checksums and
-    /// the coverage of pages prove the bytes. Each has at most 256 characters.
+    /// Parts that SQLite could not check, each with the reason and at most 256 characters. The run
+    /// does not fail for them, because checksums and the coverage of pages prove the bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_checked: Vec<String>,
-    /// Findings that fail nothing, such as rows that refer to nothing. Each has at most 256 characters.
+    /// Findings that do not fail the run, such as rows with a dangling foreign key. Each has at
+    /// most 256 characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The user's checks.
+    /// Results of the user's checks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckReport>,
 }
 
-/// The outcome of one check.
+/// Result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckReport {
     /// Name as configured.
     pub name: String,
-    /// Whether it held.
+    /// Whether the result was as expected.
     pub ok: bool,
-    /// What was found, against what was expected; at most 256 characters.
+    /// The actual result beside the expected one; at most 256 characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
-/// The termination message of `restore --wait`, as JSON, when the application starts from a database
-/// that SQLite complains about or could not check.
+/// The termination message of `restore --wait`, as JSON, when the application starts from a
+/// database that fails SQLite's own check, or that SQLite could not check.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartupNotes {
-    /// Complaints of SQLite, each with its database.
+    /// Failed checks of SQLite, each with its database.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub complaints: Vec<String>,
-    /// Parts that it could not check, each with its database and the reason.
+    /// Parts that SQLite could not check, each with its database and the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_checked: Vec<String>,
 }
 
-/// Verdict of a restore test. Names are the reasons that conditions show.
+/// Verdict of a restore test. The names are the reasons that conditions show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum VerifyResult {
-    /// Everything holds.
+    /// Every check passed.
     Passed,
     /// Bytes in the store are damaged.
     Corrupt,
@@ -216,9 +219,9 @@ pub enum VerifyResult {
     Stale,
     /// SQLite's own checks fail.
     IntegrityFailed,
-    /// The restored database is not the acknowledged one.
+    /// The restored database differs from the acknowledged one.
     ChecksumMismatch,
-    /// A check of the user's failed.
+    /// A check of the user failed.
     CheckFailed,
     /// There is no backup yet.
     NoBackupYet,

@@ -1,4 +1,4 @@
-//! The checksum of logs and wal-index headers: two sums, each feeding the other.
+//! The checksum of WALs and wal-index headers: two sums, each of which feeds the other.
 
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl WalChecksum {
         WalChecksum { s1, s2 }
     }
 
-    /// The stored form: two big-endian words.
+    /// Returns the stored form: two big-endian words.
     pub(crate) fn to_be_bytes(self) -> [u8; 8] {
         let mut bytes = [0; 8];
         bytes[..4].copy_from_slice(&self.s1.to_be_bytes());

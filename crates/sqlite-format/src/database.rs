@@ -9,26 +9,26 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Read and write version of a database in WAL mode.
 const WAL_VERSION: u8 = 2;
 
-/// The header of a database file. In WAL mode newer values may be in the log.
+/// The header of a database file. In WAL mode newer values may be in the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatabaseHeader {
     /// Size of every page.
     pub page_size: PageSize,
-    /// File format needed to write: 1 rollback journal, 2 WAL.
+    /// File format version needed to write: 1 rollback journal, 2 WAL.
     pub write_version: u8,
-    /// File format needed to read: 1 rollback journal, 2 WAL.
+    /// File format version needed to read: 1 rollback journal, 2 WAL.
     pub read_version: u8,
-    /// Bytes at the end of each page that extensions use, such as for encryption.
+    /// Bytes at the end of each page that extensions use, for example for encryption.
     pub reserved: u8,
     /// Grows when a transaction changes page 1; in WAL mode most transactions do not.
     pub change_counter: u32,
     /// Size of the database in pages; stale unless [`DatabaseHeader::page_count_is_current`].
     pub page_count: u32,
-    /// Unused pages inside the file.
+    /// Number of unused pages in the file.
     pub freelist_count: u32,
     /// Grows when the schema changes.
     pub schema_cookie: u32,
-    /// Largest root page when the database vacuums itself, else 0.
+    /// Largest root page if auto-vacuum is on, else 0.
     pub largest_root_pgno: u32,
     /// The application's `PRAGMA user_version`.
     pub user_version: u32,
@@ -36,12 +36,12 @@ pub struct DatabaseHeader {
     pub application_id: u32,
     /// Change counter at which `page_count` and `sqlite_version` were written.
     pub version_valid_for: u32,
-    /// SQLite that wrote the file last, such as 3054001.
+    /// Version of the SQLite that last wrote the file, such as 3054001.
     pub sqlite_version: u32,
 }
 
 impl DatabaseHeader {
-    /// Reads the first 100 bytes of a database; more bytes are ignored.
+    /// Parses the first 100 bytes of a database; more bytes are ignored.
     ///
     /// # Errors
     ///
@@ -78,7 +78,7 @@ impl DatabaseHeader {
         self.write_version == WAL_VERSION && self.read_version == WAL_VERSION
     }
 
-    /// True when `page_count` can be trusted: a SQLite older than 3.7.0 does not maintain it.
+    /// True when `page_count` can be trusted: SQLite before 3.7.0 does not maintain it.
     pub fn page_count_is_current(&self) -> bool {
         self.page_count != 0 && self.change_counter == self.version_valid_for
     }

@@ -1,7 +1,7 @@
 //! The bytes of SQLite's files: database header, write-ahead log, wal-index header.
 //!
-//! Everything here is pure: bytes in, values out. Reading files, locks and the meaning of a log that
-//! is being written are left to the engine.
+//! Everything here is pure: bytes in, values out. The engine reads files, takes locks, and
+//! interprets a WAL while SQLite writes it.
 
 mod checksum;
 mod database;

@@ -12,16 +12,16 @@ const PENDING_BYTE: u32 = 0x4000_0000;
 pub struct PageSize(u32);
 
 impl PageSize {
-    /// The smallest page that SQLite has, in bytes.
+    /// The smallest page size of SQLite, in bytes.
     pub const MIN: PageSize = PageSize(512);
-    /// The largest page that SQLite has, in bytes.
+    /// The largest page size of SQLite, in bytes.
     pub const MAX: PageSize = PageSize(65_536);
 
-    /// Takes a size in bytes.
+    /// Creates a page size from bytes.
     ///
     /// # Errors
     ///
-    /// [`FormatError::PageSize`] for a size that SQLite does not have.
+    /// [`FormatError::PageSize`] for a size that SQLite does not support.
     pub fn new(bytes: u32) -> Result<PageSize, FormatError> {
         if bytes.is_power_of_two() && (Self::MIN.0..=Self::MAX.0).contains(&bytes) {
             Ok(PageSize(bytes))
@@ -30,11 +30,12 @@ impl PageSize {
         }
     }
 
-    /// Takes the two-byte field of the database header and wal-index, where 1 means 65536.
+    /// Creates a page size from the two-byte field of the database header and wal-index, where 1
+    /// means 65536.
     ///
     /// # Errors
     ///
-    /// [`FormatError::PageSize`] for a size that SQLite does not have.
+    /// [`FormatError::PageSize`] for a size that SQLite does not support.
     pub fn from_header_field(field: u16) -> Result<PageSize, FormatError> {
         match field {
             1 => Ok(Self::MAX),
@@ -42,17 +43,17 @@ impl PageSize {
         }
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn get(self) -> u32 {
         self.0
     }
 
-    /// The size in bytes, for lengths of buffers.
+    /// Returns the size in bytes, for lengths of buffers.
     pub fn as_usize(self) -> usize {
         self.0 as usize
     }
 
-    /// The page that holds byte 2^30. SQLite locks bytes of it and never stores anything there.
+    /// Returns the page that holds byte 2^30. SQLite uses it for locks and never stores data there.
     pub fn lock_pgno(self) -> u32 {
         PENDING_BYTE / self.0 + 1
     }

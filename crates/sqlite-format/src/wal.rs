@@ -4,22 +4,22 @@ use std::fmt;
 
 use crate::{FormatError, FrameError, PageSize, WalChecksum, be_u32};
 
-/// Length of the header at the start of a log, in bytes.
+/// Length of the header at the start of a WAL, in bytes.
 pub const WAL_HEADER_BYTES: usize = 32;
 /// Length of the header before each page image, in bytes.
 pub const FRAME_HEADER_BYTES: usize = 24;
 
-/// Magic number of a log with little-endian checksums; the lowest bit says big-endian.
+/// Magic number of a WAL with little-endian checksums; the lowest bit set means big-endian.
 const MAGIC: u32 = 0x377f_0682;
-/// The only version of logs and wal-indexes.
+/// The only version of WALs and wal-indexes.
 pub(crate) const VERSION: u32 = 3_007_000;
 
-/// The number pair that tells the frames of this log from those of an earlier one.
+/// The number pair that distinguishes live frames from the frames of an earlier WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Salts {
-    /// Grows by one each time the log starts over.
+    /// Grows by one each time the WAL starts over.
     pub salt1: u32,
-    /// Random for each log.
+    /// Random for each WAL.
     pub salt2: u32,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for Salts {
     }
 }
 
-/// The header of a log.
+/// The header of a WAL.
 ///
 /// | offset | size | field |
 /// | --- | --- | --- |
@@ -52,15 +52,15 @@ impl fmt::Display for Salts {
 /// All numbers are big-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WalHeader {
-    /// Byte order of the words that checksums add up; that of the machine that made the log.
+    /// Byte order of the words that checksums add up: that of the machine that created the WAL.
     pub big_endian_checksums: bool,
     /// Size of every page.
     pub page_size: PageSize,
-    /// Number of times the log has started over.
+    /// Number of times the WAL has started over.
     pub checkpoint_sequence: u32,
     /// Salts of every live frame.
     pub salts: Salts,
-    /// Checksum of this header, where the chain through the frames begins.
+    /// Checksum of this header. The checksum chain of the frames begins with it.
     pub checksum: WalChecksum,
 }
 
@@ -95,7 +95,8 @@ impl WalHeader {
         })
     }
 
-    /// The bytes of this header. The checksum is computed; the `checksum` field is not read.
+    /// Returns the bytes of this header. The checksum is computed; the `checksum` field is not
+    /// read.
     pub fn encode(&self) -> [u8; WAL_HEADER_BYTES] {
         let mut bytes = [0; WAL_HEADER_BYTES];
         let magic = MAGIC | u32::from(self.big_endian_checksums);
@@ -123,14 +124,14 @@ pub struct FrameHeader {
     pub pgno: u32,
     /// Size of the database in pages when the frame ends a transaction, else 0.
     pub commit: u32,
-    /// Salts of the log that the frame belongs to.
+    /// Salts of the WAL to which the frame belongs.
     pub salts: Salts,
-    /// Running checksum of the log up to and including this frame.
+    /// Running checksum of the WAL up to and including this frame.
     pub checksum: WalChecksum,
 }
 
 impl FrameHeader {
-    /// Splits the bytes. Whether the frame is live is for [`Chain::accept`] to say.
+    /// Splits the bytes into fields. [`Chain::accept`] decides whether the frame is live.
     pub fn parse(bytes: &[u8; FRAME_HEADER_BYTES]) -> FrameHeader {
         FrameHeader {
             pgno: be_u32(bytes, 0),
@@ -146,7 +147,7 @@ impl FrameHeader {
     }
 }
 
-/// The chain of checksums through the frames of one log, checked frame by frame.
+/// The checksum chain through the frames of one WAL, checked frame by frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chain {
     big_endian: bool,
@@ -155,7 +156,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Begins before the first frame of a log.
+    /// Begins before the first frame of a WAL.
     pub fn start(header: &WalHeader) -> Chain {
         Chain::resume(header.big_endian_checksums, header.salts, header.checksum)
     }
@@ -169,11 +170,11 @@ impl Chain {
         }
     }
 
-    /// Checks that a frame follows the frames accepted so far, and moves behind it.
+    /// Checks that a frame follows the frames accepted so far, and advances past it.
     ///
     /// # Errors
     ///
-    /// [`FrameError`] when it does not; the chain then stays where it was.
+    /// [`FrameError`] when it does not; the chain is then unchanged.
     ///
     /// # Panics
     ///
@@ -212,7 +213,7 @@ impl Chain {
         self.big_endian
     }
 
-    /// Salts of the log.
+    /// Salts of the WAL.
     pub fn salts(&self) -> Salts {
         self.salts
     }
@@ -257,7 +258,7 @@ mod tests {
         WalHeader::parse(&header.encode()).unwrap()
     }
 
-    /// Makes a frame as SQLite would after `chain`.
+    /// Makes the frame that SQLite would write after `chain`.
     fn frame(chain: &Chain, pgno: u32, commit: u32, page: &[u8]) -> [u8; FRAME_HEADER_BYTES] {
         let mut bytes = [0; FRAME_HEADER_BYTES];
         bytes[..4].copy_from_slice(&pgno.to_be_bytes());

@@ -1,4 +1,4 @@
-//! The header of the wal-index (`-shm`): what SQLite has published about a log.
+//! The header of the wal-index (`-shm`): the state of a WAL as SQLite has published it.
 
 use crate::wal::VERSION;
 use crate::{FormatError, PageSize, Salts, WalChecksum};
@@ -9,19 +9,19 @@ pub const WAL_INDEX_HEADER_BYTES: usize = 48;
 /// Bytes of the header that its checksum covers.
 const CHECKED_BYTES: usize = 40;
 
-/// The published state of a log. Frames after `max_frame` are nobody's yet.
+/// The published state of a WAL. Frames after `max_frame` do not count yet.
 ///
 /// | offset | size | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | version, 3007000 |
 /// | 8 | 4 | change count |
 /// | 12 | 1 | 1 when initialized |
-/// | 13 | 1 | 1 when the log has big-endian checksums |
+/// | 13 | 1 | 1 when the WAL has big-endian checksums |
 /// | 14 | 2 | page size, 1 for 65536 |
 /// | 16 | 4 | last published frame |
 /// | 20 | 4 | database size in pages |
 /// | 24 | 8 | checksum of that frame |
-/// | 32 | 8 | salts, the same bytes as in the log |
+/// | 32 | 8 | salts, the same bytes as in the WAL |
 /// | 40 | 8 | checksum of the 40 bytes before |
 ///
 /// Numbers are in the byte order of this machine, except the salts.
@@ -29,27 +29,28 @@ const CHECKED_BYTES: usize = 40;
 pub struct WalIndexHeader {
     /// Grows with each commit; starts over when the wal-index is rebuilt.
     pub change: u32,
-    /// False before the first connection has read the log.
+    /// False before the first connection has read the WAL.
     pub initialized: bool,
-    /// Byte order of the words that the log's checksums add up.
+    /// Byte order of the words that the WAL's checksums add up.
     pub big_endian_checksums: bool,
     /// Size of every page; `None` after a recovery that found no frame.
     pub page_size: Option<PageSize>,
-    /// Last published frame, counted from 1; 0 when the log has none.
+    /// Last published frame, counted from 1; 0 when the WAL has none.
     pub max_frame: u32,
     /// Size of the database in pages; 0 after a recovery that found no frame.
     pub page_count: u32,
-    /// Running checksum of the log up to and including `max_frame`.
+    /// Running checksum of the WAL up to and including `max_frame`.
     pub frame_checksum: WalChecksum,
-    /// Salts of the log.
+    /// Salts of the WAL.
     pub salts: Salts,
 }
 
 impl WalIndexHeader {
-    /// Reads and checks one copy of the header.
+    /// Parses and checks one copy of the header.
     ///
-    /// The caller compares both copies first: a copy that is being written can be torn in a way
-    /// that this checksum lets through. A wal-index of zeros gives a header that is not initialized.
+    /// The caller compares both copies first: a copy can be torn while SQLite writes it, in a way
+    /// that this checksum does not detect. A wal-index of zeros gives a header that is not
+    /// initialized.
     ///
     /// # Errors
     ///
@@ -107,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Puts the right checksum behind 40 bytes.
+    /// Appends the correct checksum to 40 bytes.
     fn sealed(fields: [u8; CHECKED_BYTES]) -> [u8; WAL_INDEX_HEADER_BYTES] {
         let big_endian = cfg!(target_endian = "big");
         let sum = WalChecksum::default().update(big_endian, &fields);

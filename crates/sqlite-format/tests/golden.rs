@@ -1,4 +1,4 @@
-//! Files that SQLite itself wrote; see `golden/README.md`.
+//! Files written by SQLite itself; see `golden/README.md`.
 
 #![cfg(target_endian = "little")]
 
@@ -11,7 +11,7 @@ use sqlite_format::{
     WAL_HEADER_BYTES, WalHeader, WalIndexHeader,
 };
 
-/// What a database left, and what SQLite said about it.
+/// The files of a database, and SQLite's own description of them.
 struct Golden {
     head: Vec<u8>,
     log: Vec<u8>,
@@ -67,7 +67,7 @@ impl Golden {
             })
     }
 
-    /// Frames that the chain accepts, where it stands then, and why it ended.
+    /// Frames that the chain accepts, the chain after each, and the error that ended it.
     fn live(&self) -> (Vec<FrameHeader>, Vec<Chain>, Option<FrameError>) {
         let mut chain = Chain::start(&self.log_header());
         let (mut frames, mut chains) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Reading a [`Body`], again for each attempt.
+//! Reads a [`Body`], from the start for each attempt.
 
 use std::fs::File;
 use std::io;
@@ -17,11 +17,11 @@ impl Body {
         self.read(0, self.size()).await
     }
 
-    /// Returns `len` bytes from `offset` on, which must lie within the body.
+    /// Returns `len` bytes from `offset` on. The range must lie within the body.
     pub(crate) async fn read(&self, offset: u64, len: u64) -> Result<Bytes, StoreError> {
         match self {
             Self::Bytes(bytes) => {
-                // Within a buffer in memory, so both fit.
+                // The buffer is in memory, so both numbers fit.
                 Ok(bytes.slice(offset as usize..(offset + len) as usize))
             }
             Self::File { path, .. } => {
@@ -40,17 +40,17 @@ impl Body {
     }
 }
 
-/// Cuts a stream into parts of one size, the last one excepted.
+/// Cuts a stream into parts of one size; the last part may be smaller.
 pub(crate) struct Parts {
     stream: Fuse<ByteStream>,
     part_bytes: usize,
-    /// What has arrived and is not part of a returned part yet.
+    /// Bytes that have arrived and do not belong to a returned part yet.
     rest: BytesMut,
 }
 
 impl Parts {
-    /// `part_bytes` is the size of each part but the last, and bounds the memory used here to that
-    /// plus one piece of the stream.
+    /// Creates parts of `part_bytes`, except the last one. Memory is at most that size plus one
+    /// piece of the stream.
     pub(crate) fn new(stream: ByteStream, part_bytes: usize) -> Self {
         Self {
             stream: stream.fuse(),
@@ -59,7 +59,7 @@ impl Parts {
         }
     }
 
-    /// Returns the next part; `None` at the end. An empty stream has no part.
+    /// Returns the next part; `None` at the end. An empty stream has no parts.
     ///
     /// # Errors
     /// [`StoreError::Other`] when the stream fails.
@@ -82,8 +82,8 @@ impl Parts {
     }
 }
 
-/// Runs file work on the blocking pool, so that a slow disk does not stop the one thread that
-/// everything else runs on. The work goes on when the future is dropped.
+/// Runs file work on the blocking pool, so that a slow disk does not stop the only async thread.
+/// The work continues when the future is dropped.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,

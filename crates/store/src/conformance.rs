@@ -1,6 +1,6 @@
-//! What every store does, as tests: run [`run`] on each.
+//! The required behaviour of every store, as tests: run [`run`] on each.
 //!
-//! The functions panic where a store differs, naming what it was to do.
+//! The functions panic when a store differs, and name the expected behaviour.
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -9,14 +9,14 @@ use futures::future::join_all;
 use crate::object::{Body, Layout, PutMeta, PutMode, SharedStore};
 use crate::{BoxError, StoreError, StoreErrorKind};
 
-/// Objects for the list that needs several pages; S3 sends 1,000 in one.
+/// Number of objects for a list of several pages; S3 returns 1,000 in one page.
 const MANY: usize = 1_100;
-/// Puts at once while those are made.
+/// Number of concurrent puts that create them.
 const PUTS_AT_ONCE: usize = 16;
 /// Needs three parts on S3.
 const BIG_BYTES: usize = 20 << 20;
 
-/// Checks a store; `empty` makes one with nothing in it each time it is called.
+/// Checks a store. `empty` makes an empty store each time it is called.
 pub async fn run(empty: impl AsyncFn() -> SharedStore) {
     an_empty_store_lists_as_empty(&empty().await).await;
     what_was_put_comes_back(&empty().await).await;
@@ -307,7 +307,7 @@ async fn keys_that_cannot_be_kept_are_refused(store: &SharedStore) {
 async fn big_objects_arrive_whole(store: &SharedStore) {
     let content = big_content(1);
     let file = tempfile::NamedTempFile::new().expect("temporary file");
-    // Longer than what is to be stored: `len` counts.
+    // The file is longer than the object: `len` counts.
     std::fs::write(file.path(), [&content[..], b"not this"].concat()).expect("write");
     let body = Body::File {
         path: file.path().to_owned(),
@@ -398,7 +398,7 @@ async fn big_creates_keep_what_is_there(store: &SharedStore) {
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
         assert_eq!(error.kind(), StoreErrorKind::Exists);
     }
-    // SeaweedFS looks before it puts the parts together, so that two may win at the same moment.
+    // SeaweedFS checks the condition before it joins the parts, so two concurrent creates can win.
     if store.layout() == Layout::Tree {
         assert_eq!(only_winner(&results, StoreErrorKind::Exists), stored);
     }
@@ -434,7 +434,7 @@ async fn streams_arrive_whole_or_not_at_all(store: &SharedStore) {
         let meta = PutMeta {
             timestamp_ms: Some(1_700_000_000_123),
         };
-        // One that must not be asked for more after its end.
+        // The stream must not be polled again after its end.
         let pieces_left = pieces(sizes).into_iter();
         let stream = futures::stream::unfold(pieces_left, |mut left| async {
             let piece = left.next()?;
@@ -544,7 +544,7 @@ async fn version(store: &SharedStore, key: &str) -> String {
         .expect("a version")
 }
 
-/// Returns which of the attempts went through, and checks why the others did not.
+/// Returns the index of the attempt that succeeded, and checks the errors of the others.
 fn only_winner(results: &[Result<(), StoreError>], lost: StoreErrorKind) -> usize {
     let winners: Vec<usize> = (0..results.len()).filter(|n| results[*n].is_ok()).collect();
     assert_eq!(winners.len(), 1, "exactly one wins: {results:?}");
@@ -556,7 +556,7 @@ fn only_winner(results: &[Result<(), StoreError>], lost: StoreErrorKind) -> usiz
     winners[0]
 }
 
-/// Returns bytes that no other seed gives, and that tell when a part is out of place.
+/// Returns bytes that differ for each seed and that reveal a misplaced part.
 fn big_content(seed: u64) -> Bytes {
     let words = (0..BIG_BYTES as u64 / 8).map(|n| n.wrapping_mul(2 * seed + 1).to_le_bytes());
     let mut content: Vec<u8> = words.flatten().collect();

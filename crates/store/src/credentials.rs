@@ -1,4 +1,4 @@
-//! Where credentials come from, and how they fare.
+//! Sources of credentials, and their state.
 
 mod directory;
 mod rotation;
@@ -11,25 +11,25 @@ use sha2::{Digest, Sha256};
 pub(crate) use directory::{Missing, read as read_directory};
 pub(crate) use rotation::{Probe, Rotation, Step};
 
-/// Where the credentials of an S3 store come from.
+/// The source of an S3 store's credentials.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub enum Credentials {
     /// The usual chain: `AWS_*` variables, profile files, web identity, container endpoints, and
     /// last the instance metadata service unless `AWS_EC2_METADATA_DISABLED` is `true`.
     #[default]
     Default,
-    /// Given once.
+    /// Fixed keys.
     Static(Keys),
-    /// A directory with one file for each key, as the kubelet projects a Secret; read again when
-    /// its content changes.
+    /// A directory with one file for each key, as the kubelet projects a Secret. It is read again
+    /// when its content changes.
     ///
-    /// Names: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and optionally `AWS_SESSION_TOKEN`;
-    /// or `access-key-id`, `secret-access-key`, `session-token`.
+    /// Names: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and optionally `AWS_SESSION_TOKEN`; or
+    /// `access-key-id`, `secret-access-key`, `session-token`.
     Directory(PathBuf),
 }
 
 impl Credentials {
-    /// Makes credentials that stay as they are.
+    /// Creates fixed credentials.
     pub fn fixed(access_key_id: impl Into<String>, secret_access_key: impl Into<String>) -> Self {
         Self::Static(Keys {
             access_key_id: access_key_id.into(),
@@ -52,11 +52,11 @@ impl fmt::Debug for Credentials {
 /// An access key of S3.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Keys {
-    /// Names the key; not secret, but not printed either.
+    /// Identifies the key. It is not secret, but is not printed either.
     pub access_key_id: String,
     /// Signs requests.
     pub secret_access_key: String,
-    /// Goes with temporary keys.
+    /// Required for temporary keys.
     pub session_token: Option<String>,
 }
 
@@ -66,8 +66,8 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Returns what tells keys apart in logs and statuses: the first 16 hex digits of a SHA-256 over
-/// all of them. Nothing of the keys can be learned from it.
+/// Returns an identifier of the keys for logs and statuses: the first 16 hex digits of a SHA-256
+/// over all of them. It reveals nothing about the keys.
 pub fn fingerprint(keys: &Keys) -> String {
     let mut hash = Sha256::new();
     let token = keys.session_token.as_deref().unwrap_or_default();
@@ -83,25 +83,25 @@ pub fn fingerprint(keys: &Keys) -> String {
     })
 }
 
-/// How the credentials of a store fare.
+/// State of a store's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialsStatus {
-    /// Where they come from: `directory /path`, `static`.
+    /// Their source: `directory /path`, `static`.
     pub source: String,
-    /// [`fingerprint`] of the keys in use; `None` when there are none.
+    /// [`fingerprint`] of the keys in use; `None` without keys.
     pub fingerprint: Option<String>,
-    /// How they fare.
+    /// Their state.
     pub state: CredentialsState,
-    /// When fingerprint or state last changed, in milliseconds since 1970.
+    /// Time at which fingerprint or state last changed, in milliseconds since 1970.
     pub changed_at_ms: i64,
 }
 
-/// How credentials fare.
+/// State of credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CredentialsState {
     /// In use; the store has not refused them.
     Valid,
-    /// There are newer ones, which the store does not accept yet; the old ones stay in use.
+    /// Newer keys exist, but the store does not accept them yet; the old ones stay in use.
     RotationPending,
     /// The directory or a file in it is missing; keys read earlier stay in use.
     Missing,

@@ -1,4 +1,4 @@
-//! How an S3 store encrypts what it keeps.
+//! Encryption of objects in an S3 store.
 
 use std::fmt;
 
@@ -8,16 +8,16 @@ use md5::{Digest, Md5};
 /// The length of a [`CustomerKey`], in bytes.
 const KEY_BYTES: usize = 32;
 
-/// How the store is to encrypt objects. Without one, the bucket's own setting decides.
+/// Encryption that a request asks for. Without one, the bucket's own setting applies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Encryption {
-    /// With a key that its key service keeps (SSE-KMS): the id, ARN or alias of that key.
+    /// With a key in the store's key service (SSE-KMS): the ID, ARN or alias of that key.
     Kms(String),
-    /// With a key that goes along with each request, and that it forgets again (SSE-C).
+    /// With a key that each request carries and the store does not keep (SSE-C).
     Customer(CustomerKey),
 }
 
-/// A key of ours for AES-256.
+/// A key that we hold, for AES-256.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CustomerKey {
     text: String,
@@ -25,8 +25,8 @@ pub struct CustomerKey {
 }
 
 impl CustomerKey {
-    /// Reads the base64 text of 32 bytes; white space around it is left out. `None` when it is
-    /// not that.
+    /// Parses the base64 text of 32 bytes; surrounding white space is ignored. `None` for any other
+    /// text.
     pub fn from_base64(text: &str) -> Option<Self> {
         let key = base64::decode(text.trim()).ok()?;
         (key.len() == KEY_BYTES).then(|| Self {
@@ -35,12 +35,12 @@ impl CustomerKey {
         })
     }
 
-    /// Returns the key as requests carry it.
+    /// Returns the key in the form that requests carry.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Returns the MD5 that requests carry beside it, so that a damaged key is noticed.
+    /// Returns the MD5 of the key. Requests carry it so that the store detects a damaged key.
     pub(crate) fn md5(&self) -> &str {
         &self.md5
     }

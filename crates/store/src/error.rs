@@ -3,50 +3,50 @@
 use std::io;
 use std::path::Path;
 
-/// The error under a [`StoreError`].
+/// The underlying error of a [`StoreError`].
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a store call failed. Messages name the call and the object, and hold no secret.
 ///
-/// `what` is the call, as `put s3://bucket/prefix/lock.json`; `code` is the store's own word for
-/// the reason, as `AccessDenied` or `HTTP 503`.
+/// `what` is the call, such as `put s3://bucket/prefix/lock.json`. `code` is the store's own
+/// reason, such as `AccessDenied` or `HTTP 503`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The store, asked with valid credentials, says that there is no such object.
+    /// The store, asked with valid credentials, reports that the object does not exist.
     #[error("no object {key:?}")]
     Missing {
-        /// The key asked for.
+        /// The requested key.
         key: String,
     },
-    /// A create found an object.
+    /// A create found an existing object.
     #[error("object {key:?} exists already")]
     Exists {
-        /// The key asked for.
+        /// The requested key.
         key: String,
     },
-    /// A compare-and-swap found another version, or nothing.
+    /// A compare-and-swap found another version, or no object.
     #[error("object {key:?} is no longer the version that was read")]
     Conflict {
-        /// The key asked for.
+        /// The requested key.
         key: String,
     },
-    /// The store refused: wrong or revoked credentials, or a right that they lack.
+    /// The store refused: the credentials are wrong or revoked, or lack a permission.
     #[error("{what}: access denied: {code}")]
     Denied {
         /// The call.
         what: String,
         /// The store's reason.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
-    /// There are no credentials to ask with.
+    /// No credentials were found.
     #[error("credentials missing: {what}")]
     CredentialsMissing {
-        /// What was looked for.
+        /// The missing credentials.
         what: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
     /// The store asks us to slow down.
@@ -56,17 +56,17 @@ pub enum StoreError {
         what: String,
         /// The store's reason.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
-    /// No answer in time, or an answer that says that the store is unwell.
+    /// No answer in time, or an answer that reports a fault of the store.
     #[error("{what}: store unreachable: {code}")]
     Unreachable {
         /// The call.
         what: String,
         /// What happened.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
     /// Disk or quota full.
@@ -76,7 +76,7 @@ pub enum StoreError {
         what: String,
         /// The store's reason.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
     /// The bucket does not exist.
@@ -85,37 +85,37 @@ pub enum StoreError {
         /// Its name.
         bucket: String,
     },
-    /// An answer that makes no sense: cut short, not what was asked for, not readable.
+    /// An unusable answer: truncated, unreadable, or for another request.
     #[error("{what}: bad answer: {code}")]
     Corrupt {
         /// The call.
         what: String,
-        /// What is wrong with it.
+        /// The fault of the answer.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
-    /// The key is not one that every store can keep.
+    /// The key is one that not every store can keep.
     #[error("key {key:?} cannot be used: {reason}")]
     InvalidKey {
         /// The key.
         key: String,
-        /// What is wrong with it.
+        /// The fault of the key.
         reason: &'static str,
     },
-    /// Anything else; a person must look.
+    /// Any other error. It needs a person.
     #[error("{what}: {code}")]
     Other {
         /// The call.
         what: String,
         /// What happened.
         code: String,
-        /// The error under it.
+        /// The underlying error.
         source: Option<BoxError>,
     },
 }
 
-/// The kind of a [`StoreError`], to decide by and to count by.
+/// The kind of a [`StoreError`], for decisions and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -164,12 +164,12 @@ impl StoreError {
         }
     }
 
-    /// Returns whether the same call may soon succeed with nobody doing anything.
+    /// Returns whether the same call may soon succeed without any change.
     pub fn is_retryable(&self) -> bool {
         self.kind().is_retryable()
     }
 
-    /// Returns an error of this kind, as [`Faulty`](crate::Faulty) makes them.
+    /// Returns an error of this kind, for [`Faulty`](crate::Faulty).
     pub(crate) fn of_kind(kind: StoreErrorKind, what: &str, key: &str) -> Self {
         let (what, code, source) = (what.to_owned(), "planned fault".to_owned(), None);
         let key = key.to_owned();
@@ -194,8 +194,8 @@ impl StoreError {
         }
     }
 
-    /// Returns what an error of the local file system means. `NotFound` is left to the caller:
-    /// only it knows whether a missing path is an answer.
+    /// Converts an error of the local file system. `NotFound` is left to the caller, because only
+    /// the caller knows whether a missing path is a valid answer.
     pub(crate) fn from_io(what: &str, path: &Path, error: io::Error) -> Self {
         let what = format!("{what} {}", path.display());
         let kind = error.kind();
@@ -224,7 +224,7 @@ impl StoreError {
 }
 
 impl StoreErrorKind {
-    /// Returns whether the same call may soon succeed with nobody doing anything.
+    /// Returns whether the same call may soon succeed without any change.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Throttled | Self::Unreachable | Self::Corrupt)
     }

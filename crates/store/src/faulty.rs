@@ -1,5 +1,5 @@
-//! A store that fails on plan, for fault loops: fail the first call, then the second, until a
-//! run goes untouched.
+//! A store with planned failures, for fault loops: fail the first call, then the second, until a
+//! run meets no failure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,20 +14,20 @@ use futures::future::BoxFuture;
 use crate::object::{Body, ByteStream, Capabilities, Layout, ObjectInfo, PutMeta, PutMode, Store};
 use crate::{CredentialsStatus, Requests, StoreError, StoreErrorKind};
 
-/// What goes wrong with one call.
+/// The failure of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing is done; the call fails.
+    /// The call has no effect and fails.
     Fail(StoreErrorKind),
-    /// All is done; the answer is lost and the call fails.
+    /// The call takes effect; its answer is lost and it fails.
     ApplyThenFail(StoreErrorKind),
-    /// Nothing is done; the call never returns. The caller needs a time limit.
+    /// The call has no effect and never returns. The caller needs a time limit.
     Stall,
-    /// All is done; the call never returns.
+    /// The call takes effect and never returns.
     ApplyThenStall,
 }
 
-/// Which calls go wrong. Calls count from 0, in the order in which they are first polled.
+/// The calls that fail. Calls count from 0, in the order in which they are first polled.
 #[derive(Debug, Clone, Default)]
 pub struct FaultPlan {
     at: BTreeMap<u64, Fault>,
@@ -43,19 +43,19 @@ struct Random {
 }
 
 impl FaultPlan {
-    /// Nothing goes wrong.
+    /// Creates a plan without failures.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Adds: the call number `call` goes wrong.
+    /// Adds a failure of the call with number `call`.
     #[must_use]
     pub fn at(mut self, call: u64, fault: Fault) -> Self {
         self.at.insert(call, fault);
         self
     }
 
-    /// Adds: every call from number `call` on goes wrong; calls named by [`at`](Self::at) keep
+    /// Adds a failure of every call from number `call` on. Calls named by [`at`](Self::at) keep
     /// their own fault.
     #[must_use]
     pub fn from(mut self, call: u64, fault: Fault) -> Self {
@@ -63,8 +63,8 @@ impl FaultPlan {
         self
     }
 
-    /// Adds: one in `one_in` other calls goes wrong with one of `faults`. The same seed and the
-    /// same calls give the same faults.
+    /// Adds a random failure from `faults` for one in `one_in` of the other calls. The same seed
+    /// and the same calls give the same faults.
     ///
     /// # Panics
     /// When `one_in` is 0 or `faults` is empty.
@@ -96,11 +96,11 @@ impl Random {
     fn next(&mut self) -> Option<Fault> {
         let hit = self.draw().is_multiple_of(self.one_in);
         let choice = self.draw() % self.faults.len() as u64;
-        // Less than the length of a vector, so it fits.
+        // The value is below the length of a vector, so it fits.
         hit.then(|| self.faults[choice as usize])
     }
 
-    /// SplitMix64: small, and every seed will do.
+    /// SplitMix64: small, and valid for every seed.
     fn draw(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -109,14 +109,14 @@ impl Random {
     }
 }
 
-/// A call that a [`Faulty`] store was asked for.
+/// One call to a [`Faulty`] store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// `put`, `get`, `head`, `list` or `delete`.
     pub operation: &'static str,
-    /// The key or prefix; of a delete the first key.
+    /// The key or prefix; for a delete, the first key.
     pub key: String,
-    /// What went wrong with it.
+    /// Its failure, if any.
     pub fault: Option<Fault>,
 }
 
@@ -127,7 +127,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// A store whose calls go wrong on plan.
+/// A store whose calls fail as planned.
 pub struct Faulty<S> {
     inner: S,
     state: Mutex<State>,
@@ -150,12 +150,12 @@ impl<S: Store> Faulty<S> {
         }
     }
 
-    /// Returns the store beneath, for a look that nothing goes wrong with.
+    /// Returns the inner store, for reads that must not fail.
     pub fn inner(&self) -> &S {
         &self.inner
     }
 
-    /// Returns how many calls there were.
+    /// Returns the number of calls.
     pub fn operations(&self) -> u64 {
         self.state().calls.len() as u64
     }
@@ -165,7 +165,7 @@ impl<S: Store> Faulty<S> {
         self.state().calls.clone()
     }
 
-    /// Takes another plan; calls go on counting.
+    /// Replaces the plan; the count of calls continues.
     pub fn set_plan(&self, plan: FaultPlan) {
         self.state().plan = plan;
     }

@@ -1,13 +1,13 @@
 //! Objects as files below a directory: local disks, mounted shares.
 //!
-//! An object becomes visible by one `link` or `rename` of a complete file that is already on
-//! disk, so a reader or a crash never finds half of one. What Litestream writes to a `file://`
-//! replica looks the same.
+//! An object becomes visible by one `link` or `rename` of a complete file that is already on disk,
+//! so neither a reader nor a crash finds a partial object. The result matches a `file://` replica
+//! of Litestream.
 //!
-//! Link, rename and unlink happen under a lock on [`LOCK_NAME`] in the directory itself: shared
-//! for most, exclusive for a compare-and-swap, which is two steps here. The lock is `flock`, so
-//! it also works between processes and, on Linux, between clients of one NFS server; other
-//! programs that write to the directory do not know of it.
+//! Link, rename and unlink happen under a lock on [`LOCK_NAME`] in the directory itself. It is
+//! shared for most calls, and exclusive for a compare-and-swap, which takes two steps here. The
+//! lock is `flock`, so it also works between processes and, on Linux, between clients of one NFS
+//! server. Other programs that write to the directory do not use it.
 
 mod publish;
 mod walk;
@@ -30,7 +30,7 @@ use crate::{StoreError, key};
 /// The lock file, directly in the directory of the store; not an object.
 const LOCK_NAME: &str = ".store-lock";
 
-/// Bytes of a stream that are written at a time.
+/// Number of stream bytes written at a time.
 const STREAM_PART_BYTES: usize = 1 << 20;
 
 /// A directory as a store.
@@ -40,7 +40,7 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Makes a store of this directory, which the first put creates when it is missing.
+    /// Creates a store of this directory. The first put creates a missing directory.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into().into(),
@@ -193,7 +193,7 @@ fn read(path: &Path, range: Option<Range<u64>>) -> io::Result<Bytes> {
     Ok(buffer.into())
 }
 
-/// Returns what is known of an object; a directory is not one.
+/// Returns the metadata of an object; a directory is not an object.
 fn object_metadata(path: &Path) -> io::Result<fs::Metadata> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
@@ -221,8 +221,9 @@ fn info(key: String, metadata: &fs::Metadata) -> ObjectInfo {
     }
 }
 
-/// Returns what differs between two puts of one key: each is a new file, so the inode does while
-/// the old one lives; after that its change time does, which no one can set.
+/// Returns a text that differs between two puts of one key. Each put creates a new file, so its
+/// inode differs while the old file exists. After that its change time differs, which no program
+/// can set.
 fn version(metadata: &fs::Metadata) -> String {
     format!(
         "{:x}-{:x}-{:x}-{:x}.{:x}",

@@ -1,16 +1,16 @@
-//! Which keys every store can keep, and how they are joined to a prefix.
+//! The keys that every store can keep, and how a prefix is joined to them.
 
 use crate::StoreError;
 use crate::target::clean;
 
-/// The longest component of a key, in bytes: what file systems allow, less room for the name of
+/// Limit on a component of a key, in bytes: the limit of file systems, minus space for the name of
 /// a temporary file.
 const MAX_COMPONENT_BYTES: usize = 200;
-/// The longest key, in bytes: what S3 allows (1,024), less room for a prefix.
+/// Limit on a key, in bytes: the limit of S3 (1,024), minus space for a prefix.
 const MAX_KEY_BYTES: usize = 700;
-/// Ends the names of files that are not objects yet, ours and Litestream's.
+/// Suffix of files that are not objects yet, both ours and Litestream's.
 pub(crate) const TEMPORARY_SUFFIX: &str = ".tmp";
-/// What the keys of Litestream 0.3 begin with.
+/// Prefix of the keys of Litestream 0.3.
 const GENERATIONS: &str = "generations/";
 
 /// Checks that every store can keep an object under this key.
@@ -22,7 +22,7 @@ pub(crate) fn check(key: &str) -> Result<(), StoreError> {
     } else if key.contains(is_unlistable) {
         Some("it holds a control character")
     } else if key.contains('\\') {
-        // Some stores that keep directories take it for a slash.
+        // Some stores with directories treat it as a slash.
         Some("it holds a backslash")
     } else {
         key.split('/').find_map(component_fault)
@@ -36,11 +36,11 @@ pub(crate) fn check(key: &str) -> Result<(), StoreError> {
     }
 }
 
-/// Checks that a database may have its backup at this place below a target: every store can keep
-/// it there, and every list finds it.
+/// Checks that every store can keep a database's backup at this path below a target, and that every
+/// list finds it.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The fault of the path.
 pub fn check_place(place: &str) -> Result<(), &'static str> {
     match check(place) {
         Err(StoreError::InvalidKey { reason, .. }) => Err(reason),
@@ -48,25 +48,25 @@ pub fn check_place(place: &str) -> Result<(), &'static str> {
     }
 }
 
-/// True for what the XML of a list cannot hold.
+/// True for a character that the XML of a list cannot contain.
 pub(crate) fn is_unlistable(c: char) -> bool {
     c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
-/// True for what a directory in a key may be called.
+/// True for a valid directory name in a key.
 pub(crate) fn is_directory_name(name: &str) -> bool {
     !name.contains('/') && check(name).is_ok()
 }
 
-/// Checks the directories that a prefix names in full; what follows them may be any text.
+/// Checks the directories that a prefix names in full. The text after them is not restricted.
 pub(crate) fn check_prefix(prefix: &str) -> Result<(), StoreError> {
     prefix
         .rsplit_once('/')
         .map_or(Ok(()), |(directories, _)| check(directories))
 }
 
-/// Returns what stands before a key, exactly as Litestream has it: the path as it was written and a
-/// slash, even after an empty path. Litestream 0.3 cleaned the path first.
+/// Returns the text before a key, exactly as in Litestream: the path as written and a slash, even
+/// after an empty path. Litestream 0.3 cleaned the path first.
 pub(crate) fn stem(path: &str, key: &str) -> String {
     if key.starts_with(GENERATIONS) {
         return directory(path);
@@ -74,8 +74,8 @@ pub(crate) fn stem(path: &str, key: &str) -> String {
     format!("{path}/")
 }
 
-/// Returns what stands before the keys of the databases below a path: Litestream cleans the path of
-/// a directory of databases.
+/// Returns the text before the keys of the databases below a path. Litestream cleans the path of a
+/// directory of databases.
 pub(crate) fn directory(path: &str) -> String {
     match clean(path).as_str() {
         "." => String::new(),
@@ -89,7 +89,7 @@ pub(crate) fn join(path: &str, key: &str) -> String {
     stem(path, key) + key
 }
 
-/// Returns the prefix of the keys below a directory; the empty one is the store itself.
+/// Returns the prefix of the keys below a directory; the empty directory is the store itself.
 pub(crate) fn below(directory: &str) -> String {
     if directory.is_empty() {
         String::new()

@@ -1,12 +1,12 @@
 //! Objects by key: put, put-if-absent, compare-and-swap, ranged get, list, delete.
 //!
-//! A [`Store`] knows keys and bytes, not what is in them. Each implementation passes one
-//! conformance suite (`conformance`, with the feature `testing`), so that callers need not know
-//! which one they talk to: [`Memory`], [`FileStore`], [`S3Store`], and [`Faulty`], which breaks
-//! any of them on plan. [`open`] makes the right one from a parsed [`Target`].
+//! A [`Store`] knows keys and bytes, not their meaning. Each implementation passes one conformance
+//! suite (`conformance`, with the feature `testing`), so that callers need not distinguish them.
+//! The implementations are [`Memory`], [`FileStore`], [`S3Store`], and [`Faulty`], which adds
+//! planned failures to any of them. [`open`] creates the right one from a parsed [`Target`].
 //!
-//! One rule stands above the rest: "could not look" never looks like "nothing there". A refused,
-//! throttled or unreachable store is an error, never [`StoreError::Missing`] or an empty list.
+//! One rule is above all others: a failed read never appears as absence. A refused, throttled or
+//! unreachable store is an error, never [`StoreError::Missing`] or an empty list.
 //!
 //! Everything runs on a current-thread tokio runtime with time enabled.
 

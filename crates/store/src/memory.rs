@@ -1,4 +1,4 @@
-//! A store in memory, for tests: deterministic, with the semantics of the real ones.
+//! A store in memory, for tests: deterministic, with the semantics of the real stores.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,13 +16,13 @@ use crate::{StoreError, key};
 
 /// Objects in memory.
 ///
-/// Versions count up from 1. Times come from the clock it was given; without one the n-th put
-/// happens n milliseconds after 1970.
+/// Versions count up from 1. Times come from the given clock; without one, the n-th put happens n
+/// milliseconds after 1970.
 pub struct Memory {
     state: Mutex<State>,
     clock: Box<dyn Fn() -> i64 + Send + Sync>,
     layout: Layout,
-    /// Modes that are ignored.
+    /// Put modes that this store ignores.
     ignores_create: bool,
     ignores_match: bool,
 }
@@ -41,13 +41,13 @@ struct Object {
 }
 
 impl Memory {
-    /// Makes an empty store whose clock ticks once for each put.
+    /// Creates an empty store whose clock ticks once for each put.
     pub fn new() -> Self {
         let ticks = AtomicI64::new(0);
         Self::with_clock(move || ticks.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// Makes an empty store; `clock` returns milliseconds since 1970.
+    /// Creates an empty store; `clock` returns milliseconds since 1970.
     pub fn with_clock(clock: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
         Self {
             state: Mutex::default(),
@@ -58,21 +58,21 @@ impl Memory {
         }
     }
 
-    /// Answers with this layout instead of [`Layout::Tree`].
+    /// Reports this layout instead of [`Layout::Tree`].
     #[must_use]
     pub fn with_layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
         self
     }
 
-    /// Takes [`PutMode::Create`] for an overwrite, as some S3 servers do.
+    /// Handles [`PutMode::Create`] as an overwrite, like some S3 servers.
     #[must_use]
     pub fn ignoring_create(mut self) -> Self {
         self.ignores_create = true;
         self
     }
 
-    /// Takes [`PutMode::Match`] for an overwrite, as some S3 servers do.
+    /// Handles [`PutMode::Match`] as an overwrite, like some S3 servers.
     #[must_use]
     pub fn ignoring_match(mut self) -> Self {
         self.ignores_match = true;
@@ -195,7 +195,7 @@ impl Store for Memory {
             let len = bytes.len() as u64;
             let range = range.unwrap_or(0..len);
             let (start, end) = (range.start.min(len), range.end.min(len));
-            // Both are at most the length of a buffer in memory.
+            // Both are at most the length of a buffer in memory, so they fit.
             Ok(bytes.slice(start as usize..end.max(start) as usize))
         }
         .boxed()

@@ -1,4 +1,4 @@
-//! The [`Store`] trait and what its calls take and return.
+//! The [`Store`] trait, and the types of its calls.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -10,30 +10,30 @@ use futures::stream::BoxStream;
 
 use crate::{BoxError, CredentialsStatus, StoreError};
 
-/// A store that several tasks use.
+/// A store that several tasks share.
 pub type SharedStore = Arc<dyn Store>;
 
-/// The bytes of an object in pieces of any size, in order. They can be read once only. An error
+/// The bytes of an object in pieces of any size, in order. They can be read only once. An error
 /// means that the object will never be complete.
 pub type ByteStream = BoxStream<'static, Result<Bytes, BoxError>>;
 
 /// Objects by key, below the prefix or directory of a target.
 ///
-/// Keys are relative: `0000/0000000000000001-0000000000000001.ltx`, `lock.json`. They are not
-/// empty, have no empty, `.` or `..` component, no leading or trailing `/`, no NUL, no
-/// backslash, and no component that ends in `.tmp`; others are answered with [`StoreError::InvalidKey`].
+/// Keys are relative: `0000/0000000000000001-0000000000000001.ltx`, `lock.json`. A key is not
+/// empty, has no empty, `.` or `..` component, no leading or trailing `/`, no NUL, no backslash,
+/// and no component that ends in `.tmp`. Other keys give [`StoreError::InvalidKey`].
 ///
 /// # Cancel safety
-/// Every call may be dropped. A dropped `put` or `delete` may still have happened, and a dropped
-/// multipart upload may leave parts behind that only a lifecycle rule of the bucket removes; no
+/// Every call may be dropped. A dropped `put` or `delete` may still take effect. A dropped
+/// multipart upload may leave parts behind that only a lifecycle rule of the bucket removes. No
 /// call leaves a partial object visible.
 pub trait Store: Send + Sync {
-    /// Stores a whole object, atomically: readers see the old object, or the new one.
+    /// Stores a whole object, atomically: readers see the old object or the new one.
     ///
     /// After an error other than [`Exists`](StoreError::Exists) and
-    /// [`Conflict`](StoreError::Conflict) the object may have been stored all the same. And since
-    /// a lost answer is asked for again, `Exists` and `Conflict` may be about the caller's own
-    /// earlier attempt: compare the content before you believe in another writer.
+    /// [`Conflict`](StoreError::Conflict) the object may have been stored nevertheless. A call
+    /// whose answer was lost is repeated, so `Exists` and `Conflict` may refer to the caller's own
+    /// earlier attempt: compare the content before you assume another writer.
     fn put(
         &self,
         key: &str,
@@ -42,13 +42,13 @@ pub trait Store: Send + Sync {
         meta: &PutMeta,
     ) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Stores a whole object whose bytes arrive in a stream, atomically, and returns its size in
-    /// bytes. Memory is a few parts, whatever the size of the object; nothing is kept on disk here.
+    /// Stores a whole object from a stream, atomically, and returns its size in bytes. Memory is a
+    /// few parts, whatever the size of the object; no local disk is used.
     ///
-    /// `expected_bytes` is about the size of the object: a store that cuts objects into parts
-    /// chooses their size by it. Twice as much always fits. A failed call is not repeated here,
-    /// because the stream cannot be read again. An error of the stream is answered with
-    /// [`StoreError::Other`], and nothing is stored then.
+    /// `expected_bytes` is the approximate size of the object. A store that cuts objects into parts
+    /// derives their size from it. Twice as many bytes always fit. A failed call is not repeated,
+    /// because the stream cannot be read again. An error of the stream gives [`StoreError::Other`];
+    /// then nothing is stored.
     fn put_stream(
         &self,
         key: &str,
@@ -60,15 +60,15 @@ pub trait Store: Send + Sync {
 
     /// Returns an object or a part of it, all in memory: the caller bounds the range.
     ///
-    /// What of the range lies past the end is left out, so a range at or past the end is empty.
+    /// The range is clipped to the end of the object, so a range at or past the end gives no bytes.
     fn get(&self, key: &str, range: Option<Range<u64>>)
     -> BoxFuture<'_, Result<Bytes, StoreError>>;
 
     /// Returns size, time and version of an object.
     fn head(&self, key: &str) -> BoxFuture<'_, Result<ObjectInfo, StoreError>>;
 
-    /// Returns every object whose key starts with `prefix` and sorts after `start_after`, sorted
-    /// by the bytes of the key. All pages, so the caller bounds the prefix.
+    /// Returns every object whose key starts with `prefix` and sorts after `start_after`, sorted by
+    /// the bytes of the key. All pages are read, so the caller bounds the prefix.
     ///
     /// `prefix` is text, not a directory: `0000` also matches `00001/a`. It may be empty.
     fn list(
@@ -77,37 +77,37 @@ pub trait Store: Send + Sync {
         start_after: Option<&str>,
     ) -> BoxFuture<'_, Result<Vec<ObjectInfo>, StoreError>>;
 
-    /// Returns the names directly below `directory` that have objects below them, sorted: for keys
-    /// `a/x/1` and `a/y`, below `a` that is `x`. The empty directory is the store itself. Names that
-    /// no key can hold are somebody else's, and left out.
+    /// Returns the names directly below `directory` that have objects below them, sorted. For the
+    /// keys `a/x/1` and `a/y`, the name below `a` is `x`. The empty directory is the store itself.
+    /// Names that no key can hold belong to other programs and are left out.
     fn directories(&self, directory: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
 
-    /// Deletes objects; those that are missing already are fine. Stops at the first error, after
-    /// which any of the others may be gone.
+    /// Deletes objects; missing ones are ignored. Stops at the first error; then any of the others
+    /// may already be deleted.
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Returns what this store can do.
+    /// Returns the capabilities of this store.
     fn capabilities(&self) -> Capabilities;
 
-    /// Returns where this store is, for people, without secrets: `s3://bucket/prefix`.
+    /// Returns the address of this store for people, without secrets: `s3://bucket/prefix`.
     fn describe(&self) -> String;
 
-    /// Returns how LTX files are named here.
+    /// Returns the naming scheme of LTX files in this store.
     fn layout(&self) -> Layout;
 
-    /// Returns how the credentials fared at the last call; `None` where there are none to speak
-    /// of. Nothing looks after them between calls, so that an idle store costs nothing.
+    /// Returns the state of the credentials at the last call; `None` for a store without
+    /// credentials. No check runs between calls, so that an idle store costs nothing.
     fn credentials_status(&self) -> Option<CredentialsStatus> {
         None
     }
 
-    /// Returns how many requests were sent so far; `None` where nothing is sent.
+    /// Returns the number of requests sent so far; `None` for a store that sends none.
     fn requests(&self) -> Option<Requests> {
         None
     }
 
-    /// Returns the stores at paths that a person may take for this one: with and without slashes at
-    /// the ends, cleaned, at the root. None where such paths lead to this very place.
+    /// Returns the stores at paths that a person may confuse with this one: with and without
+    /// slashes at the ends, cleaned, at the root. Empty when such paths lead to this same store.
     fn near_misses(&self) -> Vec<SharedStore> {
         Vec::new()
     }
@@ -188,16 +188,16 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
 }
 
-/// What to store: something that can be read again, so that a retry never needs a used stream.
+/// The content to store. It can be read again, so that a retry never needs a used stream.
 #[derive(Debug, Clone)]
 pub enum Body {
     /// Bytes in memory.
     Bytes(Bytes),
     /// The first `len` bytes of a file, which must not change until the put has returned.
     File {
-        /// Where the file is.
+        /// Path of the file.
         path: PathBuf,
-        /// How much of it to store, in bytes.
+        /// Number of bytes to store.
         len: u64,
     },
 }
@@ -230,72 +230,72 @@ impl From<&'static [u8]> for Body {
     }
 }
 
-/// What must be there for a put to happen.
+/// Condition of a put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PutMode {
-    /// Anything.
+    /// None.
     Overwrite,
-    /// Nothing; [`StoreError::Exists`] otherwise.
+    /// No object exists; [`StoreError::Exists`] otherwise.
     Create,
-    /// The object with this [`ObjectInfo::version`]; [`StoreError::Conflict`] otherwise.
+    /// The object has this [`ObjectInfo::version`]; [`StoreError::Conflict`] otherwise.
     Match(String),
 }
 
-/// What to keep with an object.
+/// Metadata of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PutMeta {
-    /// When the content was true, in milliseconds since 1970, for a restore to a time.
+    /// Time of the content, in milliseconds since 1970, for a restore to a time.
     ///
     /// S3 keeps it as the user metadata `litestream-timestamp`; a file store as the file's
     /// modification time.
     pub timestamp_ms: Option<i64>,
 }
 
-/// What a store knows about an object.
+/// Metadata of a stored object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Relative to the store.
+    /// Key, relative to the store.
     pub key: String,
-    /// In bytes.
+    /// Size, in bytes.
     pub size: u64,
-    /// [`PutMeta::timestamp_ms`] where the store says it, else when the object was stored, in
-    /// milliseconds since 1970.
+    /// [`PutMeta::timestamp_ms`] if the store reports it, else the time at which the object was
+    /// stored, in milliseconds since 1970.
     ///
-    /// [`Store::head`] always says it. [`Store::list`] does when
+    /// [`Store::head`] always reports it. [`Store::list`] does so when
     /// [`Capabilities::list_timestamps`] is set.
     pub modified_ms: i64,
-    /// Changes with the content, for [`PutMode::Match`]. Opaque.
+    /// Version for [`PutMode::Match`], which changes with the content. Opaque.
     pub version: Option<String>,
 }
 
-/// What a store can do.
+/// Capabilities of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// [`PutMode::Create`] and [`PutMode::Match`] are decided by the store, not by us. A store
-    /// may promise it and not do it: whoever relies on it tries it first.
+    /// The store itself decides [`PutMode::Create`] and [`PutMode::Match`]. Some stores promise
+    /// this without doing it: test it before you rely on it.
     pub conditional_put: bool,
-    /// A list says [`PutMeta::timestamp_ms`]; otherwise only a head does.
+    /// A list reports [`PutMeta::timestamp_ms`]; otherwise only a head does.
     pub list_timestamps: bool,
 }
 
-/// How many requests of each kind were sent for a store since it was opened. Each attempt counts,
-/// and each page of a list: it is what a bill shows.
+/// Number of requests of each kind sent for a store since it was opened. Each attempt and each page
+/// of a list counts, as on a bill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Requests {
-    /// Objects and parts of objects, and what begins and completes those of many parts.
+    /// Puts of objects and of parts, and the start and completion of multipart uploads.
     pub put: u64,
-    /// Objects and ranges of them.
+    /// Gets of objects and of ranges.
     pub get: u64,
-    /// Asked for size and version only.
+    /// Requests for size and version only.
     pub head: u64,
     /// Pages of lists.
     pub list: u64,
-    /// Objects, and uploads in parts that were given up.
+    /// Deletes of objects, and aborted multipart uploads.
     pub delete: u64,
 }
 
 impl Requests {
-    /// Returns each kind by name.
+    /// Returns each count with the name of its kind.
     pub fn by_kind(self) -> [(&'static str, u64); 5] {
         [
             ("put", self.put),
@@ -307,7 +307,7 @@ impl Requests {
     }
 }
 
-/// How LTX files are named. Litestream has two ways.
+/// Naming scheme of LTX files. Litestream has two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// `<path>/<level as %04x>/<file>`.

@@ -1,4 +1,4 @@
-//! Making stores from targets.
+//! Opens stores from targets.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::object::SharedStore;
 use crate::s3::{self, Bucket, S3Store};
 use crate::target::{S3Target, Target};
 
-/// Makes the store that a target names, with connections of its own: see [`Opener`] for many.
+/// Opens the store of a target, with its own connections; for many stores see [`Opener`].
 ///
-/// Asks nothing of the store yet, so an unreachable one opens; the first call reports it.
+/// Sends no request yet, so an unreachable store opens; the first call reports it.
 ///
 /// # Errors
 /// [`StoreError::Other`] when the target or its certificate file is not valid.
@@ -21,9 +21,9 @@ pub fn open(target: &Target) -> Result<SharedStore, StoreError> {
     Opener::new().open(target)
 }
 
-/// Makes many stores that share what they can: stores with the same bucket, endpoint and
-/// credentials use one client, and look after their credentials together; all stores that trust
-/// the authorities of the system share their connections.
+/// Opens many stores that share resources. Stores with the same bucket, endpoint and credentials
+/// share one client, and refresh their credentials together. All stores that trust the system's
+/// certificate authorities share their connections.
 ///
 /// A thousand databases in one bucket thus cost little more than one. Connections belong to the
 /// runtime that first used them, so use one opener and its stores in one runtime only.
@@ -33,7 +33,7 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Makes an opener with nothing to share yet.
+    /// Creates an opener without any stores.
     pub fn new() -> Self {
         Self {
             http: s3::system_http_client(),
@@ -41,7 +41,7 @@ impl Opener {
         }
     }
 
-    /// Makes the store that a target names; asks nothing of it yet.
+    /// Opens the store of a target; sends no request yet.
     ///
     /// # Errors
     /// As [`open`].

@@ -1,8 +1,8 @@
 //! Objects in an S3 bucket, at AWS or any compatible store.
 //!
-//! What compatible stores differ in is avoided: no trailing checksums, no `aws-chunked` bodies,
-//! signed payloads with a length, one `DeleteObject` for each key. Keys and user metadata are
-//! byte for byte those of Litestream.
+//! Features in which compatible stores differ are avoided: no trailing checksums, no `aws-chunked`
+//! bodies, signed payloads with a length, one `DeleteObject` for each key. Keys and user metadata
+//! are byte for byte those of Litestream.
 
 mod answer;
 mod client;
@@ -41,11 +41,12 @@ use sent::{Counts, Kind, Sent};
 use session::Session;
 pub use upload::PART_BYTES;
 
-/// User metadata that holds [`PutMeta::timestamp_ms`], under the name Litestream gives it.
+/// User metadata that holds [`PutMeta::timestamp_ms`], under Litestream's name.
 const TIMESTAMP_METADATA: &str = "litestream-timestamp";
-/// The most pages of one list, of 1,000 objects each: a store that never ends is broken.
+/// Limit on the pages of one list, of 1,000 objects each, in case a broken store never ends its
+/// list.
 const MAX_PAGES: u32 = 100_000;
-/// Objects of one call to delete that are deleted at the same time.
+/// Limit on concurrent deletes within one call.
 const DELETES_AT_ONCE: usize = 8;
 
 /// A prefix in a bucket as a store.
@@ -54,7 +55,7 @@ pub struct S3Store {
     inner: Arc<Inner>,
 }
 
-/// What the calls share.
+/// State that the calls share.
 struct Inner {
     client: Client,
     bucket: String,
@@ -64,11 +65,11 @@ struct Inner {
     large: Arc<Semaphore>,
     counts: Arc<Counts>,
     kept: Kept,
-    /// The store keeps keys with this prefix as they are.
+    /// The store is proven to keep keys with this prefix unchanged.
     is_proven: AtomicBool,
 }
 
-/// What a list is asked for.
+/// Parameters of a list request.
 #[derive(Default, Clone, Copy)]
 struct Asked<'a> {
     start: Option<&'a str>,
@@ -78,7 +79,7 @@ struct Asked<'a> {
 }
 
 impl S3Store {
-    /// Makes a store with connections and credentials of its own; asks nothing of it yet.
+    /// Creates a store with its own connections and credentials; sends no request yet.
     ///
     /// # Errors
     /// [`StoreError::Other`] when the target or its certificate file is not valid.
@@ -86,7 +87,7 @@ impl S3Store {
         Ok(Self::within(build(target, &system_http_client())?, target))
     }
 
-    /// Makes a store at the prefix of the target, with what its bucket shares.
+    /// Creates a store at the prefix of the target, with the shared state of its bucket.
     pub(crate) fn within(shared: Bucket, target: &S3Target) -> Self {
         let Bucket {
             client,
@@ -110,7 +111,7 @@ impl S3Store {
         }
     }
 
-    /// The store at another prefix of the same bucket.
+    /// Returns the store at another prefix of the same bucket.
     fn at(&self, prefix: String) -> Self {
         let inner = &self.inner;
         Self {
@@ -148,8 +149,8 @@ impl Inner {
         answer::what(operation, &self.bucket, &self.prefix, key)
     }
 
-    /// Makes a call with the newest credentials; once more when it is refused and there are newer
-    /// ones.
+    /// Makes a call with the newest credentials. Repeats it once if it is refused and newer
+    /// credentials exist.
     async fn call<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -183,8 +184,8 @@ impl Inner {
         let answer = request.interceptor(self.sent(Kind::Head)).send().await;
         let answer = match answer.map_err(|error| self.failure("head", key, error)) {
             Ok(answer) => answer,
-            // An answer to HEAD has no body, so it cannot tell a missing object from a missing
-            // bucket or from a proxy that knows nothing. A list can.
+            // An answer to HEAD has no body, so it does not distinguish a missing object from a
+            // missing bucket or from a proxy without knowledge of the store. A list does.
             Err(missing @ StoreError::Missing { .. }) => {
                 self.first(&self.full(key)).await?;
                 return Err(missing);
@@ -221,22 +222,24 @@ impl Inner {
         if found.is_empty() {
             self.refuse_other_names(prefix).await?;
         }
-        // Not every store obeys `start-after`, or sorts by bytes; and we ask for more.
+        // Some stores ignore `start-after` or do not sort by bytes, and the request starts a little
+        // earlier.
         found.retain(|info| start_after.is_none_or(|after| info.key.as_str() > after));
         found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         found.dedup_by(|a, b| a.key == b.key);
         Ok(found)
     }
 
-    /// Returns whether a store that seems to hold nothing below an empty prefix drops the slash
-    /// that our keys then begin with (SeaweedFS does), so that its lists know them without.
+    /// Returns whether the store drops the slash at the start of our keys, which have one below an
+    /// empty prefix. SeaweedFS does, and then lists the keys without it.
     async fn drops_slashes(&self, prefix: &str) -> Result<bool, StoreError> {
         let Some(key) = self.first(prefix).await? else {
             return Ok(false);
         };
         match self.head(&key).await {
             Ok(_) => Ok(true),
-            // Somebody else's object, in a store that tells `/key` and `key` apart.
+            // The object belongs to another program, in a store that distinguishes `/key` and
+            // `key`.
             Err(StoreError::Missing { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -251,7 +254,7 @@ impl Inner {
         Ok(found)
     }
 
-    /// Returns what follows `full` up to the next slash, for every key that begins so.
+    /// Returns the next path component after `full`, for every key that starts with `full`.
     async fn common_prefixes(&self, full: &str) -> Result<Vec<String>, StoreError> {
         let mut found = Vec::new();
         let asked = Asked {
@@ -270,7 +273,7 @@ impl Inner {
         Ok(found)
     }
 
-    /// Returns all pages of a list of the full keys with `full`, which belong to `prefix`.
+    /// Returns all pages of a list of full keys that start with `full`, which belongs to `prefix`.
     async fn pages(
         &self,
         prefix: &str,
@@ -317,7 +320,7 @@ impl Inner {
         Err(self.bad_answer("list", self.relative(full), "the list does not end"))
     }
 
-    /// Returns the full key of the first object with `full`.
+    /// Returns the full key of the first object that starts with `full`.
     async fn first(&self, full: &str) -> Result<Option<String>, StoreError> {
         let asked = Asked {
             max_keys: Some(1),
@@ -358,13 +361,13 @@ impl Inner {
         Ok((page, next.filter(|_| more)))
     }
 
-    /// Sees and counts the attempts of a request of this kind.
+    /// Returns an interceptor that counts the attempts of a request of this kind.
     fn sent(&self, kind: Kind) -> Sent {
         let counts = Arc::clone(&self.counts);
         Sent { counts, kind }
     }
 
-    /// Returns a full key without the prefix, where it has that.
+    /// Returns a full key without the prefix, if it has the prefix.
     fn relative<'a>(&self, full: &'a str) -> &'a str {
         full.strip_prefix(&key::stem(&self.prefix, ""))
             .unwrap_or(full)
@@ -420,11 +423,11 @@ impl Inner {
     }
 }
 
-/// Returns where a list may start so that nothing after `after` is left out.
+/// Returns a start for a list that leaves out nothing after `after`.
 ///
 /// A store that keeps directories (SeaweedFS) skips all of `dir/` when a list starts after `dir`,
-/// though `dir/x` sorts after it. So start a little earlier, at a text that ends before a letter
-/// or digit: whatever lies under a directory of that name sorts before `after` anyway.
+/// although `dir/x` sorts after it. So start a little earlier, at a text that ends before a letter
+/// or digit: every key in a directory of that name sorts before `after` anyway.
 fn safe_start(after: &str) -> Option<&str> {
     let end = after.char_indices().rev().find(|(_, c)| *c > '/')?.0;
     after.get(..end).filter(|start| !start.is_empty())
@@ -485,7 +488,7 @@ impl Store for S3Store {
                 let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner).take();
                 match bytes {
                     Some(bytes) => put.run_stream(bytes, counted).await,
-                    // Only a refused first attempt leads here, and its error says why.
+                    // Only a refused first attempt leads here, and its error gives the reason.
                     None => Err(StoreError::Unreachable {
                         what: self.inner.what("put", &key),
                         code: "the credentials changed meanwhile".to_owned(),
@@ -604,7 +607,8 @@ mod tests {
         for after in all {
             let start = safe_start(after).unwrap_or_default();
             assert!(start <= after);
-            // What such a store leaves out: up to the start, and below a directory of its name.
+            // Such a store leaves out all keys up to the start, and those in a directory of its
+            // name.
             let below = format!("{start}/");
             let skipped =
                 |key: &&&str| !start.is_empty() && (**key <= start || key.starts_with(&below));

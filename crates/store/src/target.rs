@@ -1,4 +1,4 @@
-//! Replica URLs, as Litestream writes them, to targets.
+//! Parses replica URLs in Litestream's format into targets.
 
 mod provider;
 #[cfg(test)]
@@ -14,14 +14,14 @@ use crate::{Credentials, Encryption, key};
 
 /// Part sizes that S3 and our memory allow, in bytes.
 const PART_BYTES: RangeInclusive<u64> = 5 << 20..=512 << 20;
-/// Parts that may be on their way at once.
+/// Allowed number of parts in flight at once.
 const PARTS_IN_FLIGHT: RangeInclusive<usize> = 1..=64;
-/// The longest prefix, in bytes: S3 allows keys of 1,024, and our own part needs some of them.
+/// Limit on the prefix, in bytes: S3 allows keys of 1,024, and our own part needs some of them.
 const MAX_PREFIX_BYTES: usize = 900;
-/// Classes whose objects have to be asked for hours before they can be read.
+/// Storage classes whose objects need a restore request hours before they can be read.
 const ARCHIVES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 
-/// Where backups go.
+/// The destination of backups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(
@@ -31,7 +31,7 @@ const ARCHIVES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 pub enum Target {
     /// A directory.
     File {
-        /// Absolute.
+        /// Absolute path.
         path: PathBuf,
     },
     /// A bucket.
@@ -43,85 +43,85 @@ pub enum Target {
 pub struct S3Target {
     /// The bucket's name.
     pub bucket: String,
-    /// What every key starts with, byte for byte, before the slash that follows it. Empty: every key
-    /// starts with a slash. At most 900 bytes.
+    /// Start of every key, byte for byte, before the slash that follows it. With an empty prefix
+    /// every key starts with a slash. At most 900 bytes.
     pub prefix: String,
     /// Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else `us-east-1`.
     pub region: Option<String>,
     /// Scheme, host and port of the store; default: AWS.
     pub endpoint: Option<String>,
-    /// The bucket is part of the path, not of the host; default: with an endpoint only.
+    /// Whether the bucket is in the path instead of the host; default: with an endpoint only.
     pub force_path_style: Option<bool>,
-    /// What to sign with.
+    /// Credentials for signatures.
     pub credentials: Credentials,
-    /// PEM file with the only authorities to trust; default: those of the system.
+    /// PEM file with the only certificate authorities to trust; default: those of the system.
     pub ca_file: Option<PathBuf>,
     /// Storage class of every object; default: the bucket's.
     pub storage_class: Option<String>,
-    /// How objects are encrypted; default: as the bucket is set.
+    /// Encryption of objects; default: the bucket's setting.
     pub encryption: Option<Encryption>,
     /// Larger objects are stored in parts of this size, in bytes, 5 MiB to 512 MiB; default 5 MiB.
     pub part_bytes: Option<u64>,
-    /// How many parts are in memory and on their way at once, 1 to 64; default 3.
+    /// Number of parts in memory and in flight at once, 1 to 64; default 3.
     pub parts_in_flight: Option<usize>,
 }
 
-/// Why a text is not the URL of a replica.
+/// Why a text is not a replica URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UrlError {
-    /// Not a URL at all.
+    /// The text is not a URL.
     #[error("{url:?} is not a URL: {reason}; write file:///DIRECTORY or s3://BUCKET/PREFIX")]
     Invalid {
         /// The text.
         url: String,
-        /// What is wrong with it.
+        /// The fault of the text.
         reason: String,
     },
-    /// A kind of store that we know and do not serve.
+    /// A known kind of store that is not supported.
     #[error("{scheme}:// targets are not served yet; s3:// and file:// are")]
     Unsupported {
         /// The scheme.
         scheme: String,
     },
-    /// A kind of store that we do not know.
+    /// An unknown kind of store.
     #[error("unknown scheme {scheme:?}; s3:// and file:// are served")]
     UnknownScheme {
         /// The scheme.
         scheme: String,
     },
-    /// A file URL names a machine, or no directory.
+    /// A file URL with a host, or without a directory.
     #[error("file URL {url:?} must be file:///DIRECTORY")]
     FilePath {
         /// The URL.
         url: String,
     },
-    /// Not the name of a bucket.
+    /// Invalid bucket name.
     #[error("bucket name {bucket:?} is not valid: {reason}")]
     Bucket {
         /// The name.
         bucket: String,
-        /// What is wrong with it.
+        /// The fault of the name.
         reason: &'static str,
     },
-    /// A query key that we do not honour.
+    /// Unsupported query key.
     #[error("unknown query key {key:?} in a {scheme}:// URL{}", hint(.suggestion))]
     UnknownKey {
         /// The key.
         key: String,
         /// The scheme.
         scheme: String,
-        /// What may have been meant, or what to do instead.
+        /// The key that may have been meant, or an alternative.
         suggestion: Option<&'static str>,
     },
-    /// A part of a target whose value makes no sense.
+    /// A part of a target with an invalid value.
     #[error("{key} is {value:?}, expected {expected}")]
     Value {
         /// The key.
         key: String,
         /// Its value.
         value: String,
-        /// What it takes.
+        /// The allowed values.
         expected: &'static str,
     },
     /// Credentials in the URL, where logs and process lists show them.
@@ -134,18 +134,19 @@ fn hint(text: &Option<&'static str>) -> String {
 }
 
 impl Target {
-    /// Reads a replica URL.
+    /// Parses a replica URL.
     ///
     /// `file:///DIRECTORY`, or `s3://BUCKET/PREFIX` with the query keys `endpoint`, `region`,
     /// `forcePathStyle` (or `force-path-style`), `ca-file`, `storageClass`, `partSize`,
     /// `concurrency` and `sseKmsKeyId`. The prefix of an S3 URL is that of Litestream: dots, double
-    /// slashes and slashes at its ends are resolved, and without any slash behind the bucket it is
-    /// `.`. The bucket may stand before the host of its provider: `s3://BUCKET.s3.eu-west-1.amazonaws.com/PREFIX`.
-    /// Keys of Litestream that we obey anyway are accepted with
-    /// the value that says so: `signPayload=true`, `requireContentMD5=…`, `skipVerify=false`.
+    /// slashes and slashes at its ends are resolved. Without any slash after the bucket, the prefix
+    /// is `.`. The bucket may precede the host of its provider:
+    /// `s3://BUCKET.s3.eu-west-1.amazonaws.com/PREFIX`. Keys of Litestream whose behaviour we
+    /// always have are accepted with the value for it: `signPayload=true`, `requireContentMD5=…`,
+    /// `skipVerify=false`.
     ///
     /// # Errors
-    /// [`UrlError`]; a key that we do not honour is one.
+    /// [`UrlError`], also for an unsupported key.
     pub fn from_url(text: &str) -> Result<Self, UrlError> {
         let invalid = |reason: String| UrlError::Invalid {
             url: without_user(text),
@@ -187,7 +188,7 @@ fn file(url: &Url) -> Result<Target, UrlError> {
     Ok(Target::File { path })
 }
 
-/// `path` is as it was written: the URL's own has lost what `..` and a double slash mean together.
+/// `path` is the path as written: the URL's own path no longer shows `..` next to a double slash.
 fn s3(url: &Url, path: &str) -> Result<Target, UrlError> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(UrlError::CredentialsInUrl);
@@ -211,7 +212,7 @@ fn s3(url: &Url, path: &str) -> Result<Target, UrlError> {
     Ok(Target::S3(target))
 }
 
-/// The path of a URL as it was written, with the slash that it begins with.
+/// Returns the path of a URL as written, with its leading slash.
 fn path_of(text: &str) -> &str {
     let text = text.split_once("://").map_or(text, |(_, rest)| rest);
     let text = text.split(['?', '#']).next().unwrap_or_default();
@@ -219,7 +220,7 @@ fn path_of(text: &str) -> &str {
 }
 
 impl S3Target {
-    /// Sets the endpoint, which gets the scheme that Litestream gives it where it has none.
+    /// Sets the endpoint. A missing scheme is completed as in Litestream.
     ///
     /// # Errors
     /// [`UrlError::Value`] when it is not scheme, host and port.
@@ -228,7 +229,8 @@ impl S3Target {
         Ok(())
     }
 
-    /// The place of a database below this one, as Litestream joins them: the path is cleaned first.
+    /// Returns the target of a database below this one, joined as in Litestream: the path is
+    /// cleaned first.
     #[must_use]
     pub fn below(self, place: &str) -> Self {
         Self {
@@ -237,17 +239,17 @@ impl S3Target {
         }
     }
 
-    /// Checks what no store needs to be asked for.
+    /// Checks everything that needs no request to the store.
     pub(crate) fn check(&self) -> Result<(), UrlError> {
         check_bucket(&self.bucket)?;
         self.check_prefix()?;
         self.check_values()
     }
 
-    /// Checks that every store can keep and list what lies below the prefix.
+    /// Checks that every store can keep and list the keys below the prefix.
     ///
     /// # Errors
-    /// [`UrlError::Value`] that says what is wrong with it.
+    /// [`UrlError::Value`] with the fault of the prefix.
     pub fn check_prefix(&self) -> Result<(), UrlError> {
         let path = |expected| UrlError::Value {
             key: "path".to_owned(),
@@ -301,7 +303,7 @@ impl S3Target {
     }
 }
 
-/// Whether others may listen to what an endpoint is sent.
+/// Returns whether requests to an endpoint cross a network in plain text.
 fn is_in_the_clear(endpoint: &str) -> bool {
     let is_private = |url: &Url| url.host_str().is_some_and(is_local);
     Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && !is_private(&url))
@@ -322,7 +324,7 @@ fn s3_key(target: &mut S3Target, key: &str, value: &str) -> Result<(), UrlError>
             target.encryption = Some(Encryption::Kms(value.to_owned()));
         }
         "sseCustomerKey" | "sse-customer-key" => return Err(UrlError::CredentialsInUrl),
-        // We always sign the payload, and never send a batch that needs an MD5.
+        // The payload is always signed, and no request needs an MD5.
         "signPayload" | "sign-payload" if boolean(key, value)? => {}
         "requireContentMD5" | "require-content-md5" => drop(boolean(key, value)?),
         "skipVerify" | "skip-verify" if !boolean(key, value)? => {}
@@ -351,8 +353,8 @@ fn key_suggestion(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns an endpoint with a scheme, as Litestream completes it: http for this machine and
-/// private networks, https for the rest.
+/// Returns an endpoint with a scheme, completed as in Litestream: http for this machine and private
+/// networks, https for all others.
 fn endpoint(value: &str) -> Result<String, UrlError> {
     let invalid = || UrlError::Value {
         key: "endpoint".to_owned(),
@@ -376,7 +378,7 @@ fn endpoint(value: &str) -> Result<String, UrlError> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// A text without what stands before an @, which may be a password.
+/// Returns a text without the part before an @, which may be a password.
 fn without_user(text: &str) -> String {
     let Some((before, after)) = text.rsplit_once('@') else {
         return text.to_owned();
@@ -416,7 +418,7 @@ fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, UrlError> {
     })
 }
 
-/// Checks a bucket's name loosely: old buckets and other stores allow more than AWS does now.
+/// Checks a bucket name loosely: old buckets and other stores allow more than AWS does now.
 fn check_bucket(bucket: &str) -> Result<(), UrlError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let reason = if bucket.is_empty() {
@@ -446,8 +448,8 @@ fn decode(path: &str) -> Result<String, UrlError> {
         })
 }
 
-/// Resolves `.`, `..` and slashes as Go's `path.Clean` does: an empty path is `.`, a path from the
-/// root stays one, and `..` at the start of another stays, too.
+/// Resolves `.`, `..` and slashes as Go's `path.Clean` does. An empty path becomes `.`, an absolute
+/// path stays absolute, and `..` at the start of a relative path stays.
 pub(crate) fn clean(path: &str) -> String {
     let is_rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();

@@ -1,5 +1,5 @@
-//! For the tests of this crate and of its users: a real S3 server on this machine, and one that keeps
-//! each key as it is.
+//! Servers for the tests of this crate and of its users: a real S3 server on this machine, and one
+//! that keeps each key unchanged.
 
 mod exact;
 mod proxy;

@@ -1,4 +1,4 @@
-//! Every store passes the one suite.
+//! Every store passes the same suite.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ async fn a_directory_conforms() {
     let count = AtomicU64::new(0);
     conformance::run(async || {
         let number = count.fetch_add(1, Ordering::Relaxed);
-        // Not there before the first put.
+        // The directory does not exist before the first put.
         let path = directory.path().join(format!("stores/{number}"));
         Arc::new(FileStore::new(path)) as SharedStore
     })

@@ -1,4 +1,4 @@
-//! The wrapper that fails on plan.
+//! The wrapper with planned failures.
 
 use std::time::Duration;
 

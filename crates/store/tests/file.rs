@@ -1,4 +1,4 @@
-//! What only a directory can show.
+//! Behaviour that only a directory can show.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -84,7 +84,7 @@ async fn a_file_in_the_way_is_an_error_that_says_so() {
 
 #[tokio::test]
 async fn a_place_that_refuses_writes_is_denied_not_missing() {
-    // Not even root may create files here.
+    // Even root cannot create files here.
     let store = FileStore::new("/proc/self/fdinfo");
     let refused = put(&store, "x", PutMode::Overwrite).await;
     assert!(refused.is_err_and(|kind| kind != StoreErrorKind::Missing));
@@ -112,7 +112,7 @@ async fn a_directory_is_not_an_object() {
 async fn one_of_two_processes_wins_a_swap() {
     let directory = tempfile::tempdir().unwrap();
     for round in 0..50 {
-        // Two stores, as two processes have them.
+        // Two stores, as in two processes.
         let stores = [
             FileStore::new(directory.path()),
             FileStore::new(directory.path()),
@@ -147,7 +147,7 @@ async fn directories_that_cannot_be_looked_at_are_an_error_and_foreign_names_are
     }
     std::os::unix::fs::symlink("nothing", directory.path().join("dangling")).unwrap();
     assert_eq!(store.directories("").await.unwrap(), ["a"]);
-    // A link to itself: the system says that it cannot look.
+    // A link to itself: the system reports an error, not absence.
     std::os::unix::fs::symlink("circle", directory.path().join("circle")).unwrap();
     let message = store.directories("").await.unwrap_err().to_string();
     assert!(message.contains("circle"), "{message}");

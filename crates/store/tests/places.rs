@@ -1,4 +1,4 @@
-//! Where objects lie in a bucket, and answers of a store that may pass.
+//! Keys of objects in a bucket, and temporary errors of a store.
 
 use store::testing::{ExactServer, Refusal, Weed};
 use store::{
@@ -93,7 +93,7 @@ async fn a_path_that_the_store_takes_for_another_one_is_refused_and_leaves_nothi
             "{prefix:?}"
         );
     }
-    // What lies there already is not taken for nothing.
+    // Objects that already exist there do not appear as absent.
     create(&at("db"), KEY).await.unwrap();
     create(&at("a/db"), KEY).await.unwrap();
     for prefix in ["db/", "a//db"] {
@@ -104,7 +104,7 @@ async fn a_path_that_the_store_takes_for_another_one_is_refused_and_leaves_nothi
             "{prefix:?}: {refused}"
         );
     }
-    // A slash at the start is one that this store drops everywhere.
+    // This store drops a leading slash everywhere.
     assert_eq!(at("/db").list("", None).await.unwrap().len(), 1);
     create(&at("/db"), "lock.json").await.unwrap();
 }
@@ -150,7 +150,8 @@ async fn an_answer_that_may_pass_is_asked_for_again() {
         store.list("0000/", None).await.unwrap();
         store.get(KEY, None).await.unwrap();
         store.head(KEY).await.unwrap();
-        // One that does not pass is told in the store's own words, and is no verdict on the object.
+        // A permanent error is reported in the store's own words, and says nothing about the
+        // object.
         refuse(usize::MAX);
         let error = match method {
             "PUT" => create(&store, KEY).await.unwrap_err(),

@@ -1,4 +1,4 @@
-//! What goes over the wire, byte for byte: what other stores and Litestream rely on.
+//! Requests on the wire, byte for byte, as other stores and Litestream expect them.
 
 use store::{
     Body, Credentials, CustomerKey, Encryption, PutMeta, PutMode, S3Store, S3Target, Store,
@@ -6,7 +6,7 @@ use store::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// Returns the head of the one request that `call` sends, in lower case but for its first line.
+/// Returns the head of the one request that `call` sends, in lower case except for its first line.
 async fn request_of(prefix: &str, call: impl AsyncFnOnce(S3Store)) -> (String, Vec<String>) {
     let target = S3Target {
         prefix: prefix.to_owned(),
@@ -15,7 +15,7 @@ async fn request_of(prefix: &str, call: impl AsyncFnOnce(S3Store)) -> (String, V
     request_to(target, call).await
 }
 
-/// As [`request_of`], to a target that says more.
+/// As [`request_of`], for a target with more settings.
 async fn request_to(target: S3Target, call: impl AsyncFnOnce(S3Store)) -> (String, Vec<String>) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
@@ -73,7 +73,7 @@ async fn a_put_is_plain_signed_and_carries_the_time_as_litestream_does() {
         header("x-amz-meta-litestream-timestamp"),
         ["2023-11-14t22:13:20.12z"]
     );
-    // SHA-256 of the body: what arrives is what was sent.
+    // SHA-256 of the body, so that the store detects changed bytes.
     let hash = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
     assert_eq!(header("x-amz-content-sha256"), [hash]);
     for refused in [
@@ -105,7 +105,7 @@ async fn an_empty_prefix_gives_keys_that_begin_with_a_slash() {
 #[tokio::test]
 async fn what_litestream_0_3_stored_below_an_empty_prefix_has_no_slash_before_it() {
     let (first, _) = request_of("", async |store| {
-        // The answer is none to a list.
+        // The answer is not one to a list.
         let _refused = store.list("generations/", None).await;
     })
     .await;
@@ -173,7 +173,7 @@ async fn a_customer_key_goes_with_each_request_about_bytes_and_with_no_other() {
         headers.iter().filter(about).count()
     };
     assert_eq!(carries(&put_of(target()).await), 3);
-    // What the answers lack does not matter here.
+    // Missing parts of the answers do not matter here.
     let (_, head) = request_to(target(), async |store| drop(store.head("x").await)).await;
     assert_eq!(carries(&head), 3);
     let (_, get) = request_to(target(), async |store| drop(store.get("x", None).await)).await;

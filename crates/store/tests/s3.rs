@@ -1,4 +1,4 @@
-//! What only a server can show: refusals, outages, rotation.
+//! Behaviour that only a server can show: refusals, outages, rotation.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,7 @@ async fn put(store: &S3Store, key: &str, mode: PutMode) -> Result<(), StoreError
         .await
 }
 
-/// Returns the kinds of the errors that all calls give, delete last.
+/// Returns the kinds of the errors of all calls, delete last.
 async fn all_kinds(store: &S3Store) -> [Option<StoreErrorKind>; 6] {
     let big = Body::from(vec![0; 9 << 20]);
     [
@@ -131,8 +131,8 @@ async fn a_right_that_is_lacking_does_not_make_the_keys_bad() {
 #[tokio::test]
 async fn a_missing_bucket_is_not_an_empty_one() {
     let weed = Weed::shared();
-    // This server makes a missing bucket with the first put, or denies it to those who may not;
-    // and it says that a delete in a bucket that is not there went well.
+    // This server creates a missing bucket with the first put, or refuses users without the
+    // permission. It reports success for a delete in a missing bucket.
     weed.add_identity("user", "user-key", "secret", &["Read", "Write", "List"])
         .await;
     let credentials = Credentials::fixed("user-key", "secret");
@@ -152,7 +152,7 @@ async fn metadata_and_keys_are_those_of_litestream() {
     assert_eq!(store.describe(), "s3://layout/a/db");
     let above = S3Store::new(&target("a")).unwrap();
     assert_eq!(above.list("", None).await.unwrap()[0].key, "db/0000/x.ltx");
-    // A sibling whose name begins alike is not ours.
+    // A sibling with the same start of its name is not part of the prefix.
     let sibling = S3Store::new(&target("a/d")).unwrap();
     assert!(sibling.list("", None).await.unwrap().is_empty());
 }
@@ -326,7 +326,7 @@ async fn objects_are_kept_in_a_class_in_parts_and_with_a_key_of_ours() {
         let late = put(&store, name, version).await.unwrap_err();
         assert_eq!(late.kind(), StoreErrorKind::Conflict);
     }
-    // Nobody without the key gets anything, and that does not look like nothing there.
+    // Without the key every read fails, and the failure does not appear as absence.
     let stranger = S3Store::new(&plain).unwrap();
     let refused = stranger.get("small", None).await.unwrap_err();
     assert!(!matches!(
@@ -343,7 +343,7 @@ async fn every_attempt_is_counted_by_kind() {
     let mut target = weed.target("counted", "db", Credentials::Static(weed.admin()));
     let direct = S3Store::new(&target).unwrap();
     assert_eq!(direct.requests(), Some(Requests::default()));
-    // Looks whether it is there, which ends in a list; begins, sends two parts, completes.
+    // Checks for an existing object, which ends in a list; begins, sends two parts, completes.
     let big = Body::from(vec![0; 9 << 20]);
     direct
         .put("big", big, PutMode::Create, &PutMeta::default())
@@ -417,7 +417,7 @@ async fn a_policy_that_refuses_to_delete_some_objects_is_a_denial_and_the_others
     let left = store.list("", None).await.unwrap();
     let left: Vec<_> = left.iter().map(|info| info.key.as_str()).collect();
     assert_eq!(left, ["old/1", "old/2"]);
-    // Nothing is wrong with the keys.
+    // The keys themselves are valid.
     let status = store.credentials_status().unwrap();
     assert_eq!(status.state, CredentialsState::Valid);
 }
@@ -489,12 +489,12 @@ async fn keys_rotate_under_load_without_a_failed_put() {
         project(directory.path(), "2", &keys("unknown-key", "secret")).unwrap();
         uses(&first, CredentialsState::RotationPending).await;
         some_puts().await;
-        // New keys, then the old ones go.
+        // New keys appear, then the old ones are removed.
         project(directory.path(), "3", &second).unwrap();
         uses(&second, CredentialsState::Valid).await;
         weed.remove_identity("rotation-1", "rotation-key-1").await;
         some_puts().await;
-        // The old ones go before anybody has looked at the new ones.
+        // The old keys are removed before the new ones have been read.
         project(directory.path(), "4", &third).unwrap();
         weed.remove_identity("rotation-2", "rotation-key-2").await;
         some_puts().await;

@@ -1,4 +1,4 @@
-//! The encrypted way to a store, with an authority of one's own.
+//! TLS connections to a store, with a private certificate authority.
 
 use std::sync::Arc;
 

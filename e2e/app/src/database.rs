@@ -1,4 +1,4 @@
-//! The application's one table.
+//! The only table of the application.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// Time that a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// SQLite's journal modes that the tests are about.
+/// SQLite's journal modes that the tests cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Journal {
     Wal,
@@ -22,8 +22,8 @@ pub(crate) enum Journal {
 pub(crate) struct Database(Connection);
 
 impl Database {
-    /// Opens a database that must be there. It may be written to: SQLite then can read it whatever
-    /// state its log is in.
+    /// Opens an existing database. It is opened for writing, so that SQLite can read it in any
+    /// state of its WAL.
     pub(crate) fn open(path: &Path) -> Result<Database> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)
@@ -32,7 +32,7 @@ impl Database {
         Ok(Database(connection))
     }
 
-    /// Opens a database and makes it and its table if they are not there.
+    /// Opens a database. Creates the database and its table if they do not exist.
     pub(crate) fn create(path: &Path, journal: Journal) -> Result<Database> {
         let connection =
             Connection::open(path).with_context(|| format!("create {}", path.display()))?;
@@ -44,7 +44,7 @@ impl Database {
         connection
             .pragma_update(None, "journal_mode", mode)
             .context("set the journal mode")?;
-        // Rows are numbered from 1 without gaps, because none is ever deleted.
+        // Rows are numbered from 1 without gaps, because no row is ever deleted.
         connection
             .execute_batch(
                 "CREATE TABLE IF NOT EXISTS rows (
@@ -57,7 +57,7 @@ impl Database {
         Ok(Database(connection))
     }
 
-    /// Writes the next row in a transaction of its own, and returns its number and time.
+    /// Writes the next row in its own transaction, and returns its number and time.
     pub(crate) fn insert(&self, payload_bytes: usize) -> Result<(i64, i64)> {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
         let now_ms = i64::try_from(now_ms)?;
@@ -79,7 +79,7 @@ impl Database {
     }
 
     /// Content of the database: `count`, `max_id`, `max_written_at_ms`, `contiguous` (rows 1 to
-    /// `max_id` are all there) and `integrity` (`"ok"`, or SQLite's first complaint).
+    /// `max_id` all exist) and `integrity` (`"ok"`, or the first error of SQLite's check).
     pub(crate) fn stats(&self) -> Result<Value> {
         let (count, max_id, max_written_at_ms): (i64, i64, i64) = self
             .0

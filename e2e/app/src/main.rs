@@ -1,7 +1,7 @@
-//! An ordinary application with a SQLite database, which knows nothing of backups.
+//! An ordinary application with a SQLite database, which knows nothing about backups.
 //!
-//! It writes numbered, timestamped rows at a steady pace, so that a test can say of a restored
-//! database which rows are there, whether one is missing in the middle, and how old the newest is.
+//! It writes numbered, timestamped rows at a steady pace. So a test can determine which rows a
+//! restored database holds, whether one is missing in the middle, and how old the newest is.
 
 mod database;
 
@@ -16,7 +16,7 @@ use signal_hook::iterator::Signals;
 
 use database::{Database, Journal};
 
-/// Writes numbered rows to a SQLite database, and tells what is in it.
+/// Writes numbered rows to a SQLite database, and reports its content.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write rows until the end, or until there are enough of them.
+    /// Write rows until the end, or until the limit is reached.
     Write(Write),
     /// Print count, newest row and health of the database as one line of JSON.
     Stats {
@@ -37,7 +37,7 @@ enum Command {
 
 #[derive(Args)]
 struct Write {
-    /// The database, which is made if it is not there.
+    /// The database, which is created if it does not exist.
     #[arg(default_value = "/data/app.db")]
     database: PathBuf,
     /// Milliseconds from one row to the next.
@@ -55,7 +55,7 @@ struct Write {
     /// Print each row's number and time after its commit.
     #[arg(long)]
     print_rows: bool,
-    /// Go on after SIGTERM, as a hung program would.
+    /// Continue after SIGTERM, as a hung program would.
     #[arg(long)]
     ignore_sigterm: bool,
 }
@@ -72,8 +72,8 @@ fn main() -> Result<()> {
 
 impl Write {
     fn run(&self) -> Result<()> {
-        // Process 1 of a container gets no signal that it has no handler for, so this makes both
-        // cases explicit. Leaving in the middle of a transaction is safe: SQLite rolls it back.
+        // Process 1 of a container receives no signal without a handler, so this makes both cases
+        // explicit. Leaving in the middle of a transaction is safe: SQLite rolls it back.
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("handle signals")?;
         let ignore = self.ignore_sigterm;
         thread::spawn(move || {

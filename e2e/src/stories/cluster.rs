@@ -1,4 +1,4 @@
-//! The cluster itself can do what the other stories need.
+//! The cluster itself has the features that the other stories need.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A sidecar that starts before the application, in a volume they share, sees what it writes.
+/// A sidecar that starts before the application sees its writes in a shared volume.
 pub(super) fn cluster_runs_a_pod_with_a_native_sidecar(context: &Context<'_>) -> Result<()> {
     let (kubectl, namespace) = (context.kubectl(), context.namespace.as_str());
     let mounts = json!([{"name": "data", "mountPath": "/data"}]);

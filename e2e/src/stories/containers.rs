@@ -1,4 +1,4 @@
-//! Which Pods and containers are touched, and which are not.
+//! The Pods and containers that the injection changes, and those that it leaves alone.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::shop::{Shop, Stats};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Two containers mount the volume with different users; `spec.container` says which one counts.
+/// Two containers mount the volume with different users; `spec.container` selects one.
 pub(super) fn the_named_container_is_mirrored_in_a_pod_with_several(
     context: &Context<'_>,
 ) -> Result<()> {
@@ -57,7 +57,7 @@ pub(super) fn the_named_container_is_mirrored_in_a_pod_with_several(
     shop.wait_for_sync_after(written_at_ms)
 }
 
-/// The label keeps a selected Pod as it is.
+/// The label leaves a selected Pod unchanged.
 pub(super) fn an_opted_out_pod_is_left_alone(context: &Context<'_>) -> Result<()> {
     let opted_out = |object: &mut Value| {
         if object["kind"] == "StatefulSet" {
@@ -76,7 +76,7 @@ pub(super) fn an_opted_out_pod_is_left_alone(context: &Context<'_>) -> Result<()
     Ok(())
 }
 
-/// The same names in another namespace are another backup.
+/// The same names in another namespace belong to another backup.
 pub(super) fn two_namespaces_do_not_touch_each_other(context: &Context<'_>) -> Result<()> {
     let name = format!(
         "{}-b",

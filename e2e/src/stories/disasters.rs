@@ -1,4 +1,4 @@
-//! Point 4 of the demo: the Pod goes, gracefully and not, and its volume with it.
+//! Point 4 of the demo: the Pod is lost, gracefully or not, together with its volume.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Rows that the application had committed, and rows with which its successor began.
+/// Rows that the application had committed, and rows that its successor started with.
 #[derive(Debug, Clone, Copy)]
 pub struct Disaster {
     /// The newest committed row.
     pub committed: Stats,
-    /// The newest row that the next Pod began with.
+    /// The newest row that the next Pod started with.
     pub restored: u64,
-    /// Milliseconds of commits that are lost.
+    /// Milliseconds of lost commits.
     pub lost_ms: i64,
 }
 
-/// Lag that a lost Pod may take with it at most: the sync interval, an upload, and a slow machine.
+/// Greatest accepted loss: the sync interval, an upload, and a slow machine.
 const LOST_LIMIT_MS: i64 = 15_000;
 
 /// A graceful stop loses nothing.
@@ -40,7 +40,7 @@ pub(super) fn a_deleted_pod_comes_back_with_every_row(context: &Context<'_>) -> 
     Ok(())
 }
 
-/// With grace 0 the volume is gone at once; what was not stored yet is lost, and no more.
+/// With grace 0 the volume is gone at once; only commits that were not stored yet are lost.
 pub(super) fn a_force_deleted_pod_loses_only_the_last_moment(context: &Context<'_>) -> Result<()> {
     let shop = Shop::open(context)?;
     shop.wait_until_replicating()?;
@@ -51,7 +51,7 @@ pub(super) fn a_force_deleted_pod_loses_only_the_last_moment(context: &Context<'
     Ok(())
 }
 
-/// Every database that a pattern finds is backed up, comes back, and is proven.
+/// Every database of a pattern is backed up, restored and proven.
 pub(super) fn every_database_of_a_pattern_comes_back(context: &Context<'_>) -> Result<()> {
     const SECOND: &str = "/data/second.db";
     let pattern = |object: &mut Value| match object["kind"].as_str() {
@@ -100,7 +100,7 @@ pub fn delete_gracefully(shop: &Shop<'_>) -> Result<Disaster> {
     replace(shop, &[])
 }
 
-/// Deletes the Pod without any.
+/// Deletes the Pod without a grace period.
 pub fn delete_by_force(shop: &Shop<'_>) -> Result<Disaster> {
     replace(shop, &["--force", "--grace-period=0"])
 }

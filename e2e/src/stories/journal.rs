@@ -1,4 +1,4 @@
-//! A database that cannot be captured is reported, and its application left alone.
+//! A database that cannot be captured is reported, and its application is left alone.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};

@@ -16,7 +16,7 @@ pub(crate) mod way_out;
 
 use crate::runner::Story;
 
-/// Lists stories by their functions, so that name and function can't differ.
+/// Lists stories by their functions, so that name and function cannot differ.
 macro_rules! stories {
     ($alone:literal: $($module:ident::$function:ident,)*) => {
         [$(Story { name: stringify!($function), run: $module::$function, alone: $alone },)*]

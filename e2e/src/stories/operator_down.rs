@@ -1,4 +1,4 @@
-//! Point 7 of the demo: the operator is gone for a while.
+//! Point 7 of the demo: the operator is down for some time.
 
 use std::time::Duration;
 

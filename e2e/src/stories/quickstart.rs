@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::runner::Context;
 use crate::shop::{NAME, Shop};
 
-/// The quickstart as documented: sidecar injected, commits stored, one line of health.
+/// The quickstart as documented: sidecar injected, commits stored, health shown in one line.
 pub(super) fn the_quickstart_replicates_and_shows_its_health(context: &Context<'_>) -> Result<()> {
     let shop = Shop::open(context)?;
     shop.wait_until_replicating()?;

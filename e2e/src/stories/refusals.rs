@@ -19,7 +19,7 @@ fn good() -> Value {
     })
 }
 
-/// Each with the field that the message must name.
+/// Each refusal message names the field.
 pub(super) fn bad_backups_are_refused_with_the_field_named(context: &Context<'_>) -> Result<()> {
     let cases = [
         ("selector", "/spec/selector", json!({})),
@@ -89,7 +89,8 @@ pub(super) fn bad_backups_are_refused_with_the_field_named(context: &Context<'_>
     Ok(())
 }
 
-/// No Secret but its own, no Pods to create, nothing else of the cluster's.
+/// It has access to its own Secret only, cannot create Pods, and has no other rights in the
+/// cluster.
 pub(super) fn the_operator_runs_with_least_rights(context: &Context<'_>) -> Result<()> {
     let account = format!(
         "--as=system:serviceaccount:{0}:{1}",

@@ -7,7 +7,7 @@ use crate::runner::Context;
 use crate::shop::Shop;
 
 pub(super) fn a_restore_test_fails_on_damage_and_passes_again(context: &Context<'_>) -> Result<()> {
-    // By hand only, so that no scheduled run comes between.
+    // A schedule once a year, so that no scheduled run interferes.
     let yearly = |object: &mut Value| {
         if object["kind"] == "SqliteBackup" {
             object["spec"]["restoreTest"]["schedule"] = "0 0 1 1 *".into();
@@ -55,7 +55,7 @@ pub(super) fn a_restore_test_fails_on_damage_and_passes_again(context: &Context<
         "the Event does not say what is damaged: {event}"
     );
 
-    // Turning the same bit again repairs the object.
+    // Flipping the same bit again repairs the object.
     shop.s3().damage(context.bucket(), &key)?;
     let repaired = shop.run_restore_test("repaired")?;
     ensure!(
@@ -67,7 +67,7 @@ pub(super) fn a_restore_test_fails_on_damage_and_passes_again(context: &Context<
     Ok(())
 }
 
-/// The newest full copy: every restore of the newest state reads it.
+/// Returns the newest snapshot: every restore of the newest state reads it.
 pub fn newest_base(shop: &Shop<'_>) -> Result<String> {
     let bases = shop
         .objects()?

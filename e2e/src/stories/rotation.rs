@@ -1,4 +1,4 @@
-//! Point 6 of the demo: other credentials, with nothing restarted.
+//! Point 6 of the demo: new credentials without a restart.
 
 use anyhow::{Result, ensure};
 
@@ -18,8 +18,8 @@ pub(super) fn credentials_rotate_without_a_restart(context: &Context<'_>) -> Res
     Ok(())
 }
 
-/// Lets a second identity in, gives its keys to the Secret, waits until the sidecar uses them,
-/// and revokes the first.
+/// Admits a second identity, writes its keys to the Secret, waits until the sidecar uses them, and
+/// revokes the first identity.
 pub fn rotate(shop: &Shop<'_>, second: &Identity) -> Result<()> {
     let first = shop.fingerprint()?;
     shop.s3().add_identity(second)?;

@@ -1,4 +1,4 @@
-//! The S3 server can do what the other stories need.
+//! The S3 server has the features that the other stories need.
 
 use std::process::Command;
 use std::time::Duration;

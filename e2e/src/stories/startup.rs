@@ -1,5 +1,5 @@
-//! Before the application starts: "no backup" and "could not look" are never confused, and a
-//! database that is there never waits for the network.
+//! Before the application starts: an unreachable store is never mistaken for an empty one, and an
+//! existing database never waits for the network.
 
 use std::time::Duration;
 
@@ -35,12 +35,12 @@ pub(super) fn wrong_credentials_never_start_an_empty_database(context: &Context<
         !app_started(&shop)?,
         "the application started without its data"
     );
-    // The right keys heal it, without anybody deleting the Pod.
+    // The right keys resolve it, without deleting the Pod.
     shop.apply(|_| {})?;
     shop.wait_until_replicating()
 }
 
-/// With a local database it starts, and says that nothing is stored.
+/// With a local database it starts, and reports that nothing is stored.
 pub(super) fn wrong_credentials_do_not_stop_an_application_with_a_database(
     context: &Context<'_>,
 ) -> Result<()> {
@@ -55,7 +55,7 @@ pub(super) fn wrong_credentials_do_not_stop_an_application_with_a_database(
     };
     let shop = Shop::open_with(context, &context.s3, |object| {
         with_database(object);
-        // First without a backup, so that there is a database.
+        // First start without a backup, so that a database exists.
         if object["kind"] == "SqliteBackup" {
             object["spec"]["selector"] = json!({"matchLabels": {"app": "nothing-yet"}});
         }
@@ -80,7 +80,7 @@ pub(super) fn wrong_credentials_do_not_stop_an_application_with_a_database(
     Ok(())
 }
 
-/// A store that is down when a Pod without a database starts is waited for, then asked.
+/// When a Pod without a database starts while the store is down, it waits for the store.
 pub(super) fn a_store_that_is_down_at_start_is_waited_for(context: &Context<'_>) -> Result<()> {
     let s3 = context.start_s3()?;
     let shop = Shop::open_with(context, &s3, |_| {})?;

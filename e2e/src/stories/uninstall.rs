@@ -27,7 +27,8 @@ pub(super) fn deleting_everything_of_ours_leaves_pods_and_data_alone(
         Ok(())
     };
 
-    // An upgrade first: it must leave alone what the operator has written into the chart's objects.
+    // Upgrade first: the upgrade must not change the parts of the chart's objects that the operator
+    // wrote.
     operator::install(context.environment())?;
     goes_on("the chart is upgraded")?;
 
@@ -49,7 +50,7 @@ pub(super) fn deleting_everything_of_ours_leaves_pods_and_data_alone(
     }
     goes_on("the CRDs are deleted")?;
 
-    // Nothing of ours is left in the way of a new Pod, and the data is still there.
+    // No leftover object prevents a new Pod, and the data still exists.
     shop.kubectl().run(&[
         "delete",
         "pod",

@@ -1,4 +1,4 @@
-//! Point 8 of the demo: there is no lock-in.
+//! Point 8 of the demo: no lock-in.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,8 +21,8 @@ pub(super) fn stock_litestream_restores_the_same_rows(context: &Context<'_>) -> 
     Ok(())
 }
 
-/// Restores the application's replica with stock Litestream 0.5.17. Returns the newest row that
-/// was stored when it began, and the newest one that it restored.
+/// Restores the application's replica with released Litestream 0.5.17. Returns the newest row that
+/// was stored at the start, and the newest one that it restored.
 pub fn restore_with_litestream(shop: &Shop<'_>, context: &Context<'_>) -> Result<(Stats, Stats)> {
     let stored = shop.stats()?;
     shop.wait_for_sync_after(stored.written_at_ms)?;
@@ -40,7 +40,7 @@ pub fn restore_with_litestream(shop: &Shop<'_>, context: &Context<'_>) -> Result
             .env("AWS_SECRET_ACCESS_KEY", &context.s3.admin().secret_key)
             .env("AWS_REGION", crate::s3::REGION)
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            // With it, Litestream 0.5.17 does not start.
+            // With this variable set, Litestream 0.5.17 does not start.
             .env_remove("AWS_CA_BUNDLE"),
     )?;
     let sql = "SELECT count(*), max(id), max(written_at_ms) FROM rows";

@@ -199,8 +199,8 @@ impl Manager {
         }
     }
 
-    /// The present state, and whether the Secret was emptied while the operator runs. Then the copy
-    /// in memory stays in force while new keys are introduced.
+    /// Returns the present state, and whether the Secret was emptied while the operator runs. In
+    /// that case the copy in memory stays in force while new keys are introduced.
     fn decode(&self, object: &Secret) -> (Option<State>, bool) {
         let data = object.data.clone().unwrap_or_default();
         match secret::decode(&data) {
@@ -287,7 +287,7 @@ impl Manager {
     }
 }
 
-/// Time until `until`, at most [`POLL`], because other replicas write, too.
+/// Time until `until`, at most [`POLL`], because other replicas write as well.
 fn pause(now: Timestamp, until: Timestamp) -> Duration {
     let wait = Duration::try_from(until.duration_since(now)).unwrap_or_default();
     wait.clamp(POLL_FIRST, POLL)

@@ -214,7 +214,7 @@ fn a_secret_with_a_part_missing_is_an_error_that_names_it() {
     );
 }
 
-/// Something that happens in the cluster.
+/// An event in the cluster.
 #[derive(Debug, Clone)]
 enum Event {
     /// Time passes.
@@ -223,7 +223,7 @@ enum Event {
     Publish,
     /// A replica loads the Secret.
     Load(usize),
-    /// Another replica takes the lead and has observed nothing yet.
+    /// Another replica becomes the leader and has observed nothing yet.
     NewLeader,
     /// The Secret is emptied.
     Force,
@@ -241,7 +241,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// The cluster: the Secret, the webhook configuration as written and as the slowest API server
-/// knows it, and what each replica serves.
+/// knows it, and the certificate that each replica serves.
 struct World {
     now: Timestamp,
     secret: State,
@@ -275,7 +275,8 @@ impl World {
         match event {
             Event::Pass(time) => {
                 self.now += *time;
-                // The promise that SETTLE rests on: no replica serves without reading the Secret.
+                // The assumption behind SETTLE: no replica serves for longer without a read of the
+                // Secret.
                 for replica in 0..self.replicas.len() {
                     if self
                         .now
@@ -295,7 +296,7 @@ impl World {
             Event::NewLeader => self.observed = None,
             Event::Force => {}
         }
-        // The promise that PROPAGATION rests on: the slowest API server is not slower than that.
+        // The assumption behind PROPAGATION: the slowest API server needs no longer than that.
         while self.known.len() > 1 && self.known[1].0 + PROPAGATION <= self.now {
             self.known.pop_front();
         }

@@ -34,8 +34,8 @@ pub(super) fn restore(
     container(RESTORE_CONTAINER, &args, backup, member, source, settings)
 }
 
-/// The native sidecar, which replicates while the application runs, and until the last upload after
-/// it.
+/// The native sidecar, which replicates while the application runs and afterwards until the last
+/// upload.
 pub(super) fn sidecar(
     backup: &SqliteBackup,
     member: &str,

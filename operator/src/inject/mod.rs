@@ -71,7 +71,7 @@ impl Settings {
 pub enum Outcome {
     /// This patch adds or repairs what is missing.
     Patch(Patch),
-    /// The Pod has everything already.
+    /// The Pod already has everything.
     Already,
     /// The SqliteBackup does not select the Pod, or is suspended or being deleted.
     NotSelected,
@@ -289,7 +289,7 @@ fn put_volumes(editor: &mut Editor, backup: &SqliteBackup, settings: &Settings) 
     editor.ensure(&["spec", "volumes"], json!([]));
     for volume in build::volumes(backup, settings) {
         let name = pod::text(&volume, "name").unwrap_or_default();
-        // An existing one has defaults by now. It is ours, because foreign ones are refused.
+        // An existing volume has defaults by now. It is ours, because foreign ones are refused.
         if Pod(editor.document()).volume(name).is_none() {
             editor.push(&["spec", "volumes"], volume);
         }

@@ -212,7 +212,7 @@ fn fit_mount<'a>(pod: Pod<'a>, container: Container<'a>, path: &str) -> Result<M
     Ok(mount)
 }
 
-/// Copies the fields that define which files appear where. Propagation and the like stay with the
+/// Copies the fields that define the visible files. Propagation and similar fields stay with the
 /// application.
 fn mirrored(mount: Mount<'_>) -> Value {
     let keys = ["name", "mountPath", "subPath", "subPathExpr"];

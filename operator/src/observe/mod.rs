@@ -1,4 +1,4 @@
-//! Watches of the cluster, and the [`ClusterState`] that they add up to.
+//! Watches of the cluster, combined into the [`ClusterState`].
 //!
 //! The kinds of `sqlite-backup.dev`, restore test Jobs and the webhook configuration are watched in
 //! all namespaces. Pods are watched only in namespaces with a SqliteBackup, so that the rest of a
@@ -30,7 +30,7 @@ use crate::cluster_state::{ClusterState, JobFacts, PodFacts, Report, Unreadable}
 use pods::PodWatches;
 use slim::SlimJob;
 
-/// Objects in one page of a list.
+/// Number of objects in one page of a list.
 pub(crate) const PAGE: u32 = 500;
 
 /// Age after which a ConfigMap is applied again, in case it was changed or deleted. The operator
@@ -169,8 +169,8 @@ impl Observer {
         )
     }
 
-    /// Begins and ends watches of Pods: they are watched in namespaces with a SqliteBackup or an
-    /// unfinished RestoreTest. Needs a runtime; call before each [`Observer::cluster_state`].
+    /// Starts and ends watches of Pods: they are watched in namespaces with a SqliteBackup or an
+    /// unfinished RestoreTest. Needs a runtime. Call it before each [`Observer::cluster_state`].
     pub fn watch_pods(&self) {
         let unfinished =
             |t: &Arc<RestoreTest>| !t.status.as_ref().is_some_and(|s| s.phase.is_finished());
@@ -225,7 +225,7 @@ impl Observer {
         *self.notes() = Notes::default();
     }
 
-    /// Takes note of reports, by Pod UID. Forgets the reports of Pods for which `exists` is false.
+    /// Records reports, by Pod UID. Forgets the reports of Pods for which `exists` is false.
     pub fn note_reports(
         &self,
         answered: BTreeMap<String, Arc<Report>>,
@@ -252,7 +252,7 @@ impl Observer {
         self.notes().reports.clone()
     }
 
-    /// Takes note of an applied ConfigMap.
+    /// Records an applied ConfigMap.
     pub fn note_config_map(&self, config_map: ConfigMap, now: Timestamp) {
         let key = (
             config_map.metadata.namespace.clone().unwrap_or_default(),
@@ -264,7 +264,7 @@ impl Observer {
         notes.config_maps.insert(key, (now, Arc::new(config_map)));
     }
 
-    /// Takes note that the status of an unreadable SqliteBackup says so.
+    /// Records that the status of an unreadable SqliteBackup reports it.
     pub fn note_reported(&self, key: &Key) {
         for backup in self.backups.in_namespace(&key.0) {
             if let Backup::Unreadable(bad) = &*backup
@@ -305,7 +305,7 @@ fn readable(all: Vec<Arc<Backup>>) -> impl Iterator<Item = Arc<SqliteBackup>> {
     })
 }
 
-/// Runs one watch for ever.
+/// Runs one watch forever.
 async fn follow<K, V>(
     api: Api<K>,
     config: watcher::Config,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::answer::clipped;
 use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
-/// Most notes of each kind that are kept of a Pod.
+/// Limit on the notes of each kind that are kept for a Pod.
 const NOTES_MAX: usize = 8;
 
 /// The relevant fields of a Pod.
@@ -148,7 +148,7 @@ impl From<SlimPod> for PodFacts {
     }
 }
 
-/// The notes of a restore container, each clipped. An older one leaves none.
+/// Returns the notes of a restore container, each clipped. An older container leaves none.
 fn noted(message: &str) -> StartupNotes {
     let mut notes: StartupNotes = serde_json::from_str(message).unwrap_or_default();
     for list in [&mut notes.complaints, &mut notes.not_checked] {

@@ -17,7 +17,7 @@ pub struct Finding {
     pub status: ConditionStatus,
     /// Reason in one word.
     pub reason: &'static str,
-    /// Message for people. It has no figures, so that it changes with its meaning only.
+    /// Message for people. It has no figures, so that it changes only with its meaning.
     pub message: String,
 }
 
@@ -48,7 +48,7 @@ const STARTING: Severity = 2;
 /// Severity of a sidecar that does not answer: worse than healthy, better than known to be bad.
 const UNKNOWN: Severity = 3;
 
-/// Least severity that means: data is not replicated as it should be.
+/// Lowest severity that means that data is not replicated as it should be.
 const BAD: Severity = 10;
 
 /// Severity and name of a database state.
@@ -97,7 +97,7 @@ fn findings<'a>(backup: &'a SqliteBackup, answer: &'a Answer) -> impl Iterator<I
     answer.databases.iter().map(database_found).chain(targets)
 }
 
-/// A severity, a word and a message.
+/// A severity, a state in one word, and a message.
 type Found = (Severity, &'static str, String);
 
 fn database_found(seen: &DatabaseSeen) -> Found {

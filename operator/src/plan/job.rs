@@ -30,10 +30,11 @@ use crate::inject;
 /// User and group of a restore test, which only uses its own scratch space.
 const USER: i64 = 65_532;
 
-/// Time that a Job stays after its end, in seconds: enough for the operator to restart and read it.
+/// Time for which a Job is kept after its end, in seconds: enough for the operator to restart and
+/// read it.
 const TTL_SECONDS: i32 = 7200;
 
-/// Number of retries when the surroundings fail. Bad data is never retried.
+/// Number of retries when the environment fails. Bad data is never retried.
 const BACKOFF_LIMIT: i32 = 2;
 
 /// Scratch space in addition to 1.5 times the known sizes, in bytes.
@@ -310,7 +311,7 @@ fn scratch_bytes(members: &[Member<'_>]) -> Option<u64> {
         bytes
             .saturating_add(bytes / 2)
             .saturating_add(SCRATCH_MARGIN)
-            // The greatest quantity of the API server.
+            // The largest quantity of the API server.
             .min(i64::MAX as u64)
     })
 }

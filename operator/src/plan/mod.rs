@@ -1,4 +1,5 @@
-//! From the observed state to the desired state: pure, so that every decision has a table test.
+//! Computes the desired state from the observed state: pure, so that every decision has a table
+//! test.
 //!
 //! [`plan`] takes one [`ClusterState`] and returns the writes that lead to the desired state, and
 //! the drafts of Events. The same state always gives the same plan. After a plan, whether executed
@@ -83,8 +84,8 @@ impl Plan {
     }
 }
 
-/// Plans everything but webhook entries. [`webhook::plan`] plans those, so that they never wait for
-/// other writes.
+/// Plans everything except webhook entries. [`webhook::plan`] plans those, so that they never wait
+/// for other writes.
 pub fn plan(cluster: &ClusterState, settings: &Settings) -> Plan {
     let mut plan = Plan::default();
     let acceptances = acceptance::decide(cluster);

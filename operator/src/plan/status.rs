@@ -20,7 +20,7 @@ use crate::cluster_state::ClusterState;
 use crate::inject;
 use crate::schedule::Schedule;
 
-/// Least time between two writes of figures that change all the time.
+/// Minimum time between two writes of figures that change all the time.
 const REFRESH: SignedDuration = SignedDuration::from_secs(30);
 
 /// Additional time for each SqliteBackup in the cluster, in milliseconds.
@@ -96,7 +96,7 @@ fn ready(backup: &SqliteBackup, acceptance: &Acceptance, conditions: &mut Condit
     conditions.set(condition::READY, status, reason, message);
 }
 
-/// Sets `RestoredCleanly` while an application runs on a database that SQLite complains about.
+/// Sets `RestoredCleanly` while an application runs on a database that fails SQLite's own check.
 fn restored_cleanly(members: &[Member<'_>], conditions: &mut Conditions) {
     let complaints = members.iter().filter_map(|member| {
         let first = member.pod.startup_notes.complaints.first()?;

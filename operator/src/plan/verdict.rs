@@ -10,7 +10,7 @@ use super::conditions::whole_second;
 use super::lag::measured;
 use crate::cluster_state::{Ended, JobEnd, JobFacts, PodFacts};
 
-/// Time that the watches of Jobs and Pods may differ.
+/// Time by which the watches of Jobs and Pods may differ.
 const SETTLE: SignedDuration = SignedDuration::from_secs(20);
 
 /// Time beyond a Job's deadline that Kubernetes gets to enforce it.

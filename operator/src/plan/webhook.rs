@@ -1,8 +1,8 @@
-//! Webhook entries. Selected Pods, and no others, depend on the operator.
+//! Webhook entries. Only selected Pods depend on the operator.
 //!
-//! Each SqliteBackup has an entry of its own, with its selector and its name, which refusals show.
-//! Where there are too many, the SqliteBackups of a namespace share entries with their selectors in
-//! an expression ([`matching`]). Shared entries select the same Pods and fail in the same way.
+//! Each SqliteBackup has its own entry, with its selector and its name, which refusals show. When
+//! there are too many, the SqliteBackups of a namespace share entries with their selectors in an
+//! expression ([`matching`]). Shared entries select the same Pods and fail in the same way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::{Change, Plan, key, matching};
 /// Path on which the webhook is served.
 pub const PATH: &str = "/mutate";
 
-/// Limit on SqliteBackups of one namespace with entries of their own. More of them share entries.
+/// Limit on SqliteBackups of one namespace with their own entries. More of them share entries.
 pub const ENTRIES_PER_NAMESPACE: usize = 20;
 
 /// Limit on all entries, in bytes of JSON. Beyond it, every namespace shares its entries. API
@@ -53,7 +53,7 @@ pub enum Endpoint {
         /// Port of the Service.
         port: i32,
     },
-    /// An URL such as `https://127.0.0.1:9443`, for an operator outside its cluster.
+    /// A URL such as `https://127.0.0.1:9443`, for an operator outside its cluster.
     Url(String),
 }
 
@@ -91,7 +91,7 @@ pub fn configuration(webhooks: Vec<MutatingWebhook>) -> MutatingWebhookConfigura
 /// Builds the entries of every SqliteBackup that is neither suspended nor being deleted, ordered by
 /// name. Every field is explicit, so that the answer of the API server compares as equal.
 ///
-/// A refused SqliteBackup has an entry, too: its Pods are refused with the reason, rather than
+/// A refused SqliteBackup also has an entry: its Pods are refused with the reason, rather than
 /// created without a backup.
 pub fn entries<'a>(
     backups: impl Iterator<Item = &'a SqliteBackup>,

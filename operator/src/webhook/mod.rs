@@ -2,7 +2,7 @@
 //!
 //! [`review`] turns the bytes of a review into the bytes of an answer, without I/O. The
 //! SqliteBackups come from memory, so no answer waits for another request. [`server`] serves TLS
-//! with a certificate that can change at any time ([`tls`]), and bounds connections, body and time.
+//! with a certificate that can change at any time ([`tls`]), and limits connections, body and time.
 //! [`metrics`] counts outcomes.
 
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use super::{Backups, MUTATE_PATH, review, tls};
 use crate::certs::Serving;
 use crate::inject::Settings;
 
-/// Bounds of the server.
+/// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Limit on open connections; further ones wait to be accepted. API servers keep a few open.
@@ -84,8 +84,8 @@ impl Webhook {
 
 /// Serves until `shutdown` turns true or its sender is gone, then finishes open requests.
 ///
-/// Handshakes fail before the first certificate is loaded. Readiness keeps API servers away until
-/// then.
+/// Handshakes fail before the first certificate is loaded. Until then, readiness keeps API servers
+/// away.
 pub async fn serve(
     listener: TcpListener,
     serving: watch::Receiver<Option<Serving>>,

@@ -192,7 +192,7 @@ async fn a_selected_pod_gets_a_patch_in_base64_and_the_request_uid_back() {
     let mut pod = review("shop")["request"]["object"].clone();
     json_patch::patch(&mut pod, &patch).unwrap();
     assert_eq!(pod["spec"]["initContainers"][1]["name"], "sqlite-backup");
-    // The same connection serves the next question.
+    // The same connection serves the next review.
     let other = ask_json(&mut stream, &review("elsewhere")).await;
     assert_eq!(other["response"], json!({"uid": "u-1", "allowed": true}));
 }
@@ -349,13 +349,13 @@ async fn metrics_count_reviews_by_outcome() {
     }
 }
 
-/// Prints latencies; asserts none, for a machine may be busy. Run it with
-/// `cargo test --release -p operator --lib latency -- --nocapture`.
+/// Prints latencies. Asserts none of them, because a machine may be busy. Run it with `cargo test
+/// --release -p operator --lib latency -- --nocapture`.
 #[tokio::test]
 async fn latency_of_the_handler_and_of_a_whole_request() {
     let count = 2000;
     let mut pod_review = review("shop");
-    // About as large as a busy Pod of a mesh is: 60 variables, 20 volumes.
+    // About as large as a busy Pod of a mesh: 60 variables, 20 volumes.
     let spec = &mut pod_review["request"]["object"]["spec"];
     spec["containers"][0]["env"] = (0..60)
         .map(|i| json!({"name": format!("V{i}"), "value": "x".repeat(60)}))

@@ -22,7 +22,7 @@ fn clock() -> Timestamp {
     Timestamp::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst))
 }
 
-/// One replica of the operator, as far as certificates go.
+/// One replica of the operator, limited to its certificates.
 struct Replica {
     certs: Certs,
     leader: watch::Sender<bool>,
@@ -54,13 +54,13 @@ impl Replica {
         }
     }
 
-    /// The webhook configuration now carries what this replica publishes.
+    /// Makes the webhook configuration hold the bundle that this replica publishes.
     fn publish(&self) {
         let bundle = self.bundle().into_bytes();
         self.published.send_replace(Some(BTreeSet::from([bundle])));
     }
 
-    /// Makes it look at the Secret at once rather than at the next poll.
+    /// Makes the replica read the Secret at once instead of at the next poll.
     fn look(&self) {
         self.leader.send_modify(|_| {});
     }
@@ -74,7 +74,7 @@ impl Replica {
             .unwrap_or_default()
     }
 
-    /// Waits until so many authorities are published.
+    /// Waits until this number of authorities is published.
     async fn authorities(&self, count: usize) {
         let mut bundle = self.certs.bundle.clone();
         self.look();
@@ -91,7 +91,7 @@ impl Replica {
             .unwrap();
     }
 
-    /// The served certificate, once there is one.
+    /// Returns the served certificate, once one is served.
     async fn served(&self) -> Vec<u8> {
         let mut serving = self.certs.serving.clone();
         let serving = serving.wait_for(Option::is_some).await.unwrap();
@@ -147,11 +147,12 @@ async fn replicas_rotate_through_one_secret() {
         "the new authority was not observed yet"
     );
 
-    // Phase 2: seen everywhere, so a certificate of the new one is served.
+    // Phase 2: observed everywhere, so a certificate of the new authority is served.
     leader.publish();
     let mut switched = false;
     for _ in 0..100 {
-        // The time counts from when the manager sees the bundle, which may be after this step.
+        // The time counts from the manager's observation of the bundle, which may be after this
+        // step.
         advance(PROPAGATION);
         leader.look();
         let mut serving = leader.certs.serving.clone();
@@ -169,7 +170,8 @@ async fn replicas_rotate_through_one_secret() {
     assert!(switched, "a certificate of the new authority is served");
     follower.authorities(2).await;
 
-    // The end: the old authority goes once every replica has had time.
+    // The end: the old authority is removed once every replica had time to load the new
+    // certificate.
     advance(SETTLE);
     leader.publish();
     leader.authorities(1).await;

@@ -31,7 +31,7 @@ fn backup(namespace: &str, name: &str, selector: &Value) -> SqliteBackup {
     serde_json::from_value(backup).unwrap()
 }
 
-/// SqliteBackups that select by `app`, one more than have entries of their own.
+/// SqliteBackups that select by `app`, one more than may have their own entries.
 fn crowd(namespace: &str) -> Vec<SqliteBackup> {
     let names = (0..=ENTRIES_PER_NAMESPACE).map(|index| format!("b{index}"));
     names
@@ -62,8 +62,8 @@ async fn create(pods: &Api<DynamicObject>, labels: &Value) -> Result<DynamicObje
     }
 }
 
-/// Creates until the answer is as it should be: what was written reaches the API server's admission
-/// chain a few milliseconds later, a new kind within half a minute.
+/// Creates until the answer is as expected. A write reaches the API server's admission chain a few
+/// milliseconds later, a new kind within half a minute.
 async fn until(
     pods: &Api<DynamicObject>,
     labels: &Value,
@@ -73,7 +73,7 @@ async fn until(
         if wanted(&create(pods, labels).await) {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await; // bounded: a look, so many times
+        tokio::time::sleep(Duration::from_millis(20)).await; // bounded: limited tries
     }
     panic!("never as it should be: a Pod with labels {labels}");
 }
@@ -136,7 +136,7 @@ async fn while_we_are_up_a_crowded_namespace_is_served_like_any_other() {
     );
     assert_eq!(replica.calls(), calls);
 
-    // One SqliteBackup less: they have entries of their own again, and nothing else changes.
+    // One SqliteBackup less: each has its own entry again, and nothing else changes.
     replica.install(&client, &name, &backups[1..]).await;
     until(&pods, &json!({"app": "b0"}), |a| served_by(a).is_none()).await;
     for backup in &backups[1..] {
@@ -208,7 +208,7 @@ fn is_refused(answer: &Result<DynamicObject, String>, reason: &str) -> bool {
     }
 }
 
-/// Label that tells the random selectors apart, so that each is judged alone.
+/// Label that distinguishes the random selectors, so that each is judged alone.
 const CASE: &str = "case";
 
 /// Random selectors, and labels for which they differ.
@@ -242,8 +242,8 @@ fn samples() -> (Vec<PodSelector>, Vec<BTreeMap<String, String>>) {
     (selected, all)
 }
 
-/// One expression may hold more than any namespace has; the API server must accept it all the
-/// same, and must not find it too costly for any Pod.
+/// One expression may hold more selectors than any namespace has. The API server must accept it,
+/// and must not reject it as too costly for any Pod.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_full_expressions_and_large_selectors() {
     let (client, namespace) = cluster("full").await;
@@ -284,7 +284,7 @@ async fn the_api_server_takes_full_expressions_and_large_selectors() {
     uninstall(&client, &name).await;
 }
 
-/// As large a selector as the schema lets through, and the only labels that it selects.
+/// The largest selector that the schema accepts, and the only labels that it selects.
 fn largest() -> (Value, BTreeMap<String, String>) {
     let key = |index: usize| format!("{}/{index:063}", "p".repeat(253));
     let values: Vec<String> = (0..32).map(|index| format!("{index:063}")).collect();

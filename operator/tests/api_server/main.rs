@@ -2,8 +2,8 @@
 //!
 //! `API_SERVER_KUBECONFIG` names a kubeconfig with all rights on a throw-away API server that can
 //! reach this machine's 127.0.0.1; no kubelet is needed. `HELM_BIN` is the command line of helm.
-//! `cargo xtask test` starts the one and sets both.
-//! They use namespaces and webhook configurations of their own.
+//! `cargo xtask test` starts the server and sets both variables. The tests use their own namespaces
+//! and webhook configurations.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ mod replica;
 mod selectors;
 mod webhook;
 
-/// A client, and a namespace of the test's own.
+/// Returns a client, and a namespace for this test alone.
 async fn cluster(test: &str) -> (Client, String) {
     let path = std::env::var("API_SERVER_KUBECONFIG")
         .expect("API_SERVER_KUBECONFIG is set: run `cargo xtask test`");
@@ -54,7 +54,7 @@ async fn cluster(test: &str) -> (Client, String) {
         .create(&PostParams::default(), &namespace)
         .await
         .unwrap();
-    // Pods need it. Its token is what in-tree admission would mount into our containers.
+    // Pods need it. Admission in the API server would mount its token into our containers.
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &name);
     let metadata = ObjectMeta {
         name: Some("default".to_owned()),
@@ -77,7 +77,7 @@ fn pods(client: &Client, namespace: &str) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), namespace, &kind)
 }
 
-/// Everything but the storing.
+/// Runs a request completely, but stores nothing.
 fn dry_run() -> PostParams {
     PostParams {
         dry_run: true,

@@ -1,4 +1,4 @@
-//! The admission policy of the chart, with SqliteBackups that it is evaluated against.
+//! The admission policy of the chart, evaluated against SqliteBackups.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Installs it.
+    /// Installs the objects.
     pub(crate) async fn install(client: &Client) -> Policy {
         let objects = rendered(&[]);
         let kinds = [
@@ -49,7 +49,7 @@ impl Policy {
         for backup in backups {
             let api = self.backups(backup);
             let params = PostParams::default();
-            // A new kind is served a moment later; until then it is unknown, or not ready.
+            // A new kind is served with a delay; until then it is unknown, or not ready.
             let mut tries = 0;
             loop {
                 match api.create(&params, backup).await {
@@ -59,12 +59,13 @@ impl Policy {
                     }
                     Err(other) => panic!("{other}"),
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await; // bounded: a look, so many times
+                tokio::time::sleep(Duration::from_millis(20)).await; // bounded: limited tries
             }
         }
     }
 
-    /// Removes it, the last thing first; the kind stays, for there may be others' objects of it.
+    /// Removes the objects in reverse order. The kind stays, because other tests may have objects
+    /// of it.
     pub(crate) async fn remove(&self, backups: &[SqliteBackup]) {
         let params = DeleteParams::default();
         for object in self.objects.iter().rev() {

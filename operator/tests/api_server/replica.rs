@@ -1,4 +1,4 @@
-//! One replica's webhook, and entries that lead to it.
+//! The webhook of one replica, and entries that lead to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use operator::webhook::server::{Limits, Webhook, serve};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// A replica on 127.0.0.1. It ends when this is dropped.
+/// A replica on 127.0.0.1. It ends when the value is dropped.
 pub(crate) struct Replica {
     ca_pem: String,
     port: u16,
@@ -61,7 +61,7 @@ impl Replica {
         }
     }
 
-    /// One that hangs up on every call.
+    /// Creates a replica that closes every connection.
     pub(crate) async fn down() -> Replica {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -88,13 +88,13 @@ impl Replica {
         }
     }
 
-    /// How often it was called so far.
+    /// Returns the number of calls so far.
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Writes the entries of these SqliteBackups, as the operator would, into a configuration of
-    /// the test's own.
+    /// Writes the entries of these SqliteBackups, as the operator would, into a configuration for
+    /// this test alone.
     pub(crate) async fn install<'a>(
         &self,
         client: &Client,

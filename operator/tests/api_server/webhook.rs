@@ -108,7 +108,7 @@ async fn injected(pods: &Api<DynamicObject>, pod: &DynamicObject) -> DynamicObje
         if created.data["spec"].get("initContainers").is_some() {
             return created;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await; // bounded: a look, so many times
+        tokio::time::sleep(Duration::from_millis(20)).await; // bounded: limited tries
     }
     panic!("the webhook was never called");
 }

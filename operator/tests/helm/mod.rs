@@ -7,17 +7,17 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// The folder of the whole project.
+/// Returns the root folder of the project.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The folder of the chart.
+/// Returns the folder of the chart.
 pub fn chart() -> PathBuf {
     root().join("charts/sqlite-backup-operator")
 }
 
-/// Runs helm in directories of its own.
+/// Runs helm with its own configuration directories.
 pub fn helm(arguments: &[&str]) -> Output {
     let command_line = std::env::var("HELM_BIN").expect("HELM_BIN is set: run `cargo xtask test`");
     let mut words = command_line.split_whitespace();
@@ -32,7 +32,7 @@ pub fn helm(arguments: &[&str]) -> Output {
         .expect("HELM_BIN runs")
 }
 
-/// Renders the chart with these values; `Err` holds what helm says.
+/// Renders the chart with these values; `Err` holds helm's message.
 pub fn render(values: &[&str]) -> Result<Vec<Value>, String> {
     let chart = chart();
     let mut arguments = vec![
@@ -50,7 +50,7 @@ pub fn render(values: &[&str]) -> Result<Vec<Value>, String> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     let text = String::from_utf8(output.stdout).unwrap();
-    // A value of YAML refuses a key that stands twice; one of JSON would take the last.
+    // A YAML value rejects duplicate keys; a JSON value would keep the last one.
     let objects = serde_yaml::Deserializer::from_str(&text)
         .map(|document| serde::Deserialize::deserialize(document).unwrap())
         .map(|object: serde_yaml::Value| serde_json::to_value(object).unwrap())

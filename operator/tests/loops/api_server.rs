@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-/// Longest wait for what must happen. A pass is far below it; reaching it fails a test.
+/// Longest wait for an expected event. A pass takes far less; reaching it fails a test.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits for what must happen.
+/// Waits for an expected event.
 pub async fn within<F: Future>(wait: F) -> F::Output {
     tokio::time::timeout(PATIENCE, wait)
         .await
@@ -81,17 +81,18 @@ impl ApiServer {
         lists.insert(path.to_owned(), items);
     }
 
-    /// Whether writes are answered from now on, those that have arrived included.
+    /// Sets whether writes are answered from now on, including those that have already arrived.
     pub fn answer_writes(&self, answering: bool) {
         self.shared.answering.send_replace(answering);
     }
 
-    /// Writes that have arrived and were not taken with [`ApiServer::next_write`].
+    /// Returns the number of writes that have arrived and were not taken with
+    /// [`ApiServer::next_write`].
     pub fn writes_waiting(&self) -> usize {
         self.writes.len()
     }
 
-    /// The next write that arrives.
+    /// Returns the next write that arrives.
     pub async fn next_write(&mut self) -> Write {
         within(self.writes.recv()).await.expect("the server runs")
     }
@@ -123,7 +124,7 @@ async fn answer(
         body: body.clone(),
         over,
     };
-    // The receiver is gone when the test is over.
+    // The receiver is gone when the test has ended.
     let _ = shared.shown.send(write);
     let mut answering = shared.answering.subscribe();
     let _ = answering.wait_for(|answers| *answers).await;

@@ -21,7 +21,7 @@ fn plan(count: usize) -> Plan {
     }
 }
 
-/// Applies a plan with this many Events, on a server that answers no write.
+/// Executes a plan with this many Events, on a server that answers no write.
 async fn apply(server: &ApiServer, count: usize) -> EventQueue {
     server.answer_writes(false);
     let observer = observer(server).await;

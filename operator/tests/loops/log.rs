@@ -1,4 +1,4 @@
-//! Log lines name the object in work, and the whole cause of an error.
+//! Log lines name the current object, and the complete cause of an error.
 
 use std::io::Write;
 use std::process::Command;
@@ -55,7 +55,7 @@ async fn a_failed_write_names_its_object_and_the_whole_cause() {
     assert_eq!(outcome.failed, 1);
 
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    // The client logs a line of its own about the request.
+    // The client logs its own line about the request.
     let mut lines = text
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());

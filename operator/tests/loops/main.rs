@@ -1,4 +1,4 @@
-//! The operator's loops against a local HTTP server that speaks as much of the API as they need.
+//! The operator's loops against a local HTTP server that implements the required part of the API.
 
 #![expect(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use api_server::{ApiServer, within};
 use operator::observe::Observer;
 use serde_json::{Value, json};
 
-/// An observer that has seen every list of this server.
+/// Returns an observer that has received every list of this server.
 async fn observer(server: &ApiServer) -> Arc<Observer> {
     let observer = Observer::new(server.client.clone());
     let mut changes = observer.changes();

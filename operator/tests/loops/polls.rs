@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::api_server::{ApiServer, within};
 use crate::{backup, observer};
 
-/// Sidecars that accept a connection and never answer: more than are asked at once.
+/// Number of sidecars that accept a connection and never answer: more than the concurrent polls.
 const SILENT: u8 = 200;
 
 fn pod(name: &str, ip: Ipv4Addr) -> Value {
@@ -33,7 +33,7 @@ fn pod(name: &str, ip: Ipv4Addr) -> Value {
     })
 }
 
-/// Serves `GET /status` on an address of its own, and returns the port.
+/// Serves `GET /status` on a given address, and returns the port.
 async fn healthy(ip: Ipv4Addr) -> u16 {
     let status = json!({
         "version": 1, "program": "1", "backup": "shop/orders", "configHash": "",

@@ -59,7 +59,7 @@ async fn a_write_of_webhook_entries_is_given_up_when_leadership_ends() {
     lead.send_replace(false);
     within(write.over()).await;
 
-    // The next leadership begins with a write of its own.
+    // The next leadership begins with another write.
     lead.send_replace(true);
     server.next_write().await;
 }

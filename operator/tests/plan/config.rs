@@ -123,7 +123,7 @@ fn a_pattern_is_handed_on_with_the_place_of_its_directory() {
     let config: Config = serde_yaml::from_str(text).unwrap();
     let database = &config.dbs[0];
     assert_eq!(database.path.to_str(), Some("/data/slots/**/*.db"));
-    // The sidecar expands variables, and adds what follows the directory to the path.
+    // The sidecar expands variables, and appends the rest of the path to the directory.
     assert_eq!(database.exclude, ["$$tmp*"]);
     let path = database.replicas[0].path.as_deref().unwrap();
     assert!(path.ends_with("/data/slots"), "{path}");

@@ -1,4 +1,4 @@
-//! SqliteBackups that get in each other's way, and specs that are not put in force.
+//! SqliteBackups that conflict with each other, and specs that are not put in force.
 
 use api::SqliteBackup;
 use api::names::condition::{READY, WRITER_CONFLICT};

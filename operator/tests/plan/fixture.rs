@@ -50,7 +50,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// A SqliteBackup made an hour before the start, tested daily at 03:00.
+/// A SqliteBackup created an hour before the start, tested daily at 03:00.
 pub(crate) fn backup(name: &str) -> SqliteBackup {
     serde_json::from_value(json!({
         "apiVersion": "sqlite-backup.dev/v1alpha1",
@@ -73,7 +73,7 @@ pub(crate) fn backup(name: &str) -> SqliteBackup {
     .unwrap()
 }
 
-/// A Pod of a StatefulSet that is injected and runs.
+/// A Pod of a StatefulSet that is injected and running.
 pub(crate) fn pod(backup: &SqliteBackup, name: &str) -> PodFacts {
     PodFacts {
         namespace: NAMESPACE.into(),
@@ -160,7 +160,7 @@ impl Cluster {
         }
     }
 
-    /// A SqliteBackup with one Pod whose sidecar is well, already at rest.
+    /// A SqliteBackup with one Pod and a healthy sidecar, with all plans executed.
     pub(crate) fn at_rest() -> Cluster {
         let mut cluster = Cluster::new([backup("orders")]);
         cluster.add_pod(pod(&backup("orders"), "orders-0"));
@@ -181,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// Carries plans out until nothing is left to do.
+    /// Executes plans until they are empty.
     pub(crate) fn settle(&mut self) -> Vec<Change> {
         let mut all = Vec::new();
         for _ in 0..10 {
@@ -260,11 +260,11 @@ impl Cluster {
         self.world.pods.get_mut(NAMESPACE).unwrap().clear();
     }
 
-    /// Sets what the sidecar of a Pod answers; errors count up.
+    /// Sets the answer of a Pod's sidecar; errors increase the number of failures.
     pub(crate) fn answer(&mut self, pod: &str, answer: Result<SidecarStatus, &str>) {
         let uid = format!("uid-{pod}");
         let old = self.world.reports.get(&uid);
-        // By the way that a real answer takes.
+        // Parsed in the same way as a real answer.
         let received = |status| {
             let json = serde_json::to_vec(&status).unwrap();
             Arc::new(operator::answer::read(&json).unwrap().answer)
@@ -303,7 +303,7 @@ impl Cluster {
             .unwrap()
     }
 
-    /// Status and reason of a condition.
+    /// Returns status and reason of a condition.
     #[track_caller]
     pub(crate) fn assert_condition(&self, type_: &str, status: &str, reason: &str) {
         let condition = self.condition(type_);
@@ -315,7 +315,7 @@ impl Cluster {
         );
     }
 
-    /// A run made by hand.
+    /// Adds a run created by hand.
     pub(crate) fn add_test(&mut self, name: &str) {
         self.world.tests.push(Arc::new(RestoreTest {
             metadata: ObjectMeta {
@@ -344,7 +344,7 @@ impl Cluster {
         test.unwrap().status.clone().unwrap_or_default()
     }
 
-    /// The Pod of a test's Job ends with this message.
+    /// Ends the Pod of a test's Job with this message.
     pub(crate) fn end_test(&mut self, test: &str, exit_code: i32, message: String) {
         let labels = [(RESTORE_TEST_LABEL, test), (INJECT_LABEL, "false")];
         let labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned()));

@@ -1,4 +1,4 @@
-//! Nothing to do is nothing done.
+//! Without a reason, the operator writes nothing.
 
 use crate::fixture::{Cluster, seconds, well};
 

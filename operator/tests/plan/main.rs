@@ -1,4 +1,4 @@
-//! Tables for the planner: observed state, and the plan for it.
+//! Table tests of the planner: observed state, and the plan for it.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Requests of restore tests: whatever is asked fits into one environment variable.
+//! Requests of restore tests: any request fits into one environment variable.
 
 use api::names::reason;
 use api::proof::{CHECKS_CHARACTERS, CheckSpec};
@@ -10,10 +10,10 @@ use protocol::verify::VerifyRequest;
 
 use crate::fixture::{Cluster, backup, pod, well};
 
-/// Longest string that Linux takes in an environment, with its name and the zero at the end.
+/// Longest string that Linux accepts in an environment, including the name and the final zero byte.
 const MAX_ARG_STRLEN: usize = 128 << 10;
 
-/// The request of a run by hand; none when there is no Job.
+/// Returns the request of a run created by hand; `None` when no Job was created.
 fn request(cluster: &mut Cluster) -> Option<VerifyRequest> {
     cluster.add_test("t");
     let job = cluster
@@ -33,7 +33,7 @@ fn request(cluster: &mut Cluster) -> Option<VerifyRequest> {
     Some(serde_json::from_str(&value).unwrap())
 }
 
-/// A cluster of so many Pods, each with so many databases.
+/// Returns a cluster with this number of Pods, each with this number of databases.
 fn crowd(pods: usize, databases: usize) -> Cluster {
     let mut cluster = Cluster::new([backup("orders")]);
     let mut status = well();
@@ -61,7 +61,7 @@ fn the_largest_checks_that_are_accepted_can_be_asked_with_positions() {
     cluster.edit("orders", |backup| {
         let check = |index: usize| CheckSpec {
             name: format!("{index:0>63}"),
-            // The character that JSON makes longest, and what Kubernetes would expand.
+            // The character with the longest form in JSON, and text that Kubernetes would expand.
             query: "\u{1}".repeat(CHECKS_CHARACTERS / 32 - 3) + "$(A",
             min: Some(i64::MIN),
             max: Some(i64::MAX),

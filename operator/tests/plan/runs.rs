@@ -21,7 +21,7 @@ fn hours(count: i64) -> SignedDuration {
     SignedDuration::from_hours(count)
 }
 
-/// A cluster at rest with one running test of this name.
+/// Returns a settled cluster with one running test of this name.
 fn running(name: &str) -> Cluster {
     let mut cluster = Cluster::at_rest();
     cluster.add_test(name);
@@ -53,7 +53,7 @@ fn created(changes: &[Change]) -> Vec<String> {
     created.collect()
 }
 
-/// The template of the first Job that is made.
+/// Returns the Pod template of the first created Job.
 fn job_pod(changes: Vec<Change>) -> PodTemplateSpec {
     let job = changes.into_iter().find_map(|c| match c {
         Change::CreateJob(job) => job.spec,

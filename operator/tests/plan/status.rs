@@ -58,7 +58,7 @@ fn what_a_sidecar_says_becomes_a_condition() {
         (target(T::Ok, 60_000), "True", reason::UP_TO_DATE),
         (target(T::Ok, 60_001), "False", reason::LAG_EXCEEDED),
         (target(T::NoBucket, 0), "False", "NoBucket"),
-        // An outage is within the goal until commits wait too long, unless nothing is stored.
+        // An outage is tolerated until commits wait too long, unless no position was ever stored.
         (
             target(T::DestinationUnavailable, 1000),
             "True",

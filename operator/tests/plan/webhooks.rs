@@ -192,7 +192,7 @@ proptest! {
     }
 }
 
-/// Value of a CEL expression for an object; `Err` when it cannot be compiled or evaluated.
+/// Returns the value of a CEL expression for an object; `Err` when it fails to compile or evaluate.
 fn holds(expression: &str, object: &Value) -> Result<bool, String> {
     let program = cel::Program::compile(expression).map_err(|error| error.to_string())?;
     let mut context = cel::Context::default();

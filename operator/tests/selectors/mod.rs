@@ -1,4 +1,4 @@
-//! Random selectors and labels, of so few words that they often meet: also as key, operator and
+//! Random selectors and labels from so few words that they often match, also as key, operator and
 //! value of one requirement.
 
 use std::collections::BTreeMap;

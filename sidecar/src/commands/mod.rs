@@ -14,7 +14,7 @@ use crate::args::{Arguments, Command, DecryptArguments, LogFormat};
 use crate::failure::Failure;
 use crate::signals::EndSignals;
 
-/// Runs the command that was asked for; `log` is the form of the log.
+/// Runs the requested command; `log` is the format of the log.
 ///
 /// # Errors
 ///
@@ -25,7 +25,7 @@ pub async fn run(arguments: Arguments, log: LogFormat) -> Result<std::process::E
         Command::Replicate(arguments) => return replicate::run(arguments, signals).await,
         command => command,
     };
-    // Dropped halfway, each of them removes its temporary files and leaves the rest as it was.
+    // A dropped command removes its temporary files and leaves everything else unchanged.
     tokio::select! {
         result = one_shot(command, log) => result.map(Into::into),
         () = signals.recv() => {

@@ -1,4 +1,4 @@
-//! `status`: asks the running process.
+//! `status`: queries the running process.
 
 use protocol::exit::ExitCode;
 use protocol::status::{SidecarStatus, TargetState};
@@ -8,14 +8,15 @@ use tokio::net::TcpStream;
 use crate::args::StatusArguments;
 use crate::failure::Failure;
 
-/// Longest answer that is read, in bytes.
+/// Limit on the answer, in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// Shows how each database is. Ends with 12 when one is not replicated, or a target does not take it.
+/// Shows the state of each database. Exits with 12 when a database is not replicated, or a target
+/// does not accept it.
 ///
 /// # Errors
 ///
-/// Nobody listens there, or somebody else does.
+/// No process listens at the address, or a process of another program does.
 pub async fn run(arguments: StatusArguments) -> Result<ExitCode, Failure> {
     let body = fetch(&arguments.addr).await.map_err(|error| {
         let message = format!(

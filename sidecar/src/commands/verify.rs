@@ -25,11 +25,11 @@ use crate::args::{VerifyArguments, holder, variable};
 use crate::config::{self, Found};
 use crate::failure::Failure;
 
-/// Restores, proves and reports. A verdict is no error: it is the exit code.
+/// Restores, proves and reports. A verdict is not an error: it is the exit code.
 ///
 /// # Errors
 ///
-/// A request that cannot be understood, or scratch space that cannot be made.
+/// An invalid request, or scratch space that cannot be created.
 pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     let started = Timestamp::now();
     let request = request(&arguments)?;
@@ -54,7 +54,7 @@ pub async fn run(arguments: VerifyArguments) -> Result<ExitCode, Failure> {
     Ok(report.result.exit_code())
 }
 
-/// Proves every target of a database: one that is never restored from is one that nobody knows.
+/// Proves every target of a database: without a restore from it, a target's state is unknown.
 async fn each_target(
     arguments: &VerifyArguments,
     request: &VerifyRequest,
@@ -94,7 +94,7 @@ async fn each_target(
     all
 }
 
-/// The span in which a target keeps each capture; none when nothing is deleted.
+/// Returns the age up to which a target keeps each capture; `None` when nothing is deleted.
 fn exact(retention: &RetentionPolicy) -> Option<Duration> {
     let span = retention.exact.min(retention.window);
     retention.enabled.then_some(span)
@@ -141,8 +141,9 @@ fn point(asked: &AskedPoint) -> Result<Point, Failure> {
     })
 }
 
-/// The databases of one member: those that the configuration names, and for its patterns those that
-/// have a backup, or that a live sidecar had stored. One of which nothing is left must not go unseen.
+/// Returns the databases of one member: those that the configuration names, and those of its
+/// patterns that have a backup or that a live sidecar had stored. So a database whose whole backup
+/// is gone is detected.
 async fn databases(
     arguments: &VerifyArguments,
     member: &MemberExpectation,
@@ -177,7 +178,7 @@ async fn databases(
     Ok(databases.map(|database| database.settings).collect())
 }
 
-/// Folds the verdicts: the worst one, failed databases first.
+/// Combines the verdicts into a report with the worst one; failed databases come first.
 fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
     let failed = all
         .iter()
@@ -242,7 +243,7 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
     }
 }
 
-/// The first thing that is noted about a database that passed, or that could not be checked.
+/// Returns the first note, or the first unchecked part, of a database that passed.
 fn noted(all: &[Verified]) -> Option<String> {
     all.iter().map(|one| &one.report).find_map(|report| {
         let place = format!("{} from {}", report.path, report.target);
@@ -252,7 +253,7 @@ fn noted(all: &[Verified]) -> Option<String> {
     })
 }
 
-/// The report as JSON of at most `limit` bytes: entries go, the verdict stays.
+/// Returns the report as JSON of at most `limit` bytes: entries are dropped, the verdict never is.
 fn fitted(report: &VerifyReport, limit: usize) -> String {
     let mut report = report.clone();
     loop {
@@ -302,8 +303,8 @@ fn publish(arguments: &VerifyArguments, report: &VerifyReport) -> Result<(), Fai
     Ok(())
 }
 
-/// A directory for restored databases, which only we may read and which is emptied at the end: they are
-/// production data.
+/// Creates a directory for restored databases. They are production data, so only our user may read
+/// it, and it is emptied at the end.
 fn scratch(directory: Option<&Path>) -> Result<TempDir, Failure> {
     let parent = directory.map_or_else(std::env::temp_dir, Path::to_owned);
     std::fs::create_dir_all(&parent)

@@ -1,7 +1,7 @@
-//! Keys of `litestream.yml` that say something which cannot be kept here.
+//! Keys of `litestream.yml` whose values ask for a behaviour that we do not have.
 //!
-//! A key is accepted when what it asks for happens anyway, refused with the way out otherwise.
-//! `docs/from-litestream.md` has them all in a table, which a test walks.
+//! A key is accepted when our behaviour matches its value anyway. Otherwise it is refused, with an
+//! alternative. `docs/from-litestream.md` lists all of them in a table, which a test checks.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use protocol::config::{Database, Replica};
 
 use super::ConfigError;
 
-/// Longest time until a commit is noticed.
+/// Longest time until a commit is detected.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Pause between searches for expired files.
@@ -22,7 +22,7 @@ const WEBDAV: &str = "targets over WebDAV are not served";
 const NATS: &str = "targets in NATS are not served";
 const SNAPSHOT: &str = "write it as snapshot: {interval: …}, at the top or in the database";
 
-/// Keys that are never honoured: why, and what to do instead.
+/// Keys that are never honoured: the reason, and an alternative.
 const REFUSED: [(&str, &str); 37] = [
     ("mcp-addr", "there is no MCP server; remove it"),
     (
@@ -84,13 +84,14 @@ const REFUSED: [(&str, &str); 37] = [
     ("timeout", NATS),
 ];
 
-/// Why a key is not honoured, and what to do instead; none for a key that Litestream has not.
+/// Returns the reason for not honouring a key, and an alternative; `None` for a key that Litestream
+/// does not have.
 pub(super) fn refused(key: &str) -> Option<&'static str> {
     let found = REFUSED.iter().find(|(refused, _)| *refused == key);
     found.map(|(_, reason)| *reason)
 }
 
-/// Refuses what an entry asks for and does not get.
+/// Refuses values of a database that ask for another behaviour.
 ///
 /// # Errors
 ///
@@ -109,7 +110,7 @@ pub(super) fn check_database(database: &Database, key: &str) -> Result<(), Confi
     Ok(())
 }
 
-/// Refuses what a replica asks for and does not get.
+/// Refuses values of a replica that ask for another behaviour.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The table of keys in `docs/from-litestream.md` says what is true.
+//! The table of keys in `docs/from-litestream.md` is correct.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::*;
 
 const PAGE: &str = include_str!("../../../docs/from-litestream.md");
 
-/// Every key that Litestream 0.5.17 reads, by where it stands.
+/// Every key that Litestream 0.5.17 reads, by its position in the file.
 const KEYS: [(&str, &[&str]); 3] = [
     (
         "",
@@ -110,7 +110,7 @@ const KEYS: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Keys of a replica that cannot stand at the top.
+/// Keys of a replica that cannot be used at the top level.
 const OF_ONE_REPLICA: [&str; 4] = ["type", "url", "name", "path"];
 
 struct Row {
@@ -146,7 +146,7 @@ fn rows() -> Vec<Row> {
     lines.map(row).collect()
 }
 
-/// A configuration that works, with these keys in it.
+/// Returns a working configuration with these keys added.
 fn document(place: &str, keys: &[&String], example: &str, key_file: &str) -> String {
     let mut example: Value = serde_yaml::from_str(example).unwrap();
     let is = |name: &str| keys[0] == name;
@@ -162,7 +162,7 @@ fn document(place: &str, keys: &[&String], example: &str, key_file: &str) -> Str
     let mut entry: Mapping = serde_yaml::from_str(entry).unwrap();
     match keys[0].as_str() {
         "url" => replica.clear(),
-        // It needs a key to say something about.
+        // The key needs another key to apply to.
         "sse-customer-algorithm" => {
             let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
             replica.insert("sse-customer-key".into(), key.into());
@@ -185,7 +185,7 @@ fn document(place: &str, keys: &[&String], example: &str, key_file: &str) -> Str
     serde_yaml::to_string(&top).unwrap()
 }
 
-/// What is wrong with a configuration, with all causes.
+/// Returns the error of a configuration, with all its causes.
 fn verdict(text: &str) -> Option<String> {
     let settings = |text| -> Result<(), anyhow::Error> {
         let config = text::parse(text, Path::new("litestream.yml"), &|_| None)?;

@@ -1,4 +1,4 @@
-//! Reading the configuration file, and turning it into what the engine runs.
+//! Reads the configuration file, and converts it into settings for the engine.
 
 mod litestream;
 #[cfg(test)]
@@ -33,26 +33,26 @@ use crate::args::{LogFormat, state_limit};
 use crate::heartbeat::Heartbeat;
 use crate::memory::container_memory;
 
-/// Time that a file of each merged level covers, as Litestream has it.
+/// Time span of one file of each compaction level, as in Litestream.
 const DEFAULT_LEVELS: [Duration; 3] = [
     Duration::from_secs(30),
     Duration::from_secs(300),
     Duration::from_secs(3600),
 ];
-/// Level 9 is for full copies.
+/// Level 9 is reserved for snapshots.
 const MAX_LEVELS: usize = 8;
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(300);
-/// Monitors on the internet are not asked more often.
+/// Shortest interval of requests to a user's monitor.
 const MIN_HEARTBEAT: Duration = Duration::from_secs(60);
-/// Least limits: below them hardly one database is replicated.
+/// Smallest allowed limits. With less, hardly one database could be replicated.
 const LEAST_LIMITS: Limits = Limits {
     state_bytes: 16 << 20,
     memory_bytes: 64 << 20,
 };
-/// Most targets of one database.
+/// Limit on the targets of one database.
 const MAX_TARGETS: usize = 4;
 
 /// Why a configuration cannot be used.
@@ -63,47 +63,47 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not YAML, or has a key or value that we do not honour.
+    /// The file is not YAML, or has an unsupported key or value.
     #[error("{}: {message}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what was probably meant.
+        /// The error, and a probable correction.
         message: String,
     },
     /// `${NAME}` names a variable that is not set.
     #[error("{key}: the environment variable {name} is not set")]
     Variable {
-        /// Where it is used.
+        /// The key that uses it.
         key: String,
         /// The variable.
         name: String,
     },
-    /// A value is not usable.
+    /// A value is invalid.
     #[error("{key}: {message}")]
     Value {
         /// The key.
         key: String,
-        /// What is wrong, and what to do.
+        /// The error, and the remedy.
         message: String,
     },
-    /// A target's URL.
+    /// A target's URL is invalid.
     #[error("{key}: {source}")]
     Url {
         /// The key.
         key: String,
-        /// What is wrong.
+        /// The error.
         source: UrlError,
     },
-    /// A store that cannot be set up.
+    /// A store cannot be opened.
     #[error("{key}: {source}")]
     Store {
         /// The key.
         key: String,
-        /// What is wrong.
+        /// The error.
         source: store::StoreError,
     },
 }
@@ -112,58 +112,58 @@ pub enum ConfigError {
 pub struct Settings {
     /// Address of the HTTP endpoints.
     pub addr: Option<String>,
-    /// A command to run meanwhile.
+    /// A command to run during replication.
     pub exec: Option<String>,
     /// The SqliteBackup, or empty.
     pub backup: String,
     /// The member, or empty.
     pub member: String,
-    /// What happens before the application starts.
+    /// Actions before the application starts.
     pub startup: Startup,
     /// The databases.
     pub databases: Vec<ConfiguredDatabase>,
     /// Databases of patterns that cannot be replicated because of their names, by path.
     pub refused: Vec<Refused>,
-    /// How long a shutdown may take.
+    /// Time limit of a shutdown.
     pub drain: Duration,
-    /// Who hears that everything is stored.
+    /// Recipient of the report that everything is stored.
     pub heartbeat: Option<Heartbeat>,
-    /// What the process may use.
+    /// Resource limits of the process.
     pub limits: Limits,
 }
 
 /// One database of a configuration.
 pub struct ConfiguredDatabase {
-    /// What the engine runs.
+    /// Settings for the engine.
     pub settings: DatabaseSettings,
-    /// Restore it before replicating when it is missing.
+    /// Restore the database before replication when it is missing.
     pub restore_first: bool,
-    /// SHA-256 of everything in the file that has a say in how it runs: equal means nothing has
-    /// changed.
+    /// SHA-256 of everything in the file that affects this database. An equal value means that
+    /// nothing has changed.
     pub fingerprint: [u8; 32],
 }
 
-/// A database that a pattern finds and no store can keep so that it is found again.
+/// A database that matches a pattern, but whose name not every store can keep and list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with its name, and what to do.
+    /// The fault of its name, and the remedy.
     pub message: String,
 }
 
-/// What a configuration says about the log, where the command line says nothing.
+/// Log settings of the configuration. The command line overrides them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LogSettings {
-    /// Least important lines to show.
+    /// Least severe level to log.
     pub level: Option<tracing::Level>,
-    /// Form of the lines.
+    /// Format of the lines.
     pub format: Option<LogFormat>,
-    /// Say where in the program a line was made.
+    /// Include the source line that wrote each log line.
     pub source: bool,
 }
 
-/// A configuration for one database and one URL.
+/// Returns a configuration for one database and one URL.
 pub fn for_url(database: PathBuf, url: String) -> Config {
     let replica = Replica {
         url: Some(url),
@@ -181,8 +181,8 @@ pub fn for_url(database: PathBuf, url: String) -> Config {
     }
 }
 
-/// Checks a configuration and sets its stores up, which share what `opener` can share. `holder` is
-/// who writes, `found` the databases of each pattern.
+/// Checks a configuration and opens its stores, which share resources through `opener`. `holder`
+/// names the writer, and `found` holds the databases of each pattern.
 ///
 /// # Errors
 ///
@@ -324,12 +324,13 @@ fn heartbeat(config: &Config) -> Result<Option<Heartbeat>, ConfigError> {
     Ok(Some(Heartbeat { url, interval }))
 }
 
-/// One database: its number in the file, and for one of a pattern the place below the targets' own.
+/// One database: its number in the file, and for a database of a pattern its path below the
+/// targets.
 type Entry = (usize, Database, Option<String>);
 
-/// The entries of a configuration, one for each database: its number in the file, and for those
-/// of a pattern the place below the targets' own. A file that has an entry of its own, or that an
-/// earlier pattern found, is not taken again. Those that cannot be stored come apart.
+/// Returns the entries of a configuration, one for each database. A file with its own entry, or
+/// found by an earlier pattern, is not added again. Databases that cannot be stored are returned
+/// separately.
 fn entries(
     config: &Config,
     found: &Found,
@@ -352,7 +353,7 @@ fn entries(
     }
     for (index, pattern) in &patterns {
         let entry = &config.dbs[*index];
-        // Wrong targets are told also while there is nothing to back up.
+        // Report invalid targets even while no database matches.
         targets(config, entry, &format!("dbs[{index}]"), None, opener)?;
         for path in found.get(index).into_iter().flatten() {
             if !taken.insert(path) {
@@ -416,7 +417,7 @@ fn database_settings(
     })
 }
 
-/// Where the replicas of an entry are.
+/// Returns the targets of an entry, without opening their stores.
 fn targets_of(
     config: &Config,
     database: &Database,
@@ -436,8 +437,8 @@ fn targets_of(
     replicas.enumerate().map(target).collect()
 }
 
-/// The targets of an entry, and how often they are synced; `place` is that of one database of a
-/// pattern, below the targets' own.
+/// Returns the targets of an entry and their sync interval. `place` is the path of a pattern's
+/// database below the targets.
 ///
 /// # Errors
 ///
@@ -496,11 +497,11 @@ pub fn targets(
     Ok((targets, sync_interval))
 }
 
-/// What a configuration says about the log.
+/// Returns the log settings of a configuration.
 ///
 /// # Errors
 ///
-/// A level or a format that does not exist.
+/// An unknown level or format.
 pub fn log_settings(config: &Config) -> Result<LogSettings, ConfigError> {
     let Some(logging) = &config.logging else {
         return Ok(LogSettings::default());
@@ -542,7 +543,7 @@ fn state_directory(config: &Config, database: &Database) -> PathBuf {
     }
 }
 
-/// How much time the files of level 1 and of each higher level cover.
+/// Returns the time span of the files of level 1, and of each higher level.
 fn levels(config: &Config) -> Result<(Duration, Vec<Duration>), ConfigError> {
     let given = config.levels.as_deref();
     let levels = given.map_or(DEFAULT_LEVELS.to_vec(), |levels| {
@@ -561,7 +562,7 @@ fn levels(config: &Config) -> Result<(Duration, Vec<Duration>), ConfigError> {
     }
 }
 
-/// What is said of the full copies of one database, else of all.
+/// Returns the snapshot settings of one database, else the common ones.
 fn snapshot(config: &Config, database: &Database) -> Snapshot {
     let (own, all) = (
         database.snapshot.unwrap_or_default(),
@@ -576,7 +577,7 @@ fn snapshot(config: &Config, database: &Database) -> Snapshot {
 fn retention(config: &Config, database: &Database, replica: &Replica) -> RetentionPolicy {
     let wanted = config.retention.unwrap_or_default();
     let default = RetentionPolicy::default();
-    // Zero is Litestream's word for "never", and then only the window limits them.
+    // Zero is Litestream's value for "never". Then only the window applies.
     let l0_retention = config.l0_retention.map(|span| match span.0 {
         Duration::ZERO => Duration::MAX,
         span => span,

@@ -1,4 +1,4 @@
-//! Names that a database may not have, since its backup would not be found again.
+//! Database names that are refused, because their backup would not be found again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,14 +10,14 @@ use store::Target;
 use super::pattern::{Pattern, is_level};
 use super::{ConfigError, Entry, target, targets_of};
 
-/// Which database stores at each place.
+/// The database that stores at each destination.
 pub(super) type Places = BTreeMap<String, String>;
 
-/// What keeps a database that a pattern found from being stored; none when nothing does.
+/// Returns the reason why a database of a pattern cannot be stored, if any.
 ///
 /// # Errors
 ///
-/// A target that makes no sense.
+/// An invalid target.
 pub(super) fn fault(
     config: &Config,
     entry: &Database,
@@ -43,11 +43,11 @@ pub(super) fn fault(
     Ok(None)
 }
 
-/// Where each database stores.
+/// Returns the destinations of all databases.
 ///
 /// # Errors
 ///
-/// A target that makes no sense.
+/// An invalid target.
 pub(super) fn places(config: &Config, entries: &[Entry]) -> Result<Places, ConfigError> {
     let mut places = Places::new();
     for (index, database, place) in entries {
@@ -60,11 +60,12 @@ pub(super) fn places(config: &Config, entries: &[Entry]) -> Result<Places, Confi
     Ok(places)
 }
 
-/// Whether a database would store among the objects of another one, as at `backup/0000` while
-/// another stores at `backup`.
+/// Returns whether a database would store among the objects of another one, for example at
+/// `backup/0000` while another one stores at `backup`.
 ///
 /// # Errors
 ///
+/// An invalid target.
 /// A target that makes no sense.
 pub(super) fn among_others(
     places: &Places,

@@ -1,4 +1,4 @@
-//! Databases that are named by a pattern: which files there are, and which backups.
+//! Databases that are named by a pattern: their files, and their backups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,15 +12,15 @@ use store::{SharedStore, Store, StoreError};
 
 use super::ConfigError;
 
-/// What makes a path a pattern.
+/// Characters that make a path a pattern.
 const WILDCARDS: [char; 3] = ['*', '?', '['];
-/// Deepest directory that is looked into.
+/// Deepest directory that is searched.
 const MAX_DEPTH: usize = 32;
-/// Most directories that are looked into on this machine.
+/// Limit on the directories that are searched on this machine.
 const MAX_DIRECTORIES: usize = 100_000;
-/// Directories of a store listed at the same time.
+/// Number of directories of a store listed at the same time.
 const LISTS_AT_ONCE: usize = 16;
-/// Endings of files that belong to a database beside them.
+/// Suffixes of files that belong to a database beside them.
 const SIDE_FILES: [&str; 5] = [
     "-wal",
     "-shm",
@@ -28,9 +28,9 @@ const SIDE_FILES: [&str; 5] = [
     ".restore.tmp",
     ".before-restore",
 ];
-/// What a file system keeps for itself, and only root may read.
+/// Directory that a file system reserves, and that only root may read.
 const LOST_AND_FOUND: &str = "lost+found";
-/// A star is not a slash, and only a dot begins a hidden name.
+/// A star does not match a slash, and only a dot matches the start of a hidden name.
 const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
@@ -47,25 +47,26 @@ pub struct Pattern {
     excluded: Vec<glob::Pattern>,
     /// The directory before the first wildcard.
     base: PathBuf,
-    /// Components below it; none: any number.
+    /// Number of components below it; `None` for any number.
     depth: Option<usize>,
 }
 
-/// A look at the files of a pattern.
+/// A search for the files of a pattern.
 #[derive(Default)]
 struct Walk {
     found: BTreeSet<PathBuf>,
-    /// Device and inode of each directory on the way to the present one.
+    /// Device and inode of each directory on the path to the current one.
     way: Vec<(u64, u64)>,
     directories: usize,
 }
 
 impl Pattern {
-    /// The pattern of a database entry; none when it names one file. `key` is its place.
+    /// Returns the pattern of a database entry; `None` when it names one file. `key` is its
+    /// position in the file.
     ///
     /// # Errors
     ///
-    /// A pattern that makes no sense, or keys that do not go together.
+    /// An invalid pattern, or keys that exclude each other.
     pub fn of(database: &Database, key: &str) -> Result<Option<Pattern>, ConfigError> {
         let wrong = |name: &str, message: String| ConfigError::Value {
             key: format!("{key}.{name}"),
@@ -133,7 +134,7 @@ impl Pattern {
         };
         let path = Path::new(&text);
         let base: PathBuf = match &database.dir {
-            // As it is: its own name may hold what is a wildcard elsewhere.
+            // Used as it is, because a directory name may contain wildcard characters.
             Some(dir) => {
                 let own = dir.components().count();
                 let below = path.components().skip(own).take_while(literal);
@@ -150,25 +151,25 @@ impl Pattern {
         }))
     }
 
-    /// The path of a database below the directory before the first wildcard: its place in each
-    /// target.
+    /// Returns the path of a database below the directory before the first wildcard. It is also its
+    /// path in each target.
     pub fn place<'a>(&self, path: &'a Path) -> Option<&'a str> {
         path.strip_prefix(&self.base).ok()?.to_str()
     }
 
-    /// A mark beside the databases: their restore has begun and is not done, so those that are here
-    /// are not all.
+    /// Returns the mark file beside the databases. While it exists, their restore is not finished,
+    /// so the local databases are not complete.
     pub fn restoring(&self) -> PathBuf {
         self.base.join(".sqlite-backup-restoring")
     }
 
-    /// Whether a file is one of the databases.
+    /// Returns whether a file is one of the databases.
     pub fn matches(&self, path: &Path) -> bool {
-        // A name that is not UTF-8 is found, to be refused, by what can be read of it.
+        // A name that is not UTF-8 is matched by its lossy form, and refused later.
         let text = path.to_string_lossy();
         let path = Path::new(text.as_ref());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // An exclusion without a slash is about names, wherever they are.
+        // An exclusion without a slash applies to names in any directory.
         let excludes = |pattern: &glob::Pattern| match pattern.as_str().contains('/') {
             true => pattern.matches_path_with(path, OPTIONS),
             false => pattern.matches_with(&name, OPTIONS),
@@ -178,11 +179,11 @@ impl Pattern {
             && !self.excluded.iter().any(excludes)
     }
 
-    /// The databases on this machine. An empty file is none yet.
+    /// Returns the databases on this machine. An empty file does not count.
     ///
     /// # Errors
     ///
-    /// A directory that cannot be read: what is in it is not known.
+    /// A directory that cannot be read, because its content is unknown.
     pub fn files(&self) -> io::Result<BTreeSet<PathBuf>> {
         let base = std::fs::metadata(&self.base);
         let mut walk = Walk {
@@ -206,7 +207,7 @@ impl Pattern {
             return Err(io::Error::other(message));
         }
         let entries = match std::fs::read_dir(directory) {
-            // It is not there yet, or went while we looked.
+            // The directory does not exist yet, or was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => {
                 let message = format!("{}: {error}", directory.display());
@@ -217,7 +218,7 @@ impl Pattern {
         for entry in entries {
             let path = entry?.path();
             let metadata = match std::fs::metadata(&path) {
-                // It went while we looked, or is a link that leads nowhere.
+                // The entry was removed meanwhile, or is a dangling link.
                 Err(error) if leads_nowhere(&path, &error) => continue,
                 Err(error) => {
                     let message = format!("{}: {error}", path.display());
@@ -225,14 +226,14 @@ impl Pattern {
                 }
                 Ok(metadata) => metadata,
             };
-            // Our state, and what a file system keeps for itself.
+            // Directories of our state, and the one that the file system reserves.
             let is_ours = || {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 (name.starts_with('.') && name.ends_with("-sqlite-backup"))
                     || name == LOST_AND_FOUND
             };
             if metadata.is_dir() {
-                // A link may lead back to where we come from.
+                // A link may lead back to a parent directory.
                 let identity = (metadata.dev(), metadata.ino());
                 if depth > 1 && !is_ours() && !walk.way.contains(&identity) {
                     walk.way.push(identity);
@@ -246,11 +247,11 @@ impl Pattern {
         Ok(())
     }
 
-    /// The databases that have a backup in a store, opened at the place of the pattern.
+    /// Returns the databases with a backup in a store, which is opened at the path of the pattern.
     ///
     /// # Errors
     ///
-    /// The store's: nothing found is its own word.
+    /// The store's. An empty result is thus the store's own answer.
     pub async fn stored(&self, store: &SharedStore) -> Result<BTreeSet<PathBuf>, StoreError> {
         let mut found = BTreeSet::new();
         let mut level = vec![String::new()];
@@ -271,7 +272,7 @@ impl Pattern {
                         found.insert(path);
                     }
                 }
-                // A database, or a directory of some, may have the name of a level.
+                // A database, or a directory of databases, may have the name of a level.
                 let below = below.iter().filter(|name| *name != LOST_AND_FOUND);
                 level.extend(below.map(|name| match directory.as_str() {
                     "" => name.clone(),
@@ -286,8 +287,8 @@ impl Pattern {
     }
 }
 
-/// Whether nothing is lost without an entry that cannot be looked at: it has gone, or is a link to what is
-/// not there or not for us. Whatever stands behind other errors is not known.
+/// Returns whether an unreadable entry can be ignored: it was removed, or is a link to a missing or
+/// forbidden file. After any other error, the content is unknown.
 fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
     let nowhere = [libc::ELOOP, libc::ENOTDIR, libc::ENAMETOOLONG, libc::EACCES];
     let is_link = || std::fs::symlink_metadata(path).is_ok_and(|entry| entry.is_symlink());
@@ -298,13 +299,13 @@ fn leads_nowhere(path: &Path, error: &io::Error) -> bool {
             && is_link())
 }
 
-/// A directory of what is stored of a database, in one of Litestream's layouts: of 0.5 in
-/// directories and in S3, of 0.3.
+/// Returns whether a name is a directory in the backup of a database: in Litestream 0.5's layouts
+/// for directories and for S3, or in that of 0.3.
 pub(super) fn is_level(name: &str) -> bool {
     name == "ltx" || (name.len() == 4 && name.starts_with("000")) || name == "generations"
 }
 
-/// The patterns of a configuration, by their numbers.
+/// Returns the patterns of a configuration, by their numbers.
 ///
 /// # Errors
 ///
@@ -319,11 +320,11 @@ pub fn patterns(config: &Config) -> Result<BTreeMap<usize, Pattern>, ConfigError
         .collect()
 }
 
-/// What the patterns of a configuration find on this machine.
+/// Returns the databases on this machine that match the patterns of a configuration.
 ///
 /// # Errors
 ///
-/// A pattern that makes no sense, or a directory that cannot be read.
+/// An invalid pattern, or a directory that cannot be read.
 pub fn local(config: &Config) -> Result<Found, ConfigError> {
     let look = |(index, pattern): (usize, Pattern)| {
         let files = pattern.files().map_err(|source| ConfigError::Read {

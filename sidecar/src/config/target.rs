@@ -1,4 +1,4 @@
-//! One replica of the configuration file, as a target.
+//! Converts one replica of the configuration file into a target.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use store::{Credentials, CustomerKey, Encryption, S3Target, Target};
 
 use super::ConfigError;
 
-/// Keys of replicas of every type.
+/// Keys that apply to replicas of every type.
 const COMMON: [&str; 10] = [
     "name",
     "type",
@@ -21,7 +21,7 @@ const COMMON: [&str; 10] = [
     "snapshot-interval",
 ];
 
-/// The name of a replica that has none of its own.
+/// Returns the default name of a replica: its type.
 pub(super) fn kind_of(target: &Target) -> &'static str {
     match target {
         Target::File { .. } => "file",
@@ -29,10 +29,11 @@ pub(super) fn kind_of(target: &Target) -> &'static str {
     }
 }
 
-/// Where a target is, whoever asks: two with one place would write over each other.
+/// Returns the destination of a target, independent of its credentials. Two databases with the same
+/// destination would overwrite each other.
 pub(super) fn place(target: &Target) -> String {
     match target {
-        // Some stores take paths that differ only in slashes and dots for one.
+        // Some stores do not distinguish paths that differ only in slashes and dots.
         Target::S3(s3) => {
             let endpoint = s3.endpoint.as_deref().unwrap_or_default();
             let path = s3.prefix.split('/').filter(|it| !matches!(*it, "" | "."));
@@ -49,11 +50,11 @@ pub(super) fn place(target: &Target) -> String {
     }
 }
 
-/// The same target, deeper. `key` is its place in the file.
+/// Returns the same target with `place` appended to its path. `key` is its position in the file.
 ///
 /// # Errors
 ///
-/// A kind of target that has no places.
+/// A kind of target without paths.
 pub(super) fn below(target: Target, place: &str, key: &str) -> Result<Target, ConfigError> {
     match target {
         Target::File { path } => Ok(Target::File {
@@ -67,7 +68,7 @@ pub(super) fn below(target: Target, place: &str, key: &str) -> Result<Target, Co
     }
 }
 
-/// Checks that the keys that a replica has of its own go together. `key` is its place in the file.
+/// Checks that the keys of a replica fit together. `key` is its position in the file.
 ///
 /// # Errors
 ///
@@ -104,7 +105,7 @@ pub(super) fn check_own(replica: &Replica, key: &str) -> Result<(), ConfigError>
     Ok(())
 }
 
-/// Makes the target of a replica. `key` is its place in the file.
+/// Creates the target of a replica. `key` is its position in the file.
 ///
 /// # Errors
 ///
@@ -124,7 +125,7 @@ pub(super) fn target(replica: &Replica, key: &str) -> Result<Target, ConfigError
                 .bucket
                 .clone()
                 .ok_or_else(|| value("bucket", "type s3 needs a bucket".to_owned()))?,
-            // Byte for byte: Litestream cleans the path of a URL only.
+            // Byte for byte: Litestream cleans only the path of a URL.
             prefix: replica.path.clone().unwrap_or_default(),
             ..S3Target::default()
         }),

@@ -1,4 +1,4 @@
-//! What configuration files mean, and what is wrong with others.
+//! Valid configuration files and their settings, invalid ones and their errors.
 
 use std::path::Path;
 
@@ -55,7 +55,7 @@ fn variables_are_expanded_in_values_and_cannot_add_yaml() {
         error,
         "dbs[0].path: the environment variable NOPE is not set"
     );
-    // Not only texts may be given so.
+    // Variables can also stand for values that are not text.
     let switch = |name: &str| Some(if name == "ON" { "true" } else { "7s" }.to_owned());
     let text = "sync-interval: ${SPAN}\nforce-path-style: ${ON}\nregion: 'true'\n";
     let config = parse(text, Path::new("t"), &switch).unwrap();
@@ -79,7 +79,7 @@ fn an_unknown_key_is_named_with_what_was_probably_meant() {
     assert!(error.contains("line 3"), "{error}");
     let error = parse_text("mcp-addr: ':3001'\n").unwrap_err();
     assert!(error.contains("\"mcp-addr\""), "{error}");
-    // What a variable stands for has no line, but a key.
+    // An expanded value has no line, but its key is known.
     let error = parse_text("dbs:\n- replica: {sync-interval: '${MEMBER}'}\n").unwrap_err();
     let expected = "dbs[0].replica.sync-interval: \"orders-0\" is not a duration";
     assert!(
@@ -402,7 +402,7 @@ fn links_that_lead_in_circles_are_not_followed_for_ever() {
     let found = found.iter().map(|path| path.strip_prefix(base).unwrap());
     let expected = ["a.db", "elsewhere/c.db", "sub/deep/b.db", "sub/link/c.db"];
     assert!(found.eq(expected.map(Path::new)));
-    // Each has two ways to the next: 2^20 in all.
+    // Each has two paths to the next: 2^20 in all.
     for depth in 0..20 {
         let here = base.join(format!("maze/{depth}"));
         std::fs::create_dir_all(&here).unwrap();
@@ -467,7 +467,7 @@ fn a_number_where_a_text_is_expected_is_the_text_that_was_written() {
             (replica.concurrency, replica.force_path_style),
             (Some(5), Some(true))
         );
-        // The same from a variable.
+        // The same value from a variable.
         let variable = |_: &str| Some(spelled.to_owned());
         let of_variable = text.replace(&format!(" {spelled}"), " $X");
         let of_variable = of_variable.replace(&format!("[{spelled}"), "[$X");

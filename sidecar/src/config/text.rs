@@ -1,4 +1,4 @@
-//! The text of a configuration file: keys, suggestions, variables.
+//! Parses the text of a configuration file: keys, suggestions, variables.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use protocol::config::Config;
 use super::written::{self, Node};
 use super::{ConfigError, litestream};
 
-/// Reads a configuration file. `variable` gives the environment.
+/// Reads a configuration file. `variable` looks up the environment.
 ///
 /// # Errors
 ///
@@ -22,8 +22,8 @@ pub fn read(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> Result<Co
 
 /// Parses the text of a configuration file.
 ///
-/// Variables are expanded in values after parsing, so that no value can add YAML of its own. Numbers and
-/// switches keep their spelling, which is their text where one is expected.
+/// Variables are expanded in values after parsing, so that a value cannot add YAML. Numbers and
+/// booleans keep their spelling, which becomes their text where a text is expected.
 ///
 /// # Errors
 ///
@@ -39,11 +39,11 @@ pub fn parse(
     };
     let mut value = written::read(text).map_err(wrong)?;
     expand(&mut value, "", variable)?;
-    // Of a text, messages name the key.
+    // For a text value, error messages name the key.
     serde_yaml::from_str(&value.to_yaml()).map_err(|error| {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
-        // What is wrong in the file as it is can be told with its line.
+        // An error in the unexpanded file has a line number.
         let as_it_is = serde_yaml::from_str::<Config>(text).err();
         let as_it_is = as_it_is.map(|error| error.to_string());
         let is_same = |it: &String| it.starts_with(message);
@@ -55,7 +55,7 @@ pub fn parse(
     })
 }
 
-/// Says why a key is not known, or what was probably meant, in place of serde's list of all keys.
+/// Explains why a key is unknown, or suggests a similar key, instead of serde's list of all keys.
 fn with_suggestion(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let (true, Some(unknown)) = (message.contains("unknown field"), quoted.next()) else {
@@ -72,7 +72,7 @@ fn with_suggestion(message: &str) -> String {
     }
 }
 
-/// Levenshtein distance of two short words.
+/// Returns the Levenshtein distance of two short words.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -129,7 +129,7 @@ fn expand_text(
         rest = &rest[at + 1..];
         let (name, after) = if let Some(braced) = rest.strip_prefix('{') {
             let Some((name, after)) = braced.split_once('}') else {
-                // Not the text: it may hold a secret.
+                // Leave out the value: it may hold a secret.
                 return Err(ConfigError::Value {
                     key: key.to_owned(),
                     message: "it has ${ without }".to_owned(),

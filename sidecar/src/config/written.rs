@@ -1,8 +1,8 @@
-//! The values of a YAML file as they were written.
+//! The values of a YAML file in their original spelling.
 //!
-//! `1.10`, `0x1F` or `005e123` is a number for YAML, and one number has many spellings. Where a text is
-//! expected, as for a path or a key, only the one in the file is right, and Litestream reads that. So
-//! the file is read twice: for what its values are, and for how they are spelled.
+//! `1.10`, `0x1F` or `005e123` is a number in YAML, and one number has many spellings. Where a text
+//! is expected, such as a path or a key, only the spelling of the file is right, and Litestream
+//! uses it. So the file is read twice: for the types of its values, and for their spelling.
 
 use std::fmt::Write as _;
 
@@ -12,13 +12,13 @@ use serde::de::{
 };
 use serde_yaml::Value;
 
-/// What merges the keys of other mappings into one.
+/// Key that merges other mappings into one.
 const MERGE: &str = "<<";
 
 /// A value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Node {
-    /// A number, a switch or nothing, as it was written.
+    /// A number, a boolean or null, in its original spelling.
     Plain(String),
     /// A text.
     Text(String),
@@ -40,7 +40,7 @@ pub(super) fn read(text: &str) -> Result<Node, serde_yaml::Error> {
 }
 
 impl Node {
-    /// A text that a variable stands for: it may be a number or a switch.
+    /// Wraps the value of a variable, which may be a number or a boolean.
     pub(super) fn of_variable(text: String) -> Node {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-');
         let value = text
@@ -53,7 +53,7 @@ impl Node {
         }
     }
 
-    /// The value as YAML that means the same, spelled the same.
+    /// Returns YAML with the same meaning and the same spelling.
     pub(super) fn to_yaml(&self) -> String {
         let mut yaml = String::new();
         self.write(&mut yaml);
@@ -91,7 +91,7 @@ fn quote(text: &str, yaml: &mut String) {
     for c in text.chars() {
         match c {
             '"' | '\\' => yaml.extend(['\\', c]),
-            // What a YAML file may not hold as it is.
+            // Characters that a YAML file must escape.
             c if c.is_control() || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}') => {
                 write!(yaml, "\\u{:04x}", u32::from(c)).expect("a string takes all");
             }
@@ -101,10 +101,10 @@ fn quote(text: &str, yaml: &mut String) {
     yaml.push('"');
 }
 
-/// What a value is for YAML.
+/// The YAML type of a value.
 enum Kind {
     Null,
-    /// A number or a switch.
+    /// A number or a boolean.
     Plain,
     Text(String),
     List(Vec<Kind>),
@@ -181,7 +181,7 @@ impl<'de> Visitor<'de> for AnyKind {
     }
 }
 
-/// Reads what a value is known to be, with the spelling of its scalars.
+/// Reads a value of known type, with the spelling of its scalars.
 struct Shape<'a>(&'a Kind);
 
 impl<'de> DeserializeSeed<'de> for Shape<'_> {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for List<'_> {
             let item = list.next_element_seed(Shape(shape))?;
             items.push(item.ok_or_else(|| A::Error::custom("a list is shorter than it was"))?);
         }
-        // The end of the list has to be read, too.
+        // The end of the list must be consumed.
         list.next_element::<IgnoredAny>()?;
         Ok(Node::List(items))
     }
@@ -265,7 +265,7 @@ impl<'de> Visitor<'de> for Map<'_> {
                 (_, value) => entries.push((name, value)),
             }
         }
-        // The end of the mapping has to be read, too.
+        // The end of the mapping must be consumed.
         map.next_key::<IgnoredAny>()?;
         for other in merged {
             let Node::Map(other) = other else {

@@ -1,5 +1,5 @@
-//! Replicas made object by object, in every shape that a writer may leave: each TXID comes back
-//! exactly, or is refused with the reason. Stock Litestream reads the same objects beside us.
+//! Replicas built object by object, in every shape that a writer may leave. Each TXID is restored
+//! exactly, or refused with the reason. Released Litestream reads the same objects for comparison.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,17 +17,17 @@ use crate::support::process::{Finished, clean, finish, run, signal, wait_for_end
 use crate::support::until;
 
 const PAGE: usize = 512;
-/// How many TXIDs a history has.
+/// Number of TXIDs in a history.
 const NEWEST: u64 = 6;
-/// The one that makes the database shorter.
+/// The TXID that shrinks the database.
 const SHRINKS: u64 = 4;
-/// When TXID 0 was, in Unix milliseconds; each TXID is a second later than the one before.
+/// Time of TXID 0, in Unix milliseconds. Each TXID is one second later than the one before.
 const START_MS: u64 = 1_700_000_000_000;
 
 /// An object: its level, its first and its last TXID.
 type Object = (u8, u64, u64);
 
-/// A full copy, and a capture for each TXID behind it.
+/// A snapshot, and a capture for each later TXID.
 const COPY_AND_CAPTURES: [Object; 6] = [
     (9, 1, 1),
     (0, 2, 2),
@@ -36,10 +36,10 @@ const COPY_AND_CAPTURES: [Object; 6] = [
     (0, 5, 5),
     (0, 6, 6),
 ];
-/// Captures are merged, and only the newest one is left.
+/// Captures are compacted, and only the newest one is left.
 const MERGED: [Object; 3] = [(9, 1, 2), (1, 3, 5), (0, 6, 6)];
 
-/// The states of a database, and a place for a replica of them.
+/// The states of a database, and a place for its replica.
 struct History {
     place: Place,
     /// The database at TXID 1, 2 and so on.
@@ -71,7 +71,7 @@ impl History {
         History { place, states }
     }
 
-    /// With these objects.
+    /// Creates a history whose replica holds these objects.
     fn stored(objects: &[Object]) -> History {
         let history = History::new();
         for object in objects {
@@ -96,7 +96,7 @@ impl History {
         header
     }
 
-    /// The pages of an object: all of them, or those that its TXIDs changed.
+    /// Returns the pages of an object: all of them, or those that its TXIDs changed.
     fn pages(&self, (_, min, max): Object) -> Vec<(u32, Vec<u8>)> {
         let before: Vec<&[u8]> = match min {
             1 => Vec::new(),
@@ -126,7 +126,7 @@ impl History {
         self.store_bytes(object, &encoder.finish().unwrap().0);
     }
 
-    /// Puts an object at its place, with the time that the file layout keeps there.
+    /// Stores an object with its time, which the file layout keeps as modification time.
     fn store_bytes(&self, object: Object, bytes: &[u8]) {
         std::fs::write(self.path(object), bytes).unwrap();
         let file = std::fs::File::options().write(true).open(self.path(object));
@@ -134,7 +134,7 @@ impl History {
         file.unwrap().set_modified(time).unwrap();
     }
 
-    /// Restores with our program; no point: the newest.
+    /// Restores with our program; without a point, the newest state.
     fn ours(&self, point: &[&str]) -> (Finished, Option<Vec<u8>>) {
         let (output, url) = (self.place.fresh("ours.db"), self.place.url("backup"));
         let arguments = ["restore", &url, "-o", text(&output)];
@@ -142,7 +142,7 @@ impl History {
         (done, std::fs::read(output).ok())
     }
 
-    /// Restores with theirs.
+    /// Restores with Litestream.
     fn theirs(&self, point: &[&str]) -> (Finished, Option<Vec<u8>>) {
         let output = self.place.fresh("theirs.db");
         let mut command = litestream();
@@ -163,7 +163,7 @@ impl History {
         );
     }
 
-    /// Everyone restores the newest state, and we each TXID exactly or not at all.
+    /// Both programs restore the newest state, and ours restores each TXID exactly or not at all.
     #[track_caller]
     fn leads_everyone_to_the_newest(&self) {
         self.is(self.ours(&["--integrity-check", "full"]), NEWEST);
@@ -253,7 +253,7 @@ fn a_database_that_shrinks_is_restored_at_its_size() {
     assert!(sizes[2] > sizes[3] && sizes[3] < sizes[4], "{sizes:?}");
     history.is(history.ours(&["--txid", "0000000000000004"]), SHRINKS);
     history.leads_everyone_to_the_newest();
-    // Merged over the shrinking: pages beyond the new end are gone.
+    // Compacted across the shrinking TXID: pages past the new end are gone.
     History::stored(&[(9, 1, 1), (1, 2, 6)]).leads_everyone_to_the_newest();
 }
 
@@ -306,7 +306,7 @@ fn a_hole_at_each_object_of_a_chain_is_named() {
         std::fs::remove_file(history.path(missing)).unwrap();
         history.never_gives_another_txid();
         if max == NEWEST {
-            // What is stored ends earlier, and is whole. Only `verify` knows of more.
+            // The stored chain ends earlier and is complete. Only `verify` knows of more.
             history.is(history.ours(&[]), NEWEST - 1);
             history.is_refused(&["--txid", "0000000000000006"], 30, &["the newest is"]);
             continue;
@@ -332,7 +332,7 @@ fn damage(change: impl Fn(&mut Vec<u8>, usize)) {
         let whole = std::fs::read(&path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
         let positions = (0..whole.len()).step_by(whole.len().div_ceil(12));
-        // Beside these: the first and the last byte of header, pages, index and trailer.
+        // In addition: the first and the last byte of header, pages, index and trailer.
         let edges = [
             3,
             99,
@@ -366,7 +366,7 @@ fn an_object_cut_short_anywhere_in_a_chain_is_named() {
 
 #[test]
 fn a_damaged_object_is_gone_around_where_others_lead_to_the_same_txid() {
-    // Two full copies, captures, and what they were merged to.
+    // Two snapshots, captures, and the files that they were compacted to.
     let all: Vec<Object> = [&COPY_AND_CAPTURES[..], &[(9, 1, 4), (1, 2, 3), (1, 5, 6)]].concat();
     for damaged in [(9, 1, 4), (1, 2, 3), (1, 5, 6), (0, 2, 2), (0, 5, 5)] {
         let history = History::stored(&all);
@@ -388,12 +388,12 @@ fn a_damaged_object_is_gone_around_where_others_lead_to_the_same_txid() {
             "{done:?}"
         );
         let url = history.place.url("backup");
-        // A restore test does not go around what it meets.
+        // A restore test does not restore around damaged files.
         let verified = run(["verify", &url]);
         let expected = if gone_around.is_empty() { 0 } else { 10 };
         assert_eq!(verified.code, Some(expected), "{damaged:?}: {verified:?}");
     }
-    // Nothing else leads to the newest one.
+    // No other file leads to the newest position.
     let history = History::stored(&COPY_AND_CAPTURES);
     history.store_bytes((0, 6, 6), b"nothing of this");
     let (done, restored) = history.ours(&[]);
@@ -416,7 +416,7 @@ fn a_page_that_no_object_holds_is_named() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     history.is_refused(&["--txid", "0000000000000002"], 11, &words);
     history.is_refused(&["--txid", "0000000000000003"], 11, &words);
-    // A delta under the name of a full copy is no full copy.
+    // A delta under the name of a snapshot is not a snapshot.
     let history = History::stored(&COPY_AND_CAPTURES[1..]);
     let path = history.path((9, 1, 1));
     let delta = std::fs::read(history.path((0, 2, 2))).unwrap();
@@ -472,13 +472,13 @@ fn a_time_gives_the_newest_state_of_that_time() {
     for txid in 1..=NEWEST {
         history.is(history.ours(&["--timestamp", &time(txid, 0)]), txid);
         history.is(history.ours(&["--timestamp", &time(txid, 999)]), txid);
-        // They look for objects before the time, and know no time after the newest object.
+        // Litestream looks for objects before the time, and refuses times after the newest object.
         if txid < NEWEST {
             history.is(history.theirs(&["-timestamp", &time(txid, 1)]), txid);
         }
     }
     history.is(history.ours(&["--timestamp", &time(1000, 0)]), NEWEST);
-    // A merged file has the time of its end.
+    // A compacted file has the time of its end.
     let history = History::stored(&MERGED);
     for (at, txid) in [(time(2, 0), 2), (time(4, 999), 2), (time(5, 0), 5)] {
         history.is(history.ours(&["--timestamp", &at]), txid);
@@ -531,7 +531,7 @@ fn a_place_without_files_of_a_backup_is_no_backup() {
     assert!(done.code != Some(0) && bytes.is_none(), "{done:?}");
 }
 
-/// We replicate the database of these objects, and afterwards they do, and every state comes back.
+/// We replicate the database of these objects, then Litestream does, and every state restores.
 fn is_taken_over(objects: &[Object], wal_offset: i64) {
     let history = History::new();
     for object in objects {

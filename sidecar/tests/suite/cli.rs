@@ -1,4 +1,4 @@
-//! Each mistake has an exit code of its own and a message that names the thing and the way out.
+//! Each mistake has its own exit code and a message with the subject and the remedy.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use crate::support::bucket::{Bucket, url};
 use crate::support::database::{create, files, insert, rows};
 use crate::support::process::{Finished, clean, finish, program, run};
 
-/// Nobody's user and group.
+/// User and group ID of `nobody`.
 const NOBODY: u32 = 65_534;
 
 fn place() -> TempDir {
@@ -51,7 +51,7 @@ fn a_file_that_is_not_sqlite_is_named() {
 
 #[test]
 fn an_encrypted_database_is_named() {
-    // What SQLCipher leaves: whole pages in which nothing can be told from noise.
+    // The output of SQLCipher: whole pages that cannot be distinguished from noise.
     let place = place();
     let path = place.path().join("app.db");
     let noise = rusqlite::Connection::open_in_memory().unwrap();
@@ -77,8 +77,8 @@ fn a_rollback_journal_database_is_told_the_pragma() {
     replicate(&path).fails_with(17, &[text(&path), "PRAGMA journal_mode=WAL"]);
 }
 
-/// Runs the program as somebody who owns nothing. The program itself may be out of reach of that
-/// user, so a copy is run.
+/// Runs the program as a user who owns no files. A copy of it is run, because that user may not be
+/// able to reach the program itself.
 fn as_nobody(directory: &Path, arguments: &[&str]) -> Finished {
     let copy = directory.join("sqlite-backup");
     if !copy.exists() {
@@ -131,7 +131,7 @@ fn a_target_that_may_not_be_written_is_named() {
     done.fails_with(20, &[text(&path), text(&locked), "permission denied"]);
 }
 
-/// A configuration with our state at `state` and the backup below `directory`.
+/// Returns a configuration with local state at `state` and the backup below `directory`.
 fn configured(directory: &Path, database: &Path, state: &Path) -> PathBuf {
     let file = directory.join("config.yml");
     let content = format!(
@@ -160,7 +160,7 @@ fn a_place_that_our_state_may_not_be_written_to_is_named() {
     let done = as_nobody(place.path(), &["replicate", text(&path), &target, "--once"]);
     let words = [text(&path), "Permission denied", "local state is in"];
     done.fails_with(24, &words);
-    // Somewhere else it may be, and the database is only read.
+    // With its state elsewhere it works, and the database is only read.
     let config = configured(place.path(), &path, &place.path().join("state"));
     let once = ["replicate", "--config", text(&config), "--once"];
     as_nobody(place.path(), &once).succeeds();
@@ -197,7 +197,7 @@ fn a_database_on_a_read_only_volume_is_backed_up_when_our_state_is_elsewhere() {
         run(["restore", &target, "-o", text(&output), "--force"]).succeeds();
         assert_eq!(rows(&output), rows(&path));
     }
-    // Nothing can be restored to it, and nothing is lost by the attempt.
+    // A restore to this path is refused, and the attempt loses nothing.
     let restore = format!("restore {target} -o {} --force", path.display());
     drop(connection);
     read_only(&restore).fails_with(24, &[text(&directory), "Read-only file system"]);
@@ -324,8 +324,8 @@ fn a_store_that_does_not_listen_is_unreachable() {
     }
 }
 
-/// Runs a shell command in a mount namespace of its own, where `directory` is a file system of
-/// that size.
+/// Runs a shell command in its own mount namespace, where `directory` is a file system of that
+/// size.
 fn with_small_disk(directory: &Path, size: &str, script: &str) -> Finished {
     let mut command = clean(Command::new("unshare"));
     let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$1\" && ");
@@ -348,13 +348,13 @@ fn a_full_disk_is_told_wherever_it_is() {
     let disk = place.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
     let full = [text(&disk), "No space left"];
-    // The target's.
+    // The disk of the target is full.
     let script = format!(
         "\"$2\" replicate {} file://$1/backup --once",
         path.display()
     );
     with_small_disk(&disk, "1m", &script).fails_with(22, &["no space left", text(&disk)]);
-    // Of our local state.
+    // The disk of our local state is full.
     let config = place.path().join("config.yml");
     let content = format!(
         "dbs:\n- path: {}\n  meta-path: {}/state\n  replica: {{url: 'file://{}/backup'}}\n",
@@ -365,7 +365,7 @@ fn a_full_disk_is_told_wherever_it_is() {
     std::fs::write(&config, content).unwrap();
     let script = format!("\"$2\" replicate --config {} --once", config.display());
     with_small_disk(&disk, "8k", &script).fails_with(22, &full);
-    // Where a database is restored to: nothing stays behind.
+    // The disk of a restore is full: no file stays behind.
     replicate(&path).succeeds();
     let script = format!(
         "\"$2\" restore file://{}-backup -o $1/app.db || {{ code=$?; ls -A $1; exit $code; }}",
@@ -437,7 +437,7 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
         assert!(words.contains(&line), "{line}: {words}");
     }
     assert_eq!(files(place.path(), &|_| true), before);
-    // One that cannot work hides nobody, and is the answer.
+    // A database that cannot work does not hide the others, and determines the exit code.
     std::fs::write(&file, format!("{both}{}", entry(&missing))).unwrap();
     let done = run(dry_run);
     done.fails_with(17, &[text(&missing), "does not exist", "check the path"]);
@@ -450,12 +450,12 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
         .env("AWS_SECRET_ACCESS_KEY", "secret");
     let words = [text(&fresh), "s3://bucket/app", "unreachable"];
     finish(command).fails_with(21, &words);
-    // Something that calls itself a lease and is none.
+    // An invalid file under the name of the lease.
     let lock = format!("{}-backup/lock.json", stored.display());
     std::fs::write(&lock, "not a lease").unwrap();
     run(["replicate", text(&stored), &target(&stored), "--dry-run"])
         .fails_with(10, &["lock.json cannot be understood"]);
-    // What Litestream wrote has no lease.
+    // A replica written by Litestream has no lease.
     std::fs::remove_file(&lock).unwrap();
     let words = run(["replicate", text(&stored), &target(&stored), "--dry-run"]).succeeds();
     assert!(words.contains("written by Litestream"), "{words}");

@@ -1,4 +1,5 @@
-//! Both directions with released Litestream binaries, in directories and in buckets.
+//! Compatibility with released Litestream binaries in both directions, in directories and in
+//! buckets.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,14 +16,14 @@ use crate::support::until;
 
 /// Releases that read and write pages as LZ4 blocks, as we do.
 const BLOCK_RELEASES: [&str; 2] = ["0.5.16", "0.5.17"];
-/// The last release that knows LZ4 frames only.
+/// The last release that supports only LZ4 frames.
 const FRAME_RELEASE: &str = "0.5.14";
 /// All of them.
 const RELEASES: [&str; 3] = [FRAME_RELEASE, "0.5.16", "0.5.17"];
-/// The release that a replica is given back to.
+/// The release that takes over a replica from us.
 const NEWEST: &str = "0.5.17";
 
-/// Where the program of one release is.
+/// Returns the path of the program of one release.
 pub fn litestream_program(version: &str) -> PathBuf {
     let variable = format!("LITESTREAM_{}_BIN", version.replace('.', "_"));
     let program = std::env::var_os(&variable).unwrap_or_else(|| {
@@ -38,7 +39,7 @@ fn litestream(version: &str) -> Command {
     clean(Command::new(litestream_program(version)))
 }
 
-/// Where a replica is, and the keys to it.
+/// The location of a replica, and its keys.
 struct Replica<'a> {
     url: String,
     bucket: Option<&'a Bucket>,
@@ -66,7 +67,7 @@ impl Replica<'_> {
         command
     }
 
-    /// What we restore of it.
+    /// Returns the rows that our program restores.
     fn restored_by_us(&self, place: &Place, arguments: &[&str]) -> Rows {
         let output = place.fresh("ours.db");
         let mut command = self.sign(program());
@@ -76,7 +77,7 @@ impl Replica<'_> {
         rows(&output)
     }
 
-    /// What a release restores of it.
+    /// Returns the rows that a release restores.
     fn restored_by(&self, version: &str, place: &Place, arguments: &[&str]) -> Rows {
         let output = place.fresh("theirs.db");
         self.restore_with(version, &output, arguments).succeeds();
@@ -97,7 +98,7 @@ impl Replica<'_> {
         finish(command)
     }
 
-    /// Asserts that everyone restores the source.
+    /// Asserts that every program restores the source.
     fn equals(&self, place: &Place, source: &Rows) {
         assert_same(&self.restored_by_us(place, &[]), source);
         for version in BLOCK_RELEASES {
@@ -105,7 +106,7 @@ impl Replica<'_> {
         }
     }
 
-    /// Its objects, copied to a directory in either layout's own names.
+    /// Returns its objects, copied to a directory under the names of either layout.
     fn objects(&self, place: &Place) -> Vec<PathBuf> {
         let mut target = Target::from_url(&self.url).unwrap();
         if let (Target::S3(s3), Some(bucket)) = (&mut target, self.bucket) {
@@ -125,14 +126,14 @@ impl Replica<'_> {
     }
 }
 
-/// Stops a process politely.
+/// Stops a process with SIGTERM.
 fn stop(mut child: Child) {
     signal(child.id(), "TERM");
     let (code, _) = wait_for_end(&mut child);
     assert_eq!(code, Some(0));
 }
 
-/// Levels and snapshots within seconds, so that a test sees them.
+/// Returns a configuration with levels and snapshots within seconds, so that a test covers them.
 fn quick_config(place: &Place, url: &str) -> String {
     place.write(
         "config.yml",
@@ -143,8 +144,8 @@ fn quick_config(place: &Place, url: &str) -> String {
     )
 }
 
-/// Writes through our own process until there are merged files and several full copies.
-/// Returns a position in the middle with its time and its rows.
+/// Writes through our own process until compacted files and several snapshots exist. Returns a
+/// position in the middle with its time and its rows.
 fn written_by_us(place: &Place, replica: &Replica) -> (String, jiff::Timestamp, Rows) {
     let connection = create(&place.database(), 5);
     let config = quick_config(place, &replica.url);
@@ -177,7 +178,7 @@ fn written_by_us(place: &Place, replica: &Replica) -> (String, jiff::Timestamp, 
             None => (levels("1").min(levels("2")), levels("9")),
             Some(_) => (levels("0001").min(levels("0002")), levels("0009")),
         };
-        // They ask the bucket for times, which it keeps in whole seconds.
+        // Litestream reads times from the bucket, which keeps them in whole seconds.
         let later = middle
             .as_ref()
             .is_some_and(|(_, at, _)| time.duration_since(*at).as_secs() >= 2);
@@ -188,8 +189,8 @@ fn written_by_us(place: &Place, replica: &Replica) -> (String, jiff::Timestamp, 
     middle.unwrap()
 }
 
-/// Every object that we wrote is what an independent reader expects, and the newest captured one
-/// is what Litestream needs to take over.
+/// Every object that we wrote satisfies an independent reader, and the newest captured one has the
+/// fields that Litestream needs to take over.
 fn objects_are_well_formed(place: &Place, replica: &Replica) {
     let objects = replica.objects(place);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/ltx/tests/ltx_probe.py");
@@ -228,7 +229,7 @@ fn they_restore_ours(place: &Place, replica: &Replica) {
     let (txid, time, middle) = written_by_us(place, replica);
     let source = rows(&place.database());
     replica.equals(place, &source);
-    // They look for objects before the time, we for positions up to it.
+    // Litestream looks for objects before the time, we for positions up to it.
     let after = (time + jiff::SignedDuration::from_millis(1)).to_string();
     for version in BLOCK_RELEASES {
         assert_same(
@@ -245,7 +246,7 @@ fn they_restore_ours(place: &Place, replica: &Replica) {
         &replica.restored_by_us(place, &["--timestamp", &time.to_string()]),
         &middle,
     );
-    // A release that cannot read our pages says so, and leaves nothing that looks restored.
+    // A release that cannot read our pages reports it, and leaves no file that looks restored.
     let output = place.fresh("refused.db");
     let done = replica.restore_with(FRAME_RELEASE, &output, &[]);
     assert_ne!(done.code, Some(0), "{done:?}");
@@ -253,7 +254,7 @@ fn they_restore_ours(place: &Place, replica: &Replica) {
     objects_are_well_formed(place, replica);
 }
 
-/// Lets a release replicate what `write` does.
+/// Lets a release replicate the commits of `write`.
 fn written_by(version: &str, database: &Path, replica: &Replica, write: impl FnOnce()) {
     let mut command = replica.sign(litestream(version));
     command
@@ -267,7 +268,7 @@ fn written_by(version: &str, database: &Path, replica: &Replica, write: impl FnO
 
 fn we_restore_theirs(place: &Place, replica: &Replica, version: &str) {
     let connection = create(&place.database(), 5);
-    // Their own restore says when there is something to see: replication starts in its own time.
+    // Its own restore shows when the commits are stored: replication starts with a delay.
     written_by(version, &place.database(), replica, || {
         insert(&connection, 20);
         until("litestream has stored something", || {
@@ -285,7 +286,7 @@ fn we_restore_theirs(place: &Place, replica: &Replica, version: &str) {
     finish(command).succeeds();
 }
 
-/// Litestream goes on where we stopped, on a database that it restored itself.
+/// Litestream continues where we stopped, on a database that it restored itself.
 fn they_take_over(place: &Place, replica: &Replica, version: &str) {
     written_by_us(place, replica);
     let moved = place.fresh("moved.db");
@@ -303,7 +304,7 @@ fn they_take_over(place: &Place, replica: &Replica, version: &str) {
     replica.equals(place, &rows(&moved));
 }
 
-/// We go on where Litestream stopped, on the very same database.
+/// We continue where Litestream stopped, on the very same database.
 fn we_take_over(place: &Place, replica: &Replica, version: &str) {
     we_restore_theirs(place, replica, version);
     let before = rows(&place.database()).len();
@@ -311,7 +312,7 @@ fn we_take_over(place: &Place, replica: &Replica, version: &str) {
     let source = rows(&place.database());
     assert!(source.len() > before + 5);
     replica.equals(place, &source);
-    // And back again, as the way out must stay open.
+    // And back again, because a return to Litestream must stay possible.
     let connection = create(&place.database(), 0);
     written_by(NEWEST, &place.database(), replica, || {
         insert(&connection, 10);
@@ -355,7 +356,7 @@ fn we_restore_what_each_release_wrote_to_a_bucket() {
     }
 }
 
-/// A release that knows frames only writes, the newest one goes on with blocks, and we restore.
+/// A release with frames only writes, the newest release continues with blocks, and we restore.
 fn we_restore_after_their_upgrade(place: &Place, replica: &Replica) {
     let connection = create(&place.database(), 5);
     for version in [FRAME_RELEASE, NEWEST] {

@@ -1,4 +1,5 @@
-//! What a running process tells: status, metrics, health; and credentials that change under it.
+//! The endpoints of a running process: status, metrics, health; and credentials that change
+//! meanwhile.
 
 use protocol::status::{TargetState, TargetStatus};
 
@@ -128,7 +129,7 @@ fn metrics_count_what_each_store_is_asked() {
     let sent = |kind: &str| -> u64 {
         let body = sidecar.get("/metrics").1;
         let name = "sqlite_backup_store_requests_total";
-        // A directory is sent nothing, so it has no series.
+        // A directory receives no requests, so it has no series.
         let mut series = body.lines().filter(|line| line.starts_with(name));
         assert!(series.all(|line| line.contains("target=\"far\"")), "{body}");
         let wanted = format!("target=\"far\",kind=\"{kind}\"}} ");
@@ -136,7 +137,7 @@ fn metrics_count_what_each_store_is_asked() {
         let count = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
         count.unwrap_or_else(|| panic!("{wanted} is not in\n{body}"))
     };
-    // A full copy, a captured file, and the merged one that ends behind the copy.
+    // A snapshot, a captured file, and the compacted one that ends after the snapshot.
     until("the first files are merged", || {
         let body = sidecar.get("/metrics").1;
         let mut lines = body.lines();
@@ -147,7 +148,7 @@ fn metrics_count_what_each_store_is_asked() {
         (count >= 3.0).then_some(())
     });
     let before = ["put", "get", "head", "list", "delete"].map(sent);
-    // The lease, a full copy and at least one captured file; the list with which it began.
+    // The lease, a snapshot and at least one captured file; the first list.
     assert!(before[0] >= 3 && before[3] >= 1, "{before:?}");
     insert(&connection, 1);
     sidecar.wait_until("the commit is stored", |status| {
@@ -155,7 +156,7 @@ fn metrics_count_what_each_store_is_asked() {
         status.position != first && status.targets.iter().all(is_stored)
     });
     let after = ["put", "get", "head", "list", "delete"].map(sent);
-    // Storing a commit is one request and no other.
+    // Storing a commit takes exactly one request.
     let more = [before[0] + 1, before[1], before[2], before[3], before[4]];
     assert_eq!(after, more);
 }
@@ -193,7 +194,7 @@ fn credentials_rotate_without_a_restart() {
         report.expect("keys are in use").fingerprint
     };
     let old = fingerprint(&status);
-    // The Secret first, then the store takes the old key back.
+    // First replace the Secret, then revoke the old key in the store.
     block_on(
         bucket
             .weed

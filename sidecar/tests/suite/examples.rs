@@ -1,4 +1,4 @@
-//! Configurations and commands as people publish them, used as they are: `sidecar/tests/examples`.
+//! Published configurations and commands, used unchanged: `sidecar/tests/examples`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +16,7 @@ fn example(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The program with the variables that the examples name.
+/// Returns the program with the variables that the examples use.
 fn command(place: &Place, server: &ExactServer) -> Command {
     let endpoint = server.endpoint();
     let without_scheme = endpoint.trim_start_matches("http://");
@@ -39,7 +39,7 @@ fn run(place: &Place, server: &ExactServer, arguments: &[&str]) -> Finished {
     finish(command)
 }
 
-/// A command line with the configuration after the command.
+/// Returns a command line with the configuration after the command.
 fn with<'a>(config: &[&'a str], command: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [command, config, more].concat()
 }
@@ -86,7 +86,7 @@ fn published_configurations_back_up_and_restore_as_they_are() {
             run(&place, &server, &with(&config, &["restore"], &out)).succeeds();
             assert_same(&rows(&output), &rows(database));
         }
-        // What is there stays, and what is not there comes back.
+        // Existing databases stay, and missing ones are restored.
         let expected = rows(&databases[0]);
         std::fs::remove_file(&databases[0]).unwrap();
         let flags = ["--if-db-not-exists", "--if-replica-exists"];

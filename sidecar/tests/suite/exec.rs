@@ -1,4 +1,4 @@
-//! An application that runs as our child, for as long as it does.
+//! An application that runs as our child process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use crate::support::place::Place;
 use crate::support::process::{finish, program, run, signal, wait_for_end};
 use crate::support::until;
 
-/// A child that commits, tells its end to nobody, and leaves with a code of its own.
+/// A child that commits, ends without announcing it, and has its own exit code.
 const CHILD: &str = r#"
 import os, signal, sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -56,7 +56,7 @@ fn a_child_runs_and_its_last_commits_are_stored_before_we_end_with_its_code() {
 
 #[test]
 fn a_child_gets_our_signal_and_its_answer_to_it_is_stored() {
-    // The terminal's signal and that of a service manager mean the same to us.
+    // The signals of a terminal and of a service manager have the same effect.
     for name in ["TERM", "INT"] {
         let place = Place::new();
         let mut command = exec(&place, "wait");
@@ -102,7 +102,7 @@ fn a_content_child_does_not_hide_that_its_commits_are_not_stored() {
 #[test]
 fn a_second_signal_ends_us_at_once_and_our_child_with_us() {
     let place = Place::new();
-    // It does not care for the first one.
+    // It ignores the first signal.
     let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
     let mut command = program();
     command
@@ -125,7 +125,7 @@ fn a_second_signal_ends_us_at_once_and_our_child_with_us() {
     let child = line.trim();
     until("the child is gone", || {
         let state = std::fs::read_to_string(format!("/proc/{child}/stat"));
-        // Nobody may be there to bury it.
+        // The process may stay a zombie, because no parent reaps it.
         state
             .map_or(true, |state| state.contains(") Z "))
             .then_some(())

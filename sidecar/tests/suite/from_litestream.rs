@@ -1,6 +1,6 @@
-//! `docs/from-litestream.md`: every command on the page is run, in the order of the page.
+//! `docs/from-litestream.md`: every command on the page is run, in order.
 //!
-//! `/srv` of the page is the test's directory, and its port a free one.
+//! `/srv` on the page is the test's directory, and its port a free one.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -19,12 +19,12 @@ use crate::support::until;
 const PAGE: &str = include_str!("../../../docs/from-litestream.md");
 const ADDRESS: &str = "127.0.0.1:9090";
 
-/// What the page has, in its order.
+/// The testable parts of the page, in order.
 enum Part {
     File(String),
-    /// With the lines that it prints.
+    /// A command and the lines that it prints.
     Command(String, Vec<String>),
-    /// What does the same, theirs and ours.
+    /// Two equivalent commands, Litestream's and ours.
     Pair(String, String),
 }
 
@@ -67,7 +67,7 @@ fn parts() -> Vec<Part> {
     parts
 }
 
-/// A machine with Litestream on it.
+/// A machine with Litestream installed.
 struct Machine {
     place: Place,
     connection: Connection,
@@ -125,7 +125,7 @@ impl Machine {
         done
     }
 
-    /// Starts what goes on until it is told to end, in place of what did so before.
+    /// Starts a long-running command, in place of the previous one.
     fn start(&mut self, command: &str) {
         self.stop();
         let mut shell = self.shell(command);
@@ -159,7 +159,7 @@ impl Machine {
         rows(&self.place.path().join("app/app.db"))
     }
 
-    /// Runs theirs and ours, and compares what they have restored.
+    /// Runs both commands, and compares the restored databases.
     fn compare(&self, theirs: &str, ours: &str) {
         let outputs = ["theirs.db", "ours.db"].map(|name| self.place.path().join(name));
         self.run(theirs);
@@ -185,7 +185,7 @@ impl Drop for Machine {
     }
 }
 
-/// A line without what differs from run to run.
+/// Returns a line without the parts that differ between runs.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     for word in line.split(' ') {
@@ -237,10 +237,10 @@ fn every_command_of_the_page_works_in_its_order() {
             }
         }
     }
-    // And once more, after somebody else has written.
+    // And once more, after another program has written.
     machine.start("sqlite-backup replicate --config litestream.yml");
     machine.stop();
-    // Nothing on the page looks like a command and was not run.
+    // Every command on the page was run.
     let told = PAGE
         .split(['`', '\n'])
         .map(|text| text.trim().trim_start_matches("$ "));

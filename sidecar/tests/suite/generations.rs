@@ -1,4 +1,4 @@
-//! Replicas of Litestream 0.3: restored, inspected, proven, left alone, and gone on from.
+//! Replicas of Litestream 0.3: restored, inspected, proven, left unchanged, and continued.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,7 +11,7 @@ use crate::support::database::files;
 use crate::support::place::{Place, text};
 use crate::support::process::{Finished, finish, run};
 
-/// What `states.json` of a golden replica says.
+/// Returns the content of `states.json` of a golden replica.
 fn noted(page_size: u32) -> Value {
     let text = std::fs::read_to_string(golden(page_size).join("states.json")).unwrap();
     serde_json::from_str(&text).unwrap()
@@ -98,7 +98,7 @@ fn points_that_are_not_there_are_named() {
     done.fails_with(30, &["2001-01-01T00:00:00Z", "the oldest backup is of"]);
     let done = refused(&place, &["--txid", "0000000000000001"]);
     done.fails_with(30, &["Litestream 0.3", "no TXIDs"]);
-    // Even where no backup would be fine: there is one.
+    // Fails even with a flag that accepts a missing backup, because a backup exists.
     let done = refused(
         &place,
         &["--txid", "0000000000000001", "--if-replica-exists"],
@@ -106,8 +106,8 @@ fn points_that_are_not_there_are_named() {
     done.fails_with(30, &["no TXIDs"]);
 }
 
-/// The directory of the first generation, alone and with its first snapshot only, so that every log
-/// is needed.
+/// Returns the directory of the first generation, alone and with only its first snapshot, so that
+/// every WAL segment is needed.
 fn first_generation(place: &Place) -> PathBuf {
     let paths = replica(place, 1024);
     let modified = |path: &PathBuf| std::fs::metadata(path).unwrap().modified().unwrap();
@@ -121,7 +121,7 @@ fn first_generation(place: &Place) -> PathBuf {
     generation.to_owned()
 }
 
-/// What happens to an object.
+/// A change of one object.
 type Change = fn(&Path);
 
 fn remove(path: &Path) {
@@ -158,7 +158,7 @@ fn what_is_missing_or_damaged_is_named_with_a_code_of_its_own() {
         (snapshot, truncate, 10, "ends early"),
         (snapshot, empty, 10, "ends early"),
         (snapshot, flip, 10, "is damaged"),
-        // The first of a log, one in the middle.
+        // The first segment of a WAL, then one in the middle.
         (
             "wal/00000000_00000000.wal.lz4",
             remove,
@@ -179,7 +179,7 @@ fn what_is_missing_or_damaged_is_named_with_a_code_of_its_own() {
         ),
         ("wal/00000000_00002d28.wal.lz4", truncate, 10, "ends early"),
         ("wal/00000000_00002d28.wal.lz4", flip, 10, "is damaged"),
-        // The last of all.
+        // The last segment of all.
         ("wal/00000002_00001498.wal.lz4", truncate, 10, "ends early"),
         ("wal/00000002_00001498.wal.lz4", empty, 10, "ends early"),
         ("wal/00000002_00001498.wal.lz4", flip, 10, "is damaged"),
@@ -192,7 +192,7 @@ fn what_is_missing_or_damaged_is_named_with_a_code_of_its_own() {
         let id = generation.file_name().unwrap().to_str().unwrap();
         refused(&place, &[]).fails_with(code, &[id, words]);
     }
-    // A whole log.
+    // A whole WAL.
     for (path, bytes) in &whole {
         std::fs::write(path, bytes).unwrap();
         if text(path).contains("/00000001_") {
@@ -272,7 +272,7 @@ fn replication_goes_on_beside_a_generation_and_leaves_it_alone() {
             place.url("backup")
         ),
     );
-    // As before an application starts: missing, and there is a backup.
+    // As before an application starts: the database is missing, and a backup exists.
     run(["restore", "--wait", "--config", &config]).succeeds();
     let count = rows(&place.database());
     assert_eq!(count, 21);
@@ -286,7 +286,7 @@ fn replication_goes_on_beside_a_generation_and_leaves_it_alone() {
         (answer["generation"].clone(), newest),
         (Value::Null, count + 1)
     );
-    // Times from before it are still those of Litestream 0.3.
+    // Times before it still belong to Litestream 0.3.
     let states = noted(4096)["states"].clone();
     let (answer, _) = restored(&place, &["--timestamp", &time(&states[2]["time_ms"])]);
     assert_eq!(answer["checksum"], states[2]["checksum"]);
@@ -298,7 +298,7 @@ fn replication_goes_on_beside_a_generation_and_leaves_it_alone() {
     for (path, bytes) in objects.iter().zip(before) {
         assert_eq!(std::fs::read(path).unwrap(), bytes, "{}", path.display());
     }
-    // `replicate` brings a missing database back as well, of ours now.
+    // `replicate` also restores a missing database, now from our files.
     std::fs::remove_file(place.database()).unwrap();
     run(["replicate", "--config", &config, "--once"]).succeeds();
     assert_eq!(rows(&place.database()), count + 1);
@@ -338,7 +338,7 @@ fn a_generation_in_a_bucket_comes_back() {
         }
         block_on(async {
             let store = store::open(&target).unwrap();
-            // One of them: the times are those of the bucket.
+            // One generation: the times are those of the bucket.
             for key in objects.keys().filter(|key| key[..28] == newest[..28]) {
                 let body = Body::from(std::fs::read(golden(4096).join(key)).unwrap());
                 let stored = store.put(key, body, PutMode::Create, &PutMeta::default());

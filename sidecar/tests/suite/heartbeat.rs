@@ -1,4 +1,4 @@
-//! A monitor of the user's hears of us while everything is stored.
+//! A user's monitor receives requests while everything is stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ fn a_monitor_hears_of_us_once_everything_is_stored_and_not_before() {
     let monitor = Monitor::start("200 OK", move || {
         assert!(allowed.load(Ordering::SeqCst), "nothing is stored yet");
     });
-    // A directory below a file: a target that does not work.
+    // A directory below a file: a target that cannot work.
     let blocker = place.write("blocker", "");
     let config = config(&place, &monitor.url("/secret-path"));
     let sidecar = Sidecar::start(place.path(), &["--config", &config]);
@@ -76,6 +76,6 @@ fn another_monitor_may_be_named_while_running() {
     let epoch = sidecar.wait_until_stored().targets[0].epoch;
     config(&place, &monitors[1].url("/second"));
     assert!(monitors[1].hear().starts_with("GET /second"));
-    // The database goes on undisturbed.
+    // Replication of the database is not interrupted.
     assert_eq!(sidecar.wait_until_stored().targets[0].epoch, epoch);
 }

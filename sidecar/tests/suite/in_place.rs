@@ -1,4 +1,4 @@
-//! Restores to a place where something is: an open database, logs of another, an empty file.
+//! Restores to a path with existing files: an open database, a WAL of another one, an empty file.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::support::place::{Place, text};
 use crate::support::process::run;
 use crate::support::writer::Writer;
 
-/// Executes statements one after the other, tells that it did, and keeps its connection.
+/// Executes statements one by one, reports it, and keeps its connection open.
 const SCRIPT: &str = "
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -21,13 +21,13 @@ sys.stdin.read()
 const INSERT: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<200)
                       INSERT INTO log(body) SELECT randomblob(300) FROM n";
 
-/// An application in the midst of its work, killed when dropped.
+/// An application in the middle of its work, killed when dropped.
 struct Application {
     child: Child,
 }
 
 impl Application {
-    /// Starts one, and returns when it has executed the statements.
+    /// Starts an application, and returns when it has executed the statements.
     fn start(database: &Path, statements: &[&str]) -> Application {
         let child = Command::new("python3")
             .args(["-c", SCRIPT, text(database)])
@@ -61,7 +61,7 @@ fn stored(place: &Place) -> Rows {
     rows(&place.database())
 }
 
-/// Restores over what is there.
+/// Restores over the existing files.
 fn force(place: &Place) {
     let url = place.url("backup");
     run(["restore", &url, "-o", place.database_text(), "--force"]).succeeds();
@@ -72,7 +72,7 @@ fn beside(place: &Place, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", place.database_text()))
 }
 
-/// The database alone is at its place, with these rows.
+/// Asserts that the path holds only the database, with these rows.
 #[track_caller]
 fn is_alone(place: &Place, expected: &Rows) {
     let of_database = |name: &str| name.starts_with(place.database_text());
@@ -116,7 +116,7 @@ fn a_log_without_its_database_is_kept_and_not_replayed_into_the_restored_one() {
 fn a_journal_of_a_killed_application_is_not_rolled_back_in_the_restored_database() {
     let place = Place::new();
     let expected = stored(&place);
-    // A cache of one page: the transaction is in the file before it is committed.
+    // A cache of one page: the transaction is in the file before its commit.
     let application = Application::start(
         &place.database(),
         &[

@@ -1,8 +1,8 @@
-//! The `sqlite-backup` program as people, scripts and containers use it: real processes, a real
-//! S3 server, applications in processes of their own, released Litestream binaries.
+//! The `sqlite-backup` program as people, scripts and containers use it: real processes, a real S3
+//! server, applications in processes of their own, released Litestream binaries.
 //!
-//! `cargo xtask test` says where those programs are, in `WEED_BIN` and `LITESTREAM_0_5_17_BIN`
-//! and so on.
+//! `cargo xtask test` passes the paths of those programs in `WEED_BIN`, `LITESTREAM_0_5_17_BIN` and
+//! so on.
 
 #![expect(
     clippy::unwrap_used,

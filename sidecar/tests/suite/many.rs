@@ -1,4 +1,4 @@
-//! Databases that a pattern names: found while running, restored and proven together.
+//! Databases of a pattern: found at run time, restored and proven together.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::support::process::{finish, program, run};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 
-/// A configuration for every database below a directory of the place.
+/// Returns a configuration for every database below a directory of the place.
 fn config(place: &Place, target: &str) -> String {
     let databases = place.path().join("slots/**/*.db");
     place.write(
@@ -34,7 +34,7 @@ fn slot(place: &Place, name: &str) -> PathBuf {
     path
 }
 
-/// Waits until exactly these databases are replicated, and everything of them is stored.
+/// Waits until exactly these databases are replicated, and all their commits are stored.
 fn wait_for(sidecar: &Sidecar, paths: &[&Path]) {
     until("the databases are stored", || {
         let status = sidecar.status();
@@ -68,7 +68,7 @@ fn databases_come_and_go_while_we_run_and_all_of_them_come_back() {
     let third = create(&late, 5);
     wait_for(&sidecar, &[&one, &two, &late]);
     insert(&first, 2);
-    // One goes: what it had stays in the bucket, and the others go on.
+    // A removed database keeps its files in the bucket, and the others continue.
     drop(second);
     let gone = rows(&two);
     std::fs::remove_file(&two).unwrap();
@@ -138,7 +138,7 @@ fn every_replica_below_a_url_is_restored_below_a_directory() {
         for name in names {
             assert_same(&rows(&output.path().join(name)), &rows(&slot(&place, name)));
         }
-        // Nothing that would take the replicas over.
+        // No local state exists that would take the replicas over.
         let is_state = |entry: std::fs::DirEntry| text(&entry.path()).ends_with("-sqlite-backup");
         let mut beside = std::fs::read_dir(output.path()).unwrap();
         assert!(!beside.any(|entry| is_state(entry.unwrap())));
@@ -151,7 +151,7 @@ fn every_replica_below_a_url_is_restored_below_a_directory() {
             .args(more);
         finish(restore)
     };
-    // A directory whose name is a pattern elsewhere.
+    // A directory name that would be a pattern elsewhere.
     let odd = place.path().join("out[1]?");
     let mut restore = bucket.program();
     restore.args(["restore", &place.url("replicas"), "--all", "-o", text(&odd)]);
@@ -210,7 +210,7 @@ fn renamed_databases_and_directories_go_on_under_their_new_names() {
     let connection = create(&moved, 2);
     assert_eq!(sidecar.terminate().0, Some(0));
     drop(connection);
-    // Each name has what was there under it.
+    // Each name has the rows that it had before.
     for (name, count) in [("a/1.db", 3), ("a/2.db", 3), ("b/2.db", 5)] {
         let (url, output) = (place.url(&format!("backup/{name}")), place.fresh("out.db"));
         run(["restore", &url, "-o", text(&output)]).succeeds();
@@ -227,7 +227,7 @@ fn files_that_are_no_databases_hold_nothing_back_and_those_that_match_are_named(
     std::fs::write(slot(&place, "noise.db"), [7; 9000]).unwrap();
     std::fs::write(slot(&place, "words.db"), "not a database").unwrap();
     std::os::unix::fs::symlink(&database, slot(&place, "link.db")).unwrap();
-    // Nobody means these.
+    // Files that are not databases to replicate.
     std::fs::write(slot(&place, "empty.db"), "").unwrap();
     std::fs::write(slot(&place, "README"), "words").unwrap();
     std::fs::create_dir(slot(&place, "directory.db")).unwrap();
@@ -256,7 +256,7 @@ fn files_that_are_no_databases_hold_nothing_back_and_those_that_match_are_named(
     .map(|(name, is_none)| (text(&slot(&place, name)).to_owned(), is_none))
     .into();
     assert_eq!(states, named);
-    // Whoever meant them hears of it at the end, too.
+    // The exit code reports it as well.
     assert_eq!(sidecar.terminate().0, Some(23));
     let output = place.fresh("out.db");
     let url = place.url("backup/1.db");
@@ -275,7 +275,7 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
             .env("AWS_SECRET_ACCESS_KEY", "b");
         finish(ask).fails_with(21, &["unreachable"]);
     }
-    // An application whose databases are there does not wait for it.
+    // An application with local databases does not wait for it.
     let database = slot(&place, "1.db");
     drop(create(&database, 1));
     let mut wait = program();
@@ -283,7 +283,7 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
         .env("AWS_ACCESS_KEY_ID", "a")
         .env("AWS_SECRET_ACCESS_KEY", "b");
     finish(wait).succeeds();
-    // Unless their restore was never finished: those that are here are not all.
+    // Unless their restore was never finished: then the local databases are not complete.
     std::fs::write(slot(&place, ".sqlite-backup-restoring"), "").unwrap();
     let mut wait = Command::new("timeout");
     wait.arg("5").arg(program().get_program());
@@ -297,7 +297,7 @@ fn a_store_that_cannot_be_asked_is_not_one_without_databases() {
 fn databases_whose_restore_was_cut_short_are_not_taken_for_all() {
     let place = Place::new();
     let config = config(&place, &place.url("backup"));
-    // One more than are restored at the same time: its turn comes when another one is there.
+    // One more than are restored at the same time: it starts when another one is done.
     let paths: Vec<_> = (1..=9).map(|n| slot(&place, &format!("{n}.db"))).collect();
     for path in &paths {
         drop(create(path, 1));
@@ -324,7 +324,7 @@ fn databases_whose_restore_was_cut_short_are_not_taken_for_all() {
     let waiting = Waiting::start(&place, &away, signed(), &[]);
     waiting.says("the application waits");
     waiting.terminates();
-    // Once all of them are there, nobody waits any more.
+    // Once all databases exist, the application no longer waits.
     std::fs::write(&lock, good).unwrap();
     run(wait).succeeds();
     assert!(paths.iter().all(|path| path.exists()));
@@ -422,7 +422,8 @@ fn a_database_of_which_nothing_is_left_is_not_overlooked() {
         .args(["verify", "--config", &config])
         .env(VERIFY_REQUEST_ENV, serde_json::to_string(&request).unwrap());
     finish(verify).fails_with(30, &[]);
-    // Without a live sidecar's word, what is there is proven; nothing at all is no pass.
+    // Without a report of a live sidecar, the stored databases are proven; an empty store does not
+    // pass.
     let mut verify = program();
     verify.args(["verify", "--config", &config]);
     finish(verify).succeeds();

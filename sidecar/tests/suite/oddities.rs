@@ -1,4 +1,4 @@
-//! Surroundings that nobody thinks of: names, logs, directories.
+//! Unusual environments: names, WALs, directories.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -102,7 +102,7 @@ fn a_backup_without_a_full_copy_is_not_taken_for_none() {
     assert!(done.out.contains("NOT RESTORABLE"), "{done:?}");
 }
 
-/// Names that a backup would not be found under again.
+/// Returns names under which a backup would not be found again.
 fn unusable_names() -> Vec<Vec<u8>> {
     let long = "x".repeat(201) + ".db";
     let names = [
@@ -163,7 +163,7 @@ fn a_database_whose_name_no_store_can_keep_is_refused_loudly_and_alone() {
     let status = run(["status", "--addr", sidecar.address()]);
     assert_eq!(status.code, Some(12), "{status:?}");
     assert_eq!(sidecar.terminate().0, Some(23));
-    // What is stored is what every list finds.
+    // Every list finds all the stored backups.
     let stored: Vec<_> = std::fs::read_dir(place.path().join("backup"))
         .unwrap()
         .collect();
@@ -230,7 +230,7 @@ fn a_database_that_is_written_by_another_name_is_not_taken_for_idle() {
     drop(create(&place.database(), 3));
     let link = other.join("app.db");
     std::fs::hard_link(place.database(), &link).unwrap();
-    // The log of these rows lies beside the other name.
+    // The WAL with these rows is beside the other name.
     let connection = create(&link, 20);
     let url = place.url("backup");
     let once = ["replicate", place.database_text(), &url, "--once"];
@@ -245,7 +245,7 @@ fn a_database_that_is_written_by_another_name_is_not_taken_for_idle() {
     assert!(status.message.contains("hard links"), "{status:?}");
     assert_eq!(sidecar.terminate().0, Some(23));
     drop(connection);
-    // By the name that the application uses, the other one harms nobody.
+    // If we use the application's name, the other name is harmless.
     let connection = create(&place.database(), 5);
     run(once).succeeds();
     let output = place.fresh("out.db");
@@ -254,8 +254,8 @@ fn a_database_that_is_written_by_another_name_is_not_taken_for_idle() {
     drop(connection);
 }
 
-/// Makes the header of a database say rollback mode, in a process of its own: closing the file in this
-/// one would cost its connections their locks.
+/// Sets the header of a database to rollback mode, in another process: closing the file in this one
+/// would release the locks of its connections.
 fn say_rollback(database: &Path) {
     let script =
         "import os, sys\nfile = os.open(sys.argv[1], os.O_WRONLY)\nos.pwrite(file, b'\\1\\1', 18)";

@@ -1,4 +1,4 @@
-//! Where backups lie in a bucket, whatever their path looks like, and answers of a store that pass.
+//! Keys of backups in a bucket for any form of their path, and temporary errors of a store.
 
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use crate::support::place::{Place, text};
 use crate::support::process::{Finished, clean, finish, program};
 use crate::support::sidecar::Sidecar;
 
-/// Gives a command keys, which the server does not check.
+/// Gives a command credentials, which the server does not check.
 fn signed(mut command: Command) -> Command {
     command
         .env("AWS_ACCESS_KEY_ID", "id")
@@ -30,7 +30,7 @@ fn theirs(arguments: &[&str]) -> Finished {
     finish(command)
 }
 
-/// A configuration with this replica, which both programs read.
+/// Returns a configuration with this replica, which both programs read.
 fn config(place: &Place, server: &ExactServer, name: &str, replica: &str) -> String {
     let endpoint = server.endpoint();
     let content = format!(
@@ -81,7 +81,7 @@ fn litestream_and_we_find_each_others_backup_whatever_the_path_looks_like() {
             assert_eq!(done.code, Some(0), "{replica}: {done:?}");
             rows(&output)
         };
-        // Who comes first takes turns.
+        // The two programs start in alternating order.
         if index % 2 == 0 {
             theirs(&["replicate", "-once", "-config", &config]).succeeds();
             assert!(!server.keys("bkt").is_empty() && is_below(), "{replica}");
@@ -134,12 +134,12 @@ fn a_backup_at_a_near_miss_of_the_path_is_told_of() {
         told.contains("no backup yet; there is one at s3://bkt/a/db"),
         "{told}"
     );
-    // Nothing is like this one.
+    // No similar path exists.
     let done = restore(&elsewhere, &[]);
     done.fails_with(30, &[]);
     assert!(!done.err.contains("there is one"), "{done:?}");
 
-    // Before a new backup begins beside the other one.
+    // A new backup is about to begin beside the other one.
     insert(&connection, 1);
     std::fs::remove_dir_all(place.path().join(".app.db-sqlite-backup")).unwrap();
     let arguments = ["--config", slash.as_str()];

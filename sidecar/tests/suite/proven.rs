@@ -1,5 +1,5 @@
-//! A database that is proven to be the stored one is given back: a check of SQLite's that cannot run,
-//! or that complains about a fault of the source, is told and withholds nothing.
+//! A database that is proven to be the stored one is restored. A check of SQLite that cannot run,
+//! or that fails because of a fault of the source, is only reported.
 
 use std::process::{Child, Stdio};
 
@@ -19,7 +19,7 @@ use crate::support::place::{Place, text};
 use crate::support::process::{Finished, finish, program, run, signal, wait_for_end};
 use crate::support::until;
 
-/// An application with a collation and a function of its own.
+/// An application with its own collation and function.
 fn application(place: &Place) -> Connection {
     let connection = create(&place.database(), 3);
     let reversed = |one: &str, other: &str| other.cmp(one);
@@ -31,7 +31,7 @@ fn application(place: &Place) -> Connection {
     connection
 }
 
-/// Stores a database with a change of its own, and removes it here.
+/// Stores a database with a specific change, and removes it locally.
 fn stored(place: &Place, sql: &str) -> String {
     let connection = application(place);
     connection.execute_batch(sql).unwrap();
@@ -73,7 +73,7 @@ fn verify(url: &str) -> (Finished, VerifyReport) {
     (done, report)
 }
 
-/// Changes what the schema says of a table, without its content.
+/// Changes the schema of a table, but not its content.
 fn schema(table: &str, from: &str, to: &str) -> String {
     format!(
         "PRAGMA writable_schema=1;
@@ -255,7 +255,7 @@ fn a_row_whose_parent_is_missing_is_a_note_and_fails_only_a_check_for_it() {
         database.notes,
         ["foreign keys: row 2 of child refers to nothing in log"]
     );
-    // A parent without an index is no reason to leave the other tables out.
+    // A parent table without an index does not stop the check of the other tables.
     assert!(
         database.not_checked[0].contains("table b: foreign key mismatch"),
         "{report:?}"
@@ -270,7 +270,7 @@ fn a_row_whose_parent_is_missing_is_a_note_and_fails_only_a_check_for_it() {
     assert!(done.out.contains("orphans"), "{done:?}");
 }
 
-/// A verify that runs, with its scratch space.
+/// Starts a verify process with its own scratch space.
 fn begun(url: &str, checks: &str, scratch: &TempDir) -> Child {
     program()
         .args(["verify", url, "--checks", checks])
@@ -292,7 +292,7 @@ fn a_signal_ends_a_long_check_and_leaves_no_copy() {
     let scratch = tempfile::tempdir().unwrap();
     let mut child = begun(&url, &checks, &scratch);
     let process = child.id();
-    // The check runs once the process takes the processor: nothing else in it takes that long.
+    // A busy processor shows that the check runs: no other part of the process takes that long.
     until("the check runs", || {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
         let ticks: u64 = stat.split(' ').nth(13).unwrap().parse().unwrap();
@@ -322,7 +322,7 @@ fn a_lost_capture_is_told_by_inspect_and_verify_and_its_time_is_refused() {
     });
     assert!(captured.len() > 4, "{captured:?}");
     let lost = &captured[captured.len() - 3];
-    // When the store got it is about when it was captured.
+    // The time of storage is close to the time of capture.
     let time = std::fs::metadata(lost).unwrap().modified().unwrap();
     let time = jiff::Timestamp::try_from(time).unwrap().to_string();
     let name = lost.file_name().unwrap().to_str().unwrap()[..16].to_owned();

@@ -1,4 +1,4 @@
-//! A configuration that changes while it is used.
+//! A configuration that changes at run time.
 
 use std::time::{Duration, Instant};
 
@@ -43,11 +43,11 @@ fn databases_come_and_go_without_losing_a_commit() {
         })
     };
     let before = in_force(&[0, 1]);
-    // The second one goes, the third one comes; the first one is not disturbed.
+    // The second one is removed, the third one is added; the first one is not disturbed.
     config(&[0, 2], "1s");
     let after = in_force(&[0, 2]);
     assert_eq!(before[0].targets[0].epoch, after[0].targets[0].epoch);
-    // A file that makes no sense changes nothing.
+    // An invalid file changes nothing.
     let hash = sidecar.status().config_hash;
     place.write("config.yml", "dbs: [{pth: x}]");
     until("the error is told", || {
@@ -60,7 +60,7 @@ fn databases_come_and_go_without_losing_a_commit() {
     for writer in &writers {
         writer.write_more(10);
     }
-    // Other settings for both, and the second one again.
+    // Other settings for both, and the second one is added again.
     config(&[0, 1, 2], "200ms");
     in_force(&[0, 1, 2]);
     for writer in writers {
@@ -97,7 +97,7 @@ fn a_database_that_is_configured_no_more_stores_its_last_commits() {
     let file = place.write("config.yml", &both);
     let sidecar = Sidecar::start(place.path(), &["--config", &file]);
     sidecar.wait_until_stored();
-    // Within the hour between two uploads, only its end stores these.
+    // Within the hour between two uploads, only its end stores these rows.
     insert(&connection, 3);
     insert(&connection, 3);
     place.write("config.yml", &format!("dbs:\n{}", entry(&kept, "kept")));
@@ -136,9 +136,9 @@ fn a_hangup_reads_the_configuration_at_once() {
                 (sidecar.status().member == name).then_some(())
             });
         }
-        // Looks alone would have taken 5 s for each.
+        // Polls alone would have taken 5 s for each change.
         assert!(start.elapsed() < Duration::from_secs(10));
-        // One that makes no sense is told each time that somebody asks.
+        // An invalid file is reported at each SIGHUP.
         place.write("config.yml", "dbs: [{pth: x}]");
         for times in 1..=2 {
             signal(sidecar.id(), "HUP");
@@ -158,7 +158,7 @@ fn a_hangup_reads_the_configuration_at_once() {
 fn a_stop_right_after_a_change_takes_no_longer_than_any_other() {
     let place = Place::new();
     let _connection = create(&place.database(), 5);
-    // It takes requests, and never answers.
+    // It accepts requests, and never answers.
     let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = store.local_addr().unwrap();
     let config = |interval: &str| {
@@ -183,7 +183,7 @@ fn a_stop_right_after_a_change_takes_no_longer_than_any_other() {
             .contains("the databases changed")
             .then_some(())
     });
-    // Its predecessor tries to store what the far target lacks, for as long as it may.
+    // Its predecessor retries the upload to the unreachable target until its time limit.
     let (code, took) = sidecar.terminate();
     assert_eq!(code, Some(23));
     assert!(took < Duration::from_secs(16), "{took:?}");
@@ -194,7 +194,7 @@ fn a_stop_waits_for_a_database_that_was_just_removed_and_tells_what_it_could_not
     let place = Place::new();
     let kept = place.path().join("kept.db");
     let _connections = [create(&place.database(), 5), create(&kept, 1)];
-    // It takes requests, and never answers.
+    // It accepts requests, and never answers.
     let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = store.local_addr().unwrap();
     let near = |name: &str| format!("{{name: near, url: '{}'}}", place.url(name));

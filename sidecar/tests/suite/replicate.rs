@@ -1,4 +1,4 @@
-//! Commits reach the store, whoever is killed and when.
+//! Commits reach the store, whichever process is killed at whichever time.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -26,8 +26,8 @@ pub fn restored(place: &Place, url: &str, program: Command) -> Rows {
     rows(&output)
 }
 
-/// Writes, kills the sidecar and then the writer, starts the sidecar again, ends it politely, and
-/// compares.
+/// Writes, kills the sidecar and then the writer, starts the sidecar again, ends it with SIGTERM,
+/// and compares.
 fn survives_kills(url: &str, program: &dyn Fn() -> Command) {
     let place = Place::new();
     let arguments = [place.database_text(), url];
@@ -50,9 +50,9 @@ fn survives_kills(url: &str, program: &dyn Fn() -> Command) {
         "{}",
         before.len()
     );
-    // The application comes back, and SQLite recovers what it left: everything that was told, and
-    // it may be the commit in the midst of which it died. That one stood in the log, but nobody
-    // could see it yet.
+    // The application returns, and SQLite recovers its WAL: every acknowledged row, and possibly
+    // the commit during which the application died. That commit was in the WAL, but not visible to
+    // readers yet.
     let mut recovered = rows(&place.database());
     if recovered.len() == before.len() + 1 {
         recovered.pop();
@@ -103,7 +103,7 @@ fn once_stores_everything_and_ends() {
     let place = Place::new();
     let url = place.url("backup");
     let connection = create(&place.database(), 5);
-    // Also when nothing has changed since.
+    // The same holds without any change in between.
     for more in [0, 3, 0] {
         insert(&connection, more);
         run(["replicate", place.database_text(), &url, "--once"]).succeeds();
@@ -128,8 +128,8 @@ fn once_ends_while_an_application_goes_on_writing() {
 
 #[test]
 fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
-    // The state is copied, and the database is the very same file under another name: what a clone
-    // of a volume looks like.
+    // The state is copied, and the database is the same file under another name, as after a clone
+    // of a volume.
     let (place, clone) = (Place::new(), Place::new());
     let url = place.url("backup");
     let connection = create(&place.database(), 5);
@@ -144,7 +144,7 @@ fn of_two_clones_of_a_volume_the_one_that_started_last_goes_on() {
         .arg(clone.path());
     assert!(copy.status().unwrap().success());
     std::fs::hard_link(place.database(), clone.database()).unwrap();
-    // An application that reads there, in a process of its own: without one, a second name is refused.
+    // An application reads there in its own process: without one, a second name is refused.
     let script = "import sqlite3, sys\ndb = sqlite3.connect(sys.argv[1])\n\
                   db.execute('SELECT count(*) FROM sqlite_schema').fetchall()\n\
                   print('open', flush=True)\nsys.stdin.read()";
@@ -303,7 +303,7 @@ fn a_worker_does_not_outlive_its_supervisor() {
     sidecar.kill();
     until("the worker is gone", || {
         let state = std::fs::read_to_string(format!("/proc/{worker}/stat"));
-        // Nobody may be there to bury it.
+        // The process may stay a zombie, because no parent reaps it.
         state
             .map_or(true, |state| state.contains(") Z "))
             .then_some(())
@@ -404,7 +404,7 @@ fn a_store_that_encrypts_with_a_key_of_ours_gives_all_back_and_the_log_never_sho
     command.args(["restore", "--config", &config]);
     finish(command).succeeds();
     assert_same(&rows(&place.database()), &expected);
-    // The URL alone has no key, and says so rather than that there is nothing.
+    // The URL alone has no key. The error says so, and does not report an empty store.
     let mut command = bucket.program();
     command.args(["restore", &url, "-o", text(&place.fresh("out.db"))]);
     finish(command).fails_with(21, &["s3://replicate-sse/app", "key"]);
@@ -415,7 +415,7 @@ fn without_a_file_a_hangup_is_a_stop_as_any_other() {
     let place = Place::new();
     let connection = create(&place.database(), 5);
     let url = place.url("backup");
-    // Whoever runs this test may have it ignored.
+    // The process that runs this test may have it ignored.
     let mut command = std::process::Command::new("env");
     command
         .arg("--default-signal=HUP")

@@ -1,4 +1,4 @@
-//! Restores reach the point asked for, say which one that was, and change nothing otherwise.
+//! Restores reach the requested point, report which one it was, and change nothing otherwise.
 
 use std::process::Command;
 
@@ -13,14 +13,14 @@ use crate::support::place::{Place, text};
 use crate::support::process::{Finished, clean, finish, run};
 use crate::support::sidecar::Sidecar;
 
-/// A position of a replica, and how many rows the database had then.
+/// A position of a replica, and the number of rows at that position.
 struct Point {
     txid: String,
     time: Timestamp,
     rows: usize,
 }
 
-/// Stores three states, apart in time, and returns their points.
+/// Stores three states at different times, and returns their points.
 fn history(place: &Place) -> Vec<Point> {
     let connection = create(&place.database(), 0);
     let url = place.url("backup");
@@ -44,7 +44,7 @@ fn history(place: &Place) -> Vec<Point> {
     points
 }
 
-/// The stored position, once it is a later one.
+/// Returns the stored position, once it is later than `after`.
 fn stored(sidecar: &Sidecar, after: &str) -> Position {
     let status = sidecar.wait_until("a later position is stored", |status| {
         let stored = &status.targets[0].position;
@@ -79,7 +79,8 @@ fn every_point_comes_back_and_is_named() {
         let (answer, count) = restore(&place, &["--txid", &point.txid]);
         assert_eq!(answer["txid"], point.txid.as_str());
         assert_eq!(count, point.rows);
-        // The very moment of a capture is that capture, and so is any moment before the next one.
+        // The exact time of a capture selects that capture, and so does any time before the next
+        // one.
         let (answer, count) = restore(&place, &["--timestamp", &point.time.to_string()]);
         assert_eq!(answer["txid"], point.txid.as_str());
         assert_eq!(answer["time"], point.time.to_string().as_str());
@@ -142,7 +143,7 @@ fn a_database_that_exists_is_safe() {
     run(arguments).fails_with(2, &[place.database_text(), "exists", "force"]);
     run(arguments.iter().chain(&["--if-db-not-exists"])).succeeds();
     assert_eq!(std::fs::read(place.database()).unwrap(), before);
-    // By force, an older state takes its place; logs of the old one do not survive.
+    // With `--force`, an older state replaces the database; the old journal files are removed.
     std::fs::write(place.path().join("app.db-journal"), "old").unwrap();
     let force = ["--force", "--txid", points[0].txid.as_str()];
     run(arguments.iter().chain(&force)).succeeds();
@@ -191,7 +192,7 @@ fn a_configuration_restores_every_database_that_is_missing() {
     let config = place.write("config.yml", &content);
     run(["replicate", "--config", &config, "--once"]).succeeds();
     std::fs::remove_dir_all(place.path().join("data")).unwrap();
-    // One by name, elsewhere; then all but one that is there.
+    // One database by name, to another path; then all that are missing.
     let elsewhere = place.fresh("out.db");
     run([
         "restore",
@@ -210,7 +211,7 @@ fn a_configuration_restores_every_database_that_is_missing() {
         let expected = if n == 5 { 100 } else { n + 1 };
         assert_eq!(rows(path).len(), expected, "{}", path.display());
     }
-    // One that cannot be restored keeps nobody else back, and is named.
+    // A database that cannot be restored is named, and does not keep the others back.
     for path in &paths {
         std::fs::remove_file(path).unwrap();
     }
@@ -229,7 +230,7 @@ fn what_is_restored_by_a_configuration_goes_on_and_by_a_url_only_when_told_to() 
     run(["replicate", place.database_text(), &url, "--once"]).succeeds();
     drop(connection);
 
-    // Another machine: nothing of ours is there.
+    // Another machine, without our local state.
     let config = other.write(
         "config.yml",
         &format!(
@@ -241,7 +242,7 @@ fn what_is_restored_by_a_configuration_goes_on_and_by_a_url_only_when_told_to() 
     let connection = rusqlite::Connection::open(other.database()).unwrap();
     insert(&connection, 1);
     run(["replicate", "--config", &config, "--once"]).succeeds();
-    // The first machine is told, and changes nothing.
+    // The first machine gets an error, and changes nothing.
     run(["replicate", place.database_text(), &url, "--once"]).fails_with(16, &["writes here"]);
     drop(connection);
 
@@ -297,7 +298,7 @@ fn a_restore_goes_on_after_connections_that_break_off() {
     let mut once = bucket.program();
     once.args(["replicate", place.database_text(), &url, "--once"]);
     finish(once).succeeds();
-    // Whatever is asked for first breaks off, after a little of the answer and then after more.
+    // The first answers break off, early and then later.
     for (bytes, times) in [(2_000, 3), (700_000, 4)] {
         let output = place.fresh("out.db");
         block_on(async {
@@ -348,7 +349,7 @@ fn another_target_gives_what_the_first_one_cannot() {
     assert_eq!(rows(&place.database()), expected);
 }
 
-/// Runs a command with a terminal for its output, and says what appeared there.
+/// Runs a command with a terminal for its output, and prints the output.
 const TERMINAL: &str = "
 import os, pty, sys
 said = b''
@@ -391,7 +392,7 @@ fn people_who_watch_a_restore_see_a_bar_and_programs_see_lines() {
         let said = on_terminal(quiet);
         assert!(!has_bar(&said), "{said:?}");
     }
-    // Nobody watches a pipe.
+    // A pipe shows no progress bars.
     let done = run(["restore", "--config", &config]);
     assert_eq!(done.code, Some(0), "{done:?}");
     assert!(!has_bar(&done.err) && !has_bar(&done.out), "{done:?}");

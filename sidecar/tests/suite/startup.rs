@@ -1,4 +1,4 @@
-//! Before an application starts: nobody mistakes a store that cannot be asked for an empty one.
+//! Before an application starts: an unreachable store is never mistaken for an empty one.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -13,7 +13,7 @@ use crate::support::process::{finish, program, run, signal, wait_for_end};
 use crate::support::sidecar::Sidecar;
 use crate::support::until;
 
-/// A waiting restore, as the init container runs it.
+/// A waiting restore, as run by the init container.
 pub struct Waiting {
     child: Child,
     log: std::path::PathBuf,
@@ -32,7 +32,7 @@ impl Waiting {
         Waiting { child, log }
     }
 
-    /// Waits until its log has a word.
+    /// Waits until its log contains a word.
     pub fn says(&self, word: &str) {
         until(&format!("the log says {word:?}"), || {
             let log = std::fs::read_to_string(&self.log).unwrap();
@@ -74,7 +74,7 @@ fn config(place: &Place, url: &str, startup: &str) -> String {
     )
 }
 
-/// Puts keys where the configuration looks for them.
+/// Writes keys to the directory that the configuration names.
 pub fn write_keys(directory: &Path, id: &str, secret: &str) {
     std::fs::create_dir_all(directory).unwrap();
     // As the kubelet does: a new directory, then one rename that replaces all files at once.
@@ -87,7 +87,7 @@ pub fn write_keys(directory: &Path, id: &str, secret: &str) {
     std::fs::rename(link, directory.join("..data")).unwrap();
 }
 
-/// Stores a database in a bucket, then removes it here.
+/// Stores a database in a bucket, then removes it locally.
 fn stored_and_gone(place: &Place, bucket: &Bucket, prefix: &str) -> String {
     let url = bucket.url(prefix);
     drop(create(&place.database(), 5));
@@ -129,7 +129,7 @@ fn a_waiting_restore_outlasts_a_store_that_is_down() {
     let place = Place::new();
     let bucket = Bucket::create("startup-down");
     stored_and_gone(&place, &bucket, "app");
-    // A port that nobody listens on yet.
+    // A port on which no process listens yet.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = port.local_addr().unwrap();
     drop(port);
@@ -149,7 +149,7 @@ fn a_waiting_restore_outlasts_a_store_that_is_down() {
     assert_eq!(rows(&place.database()).len(), 5);
 }
 
-/// Passes connections on, for the rest of the test.
+/// Forwards connections for the rest of the test.
 fn forward(from: std::net::SocketAddr, to: String) -> std::thread::JoinHandle<()> {
     let listener = std::net::TcpListener::bind(from).unwrap();
     std::thread::spawn(move || {
@@ -226,7 +226,7 @@ fn the_first_process_of_a_container_ends_when_it_is_told_to() {
     write_keys(&place.path().join("keys"), "id", "secret");
     let dead = "s3://bucket/app?endpoint=http://127.0.0.1:1";
     let file = config(&place, dead, "");
-    // In a process namespace of its own it is process 1, which signals do not end by default.
+    // In its own process namespace it is process 1, which signals do not end by default.
     let mut command = crate::support::process::clean(Command::new("unshare"));
     command.args(["--pid", "--fork", "--kill-child"]);
     command.arg(env!("CARGO_BIN_EXE_sqlite-backup"));

@@ -1,4 +1,4 @@
-//! A restore test passes when the backup is good, and each way of being bad has its own verdict.
+//! A restore test passes when the backup is good, and each kind of fault has its own verdict.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::support::place::{Place, text};
 use crate::support::process::{Finished, finish, program, run};
 use crate::support::sidecar::Sidecar;
 
-/// A replica of several captures, and what its sidecar had acknowledged at the end.
+/// A replica of several captures, and the last position that its sidecar acknowledged.
 fn replica(place: &Place) -> DatabaseExpectation {
     let connection = create(&place.database(), 3);
     let config = place.config(&place.database(), "backup");
@@ -49,7 +49,7 @@ fn captured(place: &Place) -> Vec<PathBuf> {
     })
 }
 
-/// Verifies the way that the operator's Jobs do.
+/// Verifies as the operator's Jobs do.
 fn ask(place: &Place, request: &VerifyRequest) -> (Finished, VerifyReport) {
     let config = place.path().join("config.yml");
     let message = place.fresh("termination-log");
@@ -206,7 +206,7 @@ fn a_missing_object_is_a_hole_and_inspect_shows_it() {
     assert_eq!(done.code, Some(11));
     let json: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(json["restorable"], false);
-    // The last file is there, and leads nowhere.
+    // The last file exists, but no restore can use it.
     let spans = json["spans"].as_array().unwrap();
     let last = &spans[spans.len() - 1]["to"]["txid"];
     let [hole] = json["holes"].as_array().unwrap().as_slice() else {
@@ -249,7 +249,7 @@ fn inspect_tells_what_can_be_restored_and_what_a_bucket_costs() {
 fn a_store_that_lacks_acknowledged_commits_is_stale() {
     let place = Place::new();
     let expected = replica(&place);
-    // The newest object is gone: what is left restores without a complaint of SQLite's.
+    // The newest object is missing: the rest restores without an error from SQLite.
     std::fs::remove_file(captured(&place).pop().unwrap()).unwrap();
     let txid = expected.acknowledged.txid.clone();
     let words = [txid.as_str(), "acknowledged"];
@@ -294,7 +294,7 @@ fn an_acknowledged_position_is_compared_though_a_newer_one_is_stored() {
     verdict(&place, &request(&expected), mismatch, &[earlier]);
 }
 
-/// Stores a database with a change of its own.
+/// Stores a database with a specific change.
 fn stored_after(place: &Place, change: &str) {
     let connection = create(&place.database(), 3);
     connection.execute_batch(change).unwrap();
@@ -346,7 +346,7 @@ fn commits_that_wait_longer_than_they_may_are_stale() {
         };
         verdict(&place, &request, result, &[]);
     }
-    // Without the word of a sidecar it is the age of the newest commit.
+    // Without a report of a sidecar, the age of the newest commit counts.
     let verify = |limit| run(["verify", &place.url("backup"), "--max-lag", limit]);
     assert_eq!(verify("1h").code, Some(0));
     assert_eq!(verify("1ms").code, Some(12));

@@ -1,4 +1,4 @@
-//! Programs that run beside the measurement, and what the kernel says of them.
+//! Programs that run beside the measurement, and their usage according to the kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// Ticks of `/proc/PID/stat` in a second, the same on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// The pause between two looks at a process.
+/// Pause between two polls of a process.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
-/// A running program; killed and waited for when it is dropped.
+/// A running program; drop kills it and waits for it.
 pub(super) struct Running {
     child: Child,
     name: String,
@@ -21,7 +21,7 @@ pub(super) struct Running {
     ended: Option<ExitStatus>,
 }
 
-/// What a finished program took.
+/// Resource usage of a finished program.
 pub(super) struct Finished {
     pub time: Duration,
     pub peak_kib: u64,
@@ -29,7 +29,7 @@ pub(super) struct Finished {
 }
 
 impl Running {
-    /// Starts a program whose output goes to the end of a file.
+    /// Starts a program whose output is appended to a file.
     pub(super) fn start(command: &mut Command, log: &Path) -> Result<Running> {
         let name = command.get_program().to_string_lossy().into_owned();
         let file = fs::File::options().create(true).append(true).open(log);
@@ -48,7 +48,7 @@ impl Running {
         })
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -59,17 +59,17 @@ impl Running {
         cpu_seconds(&text).context("its CPU time is missing")
     }
 
-    /// Resident memory now, in KiB.
+    /// Current resident memory, in KiB.
     pub(super) fn resident_kib(&self) -> Result<u64> {
         self.memory("VmRSS")
     }
 
-    /// The most resident memory so far, in KiB.
+    /// Peak resident memory so far, in KiB.
     pub(super) fn peak_kib(&self) -> Result<u64> {
         self.memory("VmHWM")
     }
 
-    /// Fails when the program has ended.
+    /// Fails if the program has ended.
     pub(super) fn must_run(&mut self) -> Result<()> {
         match self.ended()? {
             Some(status) => bail!("{} ended: {status}\n{}", self.name, self.tail()),
@@ -77,14 +77,14 @@ impl Running {
         }
     }
 
-    /// Kills it with SIGKILL, at once.
+    /// Kills it with SIGKILL.
     pub(super) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.ended = Some(self.child.wait()?);
         Ok(())
     }
 
-    /// Asks it to end, as Kubernetes does, and waits up to `limit`; returns how long it took.
+    /// Sends SIGTERM, as Kubernetes does, and waits up to `limit`; returns how long it took.
     pub(super) fn stop(&mut self, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
         self.signal("TERM")?;
@@ -101,7 +101,7 @@ impl Running {
         Ok(start.elapsed())
     }
 
-    /// Asks it to end and waits up to `limit` for its end, which must be a success.
+    /// Sends SIGTERM and waits up to `limit` for its end, which must be a success.
     pub(super) fn end(self, limit: Duration) -> Result<()> {
         self.signal("TERM")?;
         self.finish(limit).map(drop)
@@ -125,7 +125,7 @@ impl Running {
         let start = Instant::now();
         let (mut peak_kib, mut cpu_seconds) = (0, 0.0);
         let status = loop {
-            // Neither can be read once it has ended; both only grow.
+            // Neither can be read after its end; both only grow.
             peak_kib = self.peak_kib().unwrap_or_default().max(peak_kib);
             cpu_seconds = self.cpu_seconds().unwrap_or_default().max(cpu_seconds);
             if let Some(status) = self.ended()? {
@@ -164,7 +164,7 @@ impl Running {
             .join(file)
     }
 
-    /// The last lines that it wrote.
+    /// Returns the last lines that it wrote.
     fn tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -175,14 +175,15 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            // An error means that it has ended already.
+            // An error means that it has already ended.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// Reads user and system time from `/proc/PID/stat`, where the program's name may hold anything.
+/// Parses user and system time from `/proc/PID/stat`, where the program's name may contain any
+/// characters.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);

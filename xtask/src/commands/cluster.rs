@@ -6,7 +6,7 @@ use xtask::process;
 
 use super::e2e;
 
-/// Which way.
+/// Direction.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 enum Action {
     /// Start a cluster that stays, with the images and an S3 server, and print how to reach it.
     Up,
-    /// Remove every cluster of this checkout, and what a killed test run has left behind.
+    /// Remove every cluster of this checkout, and the remains of killed test runs.
     Down,
 }
 

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use xtask::process::{cargo, run};
 
-/// Writes crds/ from the types, and the chart's copies from crds/. The same tests compare them
-/// when they run without the variable.
+/// Writes crds/ from the types, and the chart's copies from crds/. Without the variable, the same
+/// tests compare them.
 pub(crate) fn write() -> Result<()> {
     for (package, test, name) in [
         ("api", "crds", "crds"),

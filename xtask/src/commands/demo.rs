@@ -11,7 +11,7 @@ use super::e2e;
 /// Arguments of the demo.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Keep what is printed in docs/demo.md.
+    /// Write the output to docs/demo.md.
     #[arg(long)]
     write: bool,
     /// Arguments of `e2e demo`, such as --kubeconfig.
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 const INTRODUCTION: &str = "# The main job, as a story\n\nWhat `cargo xtask demo` printed; \
                             `cargo xtask demo --write` makes this page again.\n";
 
-/// Tells the main job on a real cluster.
+/// Runs the main use case on a real cluster.
 pub(crate) fn tell(args: &Args) -> Result<()> {
     let mut program = e2e::program("demo");
     program.args(&args.arguments);

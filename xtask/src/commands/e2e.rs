@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use xtask::process;
 
-/// Everything goes to the program `e2e`, which knows its own arguments.
+/// Passed unchanged to the program `e2e`, which parses them.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Arguments of `e2e run`.
@@ -18,7 +18,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     process::run(program("run").args(&args.arguments))
 }
 
-/// The program `e2e` with this subcommand, built first if need be.
+/// Returns the program `e2e` with this subcommand, which is built first if necessary.
 pub(super) fn program(subcommand: &str) -> Command {
     let mut command = process::cargo();
     command.args([

@@ -1,18 +1,18 @@
-//! A folder for everything of one run.
+//! A folder for all files of one run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The folder; removed when it is dropped, unless it is kept.
+/// The folder. Drop removes it, unless it is kept.
 pub(super) struct Scratch {
     path: PathBuf,
     kept: bool,
 }
 
 impl Scratch {
-    /// Makes an empty one for a command, and removes those of its runs that were killed.
+    /// Creates an empty folder for a command, and removes the folders of its killed runs.
     pub(super) fn make(command: &str) -> Result<Scratch> {
         let (parent, prefix) = (std::env::temp_dir(), format!("sqlite-backup-{command}-"));
         remove_stale(&parent, &prefix)?;
@@ -24,12 +24,12 @@ impl Scratch {
         })
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Leaves it, until the next run of the same command.
+    /// Keeps it until the next run of the same command.
     pub(super) fn keep(&mut self) {
         self.kept = true;
     }

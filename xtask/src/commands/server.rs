@@ -1,4 +1,4 @@
-//! SeaweedFS, the S3 server of the benchmarks and of the soak.
+//! SeaweedFS, the S3 server of the benchmarks and of the soak test.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,13 +14,13 @@ use xtask::tools::Tools;
 
 use super::child::Running;
 
-/// The only bucket; whoever uses it has prefixes of its own.
+/// The only bucket; each user of it has its own prefixes.
 pub(super) const BUCKET: &str = "bench";
-/// Keys that may do everything.
+/// Keys with all rights.
 const ACCESS_KEY: &str = "bench-access-key";
 const SECRET_KEY: &str = "bench-secret-key";
 
-/// How long the server may take until it stores objects.
+/// Time limit until the server stores objects.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -31,7 +31,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts a server with an empty bucket, and waits until that stores objects.
+    /// Starts a server with an empty bucket, and waits until the bucket stores objects.
     pub(super) fn start(tools: &Tools, folder: &Path) -> Result<Server> {
         let weed = tools.weed()?;
         let data = folder.join("weed");
@@ -64,7 +64,7 @@ impl Server {
             .arg(format!("-filer={filer}"));
         let line = format!("s3.bucket.create -name {BUCKET}\n");
         output_with_input(&mut shell, line.as_bytes())?;
-        // The bucket's volumes are made with its first object.
+        // The server creates the bucket's volumes with its first object.
         wait(&mut running, || {
             let answer = request(filer, "PUT", &format!("/buckets/{BUCKET}/probe"));
             answer.is_some_and(|text| text.starts_with("HTTP/1.1 201"))
@@ -72,18 +72,18 @@ impl Server {
         Ok(Server { s3, running })
     }
 
-    /// Sends it a signal: one that is stopped answers nobody.
+    /// Sends it a signal. A stopped server answers no requests.
     pub(super) fn signal(&self, name: &str) -> Result<()> {
         self.running.signal(name)
     }
 
-    /// Where it serves S3.
+    /// Returns the address of its S3 endpoint.
     pub(super) fn address(&self) -> SocketAddr {
         self.s3
     }
 }
 
-/// Gives a program the keys, and nothing else that this machine may know of clouds.
+/// Gives a program the keys, and removes other cloud credentials of this machine.
 pub(super) fn sign(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -110,7 +110,7 @@ fn wait(running: &mut Running, ready: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns free ports whose companions, 10,000 higher, are free too: there it serves gRPC.
+/// Returns free ports whose companions, 10,000 higher, are also free for gRPC.
 fn free_ports() -> Result<[SocketAddr; 4]> {
     let mut held = Vec::new();
     for _ in 0..100 {
@@ -130,7 +130,7 @@ fn free_ports() -> Result<[SocketAddr; 4]> {
     bail!("no free ports")
 }
 
-/// Returns the answer with its head, when there is one.
+/// Returns the answer with its head, if any.
 fn request(server: SocketAddr, method: &str, path: &str) -> Option<String> {
     let mut connection = TcpStream::connect(server).ok()?;
     connection

@@ -3,13 +3,13 @@
 use anyhow::Result;
 use xtask::process::{cargo, run};
 
-/// Which seeds to run.
+/// The seeds to run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many seeds.
+    /// Number of seeds.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
-    /// The first seed. With one seed, all that happened is printed when it fails.
+    /// The first seed. With one seed, a failure prints all events.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to pass.
+//! `cargo xtask test`: all required checks.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use xtask::workspace;
 
 use super::{e2e, tidy};
 
-/// Which parts to run.
+/// Parts to run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only parts whose names contain this.
@@ -19,7 +19,7 @@ pub(crate) struct Args {
     filter: String,
 }
 
-/// One part of the whole.
+/// One part of the checks.
 struct Part {
     name: &'static str,
     run: fn() -> Result<()>,
@@ -56,7 +56,7 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// Runs the parts in order, goes on after a failure, and sums up.
+/// Runs the parts in order, continues after a failure, and prints a summary.
 pub(crate) fn run_all(args: &Args) -> Result<()> {
     let mut results = Vec::new();
     for part in PARTS.iter().filter(|part| part.name.contains(&args.filter)) {

@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: the boundaries and habits of STYLE.md that a compiler does not see.
+//! `cargo xtask tidy`: the boundaries and habits of STYLE.md that a compiler does not check.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use xtask::process::{cargo, output};
 use xtask::workspace;
 
-/// Which crates of ours a crate may use, tests aside.
+/// The crates of ours that each crate may use, tests aside.
 const EDGES: &[(&str, &[&str])] = &[
     ("sqlite-format", &[]),
     ("ltx", &["sqlite-format"]),
@@ -29,7 +29,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("demo-app", &[]),
 ];
 
-/// Folders of pure code, and what they must not mention.
+/// Folders of pure code, and words that they must not contain.
 const PURE: &[&str] = &[
     "crates/sqlite-format/src",
     "crates/ltx/src",
@@ -45,10 +45,10 @@ const IMPURE: &[&str] = &[
     "Timestamp::now",
 ];
 
-/// Dependencies that must not come in: a second TLS stack, a second build system.
+/// Forbidden dependencies: a second TLS stack, a second build system.
 const BANNED: &[&str] = &["aws-lc-sys", "openssl-sys"];
 
-/// Words that do not belong into the project, split so that this file does not have them.
+/// Words that do not belong in the project, split so that this file does not contain them.
 const FOREIGN: &[&str] = &[concat!("/wo", "rk/"), concat!("/ro", "ot/")];
 
 /// The page whose tables name the tests that prove each row.
@@ -57,7 +57,7 @@ const ACCEPTANCE: &str = "docs/acceptance.md";
 /// Longest source file, in lines.
 const LONGEST_FILE: usize = 1000;
 
-/// Checks everything and says all that is wrong.
+/// Runs all checks and reports every violation.
 pub(crate) fn run() -> Result<()> {
     let mut complaints = Vec::new();
     check_edges(&mut complaints)?;

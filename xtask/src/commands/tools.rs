@@ -3,7 +3,7 @@
 use anyhow::Result;
 use xtask::tools::{LITESTREAM_VERSIONS, Tools};
 
-/// Installs every tool and says where they are.
+/// Installs every tool and prints its path.
 pub(crate) fn run() -> Result<()> {
     let tools = Tools::new();
     tools.ensure()?;

@@ -1,4 +1,4 @@
-//! The Go program that is a whole Kubernetes, built once for each state of its sources.
+//! The Go program that contains a whole Kubernetes, built once for each state of its sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 use super::install;
 use crate::process::{announce, output, run};
 
-/// What the build depends on, beside the Go version.
+/// Files on which the build depends, in addition to the Go version.
 const SOURCES: [&str; 4] = ["go.mod", "go.sum", "init.go", "main.go"];
 
-/// Stamped into the program. Without it the node reports a version that clients can't parse.
+/// Version for the program. Without it the node reports a version that clients cannot parse.
 const KUBERNETES_VERSION: &str = "v1.36.3";
 
 /// Returns the path of the program and builds it first if its sources have changed.

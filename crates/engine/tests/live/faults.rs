@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::database::DatabaseSettings;
 use engine::restore::Point;
+use protocol::config::OnDivergence;
 use protocol::status::{DatabaseState, TargetState};
 use store::{
     Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode, SharedStore, Store, StoreErrorKind,
@@ -12,8 +14,8 @@ use store::{
 
 use crate::app::{App, Habits, seed};
 use crate::bench::{
-    Place, Replication, assert_every_point, assert_stored, block_on, files, memory, restored,
-    settings, wait_for,
+    PATIENCE, Place, Replication, assert_every_point, assert_stored, block_on, files, memory,
+    restored, settings, wait_for,
 };
 
 /// Runs a whole life over a store whose call number `call` fails. Returns whether the run came that
@@ -432,4 +434,42 @@ fn a_restore_by_time_begins_anew_when_a_file_that_it_looks_at_has_gone() {
         looked_at += 1;
     }
     assert!(looked_at > 4, "{looked_at}");
+}
+
+#[test]
+fn a_stop_waits_for_a_store_that_comes_back_and_then_needs_the_database() {
+    for is_open in [true, false] {
+        let place = Place::new();
+        let failing = Fault::Fail(StoreErrorKind::Unreachable);
+        let memory = Memory::with_clock(engine::capture::unix_ms);
+        let faulty = Arc::new(Faulty::new(memory, FaultPlan::none()));
+        let store: SharedStore = Arc::clone(&faulty) as SharedStore;
+        let mut app = App::start(&Habits::calm(&place.database(), seed()));
+        let first = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
+        let replication = Replication::start_with(&first, PATIENCE);
+        assert_stored(&replication, &mut app, &store);
+        assert!(replication.stop());
+        // Another process's state, of which the store has nothing: it needs a snapshot.
+        app.sql("INSERT INTO item VALUES(NULL, 'new')");
+        let expected = app.dump();
+        if !is_open {
+            app.close();
+        }
+        faulty.set_plan(FaultPlan::none().from(0, failing));
+        let other_state = place.directory.path().join("other-state");
+        let second = DatabaseSettings {
+            on_divergence: OnDivergence::NewLineage,
+            ..settings(&place.database(), &other_state, &[Arc::clone(&store)])
+        };
+        let replication = Replication::start_with(&second, PATIENCE);
+        replication.wait_target(0, TargetState::DestinationUnavailable);
+        let stopping = std::thread::spawn(move || replication.stop());
+        wait_for("some more attempts", || {
+            (faulty.operations() > 4).then_some(())
+        });
+        faulty.set_plan(FaultPlan::none());
+        assert!(stopping.join().unwrap());
+        let (_, bytes) = restored(&store, Point::Latest).unwrap();
+        assert!(bytes == expected);
+    }
 }

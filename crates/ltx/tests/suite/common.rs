@@ -1,4 +1,4 @@
-//! Small files and the plain ways to read and write them.
+//! Small files, and simple ways to read and write them.
 
 use ltx::{Decoder, Encoder, Header, IndexTail, LtxError, PageIndex, Trailer, Txid};
 use sqlite_format::PageSize;
@@ -12,7 +12,7 @@ pub(crate) fn header(page_bytes: u32, commit: u32, min: u64, max: u64) -> Header
     Header::new(page_size, commit, Txid::new(min), Txid::new(max))
 }
 
-/// A page that compresses a little, different for each seed.
+/// A page that compresses slightly and differs for each seed.
 pub(crate) fn page(page_bytes: usize, seed: u32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).max(1);
     (0..page_bytes)

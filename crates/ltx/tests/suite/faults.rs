@@ -1,4 +1,4 @@
-//! Readers and writers that fail, or do little at a time.
+//! Readers and writers that fail, or transfer little at a time.
 
 use std::io::{self, Read, Write};
 
@@ -6,7 +6,7 @@ use ltx::{Decoder, Encoder, ErrorKind, LtxError, MergeOptions, merge};
 
 use crate::common::{Pages, encode, header, page};
 
-/// Does one byte at a time, is interrupted in between, and fails after `budget` calls.
+/// Transfers one byte at a time, is interrupted in between, and fails after `budget` calls.
 struct Faulty<T> {
     inner: T,
     budget: usize,
@@ -55,7 +55,8 @@ impl<W: Write> Write for Faulty<W> {
     }
 }
 
-/// Runs `attempt` with a budget of 0 calls, then 1, until none fails; every failure is one of I/O.
+/// Runs `attempt` with a budget of 0 calls, then 1, until it succeeds. Every failure must be an I/O
+/// error.
 fn until_untouched(mut attempt: impl FnMut(usize) -> Result<(), LtxError>) -> usize {
     let failed = (0..10_000).take_while(|budget| match attempt(*budget) {
         Ok(()) => false,

@@ -25,7 +25,7 @@ fn replicas() -> Vec<(&'static str, u32, PathBuf)> {
         .collect()
 }
 
-/// The files of a level in order.
+/// Returns the files of a level in order.
 fn files(replica: &Path, level: Level) -> Vec<(FileName, Vec<u8>)> {
     let directory = replica.join(level.to_string());
     let mut files: Vec<_> = fs::read_dir(&directory)
@@ -66,7 +66,8 @@ fn merged(files: &[&[u8]]) -> Vec<u8> {
         .0
 }
 
-/// Size and database checksum of what a snapshot restores to, as in `restored.txt`.
+/// Returns size and database checksum of the database in a snapshot, in the format of
+/// `restored.txt`.
 fn restored(snapshot: &[u8]) -> String {
     let (header, pages, _) = decode(snapshot).expect("a snapshot");
     assert!(header.is_snapshot());
@@ -147,7 +148,7 @@ fn merging_captures_gives_litestreams_compaction_byte_for_byte() {
             if version == "0.5.17" {
                 assert_eq!(ours, expected);
             } else {
-                // Frames become blocks: what 0.5.16 and later write.
+                // Frames become blocks, the format of 0.5.16 and later.
                 assert_eq!(ours, encode(header, &pages).unwrap());
             }
         }

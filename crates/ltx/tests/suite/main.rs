@@ -1,4 +1,4 @@
-//! Tests of the LTX crate from outside, as one program because they share how small files are made.
+//! Tests of the public API of the LTX crate. One program, because they share the small test files.
 
 mod common;
 mod faults;

@@ -1,4 +1,4 @@
-//! A merged file has the effect of its inputs one after the other.
+//! A merged file has the same effect as its inputs in order.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +126,7 @@ fn a_bad_input_is_named_wherever_it_is_bad() {
     }
 }
 
-/// A database as a sequence of deltas: for each its new size and the pages that it changes.
+/// A database as a sequence of deltas: for each, the new size and the changed pages.
 fn history() -> impl Strategy<Value = Vec<(u32, Vec<u32>)>> {
     let delta = (1u32..30, prop::collection::btree_set(1u32..30, 0..12));
     prop::collection::vec(delta, 1..8).prop_map(|deltas| {

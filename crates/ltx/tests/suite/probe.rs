@@ -1,4 +1,4 @@
-//! An independent reader and writer of LTX files, `ltx_probe.py`, agrees with us.
+//! An independent reader and writer of LTX files, `ltx_probe.py`, agrees with this crate.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::common::{Pages, decode, encode, header, index_of, page};
 use ltx::{DatabaseChecksum, Header, page_checksum};
 use sqlite_format::Salts;
 
-/// Runs the checker and returns what it printed.
+/// Runs the checker and returns its output.
 fn probe(arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ltx_probe.py");
     let output = Command::new("python3")

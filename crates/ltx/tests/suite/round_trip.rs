@@ -1,4 +1,4 @@
-//! What is written is read back, whole or page by page, and nothing else is accepted.
+//! Written files are read back, whole or page by page, and all other bytes are rejected.
 
 use proptest::prelude::*;
 
@@ -207,7 +207,7 @@ fn every_changed_byte_is_noticed_or_changes_no_page() {
             bad[offset] ^= change;
             match decode(&bad) {
                 Err(error) => assert_ne!(error.kind(), ErrorKind::Misuse, "byte {offset}"),
-                // Two LZ4 blocks may stand for the same page; the checksum is that of the page.
+                // Two LZ4 blocks can encode the same page. The checksum covers the page.
                 Ok(read) => {
                     assert_eq!(read, (header, pages.clone(), trailer), "byte {offset}");
                     harmless += 1;

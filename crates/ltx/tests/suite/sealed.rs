@@ -1,4 +1,4 @@
-//! Files that are wrong although their file checksum is right, as a faulty writer could make them.
+//! Invalid files with a valid file checksum, as a faulty writer could produce them.
 
 use ltx::{CHECKSUM_FLAG, DatabaseChecksum, ErrorKind, LtxError, PagesError, page_checksum};
 
@@ -17,10 +17,10 @@ fn snapshot() -> (Vec<u8>, Pages) {
     )
 }
 
-/// Puts the file checksum right, given the pages that the unchanged `file` stands for.
+/// Corrects the file checksum, given the pages of the unchanged `file`.
 ///
-/// `offsets` are those of the page frames. A page checksum is the checksum of four bytes and the rest,
-/// so it can compute any other.
+/// `offsets` are the offsets of the page frames. `page_checksum` hashes four bytes and then the
+/// rest, so it can compute any checksum.
 fn seal(file: &mut [u8], pages: &Pages, offsets: &[u64]) {
     let mut hashed = file[..HEADER].to_vec();
     for ((_, page), offset) in pages.iter().zip(offsets) {
@@ -34,7 +34,7 @@ fn seal(file: &mut [u8], pages: &Pages, offsets: &[u64]) {
     file[end..].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What becomes of a sealed file after `change`.
+/// Returns the result of reading a file that was changed by `change` and then sealed.
 fn changed(change: impl FnOnce(&mut [u8])) -> Result<(), LtxError> {
     let (mut file, pages) = snapshot();
     let offsets: Vec<u64> = index_of(&file)

@@ -1,4 +1,4 @@
-//! Reading keys from a directory such as a mounted Secret.
+//! Reads keys from a directory such as a mounted Secret.
 
 use std::fs;
 use std::io;
@@ -6,30 +6,31 @@ use std::path::{Path, PathBuf};
 
 use super::Keys;
 
-/// How often reading starts again because the kubelet swapped the content meanwhile.
+/// Limit on reads of a directory whose content the kubelet swaps meanwhile.
 const MAX_READS: u32 = 3;
-/// No credential is longer, in bytes; a session token has about 1,000.
+/// Limit on the length of a credential, in bytes; a session token has about 1,000.
 const MAX_VALUE_BYTES: u64 = 64 * 1024;
 
-/// Each key under both of its names.
+/// The file name of each key, in both forms.
 const ACCESS_KEY_ID: [&str; 2] = ["AWS_ACCESS_KEY_ID", "access-key-id"];
 const SECRET_ACCESS_KEY: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "secret-access-key"];
 const SESSION_TOKEN: [&str; 2] = ["AWS_SESSION_TOKEN", "session-token"];
 
-/// Why a directory gives no keys.
+/// Why a directory contains no keys.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub(crate) struct Missing {
-    /// What was looked for, with its path.
+    /// The missing file, with its path.
     pub(crate) what: String,
-    /// The error under it.
+    /// The underlying error.
     pub(crate) source: Option<io::Error>,
 }
 
 /// Returns the keys in a directory.
 ///
-/// The kubelet swaps the symlink `..data` to replace all files at once. So files are read through
-/// its target, and once more when it points elsewhere afterwards: keys never mix.
+/// The kubelet swaps the symlink `..data` to replace all files at once. So the files are read
+/// through its target, and read again when it points elsewhere afterwards: old and new keys never
+/// mix.
 pub(crate) fn read(directory: &Path) -> Result<Keys, Missing> {
     let mut reads = 1;
     loop {
@@ -42,7 +43,7 @@ pub(crate) fn read(directory: &Path) -> Result<Keys, Missing> {
     }
 }
 
-/// Returns the directory that `..data` points to, where there is one.
+/// Returns the target directory of `..data`, if the link exists.
 fn projection(directory: &Path) -> Option<PathBuf> {
     Some(directory.join(fs::read_link(directory.join("..data")).ok()?))
 }
@@ -67,7 +68,7 @@ fn required(directory: &Path, names: [&str; 2]) -> Result<String, Missing> {
     })
 }
 
-/// Returns the first of the names that holds more than white space.
+/// Returns the content of the first name that holds more than white space.
 fn optional(directory: &Path, names: [&str; 2]) -> Result<Option<String>, Missing> {
     for name in names {
         let path = directory.join(name);
@@ -87,7 +88,7 @@ fn optional(directory: &Path, names: [&str; 2]) -> Result<Option<String>, Missin
     Ok(None)
 }
 
-/// People end files with a line feed; no key does.
+/// Editors end files with a line feed; no key ends with one.
 fn read_value(path: &Path) -> io::Result<String> {
     if fs::metadata(path)?.len() > MAX_VALUE_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -145,7 +146,7 @@ mod tests {
         fs::write(version.join("AWS_ACCESS_KEY_ID"), "new").unwrap();
         fs::write(version.join("AWS_SECRET_ACCESS_KEY"), "secret").unwrap();
         symlink("..2026_1", directory.path().join("..data")).unwrap();
-        // What a swap that is only half seen would leave at the top.
+        // A swap that is only half visible leaves this at the top.
         fs::write(directory.path().join("AWS_ACCESS_KEY_ID"), "old").unwrap();
         assert_eq!(read(directory.path()).unwrap().access_key_id, "new");
     }

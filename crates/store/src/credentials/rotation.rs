@@ -1,32 +1,32 @@
-//! When to take new keys: a state machine without a clock or a client.
+//! Decides when to use new keys: a state machine without a clock or a client.
 //!
-//! The driver feeds it what the directory holds and what the store answers, and does what
-//! [`Step`] says. Keys in use are only replaced by keys that the store accepts, or when the ones
-//! in use are refused as well.
+//! The driver reports the content of the directory and the answers of the store, and carries out
+//! each [`Step`]. New keys replace the keys in use only when the store accepts them, or when it
+//! refuses the keys in use as well.
 
 use super::{CredentialsState, CredentialsStatus, Keys, fingerprint};
 
-/// What the driver does next.
+/// The driver's next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Nothing.
     Keep,
-    /// Ask the store with these keys, then call [`Rotation::handle_probe`].
+    /// Test these keys on the store, then call [`Rotation::handle_probe`].
     Probe(Keys),
 }
 
-/// What the store said to new keys.
+/// The store's answer to new keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {
-    /// It answered.
+    /// The store accepted them.
     Accepted,
-    /// It refused them.
+    /// The store refused them.
     Denied,
-    /// It could not be asked.
+    /// The store gave no answer.
     Unknown,
 }
 
-/// Which keys are in use, and how they fare.
+/// The keys in use, and their state.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     source: String,
@@ -37,7 +37,7 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    /// Starts with the keys given, if any; `source` is for people.
+    /// Begins with the given keys, if any; `source` is a description for people.
     pub(crate) fn new(source: String, active: Option<Keys>, now_ms: i64) -> Self {
         let state = if active.is_some() {
             CredentialsState::Valid
@@ -53,12 +53,12 @@ impl Rotation {
         }
     }
 
-    /// Returns the keys to sign with.
+    /// Returns the keys that sign requests.
     pub(crate) fn active(&self) -> Option<&Keys> {
         self.active.as_ref()
     }
 
-    /// Returns what people and statuses are told.
+    /// Returns the state for logs and statuses.
     pub(crate) fn status(&self) -> CredentialsStatus {
         CredentialsStatus {
             source: self.source.clone(),
@@ -68,7 +68,7 @@ impl Rotation {
         }
     }
 
-    /// Takes in what the directory holds: keys, or `None` where some are missing.
+    /// Handles the content of the directory: keys, or `None` when one is missing.
     pub(crate) fn handle_read(&mut self, read: Option<Keys>, now_ms: i64) -> Step {
         let Some(found) = read else {
             self.enter(CredentialsState::Missing, now_ms);
@@ -85,7 +85,7 @@ impl Rotation {
                 Step::Keep
             }
             Some(_) => Step::Probe(found),
-            // There is nothing to lose: the first call tells whether they are good.
+            // No keys can be lost: the first call shows whether the new ones are valid.
             None => {
                 self.adopt(found, now_ms);
                 Step::Keep
@@ -93,7 +93,7 @@ impl Rotation {
         }
     }
 
-    /// Takes in what the store said to the keys of [`Step::Probe`].
+    /// Handles the store's answer to the keys of [`Step::Probe`].
     pub(crate) fn handle_probe(&mut self, keys: Keys, probe: Probe, now_ms: i64) {
         match probe {
             Probe::Accepted => self.adopt(keys, now_ms),
@@ -108,8 +108,8 @@ impl Rotation {
         }
     }
 
-    /// Takes in that the store refused a call signed with `keys`. Those that have been replaced
-    /// meanwhile tell nothing about the ones in use.
+    /// Handles a refused call that was signed with `keys`. Keys that have been replaced meanwhile
+    /// say nothing about the keys in use.
     pub(crate) fn handle_denied(&mut self, keys: Option<&Keys>, now_ms: i64) {
         if self.active.as_ref() == keys {
             self.denied = true;
@@ -117,7 +117,7 @@ impl Rotation {
         }
     }
 
-    /// Takes in that the store accepted a call signed with `keys`.
+    /// Handles an accepted call that was signed with `keys`.
     pub(crate) fn handle_accepted(&mut self, keys: Option<&Keys>, now_ms: i64) {
         if self.active.as_ref() == keys {
             self.denied = false;
@@ -189,7 +189,7 @@ mod tests {
             assert_eq!(active(&rotation), "old");
             assert_eq!(rotation.status().state, CredentialsState::RotationPending);
         }
-        // Asked again at the next look, and back to valid when they are taken away.
+        // The next read probes them again; removing them makes the state valid again.
         assert_eq!(
             rotation.handle_read(Some(keys("new")), 5),
             Step::Probe(keys("new"))

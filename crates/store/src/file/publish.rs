@@ -1,4 +1,4 @@
-//! Making files visible, replacing and removing them.
+//! Publishes, replaces and removes files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,9 +11,9 @@ use crate::StoreError;
 use crate::key::TEMPORARY_SUFFIX;
 use crate::object::{Body, PutMeta, PutMode};
 
-/// Tells the temporary files of one process apart.
+/// Distinguishes the temporary files of one process.
 static TEMPORARIES: AtomicU64 = AtomicU64::new(0);
-/// How many names are tried: more than a crash in a loop leaves behind.
+/// Limit on the names that are tried: more than a crash loop leaves behind.
 const MAX_TEMPORARY_NAMES: u32 = 10_000;
 
 /// Stores an object as the file at `path`.
@@ -30,7 +30,7 @@ pub(super) fn put(
     pending.publish(root, key, path)
 }
 
-/// Begins an object of which no reader sees anything before [`Pending::publish`].
+/// Begins an object that stays invisible to readers until [`Pending::publish`].
 pub(super) fn begin(
     root: &Path,
     key: &str,
@@ -39,7 +39,7 @@ pub(super) fn begin(
     meta: PutMeta,
 ) -> Result<Pending, StoreError> {
     create_directories(root, directory_of(path))?;
-    // The usual loser of a create learns it here, before the bytes are written.
+    // Most creates that lose fail here, before the bytes are written.
     if mode == PutMode::Create && fs::symlink_metadata(path).is_ok() {
         return Err(StoreError::Exists {
             key: key.to_owned(),
@@ -58,7 +58,7 @@ fn directory_of(path: &Path) -> &Path {
         .expect("a key has a component, so its path has a parent")
 }
 
-/// An object whose bytes are being written.
+/// An object whose bytes are still being written.
 pub(super) struct Pending {
     temporary: Temporary,
     mode: PutMode,
@@ -66,7 +66,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Writes the bytes that come next.
+    /// Appends the next bytes.
     pub(super) fn append(self, bytes: &[u8]) -> Result<Self, StoreError> {
         let temporary = &self.temporary;
         (&temporary.file)
@@ -75,7 +75,7 @@ impl Pending {
         Ok(self)
     }
 
-    /// Makes the bytes durable, then gives them their name.
+    /// Makes the bytes durable, then renames the file to its final name.
     pub(super) fn publish(self, root: &Path, key: &str, path: &Path) -> Result<(), StoreError> {
         let at = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -86,8 +86,8 @@ impl Pending {
             mode,
             meta,
         } = self;
-        // Make the bytes durable before the name. Otherwise a power cut can leave a name whose
-        // content never arrived, for an object that a caller was told is stored.
+        // Make the bytes durable before the name. Otherwise a power cut can leave a name without
+        // its content, after the caller was told that the object is stored.
         temporary.seal(meta)?;
         {
             let _lock = lock(root, matches!(mode, PutMode::Match(_)))?;
@@ -123,10 +123,10 @@ impl Pending {
     }
 }
 
-/// Removes files; those that are missing are fine. A removal that a power cut undoes is done
-/// again by whoever wanted it, so nothing is synced.
+/// Removes files; missing ones are ignored. Nothing is synced: if a power cut undoes a removal, the
+/// caller removes the file again.
 pub(super) fn delete(root: &Path, paths: &[PathBuf]) -> Result<(), StoreError> {
-    // Without the directory there is no file either, and no place for the lock.
+    // Without the directory no file exists, and the lock has no place.
     if !root
         .try_exists()
         .map_err(|error| StoreError::from_io("stat", root, error))?
@@ -144,15 +144,15 @@ pub(super) fn delete(root: &Path, paths: &[PathBuf]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A file that is not an object yet, beside the place where it is to be one. Dropped, it goes.
+/// A file that is not an object yet, in the directory of its future object. Drop removes it.
 struct Temporary {
     path: PathBuf,
     file: File,
 }
 
 impl Temporary {
-    /// Creates a file whose name nobody else has: in containers, two processes that share a
-    /// directory may well have the same number.
+    /// Creates a file with an unused name. In containers, two processes that share a directory may
+    /// have the same process ID.
     fn create(target: &Path) -> Result<Self, StoreError> {
         let name = target
             .file_name()
@@ -195,7 +195,7 @@ impl Temporary {
         Ok(())
     }
 
-    /// Dates the file and makes its bytes durable.
+    /// Sets the modification time of the file and makes its bytes durable.
     fn seal(&self, meta: PutMeta) -> Result<(), StoreError> {
         let write = |error| StoreError::from_io("write", &self.path, error);
         if let Some(timestamp_ms) = meta.timestamp_ms {
@@ -209,12 +209,12 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename it has gone already; one that stays is never taken for an object.
+        // After a rename the file is already gone. A leftover file is never treated as an object.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Locks names in the store until the file is dropped.
+/// Takes the lock on names in the store, until the returned file is dropped.
 fn lock(root: &Path, exclusive: bool) -> Result<File, StoreError> {
     let path = root.join(LOCK_NAME);
     let open = OpenOptions::new()
@@ -234,7 +234,7 @@ fn lock(root: &Path, exclusive: bool) -> Result<File, StoreError> {
     locked.map_err(|error| StoreError::from_io("lock", &path, error))
 }
 
-/// Creates what is missing of the directories of an object, and makes their names durable.
+/// Creates the missing directories of an object, and makes their names durable.
 fn create_directories(root: &Path, directory: &Path) -> Result<(), StoreError> {
     let at = |error| StoreError::from_io("create directory", directory, error);
     if directory.is_dir() {
@@ -242,7 +242,7 @@ fn create_directories(root: &Path, directory: &Path) -> Result<(), StoreError> {
     }
     let top = directory.ancestors().find(|ancestor| ancestor.is_dir());
     fs::create_dir_all(directory).map_err(|error| match error.kind() {
-        // `mkdir` finds a file where a directory should be.
+        // `mkdir` found a file in the place of a directory.
         io::ErrorKind::AlreadyExists => at(io::ErrorKind::NotADirectory.into()),
         _ => at(error),
     })?;
@@ -258,7 +258,7 @@ fn create_directories(root: &Path, directory: &Path) -> Result<(), StoreError> {
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    // The empty path is how `Path::parent` says "here".
+    // `Path::parent` returns an empty path for the current directory.
     let path = if path.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -289,7 +289,7 @@ mod tests {
     fn temporary_files_of_two_processes_with_one_number_stay_apart() {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("object.ltx");
-        // What the other process has open under the next names.
+        // The files that the other process has open under the next names.
         let next = TEMPORARIES.load(Ordering::Relaxed);
         for number in next..next + 20 {
             let name = format!(".object.ltx.{}-{number}.tmp", std::process::id());

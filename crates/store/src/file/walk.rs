@@ -1,4 +1,4 @@
-//! Listing the objects below a directory.
+//! Lists the objects below a directory.
 
 use std::fs;
 use std::io;
@@ -9,12 +9,12 @@ use crate::StoreError;
 use crate::key::{TEMPORARY_SUFFIX, is_directory_name};
 use crate::object::ObjectInfo;
 
-/// The deepest nesting of directories that is followed; a loop of links ends here.
+/// Limit on the nesting of directories. It also ends a loop of links.
 const MAX_DEPTH: usize = 32;
 
 /// Returns the objects whose key starts with `prefix` and sorts after `start_after`, sorted.
 ///
-/// A directory that is missing holds nothing; one that cannot be read is an error.
+/// A missing directory is empty; an unreadable one is an error.
 pub(super) fn list(
     root: &Path,
     prefix: &str,
@@ -32,8 +32,9 @@ pub(super) fn list(
     Ok(walk.found)
 }
 
-/// Returns the names of the directories directly in `path`, sorted. An empty one may have become so
-/// by a deletion, and counts as well: nobody else makes them. What cannot be looked at is an error.
+/// Returns the names of the directories directly in `path`, sorted. An empty directory also counts:
+/// it was emptied by a deletion, because only this store creates directories. An unreadable entry
+/// is an error.
 pub(super) fn directories(path: &Path) -> Result<Vec<String>, StoreError> {
     let at = |error| StoreError::from_io("list", path, error);
     let entries = match fs::read_dir(path) {
@@ -65,7 +66,7 @@ pub(super) fn directories(path: &Path) -> Result<Vec<String>, StoreError> {
 fn is_directory(path: &Path) -> Result<bool, StoreError> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_dir()),
-        // It went while we looked, or is a link to nothing.
+        // The entry was removed meanwhile, or is a dangling link.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(StoreError::from_io("stat", path, error)),
     }
@@ -78,7 +79,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Adds the objects below `path`, whose keys start with `base`, empty or ending in `/`.
+    /// Adds the objects below `path`. Their keys start with `base`, which is empty or ends in `/`.
     fn directory(&mut self, path: &Path, base: &str, depth: usize) -> Result<(), StoreError> {
         let at = |error| StoreError::from_io("list", path, error);
         if depth > MAX_DEPTH {
@@ -91,7 +92,7 @@ impl Walk<'_> {
         };
         for entry in entries {
             let entry = entry.map_err(at)?;
-            // No key is without its UTF-8.
+            // Every key is UTF-8.
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
@@ -99,7 +100,7 @@ impl Walk<'_> {
                 continue;
             }
             let key = format!("{base}{name}");
-            // Below `base` the prefix names no further directory, so others match nothing.
+            // The prefix names no directory below `base`, so other entries cannot match.
             if key.starts_with(self.prefix) {
                 self.entry(&entry.path(), key, depth)?;
             }
@@ -110,7 +111,7 @@ impl Walk<'_> {
     fn entry(&mut self, path: &Path, key: String, depth: usize) -> Result<(), StoreError> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
-            // It went while we looked.
+            // The directory was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(StoreError::from_io("stat", path, error)),
         };

@@ -1,4 +1,4 @@
-//! What the answers of S3 stores mean.
+//! Interprets the answers of S3 stores.
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -7,10 +7,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use crate::target::clean;
 use crate::{BoxError, StoreError};
 
-/// The longest message of a store that is passed on, in characters.
+/// Limit on a store's message in our errors, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// What an error answer means.
+/// The meaning of an error answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     Missing,
@@ -23,12 +23,12 @@ enum Meaning {
     Other,
 }
 
-/// Returns what an error answer means. Only a store's own word makes an object missing: the 404
-/// of a proxy does not.
+/// Returns the meaning of an error answer. An object counts as missing only if the store itself
+/// says so; the 404 of a proxy is not enough.
 fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
     match code.unwrap_or_default() {
         "NoSuchBucket" => return Meaning::NoBucket,
-        // Of a list it is nonsense.
+        // As an answer to a list, this code makes no sense.
         "NoSuchKey" if operation != "list" => return Meaning::Missing,
         "PreconditionFailed" => return Meaning::Condition,
         "SlowDown"
@@ -43,9 +43,10 @@ fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
         | "SlowDownWrite" => {
             return Meaning::Throttled;
         }
-        // The upload was lost, or completed by an attempt whose answer was: do it all again. Of two
-        // requests at the same time for one object, a store may decide neither: that is no verdict
-        // on the condition. Clocks that differ come right by themselves, or by a person.
+        // `NoSuchUpload`: the upload was lost, or an attempt whose answer was lost has completed
+        // it. Repeat the whole put. Of two concurrent requests for one object a store may decide
+        // neither, which says nothing about the condition. Clock differences resolve themselves, or
+        // a person corrects them.
         "NoSuchUpload"
         | "RequestTimeout"
         | "InternalError"
@@ -73,7 +74,7 @@ fn meaning(operation: &str, status: u16, code: Option<&str>) -> Meaning {
     }
 }
 
-/// Returns whether the same request may soon get another answer than this one.
+/// Returns whether the same request may soon get another answer.
 pub(super) fn may_pass(status: u16, body: &str) -> bool {
     let code = body.split_once("<Code>");
     let code = code.and_then(|(_, rest)| Some(rest.split_once("</Code>")?.0));
@@ -85,7 +86,7 @@ pub(super) fn may_pass(status: u16, body: &str) -> bool {
         )
 }
 
-/// Returns whether the keys themselves were refused, rather than one right of theirs.
+/// Returns whether the keys themselves were refused, rather than one of their permissions.
 pub(super) fn is_authentication(code: &str) -> bool {
     matches!(
         code,
@@ -99,12 +100,12 @@ pub(super) fn is_authentication(code: &str) -> bool {
     )
 }
 
-/// Returns what a refusal is about: the part of [`StoreError::Denied`]'s `code` before the colon.
+/// Returns the code of a refusal: the part of [`StoreError::Denied`]'s `code` before the colon.
 pub(super) fn refusal_code(code: &str) -> &str {
     code.split(':').next().unwrap_or_default()
 }
 
-/// A call, for errors.
+/// A call, for error messages.
 pub(super) struct Call<'a> {
     pub(super) operation: &'a str,
     pub(super) bucket: &'a str,
@@ -113,8 +114,8 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Returns the error that a failed call means. A failed condition is
-    /// [`StoreError::Conflict`]; who made the condition knows better.
+    /// Converts a failed call into an error. A failed condition gives [`StoreError::Conflict`]; the
+    /// caller that set the condition can be more precise.
     pub(super) fn failure<E>(&self, error: SdkError<E, HttpResponse>) -> StoreError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -174,7 +175,7 @@ impl Call<'_> {
     }
 }
 
-/// Returns the call for people: `put s3://bucket/prefix/key`.
+/// Returns the call in the form for people: `put s3://bucket/prefix/key`.
 pub(super) fn what(operation: &str, bucket: &str, prefix: &str, key: &str) -> String {
     let location = location(bucket, prefix);
     match key {
@@ -184,7 +185,8 @@ pub(super) fn what(operation: &str, bucket: &str, prefix: &str, key: &str) -> St
     }
 }
 
-/// Returns where the store is: `s3://bucket/prefix` where this URL leads there, else bucket and path.
+/// Returns the address of the store: `s3://bucket/prefix` if this URL leads there, else bucket and
+/// path.
 pub(super) fn location(bucket: &str, prefix: &str) -> String {
     let cleaned = clean(&format!("/{prefix}"));
     match prefix {
@@ -197,7 +199,7 @@ pub(super) fn location(bucket: &str, prefix: &str) -> String {
 fn said(status: u16, code: Option<&str>, message: Option<&str>) -> String {
     let code = match (code, status) {
         (Some(code), _) => code.to_owned(),
-        // The answer to a HEAD has no words.
+        // The answer to a HEAD has no error code.
         (None, 401 | 403) => format!("HTTP {status}: check the keys and what they may do"),
         (None, _) => format!("HTTP {status}"),
     };
@@ -212,7 +214,7 @@ fn said(status: u16, code: Option<&str>, message: Option<&str>) -> String {
     }
 }
 
-/// A request that never left: for want of credentials, or of a connection.
+/// Handles a request that was never sent, because credentials or a connection were missing.
 fn not_sent(what: String, source: BoxError) -> StoreError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
     let mut deepest = String::new();
@@ -233,7 +235,7 @@ fn not_sent(what: String, source: BoxError) -> StoreError {
 fn no_credentials(what: String, error: &CredentialsError, source: Option<BoxError>) -> StoreError {
     let mut code = error.to_string();
     if let Some(cause) = std::error::Error::source(error) {
-        // The chain of providers tells on further lines what each of them lacked.
+        // The provider chain lists on further lines what each provider lacked.
         let first_line = cause.to_string();
         let first_line = first_line.lines().next().unwrap_or_default();
         code = format!("{code}: {}", first_line.trim_end_matches(" Attempted:"));
@@ -264,7 +266,7 @@ mod tests {
         assert_eq!(meaning("list", 404, Some("NotFound")), Meaning::Other);
         assert_eq!(meaning("get", 404, Some("NoSuchBucket")), Meaning::NoBucket);
         assert_eq!(meaning("list", 404, Some("NoSuchKey")), Meaning::Other);
-        // HEAD has no body; the caller asks again with a list.
+        // HEAD has no body; the caller follows it with a list.
         assert_eq!(meaning("head", 404, None), Meaning::Missing);
     }
 

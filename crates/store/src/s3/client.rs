@@ -1,4 +1,4 @@
-//! Making the S3 client of a target.
+//! Creates the S3 client of a target.
 
 use std::fs;
 use std::sync::Arc;
@@ -25,30 +25,30 @@ use super::session::Session;
 use crate::StoreError;
 use crate::target::S3Target;
 
-/// Calls to one bucket at a time, of all its stores. The others wait, and use the connections of
-/// those before them: thousands of databases that start at once need no connection each.
+/// Limit on concurrent calls to one bucket, from all its stores. Further calls wait and reuse the
+/// connections: thousands of databases that start at once do not need one connection each.
 const MAX_CALLS: usize = 64;
-/// Of those, uploads in parts: they take long, others must not wait behind them, and each holds some
-/// parts in memory.
+/// Limit on multipart uploads among them. They take long and hold several parts in memory, and
+/// other calls must not wait behind them.
 const MAX_LARGE: usize = 4;
-/// How long a connection may take to come up, name and TLS included.
+/// Time limit of a connection, including name lookup and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one attempt may take until its answer begins, without the time for a body.
+/// Time limit of one attempt until its answer begins, without the time for a body.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
-/// The slowest link that an upload is meant to get through, in bytes each second.
+/// The slowest supported link for uploads, in bytes per second.
 const SLOWEST_UPLOAD: u64 = 16 * 1024;
-/// How often one request is sent before the caller hears of it.
+/// Number of attempts of one request before the caller gets the error.
 const MAX_ATTEMPTS: u32 = 3;
 /// The longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// How long not one byte of an upload may move before it counts as stalled.
+/// Time without a single byte of progress after which an upload counts as stalled.
 const STALL_GRACE: Duration = Duration::from_secs(30);
-/// The same for a download, which is asked for again at once: a restore waits for it.
+/// The same for a download. It is requested again at once, because a restore waits for it.
 const DOWNLOAD_STALL_GRACE: Duration = Duration::from_secs(5);
-/// Where a request is signed for when nobody names a region.
+/// Region for signatures when no other source names one.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// What stores in one bucket share: connections, and credentials that are looked after once.
+/// Resources that stores in one bucket share: connections, and credentials that are refreshed once.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     pub(super) client: Client,
@@ -57,8 +57,8 @@ pub(crate) struct Bucket {
     pub(super) large: Arc<Semaphore>,
 }
 
-/// Makes the client of a target and the session that keeps its credentials; `system` is the
-/// client beneath for targets that trust the authorities of the system.
+/// Creates the client of a target, and the session that keeps its credentials. `system` is the HTTP
+/// client for targets that trust the system's certificate authorities.
 pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Bucket, StoreError> {
     let what = || format!("open s3://{}", target.bucket);
     let invalid = |error| StoreError::Other {
@@ -90,7 +90,7 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
         Some(endpoint) => config.endpoint_url(endpoint),
         None => config,
     };
-    // Ours change when a file does, and the next request must be signed with the new ones.
+    // Our keys change when a file does, and the next request must be signed with the new ones.
     let config = match session.provider() {
         Some(provider) => config
             .credentials_provider(provider)
@@ -109,13 +109,13 @@ pub(crate) fn build(target: &S3Target, system: &SharedHttpClient) -> Result<Buck
     })
 }
 
-/// Returns what to change for a request that carries a body of this size.
+/// Returns the configuration changes for a request with a body of this size.
 pub(super) fn for_body(bytes: u64) -> Builder {
     let transfer = Duration::from_secs(bytes / SLOWEST_UPLOAD);
     Config::builder().timeout_config(timeouts(ATTEMPT_TIMEOUT + transfer))
 }
 
-/// Returns what to change for a request that is answered with a body.
+/// Returns the configuration changes for a request whose answer has a body.
 pub(super) fn for_download() -> Builder {
     Config::builder().stalled_stream_protection(stall_after(DOWNLOAD_STALL_GRACE))
 }
@@ -126,7 +126,7 @@ fn stall_after(grace: Duration) -> StalledStreamProtectionConfig {
         .build()
 }
 
-/// Returns what to change for a request with other credentials that is sent once only.
+/// Returns the configuration changes for a request with other credentials that is sent only once.
 pub(super) fn for_probe(credentials: provider::SharedCredentialsProvider) -> Builder {
     Config::builder()
         .credentials_provider(credentials)
@@ -143,7 +143,7 @@ fn timeouts(attempt: Duration) -> TimeoutConfig {
 
 fn region(target: &S3Target) -> Region {
     let given = target.region.clone().map(Region::new);
-    // The provider only looks at variables, so its future is ready at once.
+    // The provider only reads variables, so its future is ready at once.
     let variables = EnvironmentVariableRegionProvider::new();
     let usual = || variables.region().now_or_never().flatten();
     given
@@ -151,7 +151,7 @@ fn region(target: &S3Target) -> Region {
         .unwrap_or(Region::from_static(DEFAULT_REGION))
 }
 
-/// Returns a client beneath that trusts the authorities of the system.
+/// Returns an HTTP client that trusts the system's certificate authorities.
 pub(crate) fn system_http_client() -> SharedHttpClient {
     with_tls(TlsContext::default())
 }
@@ -182,7 +182,7 @@ fn http_client(
     })?))
 }
 
-/// Begins a certificate in a PEM file.
+/// Start of a certificate in a PEM file.
 const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 fn with_tls(context: TlsContext) -> SharedHttpClient {
@@ -193,8 +193,8 @@ fn with_tls(context: TlsContext) -> SharedHttpClient {
         .build_https()
 }
 
-/// The usual chain, made at the first request: making it needs a runtime, opening a store
-/// does not.
+/// The SDK's provider chain, created at the first request: creating it needs a runtime, opening a
+/// store does not.
 #[derive(Debug)]
 struct LazyChain {
     http: SharedHttpClient,

@@ -1,4 +1,4 @@
-//! Reading objects and parts of them.
+//! Reads objects and parts of them.
 
 use std::ops::Range;
 
@@ -11,10 +11,9 @@ use super::sent::Kind;
 use super::{Inner, client};
 use crate::{StoreError, key};
 
-/// How often a body that breaks off is asked for. Errors before the body are tried again by the
-/// client beneath.
+/// Limit on the requests for a body that breaks off. The SDK itself retries errors before the body.
 const MAX_BODIES: u32 = 5;
-/// The most that is allocated before a byte has arrived.
+/// Limit on the allocation before the first byte has arrived.
 const MAX_FIRST_ALLOCATION_BYTES: u64 = 16 << 20;
 
 /// Returns an object or a part of it.
@@ -24,7 +23,7 @@ pub(super) async fn get(
     range: Option<Range<u64>>,
 ) -> Result<Bytes, StoreError> {
     if range.as_ref().is_some_and(Range::is_empty) {
-        // No range header can ask for nothing.
+        // A range header cannot express an empty range.
         return store.head(key).await.map(|_| Bytes::new());
     }
     let mut bodies = 1;
@@ -39,7 +38,7 @@ pub(super) async fn get(
     }
 }
 
-/// Returns the answer, `None` for a range that lies past the end.
+/// Returns the answer; `None` for a range past the end.
 async fn send(
     store: &Inner,
     key: &str,
@@ -104,15 +103,14 @@ async fn body(
     Ok(bytes.freeze())
 }
 
-/// Returns what is wrong with an answer of `size` bytes to a request for `range`, which is not
-/// empty.
+/// Returns the fault in an answer of `size` bytes to a request for `range`, which is not empty.
 fn fault(range: &Range<u64>, size: u64, content_range: Option<&str>) -> Option<&'static str> {
     let start = match content_range {
         Some(text) => match first_byte(text) {
             Some(start) => start,
             None => return Some("a content range that is none"),
         },
-        // Some stores answer without one when the range holds the whole object.
+        // Some stores omit the header when the range covers the whole object.
         None => 0,
     };
     if start != range.start {
@@ -124,7 +122,7 @@ fn fault(range: &Range<u64>, size: u64, content_range: Option<&str>) -> Option<&
     }
 }
 
-/// Reads `bytes FIRST-LAST/SIZE`.
+/// Parses `bytes FIRST-LAST/SIZE`.
 fn first_byte(content_range: &str) -> Option<u64> {
     content_range
         .strip_prefix("bytes ")?

@@ -1,4 +1,4 @@
-//! How objects are kept: class, encryption, parts.
+//! Storage options of objects: class, encryption, parts.
 
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 
@@ -6,7 +6,7 @@ use super::upload::{PART_BYTES, PARTS_IN_FLIGHT};
 use crate::target::S3Target;
 use crate::{CustomerKey, Encryption};
 
-/// What a target says about its objects.
+/// The storage options of a target.
 #[derive(Clone)]
 pub(super) struct Kept {
     pub(super) storage_class: Option<StorageClass>,
@@ -32,14 +32,14 @@ impl Kept {
         }
     }
 
-    /// Returns what a request that makes an object says beside the key's name.
+    /// Returns the encryption setting of a request that creates an object, without the key's name.
     pub(super) fn sse(&self) -> Option<ServerSideEncryption> {
         self.kms_key.as_ref().map(|_| ServerSideEncryption::AwsKms)
     }
 }
 
-/// Gives a request that writes or reads an object's bytes the key that they are encrypted with,
-/// if that is ours. The builders of requests have no trait in common.
+/// Adds the customer key to a request that writes or reads an object's bytes, if one is configured.
+/// The builders of requests have no trait in common.
 macro_rules! with_customer_key {
     ($request:expr, $store:expr) => {{
         let key = $store.kept.customer_key.as_ref();

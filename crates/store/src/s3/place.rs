@@ -1,8 +1,8 @@
-//! Prefixes that not every store keeps as they are, and those that are taken for one another.
+//! Prefixes that some stores change, and prefixes that are easily confused.
 //!
-//! S3 takes a key as bytes. Stores that keep directories (SeaweedFS) take `a//b` for `a/b` when an
-//! object is written or read, but not in a list, and refuse `./a`. A backup at such a place would be
-//! written and never found, so it is refused.
+//! S3 treats a key as bytes. Stores that keep directories (SeaweedFS) treat `a//b` as `a/b` when an
+//! object is written or read, but not in a list, and refuse `./a`. A backup below such a prefix
+//! would be written and never found, so it is refused.
 
 use std::sync::atomic::Ordering;
 
@@ -12,14 +12,14 @@ use crate::s3::upload::Put;
 use crate::target::clean;
 use crate::{StoreError, key};
 
-/// Returns whether a store that keeps directories may take the prefix for another one.
+/// Returns whether a store that keeps directories may confuse the prefix with another one.
 pub(super) fn is_odd(prefix: &str) -> bool {
     !prefix.is_empty()
         && (clean(prefix) != prefix || prefix.starts_with(['/', '.']) || prefix.contains('\\'))
 }
 
-/// Returns what follows `stem` in a full key. Some stores (SeaweedFS) drop the slashes that a key
-/// begins with from what they list, and from nothing else.
+/// Returns the rest of a full key after `stem`. Some stores (SeaweedFS) drop leading slashes from
+/// the keys that they list, and only there.
 pub(super) fn below<'a>(stem: &str, full: &'a str) -> Option<&'a str> {
     full.strip_prefix(stem)
         .or_else(|| full.strip_prefix(stem.trim_start_matches('/')))
@@ -45,8 +45,8 @@ pub(super) fn near(prefix: &str) -> Vec<String> {
 }
 
 impl Inner {
-    /// Proves after the first put below an odd prefix that a list finds what is below it. An object
-    /// that was created, and cannot be found, is taken back.
+    /// Proves after the first put below an odd prefix that a list finds the object. An object that
+    /// was created and cannot be found is deleted again.
     pub(super) async fn prove_place<T>(
         &self,
         put: &Put<'_>,
@@ -76,8 +76,8 @@ impl Inner {
         Err(self.other_name(put.key))
     }
 
-    /// Refuses an odd prefix below which a list finds nothing, although the store gives the objects
-    /// of the cleaned prefix for it. `prefix` is that of the list.
+    /// Refuses an odd prefix below which a list finds nothing, although the store returns the
+    /// objects of the cleaned prefix for it. `prefix` is that of the list.
     pub(super) async fn refuse_other_names(&self, prefix: &str) -> Result<(), StoreError> {
         if self.is_proven.load(Ordering::Relaxed) || !is_odd(&self.prefix) {
             return Ok(());
@@ -91,7 +91,8 @@ impl Inner {
         };
         match self.head(&format!("{prefix}{below}")).await {
             Ok(_) => Err(self.other_name(prefix)),
-            // Another object, in a store that tells the keys apart, or that has no such keys at all.
+            // Another object, in a store that distinguishes the keys, or that cannot have such
+            // keys.
             Err(StoreError::Missing { .. } | StoreError::Other { .. }) => Ok(()),
             Err(error) => Err(error),
         }

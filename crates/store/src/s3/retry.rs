@@ -1,4 +1,4 @@
-//! Answers that the client beneath would not ask again for, though another attempt may do.
+//! Marks answers for a retry that the SDK would not repeat, although another attempt may succeed.
 
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::retries::classifiers::{
@@ -7,7 +7,7 @@ use aws_smithy_runtime_api::client::retries::classifiers::{
 
 use super::answer;
 
-/// Sees what [`answer::may_pass`] says of an answer.
+/// Applies [`answer::may_pass`] to each answer.
 #[derive(Debug)]
 pub(super) struct MayPass;
 

@@ -1,4 +1,4 @@
-//! What is sent for a store, attempt by attempt.
+//! Counts the requests of a store, attempt by attempt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +12,11 @@ use aws_smithy_types::config_bag::ConfigBag;
 
 use crate::{BoxError, Requests};
 
-/// Some stores (SeaweedFS) repeat the MD5 of a customer key twice, which the client beneath takes
-/// for an answer that cannot be read. Nobody needs it.
+/// Some stores (SeaweedFS) send the MD5 of a customer key twice, which the SDK rejects as
+/// unreadable. The header is not needed.
 const MD5_HEADER: &str = "x-amz-server-side-encryption-customer-key-md5";
 
-/// What a request is, as stores bill it.
+/// Kind of a request, as stores bill it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     Put,
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Delete,
 }
 
-/// How many requests of each [`Kind`] were sent.
+/// Number of requests of each [`Kind`].
 #[derive(Debug, Default)]
 pub(super) struct Counts([AtomicU64; 5]);
 
@@ -43,7 +43,7 @@ impl Counts {
     }
 }
 
-/// Sees each attempt of one request.
+/// Counts each attempt of one request.
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) counts: Arc<Counts>,

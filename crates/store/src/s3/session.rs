@@ -1,4 +1,4 @@
-//! Keeping the credentials of a store current: the driver of [`Rotation`].
+//! Keeps the credentials of a store current: the driver of [`Rotation`].
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,15 +17,15 @@ use crate::body::blocking;
 use crate::credentials::{Keys, Missing, Probe, Rotation, Step, read_directory};
 use crate::{Credentials, CredentialsState, CredentialsStatus, StoreError, key};
 
-/// The least time between two looks at the directory, unless the store refuses us.
+/// Minimum time between two reads of the directory, unless the store refuses us.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The credentials of a store.
 pub(super) struct Session {
-    /// `None`: the chain of the SDK looks after itself.
+    /// `None`: the SDK's provider chain refreshes its own credentials.
     rotation: Option<Arc<Mutex<Rotation>>>,
     directory: Option<PathBuf>,
-    /// When the directory was last looked at; held during a look.
+    /// Time of the last read of the directory. The mutex is held during a read.
     looked: AsyncMutex<Option<Instant>>,
 }
 
@@ -57,7 +57,7 @@ impl Session {
         }
     }
 
-    /// Returns what signs with the keys in use; `None` for the chain of the SDK.
+    /// Returns a provider of the keys in use; `None` for the SDK's provider chain.
     pub(super) fn provider(&self) -> Option<SharedCredentialsProvider> {
         let rotation = self.rotation.as_ref()?;
         Some(SharedCredentialsProvider::new(InUse(Arc::clone(rotation))))
@@ -67,11 +67,11 @@ impl Session {
         Some(lock(self.rotation.as_ref()?).status())
     }
 
-    /// Looks at the directory when it is time to, and returns the keys to sign with: `None` for
-    /// the chain of the SDK.
+    /// Reads the directory when it is due, and returns the keys in use; `None` for the SDK's
+    /// provider chain.
     ///
     /// # Errors
-    /// [`StoreError::CredentialsMissing`] when the directory has given no keys yet.
+    /// [`StoreError::CredentialsMissing`] when the directory has not contained keys yet.
     pub(super) async fn ready(
         &self,
         client: &Client,
@@ -82,14 +82,14 @@ impl Session {
             return Ok(self.active());
         };
         if let Some(keys) = self.active() {
-            // Whoever looks already looks for all: the others go on with the keys they have.
+            // One call reads for all; the others continue with the current keys.
             let Ok(mut looked) = self.looked.try_lock() else {
                 return Ok(Some(keys));
             };
             if looked.is_some_and(|at| at.elapsed() < LOOK_INTERVAL) {
                 return Ok(Some(keys));
             }
-            // What is missing now was there before; the status tells.
+            // Ignore the error: keys were present before, and the status reports their absence.
             let _ = self.look(directory, client, bucket, prefix).await;
             *looked = Some(Instant::now());
             return Ok(self.active());
@@ -110,8 +110,8 @@ impl Session {
         Ok(self.active())
     }
 
-    /// Looks at the directory at once, because the store refused `used`; returns the keys in use
-    /// when they are others now.
+    /// Reads the directory at once, because the store refused `used`. Returns the keys in use if
+    /// they have changed.
     pub(super) async fn renew(
         &self,
         used: Option<&Keys>,
@@ -128,7 +128,7 @@ impl Session {
         self.active().filter(|active| Some(active) != used)
     }
 
-    /// Takes in how a call went that was signed with `keys`.
+    /// Handles the result of a call that was signed with `keys`.
     pub(super) fn observe<T>(&self, keys: Option<&Keys>, result: &Result<T, StoreError>) {
         let Some(rotation) = &self.rotation else {
             return;
@@ -141,7 +141,7 @@ impl Session {
                 | StoreError::Conflict { .. }
                 | StoreError::NoBucket { .. },
             ) => lock(rotation).handle_accepted(keys, now_ms()),
-            // A right that is lacking for one call says nothing about the keys.
+            // A missing permission for one call says nothing about the keys.
             Err(StoreError::Denied { code, .. })
                 if answer::is_authentication(answer::refusal_code(code)) =>
             {
@@ -181,7 +181,7 @@ impl Session {
     }
 }
 
-/// Asks the store, once and cheaply, whether it takes these keys.
+/// Tests with one cheap request whether the store accepts these keys.
 async fn probe(client: &Client, bucket: &str, prefix: &str, keys: &Keys) -> Probe {
     let request = client
         .list_objects_v2()
@@ -232,7 +232,7 @@ fn report(before: &CredentialsStatus, after: &CredentialsStatus) {
     }
 }
 
-/// Signs with the keys in use.
+/// Provides the keys in use for signatures.
 #[derive(Debug)]
 struct InUse(Arc<Mutex<Rotation>>);
 

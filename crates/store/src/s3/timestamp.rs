@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 
-/// Returns the time as text, with no more digits in the fraction than it needs. `None` beyond
-/// the years that such a text can say.
+/// Formats the time with no more fraction digits than needed. `None` outside the years that the
+/// format can express.
 pub(super) fn format(timestamp_ms: i64) -> Option<String> {
     Some(Timestamp::from_millisecond(timestamp_ms).ok()?.to_string())
 }
 
-/// Returns the time in milliseconds since 1970. Bad metadata is as good as none, as for
+/// Parses the time into milliseconds since 1970. Invalid metadata counts as absent, as in
 /// Litestream.
 pub(super) fn parse(text: &str) -> Option<i64> {
     Some(text.parse::<Timestamp>().ok()?.as_millisecond())

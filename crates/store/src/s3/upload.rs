@@ -1,4 +1,4 @@
-//! Storing objects, in one request or in parts.
+//! Stores objects, in one request or in parts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::body::Parts;
 use crate::object::{Body, ByteStream, PutMeta, PutMode};
 use crate::{StoreError, key};
 
-/// Objects larger than this go in parts of this size, unless they have too many or the target
-/// says otherwise.
+/// Size of a part, and limit above which an object is stored in parts. The target can set another
+/// size, and very large objects need larger parts.
 pub const PART_BYTES: u64 = 5 << 20;
-/// The most parts that S3 puts together.
+/// Limit of S3 on the parts of an object.
 const MAX_PARTS: u64 = 10_000;
-/// How many parts are in memory and on their way at once, unless the target says otherwise.
+/// Number of parts in memory and in flight at once, unless the target sets another one.
 pub(super) const PARTS_IN_FLIGHT: usize = 3;
 
-/// The parts of an object, in order; each is read when its turn to be sent comes.
+/// The parts of an object, in order. Each is read just before it is sent.
 type PartStream<'a> = BoxStream<'a, Result<Bytes, StoreError>>;
 
-/// An object on its way into the store.
+/// One put in progress.
 pub(super) struct Put<'a> {
     pub(super) store: &'a Inner,
     pub(super) key: &'a str,
@@ -53,8 +53,8 @@ impl Put<'_> {
         result.map_err(|error| self.condition(error))
     }
 
-    /// Stores what a stream brings, and returns its size in bytes. One part is in memory while
-    /// nothing is known about the next one.
+    /// Stores the content of a stream, and returns its size in bytes. The first part stays in
+    /// memory until it is known whether a second one follows.
     pub(super) async fn run_stream(
         &self,
         bytes: ByteStream,
@@ -95,12 +95,12 @@ impl Put<'_> {
         Ok(size + counted.load(Ordering::Relaxed))
     }
 
-    /// Says what a failed condition means for this kind of put.
+    /// Converts a failed condition into the error for this kind of put.
     fn condition(&self, error: StoreError) -> StoreError {
         let key = self.key.to_owned();
         match (error, self.mode) {
             (StoreError::Conflict { .. }, PutMode::Create) => StoreError::Exists { key },
-            // Without the object there is nothing that could match.
+            // A missing object cannot match the version.
             (StoreError::Missing { .. }, PutMode::Match(_)) => StoreError::Conflict { key },
             (error, _) => error,
         }
@@ -127,9 +127,9 @@ impl Put<'_> {
             .map_err(|error| self.store.failure("put", self.key, error))
     }
 
-    /// Stores parts in order, several at the same time. Each is read when its turn comes.
+    /// Stores parts in order, several at the same time. Each is read just before it is sent.
     async fn parts(&self, parts: PartStream<'_>) -> Result<(), StoreError> {
-        // The loser of a create learns it here, before the bytes are sent.
+        // Most creates that lose fail here, before the bytes are sent.
         if *self.mode == PutMode::Create {
             match self.store.head(self.key).await {
                 Ok(_) => {
@@ -164,7 +164,8 @@ impl Put<'_> {
         };
         let result = self.send_and_complete(upload, parts).await;
         if result.is_err() {
-            // What cannot be taken back now is for a lifecycle rule; the error is what counts.
+            // Ignore the error of the abort: a lifecycle rule removes the parts. The first error
+            // counts.
             let request = self
                 .store
                 .client
@@ -256,7 +257,7 @@ impl Put<'_> {
     }
 }
 
-/// Cuts an object into parts: of `wanted` bytes, or more where that would be too many.
+/// Cuts an object into parts of `wanted` bytes, or of more when there would be too many.
 fn parts(size: u64, wanted: u64) -> impl Iterator<Item = Range<u64>> {
     let part = wanted.max(size.div_ceil(MAX_PARTS));
     (0..size.div_ceil(part)).map(move |index| index * part..((index + 1) * part).min(size))

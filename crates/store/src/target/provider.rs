@@ -1,12 +1,12 @@
-//! Buckets that stand before the host of their provider, as in
+//! Hosts of storage providers with the bucket in front, as in
 //! `s3://BUCKET.fra1.digitaloceanspaces.com/PATH`.
 
 use super::UrlError;
 
-/// The end of Cloudflare's hosts, which Litestream takes for a bucket at AWS.
+/// Suffix of Cloudflare's hosts, which Litestream treats as a bucket at AWS.
 const R2: &str = ".r2.cloudflarestorage.com";
 
-/// What the host of an S3 URL says.
+/// The parts of an S3 URL's host.
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) bucket: String,
@@ -15,7 +15,7 @@ pub(super) struct Host {
     pub(super) force_path_style: Option<bool>,
 }
 
-/// Reads the host of an S3 URL; one of no known provider is a bucket at AWS.
+/// Parses the host of an S3 URL; an unknown host is a bucket at AWS.
 pub(super) fn read(host: &str, port: Option<u16>) -> Result<Host, UrlError> {
     match port {
         None => Ok(provider(host).unwrap_or_else(|| Host {
@@ -81,7 +81,7 @@ fn provider(host: &str) -> Option<Host> {
         let (rest, region) = rest.rsplit_once('.').unwrap_or(("", rest));
         let bucket = match before.strip_suffix('.') {
             None => rest,
-            // A host of this provider that is no store of it.
+            // A host of this provider that is not an S3 endpoint.
             Some(word) if rest != word && !rest.ends_with(&format!(".{word}")) => return None,
             Some(word) => rest.strip_suffix(word)?.trim_end_matches('.'),
         };

@@ -1,4 +1,4 @@
-//! What URLs mean.
+//! Tests of the URL parser.
 
 use super::*;
 use crate::CustomerKey;

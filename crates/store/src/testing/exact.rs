@@ -1,7 +1,7 @@
-//! An S3 server in memory that takes keys as AWS does, byte for byte.
+//! An S3 server in memory that treats keys as AWS does, byte for byte.
 //!
-//! SeaweedFS keeps directories, so keys with double slashes, slashes at the ends and dots are not
-//! what they were there. This one knows what a backup asks for: objects, conditions, ranges, lists,
+//! SeaweedFS keeps directories, so it changes keys with double slashes, slashes at the ends and
+//! dots. This server supports the requests of a backup: objects, conditions, ranges, lists,
 //! deletes. It checks no signature.
 
 use std::collections::BTreeMap;
@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::percent_decode_str;
 
-/// The most keys of one list that does not ask for fewer, as S3 has it.
+/// Limit on the keys of one list, as in S3.
 const MAX_KEYS: usize = 1000;
-/// When every object was stored, which no test asks for.
+/// Storage time of every object; no test reads it.
 const TIME: &str = "2026-01-02T03:04:05.000Z";
 
 /// The server, on a free port of 127.0.0.1. Its thread ends with the process.
@@ -26,7 +26,7 @@ pub struct ExactServer {
 
 #[derive(Default)]
 struct State {
-    /// By bucket and key, as `bucket/key`.
+    /// Objects by bucket and key, as `bucket/key`.
     objects: BTreeMap<String, Object>,
     refusals: Vec<Refusal>,
     requests: Vec<String>,
@@ -40,18 +40,18 @@ struct Object {
     version: String,
 }
 
-/// Requests that are not answered as they should be.
+/// Requests that get an error answer.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// The method of the requests.
     pub method: &'static str,
-    /// What their path and query hold.
+    /// Text in their path and query.
     pub part: &'static str,
     /// The status of the answer.
     pub status: u16,
-    /// The code in its body; empty: an answer without a body.
+    /// The code in its body; empty for an answer without a body.
     pub code: &'static str,
-    /// How many requests are left.
+    /// Number of requests left.
     pub times: usize,
 }
 
@@ -70,7 +70,7 @@ struct Answer {
 }
 
 impl ExactServer {
-    /// Starts one.
+    /// Starts a server.
     ///
     /// # Panics
     /// When no port is free.
@@ -82,7 +82,7 @@ impl ExactServer {
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let state = Arc::clone(&shared);
-                // An error ends the connection, which is all that a server can do about it.
+                // An error ends the connection. A server can do nothing else about it.
                 std::thread::spawn(move || serve(client, &state));
             }
         });
@@ -103,12 +103,12 @@ impl ExactServer {
         keys.map(str::to_owned).collect()
     }
 
-    /// Returns method and target of each request so far, as they came.
+    /// Returns method and target of each request so far, in order of arrival.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.state).requests.clone()
     }
 
-    /// Answers the next matching requests in this way.
+    /// Sets the error answer for the next matching requests.
     pub fn refuse(&self, refusal: Refusal) {
         lock(&self.state).refusals.push(refusal);
     }
@@ -127,7 +127,7 @@ fn serve(client: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         for (name, value) in &answer.headers {
             let _ = write!(head, "{name}: {value}\r\n");
         }
-        // The answer to a HEAD tells the size of a body that it does not have.
+        // The answer to a HEAD gives the length of a body that it does not have.
         let is_head = request.method == "HEAD";
         let _ = write!(head, "Content-Length: {}\r\n\r\n", answer.body.len());
         client.write_all(head.as_bytes())?;

@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts connections, to see what a store makes of broken answers.
+//! A TCP proxy that cuts connections, to test how a store handles broken answers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// What the proxy does to the answers of the next connections.
+/// How the proxy cuts the answers of the next connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Passes so many bytes of answers on and closes the connection when there are more: the
-    /// store has done what it was asked.
+    /// Forwards this many bytes of answers and then closes the connection. The store has carried
+    /// out the request.
     After(u64),
-    /// Passes so many bytes of answers on, then nothing more.
+    /// Forwards this many bytes of answers, then nothing more.
     Stall(u64),
-    /// Answers each connection with these bytes, asking nobody.
+    /// Answers each connection with these bytes, without contacting the store.
     Instead(&'static str),
     /// Accepts connections and never answers.
     Silence,
@@ -30,7 +30,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `HOST:PORT`; the first `times` connections are cut, the rest pass.
+    /// Starts a proxy in front of `HOST:PORT`. The first `times` connections are cut, later ones
+    /// pass.
     ///
     /// # Panics
     /// When no port is free.
@@ -57,12 +58,12 @@ impl Proxy {
         }
     }
 
-    /// Returns the endpoint to use in place of the store's.
+    /// Returns the endpoint that replaces the store's.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Returns how many connections there were.
+    /// Returns the number of connections.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
     }
@@ -74,7 +75,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Errors end the connection, which is all that a proxy can do about them.
+/// Errors end the connection. A proxy can do nothing else about them.
 async fn serve(mut client: TcpStream, upstream: String, cut: Option<Cut>) -> std::io::Result<()> {
     match cut {
         Some(Cut::Silence) => futures::future::pending().await,
@@ -90,7 +91,7 @@ async fn serve(mut client: TcpStream, upstream: String, cut: Option<Cut>) -> std
     }
 }
 
-/// What follows the last byte that is passed on.
+/// The end of a connection after the last forwarded byte.
 #[derive(PartialEq, Eq)]
 enum End {
     Close,

@@ -20,25 +20,25 @@ use crate::body::blocking;
 use crate::target::S3Target;
 use crate::{Credentials, Keys};
 
-/// How long the server may take to start or to take a change in.
+/// Time limit for the server to start, or to apply a change.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
-/// The pause between two looks whether it has.
+/// Pause between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// May do everything.
+/// An identity with all permissions.
 const ADMIN: [&str; 3] = ["admin", "admin-access-key", "admin-secret-key"];
-/// The region that requests are signed for; the server takes any.
+/// Region of signatures; the server accepts any.
 const REGION: &str = "us-east-1";
 
-/// A server on free ports of 127.0.0.1, with its data in a directory that goes with it.
+/// A server on free ports of 127.0.0.1, with a data directory that is removed together with it.
 ///
-/// The binary comes from the variable `WEED_BIN`. Dropped, the server is killed.
+/// The binary comes from the variable `WEED_BIN`. Drop kills the server.
 pub struct Weed {
     server: Child,
     ports: Ports,
     data: TempDir,
 }
 
-/// Every port gets itself plus 10,000 for gRPC.
+/// Each port, whose gRPC companion is the port plus 10,000.
 struct Ports {
     master: u16,
     volume: u16,
@@ -69,14 +69,14 @@ impl Weed {
         weed
     }
 
-    /// Returns the server that the tests of this process share, which goes with the last of them.
-    /// Give each test buckets of its own.
+    /// Returns the server that the tests of this process share. It ends with the last of them. Give
+    /// each test its own buckets.
     ///
     /// # Panics
     /// As [`start`](Self::start).
     pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<Weed>> = Mutex::new(Weak::new());
-        // A test that could not start one says why; the next one says so too.
+        // If one test could not start the server, it reports why; the next one reports it again.
         let mut shared = SHARED
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -97,7 +97,7 @@ impl Weed {
         format!("127.0.0.1:{}", self.ports.s3)
     }
 
-    /// Returns keys that may do everything.
+    /// Returns keys with all permissions.
     pub fn admin(&self) -> Keys {
         Keys {
             access_key_id: ADMIN[1].to_owned(),
@@ -106,7 +106,7 @@ impl Weed {
         }
     }
 
-    /// Returns a target in this server.
+    /// Returns a target on this server.
     pub fn target(&self, bucket: &str, prefix: &str, credentials: Credentials) -> S3Target {
         S3Target {
             bucket: bucket.to_owned(),
@@ -118,8 +118,8 @@ impl Weed {
         }
     }
 
-    /// Makes a bucket, whose name needs three characters or more, and waits until it stores
-    /// objects: the server creates the volumes of a bucket with the first one.
+    /// Creates a bucket, whose name needs three characters or more, and waits until it stores
+    /// objects: the server creates the volumes of a bucket with the first object.
     ///
     /// # Panics
     /// When the server refuses.
@@ -134,7 +134,7 @@ impl Weed {
         self.wait_for_bucket(&client, name).await;
     }
 
-    /// Refuses everybody but the administrator to delete what has this prefix.
+    /// Denies deletes below this prefix to everyone except the administrator.
     ///
     /// # Panics
     /// When the server refuses.
@@ -149,7 +149,7 @@ impl Weed {
         put.send().await.expect("put the policy of a bucket");
     }
 
-    /// Makes a bucket that keeps every version of an object, and locks each for a day.
+    /// Creates a bucket that keeps every version of an object, and locks each for a day.
     ///
     /// # Panics
     /// When the server refuses.
@@ -214,7 +214,7 @@ impl Weed {
         .await;
     }
 
-    /// Returns whether the server knows an access key; with a wrong secret it still does.
+    /// Returns whether the server knows an access key, even with a wrong secret.
     async fn knows(&self, access: &str, secret: &str) -> bool {
         let keys = Keys {
             access_key_id: access.to_owned(),
@@ -249,7 +249,7 @@ impl Weed {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // Whatever else the test does goes on meanwhile.
+        // The rest of the test continues meanwhile.
         blocking(move || {
             let mut shell = shell.spawn().expect("start weed shell");
             let mut input = shell.stdin.take().expect("it was piped");
@@ -293,7 +293,7 @@ impl Weed {
         http_get(self.ports.s3, "/status").is_some()
     }
 
-    /// Objects have no place until a volume server has found the master.
+    /// Objects cannot be stored before a volume server has found the master.
     fn has_volume_server(&self) -> bool {
         http_get(self.ports.master, "/dir/assign").is_some_and(|answer| answer.contains("\"fid\""))
     }
@@ -305,17 +305,17 @@ impl Weed {
 
 impl Drop for Weed {
     fn drop(&mut self) {
-        // It has no state that anybody wants; an error means that it has ended already.
+        // Its state is not needed; an error means that it has already ended.
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
 }
 
-/// Where the server writes, within its directory.
+/// Log file of the server, in its directory.
 const LOG_NAME: &str = "weed.log";
 
 impl Ports {
-    /// Returns ports that are free, with their companions.
+    /// Returns free ports and their companions.
     fn free() -> Self {
         let held: Vec<(TcpListener, TcpListener)> =
             std::iter::repeat_with(pair).flatten().take(4).collect();
@@ -385,7 +385,7 @@ fn identities_json() -> String {
     )
 }
 
-/// Returns the answer with its head, when there is one.
+/// Returns the answer with its head, if any.
 fn http_get(port: u16, path: &str) -> Option<String> {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).ok()?;
     connection

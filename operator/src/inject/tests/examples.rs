@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Each file of `tests/golden/inject` is an object with `backup`, `pod` and the expected `patch`.
-/// `UPDATE_GOLDEN=1` writes the patches anew.
+/// `UPDATE_GOLDEN=1` writes the patches again.
 #[test]
 fn golden_examples_give_exactly_their_patches() {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/inject");

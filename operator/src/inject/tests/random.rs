@@ -1,11 +1,11 @@
-//! Random Pods, and what others do to a Pod after us.
+//! Random Pods, and changes that other programs make to a Pod after the injection.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 
-/// Others' init containers, as webhooks and users write them.
+/// Foreign init containers, as webhooks and users write them.
 fn init_container() -> impl Strategy<Value = Value> {
     let names = prop_oneof![
         Just("istio-proxy"),
@@ -141,7 +141,7 @@ fn check_order(pod: &Value) {
     assert_eq!(all[sidecar]["restartPolicy"], "Always");
 }
 
-/// Takes away what we add. What is left must be what was there.
+/// Removes the injected parts. The rest must equal the original.
 fn strip(mut pod: Value, original: &Value) -> Value {
     let ours = |value: &Value| {
         pod::text(value, "name").is_some_and(|name| name.starts_with("sqlite-backup"))
@@ -176,7 +176,7 @@ fn strip(mut pod: Value, original: &Value) -> Value {
     pod
 }
 
-/// Others' init containers as a multiset, for a mesh proxy may have been pulled forward.
+/// Foreign init containers as a multiset, because a mesh proxy may have been moved forward.
 fn sorted_inits(mut pod: Value) -> Value {
     if let Some(all) = pod
         .pointer_mut("/spec/initContainers")
@@ -223,7 +223,7 @@ proptest! {
     }
 }
 
-/// Arbitrary JSON whose members have the names that we look at.
+/// Arbitrary JSON whose members have the names that the injection reads.
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,7 +1,7 @@
-//! What a replica in a bucket costs, estimated from what it holds.
+//! Estimates the cost of a replica in a bucket from its files.
 //!
-//! Files say when they were stored, and each level keeps some hours or days of them: so often were
-//! there requests. Everything else that replication asks of a bucket is a matter of starts.
+//! The store records when each file was stored, and each level keeps files for hours or days. This
+//! gives the rate of uploads. All other requests of replication occur at the start of a process.
 
 use std::collections::BTreeSet;
 
@@ -10,38 +10,39 @@ use engine::remote::RemoteFile;
 use engine::restore::RANGE_BYTES;
 use store::PART_BYTES;
 
-/// Dollars for 1,000 requests that store or list: Amazon S3's standard class in us-east-1.
+/// Dollars for 1,000 PUT or LIST requests: Amazon S3's standard class in us-east-1.
 pub const PUTS_DOLLARS: f64 = 0.005;
-/// Dollars for 1,000 requests that read.
+/// Dollars for 1,000 GET requests.
 pub const GETS_DOLLARS: f64 = 0.0004;
-/// Dollars for keeping 1 GiB for a month.
+/// Dollars for storing 1 GiB for a month.
 pub const GIB_MONTH_DOLLARS: f64 = 0.023;
 
 /// A month, in milliseconds.
 const MONTH_MS: f64 = 30.0 * 86_400_000.0;
-/// Files older than this tell nothing of today's pace, and were thinned out. In milliseconds.
+/// Older files say nothing about the current rate, and retention has removed some of them. In
+/// milliseconds.
 const RECENT_MS: i64 = 7 * 86_400_000;
-/// Nothing is told of a replica that is younger, in milliseconds.
+/// Minimum age of a replica for an estimate, in milliseconds.
 const YOUNG_MS: i64 = 600_000;
-/// Objects on one page of a list.
+/// Number of objects on one page of a list.
 const PAGE_OBJECTS: u64 = 1000;
 
-/// What a month costs if it goes on so.
+/// Cost of a month at the current rate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bill {
-    /// Seconds that the estimate is made from.
+    /// Length of the observed period, in seconds.
     pub observed_seconds: u64,
-    /// Requests that store.
+    /// Number of requests that store.
     pub puts: u64,
-    /// Bytes stored by them.
+    /// Number of bytes stored by them.
     pub uploaded_bytes: u64,
-    /// Bytes kept.
+    /// Number of bytes kept.
     pub stored_bytes: u64,
-    /// All of it.
+    /// Total cost.
     pub dollars: f64,
 }
 
-/// Estimates a month; none for a replica that is too young.
+/// Estimates a month; `None` for a replica that is too young.
 pub fn month(files: &BTreeSet<RemoteFile>, now_ms: i64) -> Option<Bill> {
     let (mut observed_ms, mut puts, mut bytes) = (0, 0.0, 0.0);
     for level in 0..=9 {
@@ -53,7 +54,7 @@ pub fn month(files: &BTreeSet<RemoteFile>, now_ms: i64) -> Option<Bill> {
         let Some((oldest, later)) = recent.split_first() else {
             continue;
         };
-        // From the oldest one on: it ends the time before.
+        // The oldest file starts the period: it stands for the time before it.
         let span_ms = now_ms - oldest.modified_ms;
         observed_ms = observed_ms.max(span_ms);
         let months = MONTH_MS / span_ms.max(1) as f64;
@@ -74,17 +75,17 @@ pub fn month(files: &BTreeSet<RemoteFile>, now_ms: i64) -> Option<Bill> {
     })
 }
 
-/// Requests that store an object of this size.
+/// Returns the number of requests that store an object of this size.
 fn requests(size: u64) -> u64 {
     match size {
         0..=PART_BYTES => 1,
-        // One begins and one completes.
+        // One request begins the upload and one completes it.
         _ => size.div_ceil(PART_BYTES) + 2,
     }
 }
 
-/// What the requests of one restore by this plan cost, of a replica of so many files. What its
-/// bytes cost depends on where they go.
+/// Returns the cost of the requests of one restore by this plan, from a replica of `files` files.
+/// The cost of the bytes depends on their destination.
 pub fn restore_dollars(plan: &Plan, files: usize) -> f64 {
     let reads = |file: &RemoteFile| file.size.div_ceil(RANGE_BYTES).max(1);
     let gets: u64 = plan.files.iter().map(reads).sum();
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_month_goes_on_as_the_stored_hours_went() {
-        // A day with one object of 1 MiB each second, and nothing since.
+        // A day with one object of 1 MiB each second, and no objects after it.
         let second = |n: u64| file(0, n + 2, 1 << 20, n as i64 * 1000);
         let day: BTreeSet<_> = (0..=86_400).map(second).collect();
         let bill = month(&day, 24 * HOUR_MS).unwrap();
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(bill.stored_bytes, 86_401 << 20);
         let expected = 30.0 * 86.4 * 0.005 + 86_401.0 / 1024.0 * 0.023;
         assert!((bill.dollars - expected).abs() < 0.001, "{bill:?}");
-        // A second day without any makes it half as much.
+        // A second day without objects halves the rate.
         assert_eq!(month(&day, 48 * HOUR_MS).unwrap().puts, 15 * 86_400);
     }
 
@@ -136,7 +137,7 @@ mod tests {
             file(9, 9, 20 << 20, 24 * HOUR_MS),
             file(1, 5, 10, 23 * HOUR_MS),
             file(1, 6, 10, 24 * HOUR_MS),
-            // Beyond a week: thinned out.
+            // Older than a week, so it is ignored.
             file(9, 2, 1, -200 * HOUR_MS),
         ]
         .into();
@@ -149,7 +150,7 @@ mod tests {
         let files: BTreeSet<_> = [file(9, 1, 10, 0), file(0, 2, 10, 1000)].into();
         assert_eq!(month(&files, 599_999), None);
         assert!(month(&files, 600_000).is_some());
-        // By a clock that is behind the store's.
+        // The local clock is behind the store's.
         assert_eq!(month(&files, -5000), None);
         assert_eq!(month(&BTreeSet::new(), HOUR_MS), None);
     }

@@ -1,4 +1,4 @@
-//! What Litestream 0.3 stored: alone, or beside our files.
+//! The generations that Litestream 0.3 stored, alone or beside our files.
 
 use engine::generations::{self, Generation};
 use engine::plan::PlanError;
@@ -11,11 +11,11 @@ use store::{SharedStore, Store};
 use crate::args::InspectArguments;
 use crate::failure::Failure;
 
-/// Tells of a replica without files of ours.
+/// Describes a replica without files of ours.
 ///
 /// # Errors
 ///
-/// The store's, or that there is no backup.
+/// The store's, or that no backup exists.
 pub(super) async fn alone(
     arguments: &InspectArguments,
     store: &SharedStore,
@@ -41,7 +41,7 @@ pub(super) async fn alone(
     })
 }
 
-/// Adds the generations to a summary, and what a restore takes where that is one of them.
+/// Adds the generations to a summary, and the size of a restore when it would use a generation.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ fn describe(generation: &Generation) -> Value {
     })
 }
 
-/// Prints what [`add`] added.
+/// Prints the part that [`add`] added.
 pub(super) fn print(summary: &Value) {
     for generation in summary["generations"].as_array().into_iter().flatten() {
         let text = |name: &str| generation[name].as_str().unwrap_or("unknown");

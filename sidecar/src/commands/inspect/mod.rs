@@ -1,4 +1,4 @@
-//! `inspect`: what a replica holds, what can be restored from it, and what it costs.
+//! `inspect`: the files of a replica, its restorable positions, and its cost.
 
 mod bill;
 mod generations;
@@ -18,11 +18,11 @@ use store::{Layout, Store, Target};
 use crate::args::InspectArguments;
 use crate::failure::Failure;
 
-/// Lists a replica and says what can be restored from it.
+/// Lists a replica and reports its restorable positions.
 ///
 /// # Errors
 ///
-/// The store's; a replica with a hole is told, and ends with the code for it.
+/// The store's. A hole in the replica is reported, and gives its own exit code.
 pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let target = Target::from_url(&arguments.url).map_err(Failure::usage)?;
     let store = store::open(&target)?;
@@ -36,7 +36,7 @@ pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let Some(newest) = newest else {
         return generations::alone(&arguments, &store).await;
     };
-    // Without a full copy there is a backup all the same, which nobody can restore.
+    // Without a snapshot a backup exists, but it cannot be restored.
     let oldest = oldest.unwrap_or(newest);
     let plan = plan_restore(&files, None);
     let mut summary = json!({
@@ -76,7 +76,7 @@ fn position(txid: Txid, time: Option<Timestamp>) -> Value {
     json!({"txid": txid.to_string(), "time": time.map(|time| time.to_string())})
 }
 
-/// What can be restored, each end with the time at which it was stored.
+/// Returns the restorable ranges, each end with the time at which it was stored.
 fn spans(files: &BTreeSet<RemoteFile>) -> Value {
     let mut stored: BTreeMap<Txid, i64> = BTreeMap::new();
     for file in files {

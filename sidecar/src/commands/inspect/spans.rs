@@ -1,17 +1,17 @@
-//! Which ranges of positions restores reach, for people: where they begin, where they stop.
+//! The ranges of positions that restores can reach, for people.
 
 use std::collections::BTreeSet;
 
 use engine::remote::RemoteFile;
 use ltx::Txid;
 
-/// Ranges of positions, ascending: the first is that of a snapshot, the last is as far as the files
-/// after it lead. Inside a compacted file only its end can be restored.
+/// Returns the ranges of positions, ascending. A range begins at a snapshot and ends at the last
+/// position that the files after it reach. Inside a compacted file only its end can be restored.
 pub fn spans(files: &BTreeSet<RemoteFile>) -> Vec<(Txid, Txid)> {
     let (copies, mut others): (Vec<&RemoteFile>, Vec<&RemoteFile>) =
         files.iter().partition(|file| file.is_snapshot());
     others.sort_by_key(|file| file.min);
-    // The furthest end among the files up to each one, which begin no later than it.
+    // For each file, the furthest end among the files that begin no later.
     let furthest: Vec<Txid> = others
         .iter()
         .scan(Txid::ZERO, |end, file| {
@@ -49,17 +49,17 @@ mod tests {
             (&[][..], &[][..]),
             (&[(9, 1, 1)], &[(1, 1)]),
             (&[(9, 1, 1), (0, 2, 2), (0, 3, 3)], &[(1, 3)]),
-            // Several snapshots on one way are one span.
+            // Several snapshots on one path form one range.
             (&[(9, 1, 1), (1, 2, 9), (9, 1, 5), (0, 10, 10)], &[(1, 10)]),
-            // Snapshots that are left of an older history stand alone.
+            // Snapshots from an older history are ranges of their own.
             (&[(9, 1, 1), (9, 1, 50), (0, 51, 51)], &[(1, 1), (50, 51)]),
-            // A file that is missing, with and without a snapshot behind.
+            // A missing file, without and with a later snapshot.
             (&[(9, 1, 1), (0, 2, 2), (0, 4, 4), (0, 5, 5)], &[(1, 2)]),
             (
                 &[(9, 1, 1), (0, 2, 2), (0, 4, 4), (9, 1, 4), (0, 6, 6)],
                 &[(1, 2), (4, 4)],
             ),
-            // A compacted file leads over what is gone.
+            // A compacted file bridges removed files.
             (&[(9, 1, 1), (0, 2, 2), (1, 2, 9)], &[(1, 9)]),
             // Captured before the oldest snapshot.
             (&[(0, 3, 3), (9, 1, 7)], &[(7, 7)]),

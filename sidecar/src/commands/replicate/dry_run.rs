@@ -1,4 +1,4 @@
-//! `replicate --dry-run`: what would be replicated where, changing nothing.
+//! `replicate --dry-run`: reports the planned replication and changes nothing.
 
 use engine::database::DatabaseSettings;
 use engine::lease;
@@ -13,14 +13,14 @@ use crate::config::Settings;
 use crate::failure::{Failure, lease_code};
 use crate::near;
 
-/// Databases looked at at the same time.
+/// Number of databases examined at the same time.
 const DATABASES_AT_ONCE: usize = 8;
 
-/// Looks at each database and at each of its targets, and says what is there.
+/// Examines each database and each of its targets, and reports their state.
 ///
 /// # Errors
 ///
-/// The first database or target that cannot work, after all of them have had their turn.
+/// The first database or target that cannot work, after all of them were examined.
 pub async fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let looks = (settings.databases.iter())
         .map(|database| look(&database.settings, database.restore_first));
@@ -50,7 +50,7 @@ pub async fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     failure.map_or(Ok(ExitCode::Done), Err)
 }
 
-/// Lines for people, and what is wrong.
+/// Returns lines for people, and the failures.
 async fn look(database: &DatabaseSettings, restore_first: bool) -> (Vec<String>, Vec<Failure>) {
     let path = database.path.display();
     let mut failures = Vec::new();
@@ -73,7 +73,7 @@ async fn look(database: &DatabaseSettings, restore_first: bool) -> (Vec<String>,
     (lines, failures)
 }
 
-/// What a target holds. Whether it may be written is not tried.
+/// Describes the content of a target. Write access is not tested.
 async fn found(target: &TargetSettings) -> Result<String, Failure> {
     let lease = lease::read(&target.store)
         .await

@@ -1,4 +1,4 @@
-//! `replicate --exec`: an application that runs as our child, for as long as it does.
+//! `replicate --exec`: runs an application as a child process, and ends when it ends.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,11 +9,11 @@ use tokio::process::{Child, Command};
 
 use crate::failure::Failure;
 
-/// Splits a command the way a shell does, quotes included. Nothing is expanded.
+/// Splits a command as a shell does, including quotes. Nothing is expanded.
 ///
 /// # Errors
 ///
-/// It is empty, or a quote is not closed.
+/// The command is empty, or a quote is not closed.
 pub fn parse(command: &str) -> Result<Vec<String>, Failure> {
     let words = shell_words::split(command)
         .map_err(|error| Failure::message(ExitCode::Usage, format!("exec {command:?}: {error}")))?;
@@ -23,19 +23,19 @@ pub fn parse(command: &str) -> Result<Vec<String>, Failure> {
     Ok(words)
 }
 
-/// The child, while it runs.
+/// The process ID of the child, while it runs.
 #[derive(Clone, Default)]
 pub struct Running(Rc<Cell<Option<Pid>>>);
 
 impl Running {
-    /// Ends it without any warning: without us it would write commits that nobody stores.
+    /// Kills the child without warning: without us, its commits would not be stored.
     pub fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.0.get() {
-            // It fails only when the child has just ended.
+            // This fails only when the child has just ended.
             let _signalled = kill_process(pid, signal);
         }
     }
@@ -47,11 +47,11 @@ pub struct Application {
     running: Running,
 }
 
-/// Starts one, which is `running` then.
+/// Starts the application and records it in `running`.
 ///
 /// # Errors
 ///
-/// There is no such program, or it cannot be run.
+/// The program does not exist, or cannot be run.
 pub fn start(words: Vec<String>, running: &Running) -> Result<Application, Failure> {
     let (program, arguments) = words.split_first().expect("a parsed command has a word");
     let started = Command::new(program)
@@ -68,12 +68,12 @@ pub fn start(words: Vec<String>, running: &Running) -> Result<Application, Failu
     })
 }
 
-/// What we end with after a child that ended with `code`: its code, unless that says that all is
-/// well and it is not.
+/// Returns our exit code after a child that ended with `code`. It is the child's code, unless the
+/// child succeeded and some commits could not be stored.
 ///
 /// # Errors
 ///
-/// Not everything is stored, after a child that was content.
+/// The child succeeded, but not everything is stored.
 pub fn answer(
     code: u8,
     stored: Result<ExitCode, Failure>,
@@ -88,8 +88,8 @@ pub fn answer(
     }
 }
 
-/// Waits until the child has ended by itself, for ever when there is none. Returns the exit code
-/// that a shell would.
+/// Waits until the child has ended by itself, forever without a child. Returns the exit code that a
+/// shell would return.
 pub async fn ended(application: &mut Option<Application>) -> u8 {
     match application {
         Some(application) => code(application).await,
@@ -97,7 +97,7 @@ pub async fn ended(application: &mut Option<Application>) -> u8 {
     }
 }
 
-/// Passes SIGTERM on and waits.
+/// Forwards SIGTERM and waits.
 pub async fn end(application: Option<Application>) -> Option<u8> {
     let mut application = application?;
     application.running.signal(Signal::TERM);
@@ -107,7 +107,7 @@ pub async fn end(application: Option<Application>) -> Option<u8> {
 async fn code(application: &mut Application) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let ended = application.child.wait().await;
-    // From now on, its number may be another process's.
+    // From now on its process ID may belong to another process.
     application.running.0.set(None);
     let Ok(status) = ended else {
         return u8::MAX;

@@ -1,4 +1,4 @@
-//! The databases that run, and how a new configuration changes them.
+//! The running databases, and the changes that a new configuration makes to them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,35 +27,36 @@ use crate::near;
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
-/// Databases that are asked for near misses, each with some lists: those of a pattern all have the same.
+/// Limit on the databases that are checked for near misses, at some lists each. All databases of
+/// one pattern have the same near misses.
 const MAX_NEAR_MISS_CHECKS: usize = 16;
-/// Longest that a first start waits for stores to say whether they hold a backup at a near miss.
+/// Time limit on the search for a backup at a near miss, at a first start.
 const NEAR_MISS_TIME: Duration = Duration::from_secs(5);
 
 /// The running databases by path.
 pub struct Fleet {
     env: Env,
     running: BTreeMap<PathBuf, Running>,
-    /// Databases that are configured no more, and store what is left.
+    /// Databases that were removed from the configuration and still store their last commits.
     leaving: BTreeMap<PathBuf, JoinHandle<bool>>,
     /// Databases that are not replicated because of their names.
     refused: Vec<Refused>,
-    /// How many databases were asked for near misses.
+    /// Number of databases checked for near misses.
     near_miss_checks: usize,
 }
 
 struct Running {
-    /// Of every setting that it runs with.
+    /// Fingerprint of all settings that the database runs with.
     fingerprint: [u8; 32],
     stop: watch::Sender<bool>,
     task: JoinHandle<bool>,
-    /// Turns true once a missing database was restored; none when that was never asked for.
+    /// Turns true once a missing database was restored; `None` when no restore was requested.
     is_ready: Option<watch::Receiver<bool>>,
     shown: ShownDatabase,
 }
 
 impl Fleet {
-    /// No database yet.
+    /// Creates a fleet without databases.
     pub fn new(env: Env) -> Fleet {
         Fleet {
             env,
@@ -66,8 +67,8 @@ impl Fleet {
         }
     }
 
-    /// Makes the fleet what the configuration says. A database whose settings are the same goes
-    /// on undisturbed; one whose settings differ stores what it has before it begins again.
+    /// Applies the configuration. A database with unchanged settings continues undisturbed. One
+    /// with changed settings stores its captured commits before it starts again.
     pub fn apply(&mut self, loaded: &Loaded, shown: &Shown) {
         let settings = &loaded.settings;
         let mut before = std::mem::take(&mut self.running);
@@ -124,7 +125,7 @@ impl Fleet {
         let (database, handle) = Database::new(settings.clone(), &self.env, stopped.clone());
         let shown = ShownDatabase::new(handle);
         let held = shown.clone();
-        // Where we have no state yet, a new backup may begin.
+        // Without local state, a new backup may begin.
         let is_new = self.near_miss_checks < MAX_NEAR_MISS_CHECKS && !settings.state.exists();
         self.near_miss_checks += usize::from(is_new);
         let task = tokio::task::spawn_local(async move {
@@ -142,7 +143,7 @@ impl Fleet {
             }
             if let Some(startup) = restore {
                 tokio::select! {
-                    // In a box: a database that runs carries no room for it.
+                    // Boxed, so that a running database reserves no memory for it.
                     () = Box::pin(restore_missing(&settings, startup, &held)) => {}
                     _ = stopped.wait_for(|stopped| *stopped) => return true,
                 }
@@ -167,7 +168,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until every database that was to be restored first is.
+    /// Waits until every database with a requested restore is ready.
     pub fn ready(&self) -> impl Future<Output = ()> + use<> {
         let ready: Vec<_> = self
             .running
@@ -176,13 +177,14 @@ impl Fleet {
             .collect();
         async move {
             for mut ready in ready {
-                // A database that ended meanwhile is not waited for.
+                // Do not wait for a database that has ended meanwhile.
                 let _ready = ready.wait_for(|ready| *ready).await;
             }
         }
     }
 
-    /// Ends every database at once; each stores what it has first. Returns true when all did.
+    /// Ends all databases at the same time; each stores its captured commits first. Returns true
+    /// when all succeeded.
     pub async fn end(self) -> bool {
         for running in self.running.values() {
             running.stop.send_replace(true);
@@ -192,7 +194,7 @@ impl Fleet {
         self.refused.is_empty() && ended.into_iter().all(|complete| complete.unwrap_or(false))
     }
 
-    /// Gives up on the databases that are not to be waited for.
+    /// Aborts the unwanted databases without waiting for them.
     pub fn abandon(&mut self, mut unwanted: impl FnMut(&ShownDatabase) -> bool) {
         self.running.retain(|_, running| {
             let abandoned = unwanted(&running.shown);
@@ -204,10 +206,11 @@ impl Fleet {
     }
 }
 
-/// Says before a new backup begins that there is one where the path is spelled a little differently.
+/// Warns before a new backup begins when a backup exists at a slightly different spelling of its
+/// path.
 async fn warn_of_near_misses(settings: &DatabaseSettings) {
     let ask = async |target: &TargetSettings| {
-        // Only a place that is known to be empty has near misses.
+        // Only a path that is known to be empty can have near misses.
         let holds_none =
             |found: Result<Vec<ObjectInfo>, StoreError>| found.is_ok_and(|it| it.is_empty());
         if target.store.near_misses().is_empty()
@@ -229,8 +232,8 @@ async fn warn_of_near_misses(settings: &DatabaseSettings) {
     let _too_slow = tokio::time::timeout(NEAR_MISS_TIME, asked).await;
 }
 
-/// Restores a database that is missing. Returns when it is there, or when every target says that
-/// there is no backup: an outage must not look like an empty replica.
+/// Restores a missing database. Returns when the database exists, or when every target reports that
+/// it has no backup: an outage must not appear as an empty replica.
 async fn restore_missing(settings: &DatabaseSettings, startup: Startup, shown: &ShownDatabase) {
     let mut pause = MIN_PAUSE;
     loop {

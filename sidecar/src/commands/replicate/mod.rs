@@ -35,16 +35,16 @@ use fleet::Fleet;
 use once::{Goals, Progress};
 use source::{Loaded, Source};
 
-/// Pause between attempts to read a configuration that is not there yet.
+/// Pause between attempts to read a configuration that does not exist yet.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// Pause between looks at the progress of `--once`.
+/// Pause between polls of the progress of `--once`.
 const ONCE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Replicates until SIGTERM, or once.
 ///
 /// # Errors
 ///
-/// A configuration or a database that cannot work, before anything is started; afterwards, a
+/// A configuration or a database that cannot work, before anything is started. Afterwards, a
 /// database whose last commits could not be stored.
 pub async fn run(
     arguments: ReplicateArguments,
@@ -62,8 +62,8 @@ pub async fn run(
         move || running.kill()
     });
     if arguments.worker {
-        // A killed supervisor must not leave a writer that nobody can end. Where the system can't
-        // tell us, the lease still keeps a second writer apart.
+        // A killed supervisor must not leave a writer that cannot be ended. If the system does not
+        // support this, the lease still keeps a second writer out.
         let _asked = set_parent_process_death_signal(Some(Signal::TERM));
     }
     let mut hangups = Hangups::new(matches!(source, Source::File(_)))?;
@@ -85,7 +85,7 @@ pub async fn run(
     let exec = arguments.exec.as_ref().or(loaded.settings.exec.as_ref());
     let child = exec.map(String::as_str).map(exec::parse).transpose()?;
     if child.is_some() && arguments.worker {
-        // Each worker would start an application of its own beside the earlier one.
+        // Each worker would start another application beside the earlier one.
         let message = "exec does not go with --supervise";
         return Err(Failure::message(ExitCode::Usage, message));
     }
@@ -121,13 +121,13 @@ pub async fn run(
     }
     let mut child = match child {
         None => None,
-        // It must not make an empty database in the place of one that is being restored.
+        // The application must not create an empty database in place of one that is being restored.
         Some(words) => tokio::select! {
             () = fleet.ready() => Some(exec::start(words, &running)?),
             _ = stop.changed() => return ended(fleet, &shown).await.map(Into::into),
         },
     };
-    // A child has been started with our earlier limit.
+    // The child has been started with our earlier limit.
     descriptors::raise();
     let mut since = loaded.since();
     let mut heart = Heart::default();
@@ -142,7 +142,7 @@ pub async fn run(
                 since = loaded.since();
             }
             code = exec::ended(&mut child) => {
-                // Its last commits are there: store them, then be what it was.
+                // It makes no further commits: store the last ones, then end with its exit code.
                 return exec::answer(code, ended(fleet, &shown).await);
             }
             _ = stop.changed() => {
@@ -153,8 +153,8 @@ pub async fn run(
     }
 }
 
-/// From here on a panic anywhere ends the process, which is then started again: the runtime would only
-/// end the task, and backup that stops silently is the worst failure.
+/// From here on, any panic ends the process, which is then started again. The runtime would only
+/// end the task, and a backup that stops silently is the worst failure.
 fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -163,8 +163,8 @@ fn abort_on_panic() {
     }));
 }
 
-/// Reads the configuration. Where nobody reads our exit code, it is waited for: in a Pod it may
-/// come later than we do.
+/// Reads the configuration. A worker, whose exit code no caller reads, waits for a usable file: in
+/// a Pod it may appear later than the process.
 async fn first_read(
     source: &Source,
     opener: &mut Opener,
@@ -180,7 +180,7 @@ async fn first_read(
     }
 }
 
-/// Ends every database, and says whether everything is stored.
+/// Ends every database, and reports whether everything is stored.
 async fn ended(fleet: Fleet, shown: &Shown) -> Result<ExitCode, Failure> {
     let is_complete = fleet.end().await;
     let states: Vec<_> = shown
@@ -211,7 +211,8 @@ fn is_late(status: &DatabaseStatus) -> bool {
     status.targets.iter().any(|target| target.lag_ms > 0)
 }
 
-/// A person at a terminal is told at once what cannot work; in a Pod it may still come right.
+/// Refuses databases that cannot work, for a person at a terminal. In a Pod the cause may still go
+/// away.
 fn refuse_unusable(settings: &Settings, is_made_later: bool) -> Result<(), Failure> {
     let mut databases = settings.databases.iter();
     let first = databases.find_map(|database| {
@@ -223,14 +224,14 @@ fn refuse_unusable(settings: &Settings, is_made_later: bool) -> Result<(), Failu
     first.map_or(Ok(()), Err)
 }
 
-/// Why the database at a path cannot be replicated; `is_made_later` when it may be missing.
+/// Returns why the database at a path cannot be replicated. With `is_made_later` it may be missing.
 fn unusable(path: &Path, is_made_later: bool) -> Option<Failure> {
     let Probe::Unfit(state, message) = probe(path) else {
         return None;
     };
     let (code, advice) = match state {
         DatabaseState::Starting => return None,
-        // The application that comes may also show that the second name harms nobody.
+        // The coming application may also show that the second name is harmless.
         DatabaseState::Missing | DatabaseState::SecondName if is_made_later => return None,
         DatabaseState::NoPermission => (ExitCode::LocalIo, "; run as the owner of the file"),
         DatabaseState::Missing => (
@@ -241,7 +242,7 @@ fn unusable(path: &Path, is_made_later: bool) -> Option<Failure> {
         _ => (ExitCode::BadSource, ""),
     };
     let path = path.display().to_string();
-    // Some of the messages name the file themselves.
+    // Some messages already contain the file name.
     let named = if message.contains(&path) {
         message
     } else {
@@ -260,7 +261,7 @@ async fn once(
     loop {
         let databases = shown.databases();
         let progress = databases.iter().map(|database| goals.progress(database));
-        // Each of them is looked at: the first look sets its goal.
+        // Poll every database, because the first poll sets its goal.
         let working = progress
             .filter(|progress| *progress == Progress::Working)
             .count();
@@ -281,7 +282,7 @@ async fn once(
             failure.get_or_insert(Failure::message(code, message));
         }
     }
-    // What has failed would only fail again until the shutdown's time is over.
+    // A failed database would only fail again until the shutdown timeout.
     fleet.abandon(|database| matches!(goals.progress(database), Progress::Failed(..)));
     match failure {
         None => ended(fleet, shown).await,
@@ -299,7 +300,7 @@ mod tests {
 
     use super::*;
 
-    /// In a process of its own, this test panics in a task that nobody waits for.
+    /// Environment variable of the child process in which this test panics in a detached task.
     const PANICS: &str = "SQLITE_BACKUP_TEST_PANICS";
 
     #[test]

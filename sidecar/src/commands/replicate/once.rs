@@ -1,5 +1,5 @@
-//! `replicate --once`: when a database has stored everything that was there at the start, or never
-//! will.
+//! `replicate --once`: detects that a database has stored everything from before the start, or
+//! never will.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use store::StoreErrorKind;
 
 use super::shown::ShownDatabase;
 
-/// How far a database is.
+/// Progress of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// Commits wait for a target.
     Working,
-    /// Every target has everything.
+    /// Every target has all commits.
     Done,
-    /// It cannot go on, for the reason that the code tells.
+    /// The database cannot continue. The code gives the reason.
     Failed(ExitCode, String),
 }
 
-/// What each database has to reach: the position of its first capture, by path. What is written
-/// after that may go on for ever.
+/// The goal of each database, by path: the position of its first capture. Later commits do not
+/// count, because they may never end.
 #[derive(Debug, Default)]
 pub struct Goals(BTreeMap<String, String>);
 
 impl Goals {
-    /// How far a database is at this moment.
+    /// Returns the current progress of a database.
     pub fn progress(&mut self, database: &ShownDatabase) -> Progress {
         progress(database, |status| self.is_stored(status))
     }
@@ -38,7 +38,7 @@ impl Goals {
         };
         let goal = self.0.entry(status.path.clone());
         let goal = goal.or_insert_with(|| captured.txid.clone());
-        // Hex digits of one length sort as the numbers do.
+        // Hex digits of equal length sort like the numbers.
         let stored = |position: &Option<Position>| {
             position.as_ref().is_some_and(|stored| stored.txid >= *goal)
         };
@@ -56,7 +56,7 @@ fn progress(database: &ShownDatabase, is_stored: impl FnOnce(&DatabaseStatus) ->
     judge(&database.status(), full, is_stored)
 }
 
-/// `full` says that a target's disk or quota is full: no state of its own in a status.
+/// `full` means that a target's disk or quota is full, for which a status has no state.
 fn judge(
     status: &DatabaseStatus,
     full: bool,

@@ -1,4 +1,4 @@
-//! What the HTTP endpoints show of the databases.
+//! The state of the databases for the HTTP endpoints.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use store::{Requests, Store};
 
 use crate::config::{Refused, Settings};
 
-/// The databases of this process: replaced when the configuration is.
+/// The databases of this process. They are replaced together with the configuration.
 #[derive(Clone, Default)]
 pub struct Shown {
     inner: Arc<Mutex<Inner>>,
@@ -26,7 +26,7 @@ struct Inner {
     databases: Vec<ShownDatabase>,
 }
 
-/// One database: what its driver says, unless something keeps that from starting.
+/// One database: the state of its driver, or the reason that keeps the driver from starting.
 #[derive(Clone)]
 pub struct ShownDatabase {
     source: Source,
@@ -36,12 +36,12 @@ pub struct ShownDatabase {
 #[derive(Clone)]
 enum Source {
     Driver(DatabaseHandle),
-    /// There is no driver, for the reason that this status has.
+    /// No driver exists, for the reason in this status.
     Refused(Arc<DatabaseStatus>),
 }
 
 impl ShownDatabase {
-    /// Shows what the driver says, and what its targets' stores were asked.
+    /// Shows the driver's state and the requests to its targets' stores.
     pub fn new(handle: DatabaseHandle) -> ShownDatabase {
         ShownDatabase {
             source: Source::Driver(handle),
@@ -65,7 +65,7 @@ impl ShownDatabase {
         }
     }
 
-    /// The requests that were sent for each target, by its name.
+    /// Returns the number of requests sent to each target, by its name.
     pub fn requests(&self) -> impl Iterator<Item = (&str, Requests)> {
         let sent = |target: &'_ TargetSettings| target.store.requests();
         self.driver()
@@ -74,14 +74,14 @@ impl ShownDatabase {
             .filter_map(move |target| Some((target.name.as_str(), sent(target)?)))
     }
 
-    /// What the driver counts for each target, by its name.
+    /// Returns the driver's counters for each target, by its name.
     pub fn counters(&self) -> Vec<(String, TargetReport)> {
         self.driver()
             .map(DatabaseHandle::counters)
             .unwrap_or_default()
     }
 
-    /// How often writers waited for a checkpoint of ours.
+    /// Returns how often writers waited for one of our checkpoints.
     pub fn blocking_checkpoints(&self) -> u64 {
         self.driver()
             .map_or(0, DatabaseHandle::blocking_checkpoints)
@@ -94,17 +94,17 @@ impl ShownDatabase {
         }
     }
 
-    /// Shows why the driver is not started yet; none: it is.
+    /// Sets the reason why the driver has not started yet; `None` when it has.
     pub fn hold(&self, reason: Option<(ExitCode, String)>) {
         *lock(&self.held) = reason;
     }
 
-    /// Why the driver is not started yet.
+    /// Returns the reason why the driver has not started yet.
     pub fn held(&self) -> Option<(ExitCode, String)> {
         lock(&self.held).clone()
     }
 
-    /// The status at this moment.
+    /// Returns the current status.
     pub fn status(&self) -> DatabaseStatus {
         let mut status = match &self.source {
             Source::Driver(handle) => handle.status(),
@@ -119,12 +119,12 @@ impl ShownDatabase {
 }
 
 impl Shown {
-    /// The databases at this moment.
+    /// Returns the current databases.
     pub fn databases(&self) -> Vec<ShownDatabase> {
         lock(&self.inner).databases.clone()
     }
 
-    /// The whole status at this moment.
+    /// Returns the current status of the process.
     pub fn status(&self, started: Timestamp) -> SidecarStatus {
         let inner = lock(&self.inner);
         let mut databases: Vec<_> = inner.databases.iter().map(ShownDatabase::status).collect();

@@ -1,4 +1,4 @@
-//! Where the configuration of `replicate` comes from, and when it changes.
+//! The source of the configuration of `replicate`, and its changes.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,20 +13,20 @@ use crate::config::{self, ConfigError, Found, Settings};
 use crate::failure::Failure;
 use crate::signals::Hangups;
 
-/// Pause between looks at the configuration file.
+/// Pause between reads of the configuration file.
 const RELOAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// The command line, or a file.
 pub enum Source {
-    /// One database and one URL, which never change.
+    /// One database and one URL from the command line, which never change.
     Fixed(Box<Config>),
     /// A file that may change.
     File(PathBuf),
 }
 
-/// A configuration as read at one moment.
+/// A configuration as read at one time.
 pub struct Loaded {
-    /// Ready to run.
+    /// Settings, ready to run.
     pub settings: Settings,
     /// Hex SHA-256 of the file; empty without one.
     pub hash: String,
@@ -34,7 +34,7 @@ pub struct Loaded {
     pub found: Found,
 }
 
-/// What is in force.
+/// The configuration in force.
 pub struct Since {
     hash: String,
     found: Found,
@@ -42,7 +42,7 @@ pub struct Since {
 }
 
 impl Loaded {
-    /// What to compare a later look with.
+    /// Returns the state to compare later reads with.
     pub fn since(&self) -> Since {
         Since {
             hash: self.hash.clone(),
@@ -53,11 +53,11 @@ impl Loaded {
 }
 
 impl Source {
-    /// What the command line names.
+    /// Takes the source from the command line.
     ///
     /// # Errors
     ///
-    /// It names nothing, or a URL that makes no sense.
+    /// The command line names no source, or an invalid URL.
     pub fn new(arguments: &ReplicateArguments) -> Result<Source, Failure> {
         match (&arguments.config, &arguments.database, &arguments.url) {
             (Some(file), _, _) => Ok(Source::File(file.clone())),
@@ -83,7 +83,7 @@ impl Source {
         }
     }
 
-    /// Reads it. Stores share what `opener` can share.
+    /// Reads the configuration. Its stores share resources through `opener`.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Source {
     pub fn read(&self, opener: &mut Opener) -> Result<Loaded, ConfigError> {
         let (config, hash) = match self {
             Source::Fixed(config) => (config.as_ref().clone(), String::new()),
-            // The hash first: a change between the two reads is then seen as one.
+            // Hash first, so that a change between the two reads is detected as a change.
             Source::File(file) => {
                 let hash = hash_of(file);
                 (config::read(file, &variable)?, hash)
@@ -106,7 +106,7 @@ impl Source {
         })
     }
 
-    /// The databases of its patterns, found on a thread that may wait for a disk.
+    /// Returns the databases of its patterns, found on a thread that may wait for a disk.
     async fn found(&self) -> Result<Found, ConfigError> {
         let config = match self {
             Source::Fixed(config) => config.as_ref().clone(),
@@ -116,8 +116,9 @@ impl Source {
         look.await.expect("looking for files does not panic")
     }
 
-    /// Waits until the file has a content other than that of `since` that is usable, or until its
-    /// patterns find other databases, and returns it. Looks now and then, and at each of `hangups`.
+    /// Waits until the file has a new usable content, different from `since`, or until its patterns
+    /// find other databases. Returns the new configuration. Polls the file, and reads it at each of
+    /// `hangups`.
     pub async fn changed(
         &self,
         since: &Since,
@@ -134,7 +135,7 @@ impl Source {
                 () = tokio::time::sleep(RELOAD_PAUSE) => {}
                 () = hangups.recv() => {
                     tracing::info!("SIGHUP: looking at the configuration");
-                    // Whoever asks is told again.
+                    // After a SIGHUP, report the same problem again.
                     said.clear();
                 }
             }
@@ -143,7 +144,7 @@ impl Source {
             if is_same && !since.has_patterns {
                 continue;
             }
-            // Most looks find the same: only others are worth settings for each database.
+            // Most polls find no change. Only a change justifies new settings for each database.
             let read = match self.found().await {
                 Ok(found) if is_same && found == since.found => Ok(None),
                 Ok(_) => self.read(opener).map(Some),
@@ -169,7 +170,7 @@ impl Source {
     }
 }
 
-/// Hex SHA-256 of a file; empty when it cannot be read.
+/// Returns the hex SHA-256 of a file; empty when it cannot be read.
 fn hash_of(file: &Path) -> String {
     let hex = |bytes: Vec<u8>| {
         let digest = Sha256::digest(bytes);

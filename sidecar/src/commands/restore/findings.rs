@@ -1,4 +1,4 @@
-//! SQLite's findings on a restored database that are told and withhold nothing.
+//! SQLite's findings on a restored database that are reported but do not fail the restore.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,10 +12,11 @@ use protocol::verify::StartupNotes;
 
 use crate::args::Integrity;
 
-/// Longest finding that is kept, in characters.
+/// Limit on the length of a finding, in characters.
 const FINDING_MAX: usize = 400;
 
-/// The check of a restore by hand. One that is asked for decides; else a complaint is only told.
+/// Returns the check of a manual restore. A failed check is an error when a depth was requested,
+/// else only a warning.
 pub(super) fn by_hand(wanted: Option<Integrity>) -> Check {
     let on_complaint = match wanted {
         Some(_) => OnComplaint::Refuse,
@@ -27,7 +28,7 @@ pub(super) fn by_hand(wanted: Option<Integrity>) -> Check {
     }
 }
 
-/// The check of a restore that no person watches.
+/// Returns the check of an unattended restore.
 pub fn unattended(wanted: Option<Integrity>, policy: OnCheckFailed) -> Check {
     let on_complaint = match policy {
         OnCheckFailed::Start => OnComplaint::Tell,
@@ -47,7 +48,7 @@ fn depth(wanted: Option<Integrity>) -> IntegrityCheck {
     }
 }
 
-/// Warns of what SQLite found in a restored database, and of what it could not check.
+/// Logs SQLite's findings in a restored database, and the parts that SQLite could not check.
 pub fn warn(database: &Path, checked: &Checked) {
     let database = database.display();
     if let Some(complaint) = &checked.complaint {
@@ -67,7 +68,7 @@ pub fn warn(database: &Path, checked: &Checked) {
     }
 }
 
-/// Adds what there is to tell of a database.
+/// Adds the findings of one database to the notes.
 pub(super) fn add(notes: &mut StartupNotes, database: &Path, checked: &Checked) {
     let database = database.display();
     let told = |finding: &String| {
@@ -80,19 +81,19 @@ pub(super) fn add(notes: &mut StartupNotes, database: &Path, checked: &Checked) 
         .extend(checked.not_checked.iter().map(told));
 }
 
-/// Leaves a text where `kubectl describe` and the operator find it.
+/// Writes a text to the termination message, for `kubectl describe` and the operator.
 pub(super) fn leave(message: &str) {
     let file = File::options()
         .write(true)
         .truncate(true)
         .open(TERMINATION_MESSAGE_FILE);
-    // Outside a container there is no such file, and nobody to read it.
+    // Outside a container this file does not exist.
     if let Ok(mut file) = file {
         let _written = file.write_all(message.as_bytes());
     }
 }
 
-/// The notes as a termination message; empty when there is nothing to tell.
+/// Returns the notes as a termination message; empty without notes.
 pub(super) fn fitted(notes: &StartupNotes) -> String {
     let mut notes = notes.clone();
     loop {

@@ -29,13 +29,13 @@ use crate::near;
 use progress::Progress;
 use wait::wait;
 
-/// Databases restored at the same time.
+/// Number of databases restored at the same time.
 const DATABASES_AT_ONCE: usize = 8;
-/// Restores what was asked for; `log` is the form of the log.
+/// Restores as requested; `log` is the format of the log.
 ///
 /// # Errors
 ///
-/// The first failure, after every database has had its turn.
+/// The first failure, after every database was tried.
 pub async fn run(arguments: RestoreArguments, log: LogFormat) -> Result<ExitCode, Failure> {
     let progress = Progress::new(arguments.json, log);
     if arguments.wait {
@@ -88,7 +88,7 @@ async fn from_url(
         .map(|()| ExitCode::Done)
 }
 
-/// Restores every replica below a URL, to places below a directory.
+/// Restores every replica below a URL, to paths below a directory.
 async fn all_below(
     arguments: &RestoreArguments,
     url: &str,
@@ -96,7 +96,7 @@ async fn all_below(
 ) -> Result<ExitCode, Failure> {
     let output = arguments.output.as_ref().expect("--all requires --output");
     let output = std::path::absolute(output).map_err(local(output))?;
-    // What a configuration with this pattern says.
+    // The same settings as a configuration with this pattern.
     let replica = Replica {
         url: Some(url.to_owned()),
         ..Replica::default()
@@ -130,7 +130,7 @@ async fn all_below(
     let jobs = settings.databases.iter().map(|database| Job {
         database: &database.settings,
         output: &database.settings.path,
-        // A copy to look at must not replace the original's backup by mistake.
+        // A copy for inspection must not replace the original's backup by mistake.
         is_home: false,
     });
     many(arguments, jobs.collect(), true, progress).await
@@ -190,15 +190,15 @@ async fn from_config(
     many(arguments, jobs.collect(), only.is_none(), progress).await
 }
 
-/// A database to restore, from the targets that it has.
+/// A database to restore, and its targets.
 struct Job<'a> {
     database: &'a DatabaseSettings,
     output: &'a Path,
-    /// Its own place: replication will go on from there.
+    /// The restore goes to the configured path, where replication will continue from it.
     is_home: bool,
 }
 
-/// Restores databases, several at once; with `missing_only`, those that are not there.
+/// Restores databases, several at once; with `missing_only`, only those that do not exist.
 async fn many(
     arguments: &RestoreArguments,
     jobs: Vec<Job<'_>>,
@@ -206,7 +206,7 @@ async fn many(
     progress: &Progress,
 ) -> Result<ExitCode, Failure> {
     let at_once = jobs.len().clamp(1, DATABASES_AT_ONCE);
-    // All of them together fetch as many objects at the same time as was asked for.
+    // All of them together fetch the requested number of objects at once.
     let parallelism = usize::from(arguments.parallelism).div_ceil(at_once);
     let restores = jobs.into_iter().map(|job| async move {
         let (database, output) = (job.database, job.output);
@@ -241,8 +241,8 @@ async fn many(
 }
 
 /// Adds the databases of each pattern that have a backup in one of its targets. A target that
-/// cannot be asked is left out only when `can_do_without` says so of the pattern: it may know of one
-/// that no other target has.
+/// cannot be reached may hold the only backup of a database, so it is an error. It is left out only
+/// when `can_do_without` permits it for the pattern.
 pub(super) async fn add_stored(
     config: &Config,
     found: &mut Found,
@@ -270,15 +270,15 @@ pub(super) async fn add_stored(
     Ok(())
 }
 
-/// Where a restored database goes.
+/// The destination of a restored database.
 struct Place<'a> {
     output: &'a Path,
-    /// The database whose own place that is: replication will go on from there.
+    /// The database whose configured path this is: replication will continue from it.
     home: Option<&'a DatabaseSettings>,
     progress: &'a Progress,
 }
 
-/// Restores one database from the first target that can give it.
+/// Restores one database from the first target that has a usable backup.
 async fn one(
     arguments: &RestoreArguments,
     stores: &[SharedStore],
@@ -299,7 +299,7 @@ async fn one(
                 if stores.len() > 1 {
                     tracing::warn!(%source, "{error}");
                 }
-                // An empty target says nothing while another one may have the backup.
+                // An empty target says nothing while another target may have the backup.
                 if failure.as_ref().is_none_or(|(first, _)| is_empty(first)) {
                     failure = Some((error, source));
                 }

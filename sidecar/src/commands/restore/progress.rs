@@ -1,4 +1,4 @@
-//! How far restores are: bars on a terminal, lines of the log everywhere else.
+//! Progress of restores: bars on a terminal, log lines everywhere else.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -9,16 +9,16 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::args::LogFormat;
 
-/// Time before the first line of the log about one restore, and between two.
+/// Time before the first log line about one restore, and between two lines.
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 
-/// Where progress is shown.
+/// Output for the progress of restores.
 pub struct Progress {
-    /// None: in the log.
+    /// `None`: log lines.
     bars: Option<MultiProgress>,
 }
 
-/// How far one database is.
+/// Progress of one database.
 pub struct Step {
     database: String,
     form: Form,
@@ -26,12 +26,12 @@ pub struct Step {
 
 enum Form {
     Bar(ProgressBar),
-    /// When the next line is due.
+    /// Time at which the next line is due.
     Lines(Mutex<Instant>),
 }
 
 impl Progress {
-    /// Bars for people who watch, lines for programs and files.
+    /// Selects bars for a terminal, and lines for programs and files.
     pub fn new(json: bool, log: LogFormat) -> Progress {
         let is_watched = std::io::stderr().is_terminal() && !json && log == LogFormat::Text;
         Progress {
@@ -39,7 +39,7 @@ impl Progress {
         }
     }
 
-    /// Begins with a database.
+    /// Begins the progress of one database.
     pub fn of(&self, database: &Path) -> Step {
         let form = match &self.bars {
             Some(bars) => Form::Bar(bars.add(bar(database))),
@@ -53,7 +53,7 @@ impl Progress {
 }
 
 impl Step {
-    /// Tells bytes read and bytes to read.
+    /// Shows the number of bytes read and the total number.
     pub fn show(&self, done: u64, total: u64) {
         match &self.form {
             Form::Bar(bar) => {
@@ -79,7 +79,7 @@ impl Drop for Step {
     }
 }
 
-/// Whether a line is due, and if so, when the next one is.
+/// Returns whether a line is due; if so, schedules the next one.
 fn is_due(next: &mut Instant, now: Instant) -> bool {
     let due = now >= *next;
     if due {

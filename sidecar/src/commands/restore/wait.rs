@@ -26,11 +26,12 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
-/// Before an application starts: ends only when it may start, or when waiting can't help.
+/// Prepares the databases before an application starts. Returns only when the application may
+/// start, or when waiting cannot help.
 ///
 /// # Errors
 ///
-/// Data that will not heal.
+/// Damaged data that another attempt cannot repair.
 pub(super) async fn wait(
     arguments: &RestoreArguments,
     progress: &Progress,
@@ -41,13 +42,13 @@ pub(super) async fn wait(
     loop {
         let failure = match attempt(arguments, file, progress).await {
             Ok(notes) => {
-                // Over what was said while it waited.
+                // Replaces the message that was written while the command waited.
                 findings::leave(&findings::fitted(&notes));
                 return Ok(ExitCode::Done);
             }
             Err(failure) => failure,
         };
-        // A missing configuration, store or credential may still come; bad data will not heal.
+        // A missing configuration, store or credential may appear later; bad data stays bad.
         let may_heal = failure.code.is_environment()
             || matches!(failure.code, ExitCode::NothingToRestore | ExitCode::Usage);
         if !may_heal {
@@ -79,7 +80,8 @@ async fn attempt(
         .map(|(index, pattern)| (index, pattern.restoring()))
         .collect();
     if startup.on_missing != OnMissing::StartEmpty {
-        // An application with databases starts though nobody can say whether there are more.
+        // An application with databases may start although the complete list of databases is
+        // unknown.
         let may_start = startup.when_unreachable == WhenUnreachable::StartIfLocalExists;
         let local = found.clone();
         let marks = &marks;
@@ -120,7 +122,7 @@ async fn attempt(
     Ok(notes)
 }
 
-/// Makes a mark, durably: without it, some databases would be taken for all.
+/// Creates a mark file durably. Without it, a later start would mistake some databases for all.
 fn set_mark(mark: &Path) -> Result<(), Failure> {
     let directory = mark.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(directory).map_err(local(directory))?;

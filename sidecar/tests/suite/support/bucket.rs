@@ -7,22 +7,22 @@ use store::testing::Weed;
 
 use super::process::program;
 
-/// A bucket that one test has for itself.
+/// A bucket for one test alone.
 pub struct Bucket {
-    /// The server, for identities.
+    /// The server, to manage identities.
     pub weed: Arc<Weed>,
     name: &'static str,
 }
 
 impl Bucket {
-    /// Makes one; the name must be unique among the tests.
+    /// Creates a bucket; the name must be unique among the tests.
     pub fn create(name: &'static str) -> Bucket {
         let weed = Weed::shared();
         block_on(weed.create_bucket(name));
         Bucket { weed, name }
     }
 
-    /// The URL of a prefix in it.
+    /// Returns the URL of a prefix in the bucket.
     pub fn url(&self, prefix: &str) -> String {
         url(&self.weed, self.name, prefix)
     }
@@ -35,7 +35,7 @@ impl Bucket {
             .env("AWS_SECRET_ACCESS_KEY", keys.secret_access_key);
     }
 
-    /// The program with the keys of the administrator.
+    /// Returns the program with the keys of the administrator.
     pub fn program(&self) -> Command {
         let mut command = program();
         self.sign(&mut command);
@@ -43,13 +43,13 @@ impl Bucket {
     }
 }
 
-/// The URL of a prefix in a bucket, which may not exist.
+/// Returns the URL of a prefix in a bucket, which may not exist.
 pub fn url(weed: &Weed, bucket: &str, prefix: &str) -> String {
     let endpoint = weed.endpoint();
     format!("s3://{bucket}/{prefix}?endpoint={endpoint}&region=us-east-1")
 }
 
-/// Runs what the server's own interface needs.
+/// Runs a future, as the server's interface is async.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! Databases made and read by the tests themselves.
+//! Databases that the tests themselves create and read.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rusqlite::Connection;
 /// Every row of the table that [`super::writer`] fills: number and checksum, as text.
 pub type Rows = Vec<String>;
 
-/// Makes a database in WAL mode with so many rows.
+/// Creates a database in WAL mode with this number of rows.
 pub fn create(path: &Path, rows: i64) -> Connection {
     let connection = Connection::open(path).expect("create a database");
     connection
@@ -68,7 +68,7 @@ pub fn assert_same(restored: &Rows, source: &Rows) {
     }
 }
 
-/// The files below a directory that match a predicate on their names, ordered.
+/// Returns the files below a directory whose names match a predicate, in order.
 pub fn files(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![directory.to_owned()];

@@ -10,10 +10,10 @@ pub mod writer;
 
 use std::time::{Duration, Instant};
 
-/// Longest wait for anything that a busy machine may delay.
+/// Longest wait for any event that a busy machine may delay.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until something is there.
+/// Waits until `look` returns a value.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -21,6 +21,6 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(start.elapsed() < PATIENCE, "timeout: {what}");
-        std::thread::sleep(Duration::from_millis(20)); // bounded: a look, up to a deadline
+        std::thread::sleep(Duration::from_millis(20)); // bounded: polls until a deadline
     }
 }

@@ -1,4 +1,4 @@
-//! A web server that hears requests.
+//! A web server that records requests.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -13,7 +13,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts one that looks around at each request, and gives each the same answer.
+    /// Starts a server that calls `look` at each request, and gives each the same answer.
     pub fn start(status: &'static str, look: impl Fn() + Send + 'static) -> Monitor {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a free port");
         let address = listener.local_addr().expect("a bound socket has one");

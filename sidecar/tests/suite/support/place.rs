@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-/// The directory, with a place for the database; removed at the end.
+/// The directory, with a path for the database; removed at the end.
 pub struct Place {
     directory: TempDir,
     database: PathBuf,
@@ -29,17 +29,17 @@ impl Place {
         self.directory.path()
     }
 
-    /// Where the database is.
+    /// Path of the database.
     pub fn database(&self) -> PathBuf {
         self.database.clone()
     }
 
-    /// Where the database is, for command lines.
+    /// Path of the database, for command lines.
     pub fn database_text(&self) -> &str {
         text(&self.database)
     }
 
-    /// A path that nothing has used.
+    /// A path that is not in use.
     pub fn fresh(&self, name: &str) -> PathBuf {
         self.fresh.set(self.fresh.get() + 1);
         self.path().join(format!("{}-{name}", self.fresh.get()))

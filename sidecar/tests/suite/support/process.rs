@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, until};
 
-/// What a finished run said.
+/// The result of a finished run.
 #[derive(Debug)]
 pub struct Finished {
     /// Exit code; none after a signal.
@@ -41,7 +41,7 @@ pub fn program() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_sqlite-backup")))
 }
 
-/// Takes away what the machine of the test may know of clouds.
+/// Removes cloud credentials of this machine from the environment.
 pub fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -67,7 +67,7 @@ pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished 
     finish(command)
 }
 
-/// Runs a command to its end; one that does not end is killed and fails the test.
+/// Runs a command to its end. A command that does not end is killed and fails the test.
 pub fn finish(mut command: Command) -> Finished {
     let child = command
         .stdout(Stdio::piped())
@@ -78,7 +78,7 @@ pub fn finish(mut command: Command) -> Finished {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let output = child.wait_with_output().expect("wait for the program");
-        // Nobody listens any more after a timeout.
+        // After a timeout the receiver is gone.
         let _sent = sender.send(output);
     });
     let output: Output = receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {
@@ -102,7 +102,7 @@ pub fn signal(id: u32, name: &str) {
     assert!(status.success(), "kill -{name} {id}");
 }
 
-/// Waits for the end of a process that was told to go, and says how long that took.
+/// Waits for the end of a process that was asked to end, and returns how long it took.
 pub fn wait_for_end(child: &mut Child) -> (Option<i32>, Duration) {
     let start = Instant::now();
     let status = until("the process ends", || {

@@ -20,13 +20,13 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts `replicate` with these arguments; its log goes to a file in `directory`. Returns
-    /// when it listens.
+    /// Starts `replicate` with these arguments; its log goes to a file in `directory`. Returns when
+    /// the process listens.
     pub fn start(directory: &Path, arguments: &[&str]) -> Sidecar {
         Sidecar::spawn(directory, arguments, program())
     }
 
-    /// As [`start`](Self::start), with a command that has an environment of its own.
+    /// As [`start`](Self::start), with a command that has its own environment.
     pub fn spawn(directory: &Path, arguments: &[&str], mut command: Command) -> Sidecar {
         let mut number = 0;
         let log = loop {
@@ -52,7 +52,7 @@ impl Sidecar {
         sidecar
     }
 
-    /// Waits until the process says for the `before + 1`th time where it listens.
+    /// Waits until the process logs its address for the `before + 1`th time.
     fn wait_for_address(&mut self, before: usize) -> String {
         until("replicate listens", || {
             if let Some(status) = self.child.try_wait().expect("look at replicate") {
@@ -74,17 +74,17 @@ impl Sidecar {
         self.address = self.wait_for_address(1);
     }
 
-    /// What it has logged.
+    /// Returns its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process.
+    /// Returns its process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// The only child of its process.
+    /// Returns the process ID of its only child.
     pub fn worker(&self) -> u32 {
         let path = format!("/proc/{0}/task/{0}/children", self.id());
         until("the worker runs", || {
@@ -92,12 +92,12 @@ impl Sidecar {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The body of an answer, with its head.
+    /// Returns the head and the body of an answer.
     pub fn get(&self, path: &str) -> (String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("connect to replicate");
         stream
@@ -110,14 +110,14 @@ impl Sidecar {
         (head.to_owned(), body.to_owned())
     }
 
-    /// What `/status` says.
+    /// Returns the content of `/status`.
     pub fn status(&self) -> SidecarStatus {
         let (head, body) = self.get("/status");
         assert!(head.starts_with("HTTP/1.0 200"), "{head}");
         serde_json::from_str(&body).expect("the status is JSON")
     }
 
-    /// Waits until the only database is as wanted, and returns its status.
+    /// Waits until the status of the only database satisfies a condition, and returns it.
     pub fn wait_until(
         &self,
         what: &str,
@@ -129,7 +129,7 @@ impl Sidecar {
         })
     }
 
-    /// Waits until every target has acknowledged what is captured.
+    /// Waits until every target has acknowledged all captured commits.
     pub fn wait_until_stored(&self) -> DatabaseStatus {
         self.wait_until("everything is stored", |status| {
             status.state.is_healthy()
@@ -152,7 +152,7 @@ impl Sidecar {
         wait_for_end(&mut self.child)
     }
 
-    /// Ends it without any warning.
+    /// Kills it without warning.
     pub fn kill(mut self) {
         self.child.kill().expect("kill replicate");
         self.child.wait().expect("wait for replicate");

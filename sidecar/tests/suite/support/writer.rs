@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use super::until;
 
-/// Inserts row after row until its input ends, and tells each number once it is committed.
+/// Inserts row after row until its input ends, and prints each number once it is committed.
 const SCRIPT: &str = r#"
 import os, sqlite3, sys, threading, time
 path, pause = sys.argv[1], float(sys.argv[2])
@@ -34,7 +34,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts one that commits every few milliseconds, and waits for its first commit.
+    /// Starts a writer that commits every few milliseconds, and waits for its first commit.
     pub fn start(database: &Path) -> Writer {
         let mut child = Command::new("python3")
             .args(["-c", SCRIPT])
@@ -63,7 +63,7 @@ impl Writer {
         writer
     }
 
-    /// The newest row that it has told.
+    /// Returns the newest row that it has printed.
     pub fn last(&self) -> i64 {
         self.last.load(Ordering::SeqCst)
     }
@@ -75,19 +75,19 @@ impl Writer {
         });
     }
 
-    /// Waits for some more rows.
+    /// Waits for this number of further rows.
     pub fn write_more(&self, rows: i64) {
         self.wait_for(self.last() + rows);
     }
 
-    /// Lets it close its connection and end.
+    /// Makes it close its connection and end.
     pub fn stop(mut self) {
         self.input.take();
         let status = self.child.wait().expect("wait for the writer");
         assert!(status.success(), "{status}");
     }
 
-    /// Ends it in the middle of whatever it does. Returns the newest row that it has told.
+    /// Kills it at any point of its work. Returns the newest row that it has printed.
     pub fn kill(mut self) -> i64 {
         self.child.kill().expect("kill the writer");
         self.child.wait().expect("wait for the writer");

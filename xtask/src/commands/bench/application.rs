@@ -1,4 +1,4 @@
-//! The application: `application.py`, a process of its own that writes a database.
+//! The application: `application.py`, a separate process that writes a database.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,28 +15,28 @@ use crate::commands::child::Running;
 const SCRIPT: &str = include_str!("application.py");
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How to run the application.
+/// Commands of the application.
 pub(super) struct Application {
     script: PathBuf,
     seed: u64,
 }
 
-/// What a load took.
+/// Measurements of a load.
 pub(super) struct Load {
     pub seconds: f64,
-    /// How long each COMMIT took, in microseconds.
+    /// Duration of each COMMIT, in microseconds.
     pub commits_us: Vec<u64>,
 }
 
 impl Application {
-    /// Puts the script into a folder. All random content follows from the seed.
+    /// Writes the script into a folder. The seed determines all random content.
     pub(super) fn install(folder: &Path, seed: u64) -> Result<Application> {
         let script = folder.join("application.py");
         fs::write(&script, SCRIPT)?;
         Ok(Application { script, seed })
     }
 
-    /// Makes a database of about so many bytes, which nobody has open.
+    /// Creates a database of about this many bytes, which no process has open afterwards.
     pub(super) fn fill(&self, database: &Path, bytes: u64) -> Result<()> {
         let mut command = self.command("fill");
         command
@@ -47,7 +47,7 @@ impl Application {
         Ok(())
     }
 
-    /// Makes a database of about so many random bytes, which nobody has open.
+    /// Creates a database of about this many random bytes, which no process has open afterwards.
     pub(super) fn fill_dense(&self, database: &Path, bytes: u64) -> Result<()> {
         let mut command = self.command("fill-dense");
         command
@@ -58,8 +58,8 @@ impl Application {
         Ok(())
     }
 
-    /// Writes `count` transactions with a pause between them and waits up to `limit` for the end.
-    /// The application stays, with the database open, until the returned process is dropped.
+    /// Writes `count` transactions with a pause between them, and waits up to `limit` for the end.
+    /// The application keeps the database open until the returned process is dropped.
     pub(super) fn load(
         &self,
         database: &Path,
@@ -78,7 +78,8 @@ impl Application {
         run_load(&mut command, &result, limit)
     }
 
-    /// Writes `rate` transactions a second, each at its time, for `time`; ends as [`Self::load`].
+    /// Writes `rate` transactions per second on a fixed schedule, for `time`; ends as
+    /// [`Self::load`].
     pub(super) fn paced(
         &self,
         database: &Path,
@@ -97,7 +98,8 @@ impl Application {
         run_load(&mut command, &result, limit)
     }
 
-    /// Writes rows of so many bytes a second into all databases in turn; ends as [`Self::load`].
+    /// Writes rows of this many bytes per second into all databases in turn; ends as
+    /// [`Self::load`].
     pub(super) fn spread(
         &self,
         databases: &[PathBuf],
@@ -117,7 +119,7 @@ impl Application {
         run_load(&mut command, &result, limit)
     }
 
-    /// Writes until it is killed, and tells the time and the marker of each commit in a line of
+    /// Writes until it is killed, and prints the time and the marker of each commit as a line of
     /// `told`.
     pub(super) fn mark(&self, database: &Path, pause: Duration, told: &Path) -> Result<Running> {
         let mut command = self.command("mark");
@@ -128,7 +130,7 @@ impl Application {
         Running::start(&mut command, told)
     }
 
-    /// Writes until it is killed, and tells each commit in a line of `told`.
+    /// Writes until it is killed, and prints each commit as a line of `told`.
     pub(super) fn stream(&self, database: &Path, pause: Duration, told: &Path) -> Result<Running> {
         let mut command = self.command("stream");
         command
@@ -138,7 +140,7 @@ impl Application {
         Running::start(&mut command, told)
     }
 
-    /// Keeps databases open, each written once.
+    /// Keeps databases open after one write to each.
     pub(super) fn hold(&self, databases: &[PathBuf], folder: &Path) -> Result<Running> {
         let ready = folder.join("held");
         let mut command = self.command("hold");
@@ -148,13 +150,14 @@ impl Application {
         Ok(running)
     }
 
-    /// When the newest row of a database was written, in nanoseconds of the writer's clock.
+    /// Returns the time at which the newest row of a database was written, in nanoseconds of the
+    /// writer's clock.
     pub(super) fn newest(&self, database: &Path) -> Result<u64> {
         let text = output(self.command("newest").arg(database))?;
         text.trim().parse().context("when the newest row is of")
     }
 
-    /// What identifies the rows of each database, which SQLite must find whole.
+    /// Returns a digest of the rows of each database, which must pass SQLite's check.
     pub(super) fn digests(&self, databases: &[PathBuf]) -> Result<Vec<String>> {
         let text = output(self.command("digest").args(databases))?;
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -164,7 +167,7 @@ impl Application {
         Ok(lines)
     }
 
-    /// The version of SQLite that it uses.
+    /// Returns the version of SQLite that it uses.
     pub(super) fn sqlite_version() -> Result<String> {
         let code = "import sqlite3; print(sqlite3.sqlite_version)";
         let text = output(Command::new("python3").args(["-c", code]))?;
@@ -182,13 +185,13 @@ impl Application {
     }
 }
 
-/// The last commit that the application told: a last line that is cut off does not count.
+/// Returns the last commit that the application printed; a truncated last line does not count.
 pub(super) fn last_told(text: &str) -> Option<u64> {
     let (whole, _) = text.rsplit_once('\n')?;
     whole.lines().last()?.parse().ok()
 }
 
-/// Starts the application and waits for what it reports at its end; it stays afterwards.
+/// Starts the application and waits for its report; the process stays afterwards.
 fn run_load(command: &mut Command, result: &Path, limit: Duration) -> Result<(Running, Load)> {
     let mut running = Running::start(command, &result.with_extension("log"))?;
     wait_for(&mut running, result, limit)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a request to an S3 server is for, as the bill sees it.
+/// Kind of a request to an S3 server, as on a bill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Get,
@@ -49,7 +49,7 @@ impl Kind {
         }
     }
 
-    /// Whether the store changes.
+    /// Whether the request changes the store.
     pub(super) fn writes(self) -> bool {
         !matches!(self, Kind::Get | Kind::Head | Kind::List)
     }
@@ -67,7 +67,7 @@ impl Kind {
     }
 }
 
-/// What has passed so far.
+/// Counts so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     requests: [u64; Kind::ALL.len()],
@@ -92,7 +92,7 @@ impl Counts {
         self.requests.iter().sum()
     }
 
-    /// What has come since an earlier look.
+    /// Returns the difference to earlier counts.
     pub(super) fn since(&self, before: &Counts) -> Counts {
         let mut counts = *self;
         for (now, before) in counts.requests.iter_mut().zip(before.requests) {

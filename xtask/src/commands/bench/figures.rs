@@ -1,13 +1,13 @@
-//! What was measured, beside the goal, as a table.
+//! Measured figures beside their goals, as a table.
 
 use std::fmt::Write as _;
 
-/// What a figure counts, and how it is written.
+/// Unit of a figure, and its format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
-    /// Things.
+    /// A number of items.
     Count,
-    /// A multiple of something.
+    /// A factor.
     Times,
     Seconds,
     Milliseconds,
@@ -33,16 +33,16 @@ impl Unit {
     }
 }
 
-/// What to reach.
+/// Goal of a figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Goal {
-    /// Nothing is promised; the figure explains others.
+    /// No goal; the figure explains others.
     None,
-    /// At most so many times the peer's figure.
+    /// At most this multiple of the peer's figure.
     OfPeer(f64),
-    /// At most this, whatever the peer does.
+    /// At most this, independent of the peer.
     AtMost(f64),
-    /// At most so many times this figure, which is without any sidecar.
+    /// At most this multiple of the baseline, which is measured without any sidecar.
     OfBaseline { times: f64, baseline: f64 },
 }
 
@@ -53,13 +53,13 @@ pub(super) struct Figure {
     pub what: String,
     pub unit: Unit,
     pub ours: f64,
-    /// `None` where the peer reports nothing of the kind.
+    /// `None` when the peer reports no such figure.
     pub peer: Option<f64>,
     pub goal: Goal,
 }
 
 impl Figure {
-    /// Whether the goal is reached, if there is one.
+    /// Whether the goal is reached; `None` without a goal.
     pub(super) fn reached(&self) -> Option<bool> {
         match self.goal {
             Goal::None => None,
@@ -69,12 +69,12 @@ impl Figure {
         }
     }
 
-    /// Whether ours is the smaller one, both are the same, or the peer has no figure.
+    /// Whether ours is smaller, both are equal, or the peer has no figure.
     pub(super) fn ahead(&self) -> bool {
         self.peer.is_none_or(|peer| self.ours <= peer)
     }
 
-    /// Ours over the peer's, where that means something.
+    /// Our figure divided by the peer's, when that is meaningful.
     pub(super) fn ratio(&self) -> String {
         match self.peer {
             Some(peer) if peer > 0.0 => format!("{:.2}", self.ours / peer),
@@ -122,7 +122,7 @@ const HEADINGS: [&str; 7] = [
     "verdict",
 ];
 
-/// A table that reads well on a terminal and is Markdown.
+/// Returns a Markdown table that is also readable on a terminal.
 pub(super) fn table(figures: &[Figure]) -> String {
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     rows.extend(figures.iter().map(Figure::cells));
@@ -147,7 +147,8 @@ pub(super) fn table(figures: &[Figure]) -> String {
     text
 }
 
-/// The smallest value that at least this share of all is not above; 0 without values.
+/// Returns the smallest value that is not exceeded by at least this share of all values; 0 without
+/// values.
 pub(super) fn percentile(values: &[f64], share: f64) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);

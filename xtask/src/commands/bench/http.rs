@@ -1,9 +1,9 @@
-//! Finding requests and answers in the bytes of an HTTP/1.1 connection, as they pass.
+//! Finds requests and answers in the bytes of an HTTP/1.1 connection, while they pass.
 
-/// How many bytes a head may have before the connection counts as not HTTP.
+/// Longest head in bytes; beyond it the connection counts as not HTTP.
 const LONGEST_HEAD: usize = 64 << 10;
 
-/// What a request or an answer says before its body.
+/// The head of a request or an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Head {
     /// The first line: `PUT /bucket/key HTTP/1.1` or `HTTP/1.1 200 OK`.
@@ -42,12 +42,12 @@ impl Head {
     }
 }
 
-/// Where a body ends.
+/// The end of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// There is none.
+    /// No body.
     Empty,
-    /// After so many bytes.
+    /// After this many bytes.
     Length(u64),
     /// After its last chunk.
     Chunked,
@@ -55,11 +55,11 @@ pub(super) enum Framing {
     UntilClose,
 }
 
-/// Who is told what passes.
+/// Receiver of the parsed parts.
 pub(super) trait Sink {
-    /// A head has passed; says how its body ends.
+    /// A head has passed. Returns how its body ends.
     fn head(&mut self, head: &Head) -> Framing;
-    /// So many bytes of a body have passed, without those that only frame chunks.
+    /// This many bytes of a body have passed, without the framing of chunks.
     fn body(&mut self, bytes: u64);
 }
 
@@ -72,23 +72,23 @@ pub(super) struct Stream {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum State {
-    /// In a head; `line` has all of it so far.
+    /// In a head; `line` holds the part that has arrived.
     #[default]
     Head,
     Body(u64),
-    /// In the line with the size of a chunk; `line` has it so far.
+    /// In the line with the size of a chunk; `line` holds the part that has arrived.
     ChunkSize,
-    /// In a chunk and the line end behind it; the second number counts that too.
+    /// In a chunk and the line end after it; the second number includes the line end.
     Chunk(u64, u64),
-    /// Behind the last chunk; `line` has the line so far.
+    /// After the last chunk; `line` holds the part of the line that has arrived.
     Trailer,
     UntilClose,
-    /// Not HTTP: it passes uncounted.
+    /// Not HTTP: bytes pass uncounted.
     Lost,
 }
 
 impl Stream {
-    /// Takes the next bytes in.
+    /// Parses the next bytes.
     pub(super) fn feed(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
         while !bytes.is_empty() {
             let taken = match self.state {
@@ -121,7 +121,7 @@ impl Stream {
         }
     }
 
-    /// Takes bytes in up to the end of a line, and returns how many.
+    /// Consumes bytes up to the end of a line, and returns their number.
     fn line(&mut self, bytes: &[u8], sink: &mut impl Sink) -> u64 {
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let taken = end.map_or(bytes.len(), |end| end + 1);

@@ -1,4 +1,4 @@
-//! The lag that a program itself reports, asked for again and again.
+//! The lag that a program itself reports, polled repeatedly.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,21 +14,21 @@ use serde_json::Value;
 
 use super::truth::{Report, now_ns};
 
-/// The pause between two questions.
+/// Pause between two polls.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long an answer may take.
+/// Time limit of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where a program is asked.
+/// The endpoint that reports the lag.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
-    /// `GET /status` of ours: `lagMs` of its first target.
+    /// `GET /status` of our program: `lagMs` of its first target.
     Status(SocketAddr),
-    /// The peer's control socket: the time since `last_sync_at`, since it reports no lag.
+    /// The peer's control socket: the time since `last_sync_at`, because it reports no lag.
     ControlSocket(PathBuf),
 }
 
-/// Asks one program from a thread of its own.
+/// Polls one program on a separate thread.
 pub(super) struct Reports {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Vec<Option<Report>>>,
@@ -49,7 +49,7 @@ impl Reports {
         Reports { stop, thread }
     }
 
-    /// Ends the thread; returns the answers, and how many questions had none.
+    /// Ends the thread; returns the answers, and the number of polls without an answer.
     pub(super) fn finish(self) -> (Vec<Report>, usize) {
         self.stop.store(true, Ordering::Relaxed);
         let all = self.thread.join().expect("asking does not panic");
@@ -87,18 +87,18 @@ impl Source {
     }
 }
 
-/// A port of 127.0.0.1 that is free at this moment.
+/// Returns a port of 127.0.0.1 that is currently free.
 pub(super) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
     Ok(listener.local_addr()?)
 }
 
-/// Lines of a configuration that open the peer's control socket.
+/// Returns configuration lines that open the peer's control socket.
 pub(super) fn control_socket_lines(path: &Path) -> String {
     format!("socket:\n  enabled: true\n  path: {}\n", path.display())
 }
 
-/// Returns the body of an answer, which ends with the connection.
+/// Returns the body of an answer. The end of the connection ends the body.
 fn get<C: Read + Write>(mut connection: C, path: &str) -> Result<Value> {
     write!(
         connection,
@@ -123,13 +123,13 @@ fn last_sync_ns(list: &Value) -> Result<u64> {
     timestamp_ns(text).with_context(|| format!("not a time: {text}"))
 }
 
-/// Reads a time such as `2026-11-30T11:49:27.352965452Z`: nanoseconds since 1970.
+/// Parses a time such as `2026-11-30T11:49:27.352965452Z` into nanoseconds since 1970.
 fn timestamp_ns(text: &str) -> Option<u64> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let [year, month, day] = numbers(date, '-')?;
     let [hour, minute, second] = numbers(clock, ':')?;
-    // Days since 1970-01-01, with years that begin in March so that a leap day is the last one.
+    // Days since 1970-01-01, with years that begin in March so that a leap day is the last day.
     let year = if month <= 2 { year - 1 } else { year };
     let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     let days = (365 * year + year / 4 - year / 100 + year / 400 + of_year).checked_sub(719_468)?;

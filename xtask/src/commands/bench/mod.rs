@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: our program beside stock Litestream, on one machine, in one run.
+//! `cargo xtask bench`: our program beside released Litestream, on one machine, in one run.
 //!
-//! Both are measured in turn against the same real S3 server, each through a proxy that counts
-//! its requests. Nothing here asserts a time: a figure that misses its goal is printed as such.
-//! What does fail is a restore that differs from its source.
+//! Both are measured in turn against the same real S3 server, each through a proxy that counts its
+//! requests. No duration is asserted: a figure that misses its goal is printed as such. Only a
+//! restore that differs from its source is a failure.
 
 mod application;
 mod counts;
@@ -35,12 +35,12 @@ use rows::ROWS;
 use super::scratch::Scratch;
 use super::server::Server;
 
-/// What to measure.
+/// Options of the measurements.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rows to measure; none: all of them.
+    /// Rows to measure; default: all of them.
     rows: Vec<String>,
-    /// Say which rows there are, and measure nothing.
+    /// List the rows, and measure nothing.
     #[arg(long)]
     list: bool,
     /// Large databases, many rounds: about an hour and a half instead of half an hour.
@@ -52,19 +52,20 @@ pub(crate) struct Args {
     /// Rounds of the row `lost`; default 10, with --full 30.
     #[arg(long)]
     rounds: Option<u64>,
-    /// MiB of the database of the row `snapshot`; default 2048. Disk: about eight times as much.
+    /// Size of the database of the row `snapshot` in MiB; default 2048. Needs about eight times as
+    /// much disk.
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     snapshot_size: Option<u64>,
-    /// Seconds that the store is away in the row `outage`; default 90, with --full 300.
+    /// Duration of the outage in the row `outage` in seconds; default 90, with --full 300.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     away: Option<u64>,
-    /// What random content and times follow from; default: a new one, which is printed.
+    /// Seed of random content and times; default: a new one, which is printed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Hold every request to the store back so long, as a distant one would.
+    /// Delay every request to the store by this time, like a distant store.
     #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
     delay: u64,
-    /// Cargo's profile for `sqlite-backup`; `release` is built sooner, and is not what images hold.
+    /// Cargo's profile for `sqlite-backup`; `release` builds faster, but images do not use it.
     #[arg(long, default_value = PROFILE)]
     profile: String,
     /// Measure this `sqlite-backup` instead of building one.
@@ -72,11 +73,11 @@ pub(crate) struct Args {
     program: Option<PathBuf>,
 }
 
-/// How much of everything.
+/// Sizes and durations of the measurements.
 pub(super) struct Sizes {
-    /// The database of the row `requests`.
+    /// Size of the database of the row `requests`.
     first_sync_bytes: u64,
-    /// How long it is idle, and written.
+    /// Duration of its idle phase, and of its load.
     minute: Duration,
     cpu_commits: u64,
     latency_commits: u64,
@@ -87,19 +88,19 @@ pub(super) struct Sizes {
     many: usize,
     many_bytes: u64,
     idle: usize,
-    /// The database of the row `snapshot`.
+    /// Size of the database of the row `snapshot`.
     snapshot_bytes: u64,
-    /// How long the store is away in the row `outage`.
+    /// Duration of the outage in the row `outage`.
     away: Duration,
-    /// How long each load of the row `paced` takes.
+    /// Duration of each load of the row `paced`.
     paced: Duration,
-    /// How long anything may take until it is stored.
+    /// Time limit for everything to be stored.
     store_limit: Duration,
-    /// How long a restore or a load may take.
+    /// Time limit of a restore or a load.
     work_limit: Duration,
 }
 
-/// What images hold.
+/// The profile of binaries in images.
 const PROFILE: &str = "dist";
 const MIB: u64 = 1 << 20;
 
@@ -141,7 +142,7 @@ const FULL: Sizes = Sizes {
     work_limit: Duration::from_secs(900),
 };
 
-/// What all rows share. Fields go in this order: the server before its data.
+/// State that all rows share. Fields are dropped in this order: the server before its data.
 pub(super) struct Bench {
     sizes: Sizes,
     seed: u64,
@@ -178,7 +179,7 @@ impl Bench {
         })
     }
 
-    /// How the store is where a row does not say otherwise.
+    /// Returns the default state of the network.
     fn weather(&self) -> Weather {
         self.weather
     }
@@ -208,7 +209,7 @@ impl Bench {
     }
 }
 
-/// Measures, prints the table, and writes the page if asked.
+/// Measures, prints the table, and writes the page if requested.
 pub(crate) fn measure(args: &Args) -> Result<()> {
     if args.list {
         for row in ROWS {
@@ -263,16 +264,16 @@ pub(super) fn new_seed() -> u64 {
     now.map_or(1, |time| u64::from(time.subsec_nanos()))
 }
 
-/// One row of the table: what it is called, and how it is measured.
+/// One row of the table: its name, and its measurement.
 struct Row {
     name: &'static str,
     about: &'static str,
-    /// How to read its figures, and what they do not say.
+    /// How to read its figures, and their limits.
     remark: &'static str,
     run: fn(&Bench) -> Result<Outcome>,
 }
 
-/// What measuring one row has given.
+/// Result of one row.
 #[derive(Default)]
 struct Outcome {
     figures: Vec<Figure>,
@@ -280,7 +281,7 @@ struct Outcome {
     notes: Vec<String>,
 }
 
-/// Runs something for ours, then for the peer.
+/// Measures our program, then the peer.
 fn in_turn<T>(mut measure: impl FnMut(Program) -> Result<T>) -> Result<[T; 2]> {
     let [ours, peer] = BOTH;
     Ok([measure(ours)?, measure(peer)?])

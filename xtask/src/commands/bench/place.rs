@@ -1,4 +1,4 @@
-//! The two programs, and the folder in which one of them is measured.
+//! The two programs, and a folder for the measurement of one of them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,33 +13,33 @@ use super::proxy::Proxy;
 use crate::commands::child::Running;
 use crate::commands::server::{BUCKET, sign};
 
-/// Who is measured.
+/// The measured program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
     Ours,
     Peer,
 }
 
-/// In the order of measuring, and of all pairs.
+/// In the order of measurement, which is also the order in all pairs.
 pub(super) const BOTH: [Program; 2] = [Program::Ours, Program::Peer];
 
-/// How long a graceful end may take.
+/// Time limit of a graceful end.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(120);
 
-/// The lines of a configuration beside its databases, and the kind of its replicas.
+/// Configuration lines in addition to the databases, and the kind of the replicas.
 #[derive(Default)]
 pub(super) struct Settings {
-    /// Lines at the top, for both programs.
+    /// Top-level lines for both programs.
     pub both: String,
-    /// Lines at the top that only ours knows, and that only the peer knows.
+    /// Top-level lines that only our program knows, and lines that only the peer knows.
     pub own: [String; 2],
-    /// Replicas go to a directory of the place instead of the S3 server.
+    /// Whether replicas are stored in a directory of the place instead of the S3 server.
     pub in_directory: bool,
 }
 
 /// A folder with databases, the configuration for one program, and its own prefix in the store.
 ///
-/// Removed when it is dropped.
+/// Drop removes it.
 pub(super) struct Place<'a> {
     bench: &'a Bench,
     program: Program,
@@ -49,7 +49,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Program {
-    /// Its name in folders, prefixes and tables.
+    /// Returns its name in folders, prefixes and tables.
     pub(super) fn name(self) -> &'static str {
         match self {
             Program::Ours => "ours",
@@ -59,12 +59,12 @@ impl Program {
 }
 
 impl<'a> Place<'a> {
-    /// Makes an empty place; the name must be unique in this run.
+    /// Creates an empty place; the name must be unique in this run.
     pub(super) fn new(bench: &'a Bench, name: &str, program: Program) -> Result<Place<'a>> {
         Place::with(bench, name, program, Settings::default())
     }
 
-    /// The same, with a configuration that differs from the usual one.
+    /// The same with another configuration.
     pub(super) fn with(
         bench: &'a Bench,
         name: &str,
@@ -88,17 +88,17 @@ impl<'a> Place<'a> {
         &self.folder
     }
 
-    /// Where its database of this number is, or goes.
+    /// Returns the path of the database with this number, which may not exist yet.
     pub(super) fn database(&self, number: usize) -> PathBuf {
         self.folder.join(format!("data/{number:05}.db"))
     }
 
-    /// The directory of the databases and of the local state beside them.
+    /// Returns the directory of the databases and of the local state beside them.
     pub(super) fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 
-    /// The directory of all replicas that are not in the S3 server.
+    /// Returns the directory of all replicas that are not in the S3 server.
     pub(super) fn replicas(&self) -> PathBuf {
         self.folder.join("replicas")
     }
@@ -111,9 +111,9 @@ impl<'a> Place<'a> {
         self.bench.proxy(self.program)
     }
 
-    /// Starts to replicate so many databases.
+    /// Starts to replicate this number of databases.
     ///
-    /// Both programs read the same file. All that it does not name is left to their defaults.
+    /// Both programs read the same file. All other settings have their defaults.
     pub(super) fn replicate(&self, databases: usize) -> Result<Running> {
         let config = self.folder.join("config.yml");
         fs::write(&config, self.config(databases))?;
@@ -133,8 +133,8 @@ impl<'a> Place<'a> {
         Ok(running)
     }
 
-    /// Waits until something has been stored since `before` and nothing more comes; returns when
-    /// the last answer came.
+    /// Waits until at least one write since `before` is stored and no further ones follow. Returns
+    /// the time of the last answer.
     pub(super) fn stored(&self, before: &Counts) -> Result<Instant> {
         let limit = self.bench.sizes().store_limit;
         self.proxy()
@@ -142,8 +142,8 @@ impl<'a> Place<'a> {
             .with_context(|| format!("{}: wait for the store", self.prefix))
     }
 
-    /// The command that restores one database of the configuration; without `output`, to its own
-    /// place.
+    /// Returns the command that restores one database of the configuration; without `output`, to
+    /// its own path.
     pub(super) fn restore(&self, database: &Path, output: Option<&Path>) -> Command {
         let mut command = self.command("restore");
         match self.program {
@@ -158,7 +158,8 @@ impl<'a> Place<'a> {
         command
     }
 
-    /// The command of ours that restores every missing database of the configuration.
+    /// Returns the command of our program that restores every missing database of the
+    /// configuration.
     pub(super) fn restore_all(&self) -> Command {
         let mut command = self.command("restore");
         command.arg("--config").arg(self.folder.join("config.yml"));
@@ -206,7 +207,7 @@ impl<'a> Place<'a> {
         format!("{both}{own}dbs:\n{entries}")
     }
 
-    /// The lines that say where the replica of one database is.
+    /// Returns the configuration lines for the replica of one database.
     fn replica(&self, number: usize) -> String {
         if self.settings.in_directory {
             let path = self.replicas().join(format!("{number:05}"));
@@ -223,7 +224,7 @@ impl<'a> Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        // The scratch folder is removed as a whole at the end; this only keeps it small.
+        // The whole scratch folder is removed at the end; this only keeps it small.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -1,7 +1,7 @@
 //! A proxy that forwards bytes unchanged to one server and counts the requests in them.
 //!
-//! Clients take its address for the server's, so the `Host` that they sign is the one that the
-//! server sees.
+//! Clients use its address as the server's, so the `Host` that they sign is the one that the server
+//! receives.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -16,20 +16,20 @@ use anyhow::{Context as _, Result, bail};
 use super::counts::{Counts, Kind};
 use super::http::{Framing, Head, Sink, Stream};
 
-/// How long a thread waits for bytes before it looks whether it should end.
+/// Time for which a thread waits for bytes before it checks whether it must end.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Bytes that are forwarded at once.
+/// Number of bytes that are forwarded at once.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A delay in milliseconds that means: nothing is forwarded.
+/// A delay in milliseconds that means that nothing is forwarded.
 const DEAD: u64 = u64::MAX;
 
-/// How the server seems to be from here.
+/// Simulated state of the server's network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// Each request goes on after this time.
+    /// Each request is forwarded after this time.
     Delayed(Duration),
-    /// It cannot be reached.
+    /// The server is unreachable.
     Dead,
 }
 
@@ -48,13 +48,13 @@ struct Shared {
 
 struct Seen {
     counts: Counts,
-    /// Requests that change the store and have no answer yet.
+    /// Number of requests that change the store and have no answer yet.
     writing: u64,
     last_write: Instant,
 }
 
 impl Proxy {
-    /// Starts forwarding to `server`.
+    /// Starts to forward to `server`.
     pub(super) fn start(server: SocketAddr, weather: Weather) -> Result<Proxy> {
         let listener = TcpListener::bind("127.0.0.1:0").context("bind the proxy")?;
         let address = listener.local_addr()?;
@@ -75,7 +75,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Changes how the server seems to be, for connections that there are, too.
+    /// Changes the simulated state, also for open connections.
     pub(super) fn set(&self, weather: Weather) {
         let delay_ms = match weather {
             Weather::Delayed(delay) => u64::try_from(delay.as_millis()).unwrap_or(DEAD - 1),
@@ -88,13 +88,13 @@ impl Proxy {
         self.address
     }
 
-    /// What has passed so far.
+    /// Returns the counts so far.
     pub(super) fn counts(&self) -> Counts {
         self.shared.seen().counts
     }
 
-    /// Waits until more than `before` was written and nothing has been for `quiet`, then returns
-    /// when the last write was answered.
+    /// Waits until more than `before` was written and no write has followed for `quiet`. Returns
+    /// the time of the last write's answer.
     pub(super) fn wait_stored(
         &self,
         before: &Counts,
@@ -119,7 +119,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Only to wake the thread that accepts.
+        // Connect only to wake the accepting thread.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -153,7 +153,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-/// Forwards one connection by two threads, one for each direction.
+/// Forwards one connection with two threads, one for each direction.
 fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
     let server = TcpStream::connect(shared.server)?;
     for side in [&client, &server] {
@@ -180,7 +180,7 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
                 thread::sleep(Duration::from_millis(delay_ms));
             }
         });
-        // The server may still have something to say.
+        // The server may still send data.
         let _ = to.shutdown(Shutdown::Write);
     });
     thread::spawn(move || {
@@ -195,7 +195,7 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Forwards bytes until one side closes; an error of a connection is an end like any other.
+/// Forwards bytes until one side closes; an error of a connection counts as its end.
 fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, mut saw: impl FnMut(&[u8])) {
     let (mut from, mut to) = (from, to);
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -216,10 +216,10 @@ fn pump(from: &TcpStream, to: &TcpStream, shared: &Shared, mut saw: impl FnMut(&
     }
 }
 
-/// What both directions of one connection share.
+/// State that both directions of one connection share.
 struct Connection {
     shared: Arc<Shared>,
-    /// Requests that have no answer yet.
+    /// Requests without an answer yet.
     pending: Mutex<VecDeque<Kind>>,
 }
 
@@ -234,7 +234,7 @@ impl Connection {
         }
     }
 
-    /// Takes note of an answer and returns what was asked.
+    /// Records an answer and returns the kind of its request.
     fn answered(&self, status: u16) -> Option<Kind> {
         let kind = self.pending().pop_front()?;
         let mut seen = self.shared.seen();
@@ -253,14 +253,14 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // What was asked before one side went away gets no answer any more.
+        // Requests from before one side closed get no answer any more.
         while self.answered(0).is_some() {}
     }
 }
 
 struct Requests {
     connection: Arc<Connection>,
-    /// Whether a request began in the bytes that were fed last.
+    /// Whether a request began in the last bytes.
     delayed: bool,
 }
 
@@ -308,7 +308,7 @@ impl Sink for Answers {
 mod tests {
     use super::*;
 
-    /// A server that takes one connection and answers each request as told.
+    /// Starts a server that accepts one connection and answers each request with the next text.
     fn server(answers: &'static [&'static str]) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! The page `docs/benchmarks.md`: the table, and all that one must know to read it.
+//! The page `docs/benchmarks.md`: the table, and all information needed to read it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -25,7 +25,7 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// Looks at the machine before the first row.
+    /// Determines the conditions before the first row.
     pub(super) fn look(bench: &Bench, args: &Args) -> Result<Conditions> {
         let cores = std::thread::available_parallelism()?;
         let memory = memory_gib(&fs::read_to_string("/proc/meminfo")?);
@@ -76,7 +76,7 @@ impl Conditions {
     }
 }
 
-/// What the rows have given so far.
+/// The results of the rows so far.
 #[derive(Default)]
 pub(super) struct Page {
     figures: Vec<Figure>,
@@ -93,11 +93,11 @@ impl Page {
         self.figures.extend(outcome.figures);
     }
 
-    /// A row that could not be measured is part of the result.
+    /// Adds a row that could not be measured, because this is also a result.
     pub(super) fn fail(&mut self, row: &Row, error: &anyhow::Error) {
         eprintln!("==> {} failed: {error:#}", row.name);
         self.failed += 1;
-        // The rest are lines of a log.
+        // The other lines are from a log.
         let text = format!("{error:#}");
         let first = text.lines().next().unwrap_or_default();
         self.describe(row, &[format!("**Not measured**: {first}")]);

@@ -1,21 +1,21 @@
-//! How many bytes of disk a replicating process takes beside its databases.
+//! Disk usage of a replicating process in addition to its databases.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a block of [`MetadataExt::blocks`], whatever the file system has.
+/// Unit of [`MetadataExt::blocks`] in bytes, for every file system.
 const BLOCK_BYTES: u64 = 512;
 
-/// Bytes on disk.
+/// Disk usage in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Footprint {
-    /// Of local state: hidden directories beside the databases.
+    /// Local state: hidden directories beside the databases.
     pub named: u64,
-    /// Of files without a name that the process has open: they fill a volume like any other.
+    /// Unnamed files that the process has open. They use space on a volume like any other.
     pub unnamed: u64,
-    /// Of the WALs of the databases.
+    /// WALs of the databases.
     pub wal: u64,
 }
 
@@ -35,7 +35,7 @@ impl Footprint {
         }
         let descriptors = Path::new("/proc").join(pid.to_string()).join("fd");
         for entry in fs::read_dir(descriptors).into_iter().flatten().flatten() {
-            // Follows the link to the open file; one that was closed meanwhile is none.
+            // Follows the link to the open file. Skip a file that was closed meanwhile.
             let Ok(data) = fs::metadata(entry.path()) else {
                 continue;
             };
@@ -46,12 +46,12 @@ impl Footprint {
         footprint
     }
 
-    /// All bytes that count against a limit of local state.
+    /// Returns all bytes that count towards the limit of local state.
     pub(super) fn state(&self) -> u64 {
         self.named + self.unnamed
     }
 
-    /// The higher figures of both.
+    /// Returns the higher of both figures in each field.
     pub(super) fn peak(self, other: Footprint) -> Footprint {
         let higher = match self.state() >= other.state() {
             true => self,
@@ -64,7 +64,7 @@ impl Footprint {
     }
 }
 
-/// Bytes on disk of everything below a directory.
+/// Returns the disk usage of everything below a directory.
 pub(super) fn disk_bytes(folder: &Path) -> u64 {
     tree_bytes(folder.to_owned(), &mut HashSet::new())
 }
@@ -72,7 +72,7 @@ pub(super) fn disk_bytes(folder: &Path) -> u64 {
 fn tree_bytes(path: PathBuf, seen: &mut HashSet<(u64, u64)>) -> u64 {
     let (mut bytes, mut paths) = (0, vec![path]);
     while let Some(path) = paths.pop() {
-        // A file that has gone meanwhile takes nothing.
+        // A file that was removed meanwhile uses no space.
         let Ok(data) = fs::symlink_metadata(&path) else {
             continue;
         };
@@ -123,7 +123,7 @@ mod tests {
         fs::remove_dir_all(&data).unwrap();
         assert_eq!(found.named - empty.named, BYTES as u64);
         assert_eq!(found.wal, BYTES as u64);
-        // Tests run in threads of one process: another one may have such a file, too.
+        // Tests run in threads of one process, so another one may also have such a file.
         assert!(found.unnamed >= BYTES as u64, "{found:?}");
         assert_eq!(found.state(), found.named + found.unnamed);
     }

@@ -1,8 +1,9 @@
-//! Which commits are stored, and since when, as the directory of a replica shows it.
+//! The stored commits and the time since when they are stored, derived from the directory of a
+//! replica.
 //!
-//! Nothing here relies on the words of a program. Each commit of the application carries a marker
-//! of random bytes; a file that holds the marker of a commit stores it and all commits before it.
-//! Random bytes do not compress, so LZ4 leaves a marker as it is.
+//! Nothing here relies on reports of a program. Each commit of the application carries a marker of
+//! random bytes. A file that holds the marker of a commit stores it and all commits before it.
+//! Random bytes do not compress, so LZ4 leaves a marker unchanged.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,19 +16,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The pause between two readings of the directory.
+/// Pause between two reads of the directory.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Larger files are not read. Both programs store the commits of a snapshot in level 0, too.
+/// Larger files are not read. Both programs also store the commits of a snapshot in level 0.
 const LARGEST_READ: u64 = 64 << 20;
-/// Bytes at the start of a marker that are searched for.
+/// Number of bytes of a marker that are searched for, from its start.
 const KEY_BYTES: usize = 8;
 /// The level of snapshots.
 const SNAPSHOT_LEVEL: u64 = 9;
 
-/// A commit that the application told.
+/// A commit that the application printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Commit {
-    /// When COMMIT had returned, in nanoseconds of the wall clock.
+    /// Time at which COMMIT had returned, in nanoseconds of the wall clock.
     pub at_ns: u64,
     key: [u8; KEY_BYTES],
 }
@@ -35,14 +36,14 @@ pub(super) struct Commit {
 /// A file that has appeared in a replica.
 #[derive(Debug, Clone)]
 pub(super) struct StoredFile {
-    /// When it got its name, by the file system.
+    /// Time at which it got its name, according to the file system.
     pub at_ns: u64,
     pub level: u64,
-    /// Empty where the file is larger than [`LARGEST_READ`].
+    /// Empty if the file is larger than [`LARGEST_READ`].
     content: Vec<u8>,
 }
 
-/// An answer to the question how old the oldest commit is that is not stored.
+/// A report of the age of the oldest commit that is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Report {
     pub asked_ns: u64,
@@ -50,19 +51,19 @@ pub(super) struct Report {
     pub lag_ns: u64,
 }
 
-/// A report beside the truth.
+/// A report beside the true value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Judged {
-    /// The lag that was reported.
+    /// The reported lag.
     pub lag_ns: u64,
-    /// The age of the oldest commit that was not stored.
+    /// The true age of the oldest commit that was not stored.
     pub age_ns: u64,
-    /// When it was asked for.
+    /// Time of the request.
     pub asked_ns: u64,
 }
 
 impl Judged {
-    /// By how much the report is below the truth.
+    /// Returns by how much the report is below the true value.
     pub(super) fn error_ns(&self) -> u64 {
         self.age_ns.saturating_sub(self.lag_ns)
     }
@@ -81,13 +82,13 @@ impl StoredFile {
     }
 }
 
-/// Nanoseconds of the wall clock, which the application has, too.
+/// Returns nanoseconds of the wall clock, which the application also uses.
 pub(super) fn now_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Reads the lines of the application: a time and a marker. A last line without end is ignored.
+/// Parses the lines of the application: a time and a marker. An incomplete last line is ignored.
 pub(super) fn commits(told: &str) -> Result<Vec<Commit>> {
     let Some((whole, _)) = told.rsplit_once('\n') else {
         return Ok(Vec::new());
@@ -108,7 +109,8 @@ pub(super) fn commits(told: &str) -> Result<Vec<Commit>> {
         .collect()
 }
 
-/// When each commit was first stored; `None` where it never was. Files are in order of time.
+/// Returns the time at which each commit was first stored; `None` for never. Files are in order of
+/// time.
 pub(super) fn stored_at(commits: &[Commit], files: &[StoredFile]) -> Vec<Option<u64>> {
     let numbers: HashMap<[u8; KEY_BYTES], usize> = commits
         .iter()
@@ -128,9 +130,10 @@ pub(super) fn stored_at(commits: &[Commit], files: &[StoredFile]) -> Vec<Option<
     stored
 }
 
-/// The longest time within a span in which no further commit was stored.
+/// Returns the longest time within a span in which no further commit was stored.
 ///
-/// It counts from the start of the span to the first file, and from the last file to its end.
+/// It includes the time from the start of the span to the first file, and from the last file to its
+/// end.
 pub(super) fn longest_gap_ns(stored: &[Option<u64>], span: Span) -> u64 {
     let inside = |at: &u64| (span.from_ns..=span.to_ns).contains(at);
     let mut before = span.from_ns;
@@ -142,10 +145,11 @@ pub(super) fn longest_gap_ns(stored: &[Option<u64>], span: Span) -> u64 {
     longest.max(span.to_ns.saturating_sub(before))
 }
 
-/// The report of a span that is furthest below the age of the oldest commit that is not stored.
+/// Returns the report of a span that is furthest below the age of the oldest commit that is not
+/// stored.
 ///
-/// A report is judged by the smallest age that was true while it was made: the age when it was
-/// asked for, of a commit that was still not stored when it was answered.
+/// A report is judged by the smallest age that was true while it was made. This is the age, at the
+/// time of the request, of a commit that was still not stored at the time of the answer.
 pub(super) fn worst_report(
     commits: &[Commit],
     stored: &[Option<u64>],
@@ -153,7 +157,7 @@ pub(super) fn worst_report(
     span: Span,
 ) -> Judged {
     let judge = |report: &Report| {
-        // Both are in order of time, so that the first one that is not stored is the oldest.
+        // Both are in order of time, so the first commit that is not stored is the oldest one.
         let number = stored.partition_point(|at| at.is_some_and(|at| at <= report.answered_ns));
         let oldest = commits.get(number)?;
         Some(Judged {
@@ -167,7 +171,7 @@ pub(super) fn worst_report(
     judged.max_by_key(Judged::error_ns).unwrap_or_default()
 }
 
-/// The highest age that a commit of a span reached before it was stored.
+/// Returns the highest age that a commit of a span reached before it was stored.
 pub(super) fn longest_lag_ns(commits: &[Commit], stored: &[Option<u64>], span: Span) -> u64 {
     let inside = |at: u64| (span.from_ns..=span.to_ns).contains(&at);
     let ages = commits.iter().zip(stored).filter_map(|(commit, stored)| {
@@ -177,7 +181,7 @@ pub(super) fn longest_lag_ns(commits: &[Commit], stored: &[Option<u64>], span: S
     ages.max().unwrap_or_default()
 }
 
-/// Watches the directory of a replica from a thread of its own.
+/// Polls the directory of a replica on a separate thread.
 pub(super) struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -190,7 +194,7 @@ struct Shared {
 }
 
 impl Watch {
-    /// Starts to watch; files that are there already do not count.
+    /// Starts to poll; existing files do not count.
     pub(super) fn start(replica: &Path) -> Watch {
         let shared = Arc::new(Shared::default());
         let mut known: HashMap<PathBuf, u64> = list(replica).into_iter().collect();
@@ -211,13 +215,13 @@ impl Watch {
         }
     }
 
-    /// How many snapshots have appeared so far.
+    /// Returns the number of new snapshots so far.
     pub(super) fn snapshots(&self) -> usize {
         let files = self.shared.files();
         files.iter().filter(|file| file.is_snapshot()).count()
     }
 
-    /// Ends the thread and returns what has appeared, in order of time.
+    /// Ends the thread and returns the new files, in order of time.
     pub(super) fn finish(mut self) -> Vec<StoredFile> {
         self.end();
         let mut files = std::mem::take(&mut *self.shared.files());
@@ -268,12 +272,12 @@ pub(super) fn wait_quiet(
     bail!("the replica was not quiet for {quiet:?} within {limit:?}")
 }
 
-/// All finished files of a replica, with their sizes.
+/// Returns all finished files of a replica, with their sizes.
 fn list(folder: &Path) -> Vec<(PathBuf, u64)> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        // A directory or file that has gone meanwhile is none.
+        // Skip directories and files that were removed meanwhile.
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -288,8 +292,8 @@ fn list(folder: &Path) -> Vec<(PathBuf, u64)> {
 
 /// Reads a file that was seen at `seen_ns`.
 ///
-/// It was there before it was seen, and a report may be right about it in between. The change time
-/// of a file is that of its last rename or link, so it counts where it is the earlier one.
+/// It existed before it was seen, and a report may already count it. The change time of a file is
+/// that of its last rename or link, so the earlier of both times is used.
 fn read(path: &Path, bytes: u64, seen_ns: u64) -> StoredFile {
     let changed_ns = fs::metadata(path).ok().and_then(|data| {
         let seconds = u64::try_from(data.ctime()).ok()?;
@@ -370,7 +374,7 @@ mod tests {
     #[test]
     fn a_file_stores_its_newest_commit_and_all_before_it() {
         let commits = at(&[0, 1, 2, 3]);
-        // The second file is a compaction of what is stored already; a page holds old markers, too.
+        // The second file is a compaction of stored files; a page also holds old markers.
         let files = [file(5, &[1]), file(6, &[0, 1]), file(8, &[2, 0, 1])];
         let stored = stored_at(&commits, &files);
         let seconds: Vec<Option<u64>> = stored.iter().map(|at| at.map(|at| at / SECOND)).collect();
@@ -388,7 +392,7 @@ mod tests {
         assert_eq!(gap(&[16, 18]), 6);
         assert_eq!(gap(&[11, 12, 13]), 7);
         assert_eq!(gap(&[]), 10);
-        // Files outside the span neither end a gap nor begin one.
+        // Files outside the span neither end nor begin a gap.
         assert_eq!(gap(&[9, 15, 21]), 5);
     }
 
@@ -403,9 +407,9 @@ mod tests {
         assert_eq!(error(&[report(17, 17, 0)]), 5);
         assert_eq!(error(&[report(17, 17, 5)]), 0);
         assert_eq!(error(&[report(17, 17, 9)]), 0);
-        // One that was stored while the report was made does not count against it.
+        // A commit that was stored while the report was made does not count.
         assert_eq!(error(&[report(18, 19, 0)]), 0);
-        // One that is never stored does, from when it was made.
+        // A commit that is never stored counts from the time at which it was made.
         assert_eq!(error(&[report(19, 19, 0)]), 0);
         assert_eq!(error(&[report(17, 17, 4), report(30, 30, 7)]), 3);
         // Reports outside the span do not.

@@ -1,4 +1,4 @@
-//! What is restored, held against what the application committed.
+//! Compares restored databases with the application's commits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use xtask::process::output;
 
 use super::world::{DATABASES, World};
 
-/// How long a restore may take.
+/// Time limit of a restore.
 const RESTORE_LIMIT: Duration = Duration::from_secs(180);
-/// How long it may take until what was committed is stored, once the store answers again.
+/// Time limit until all commits are stored, once the store answers again.
 const STORED_LIMIT: Duration = Duration::from_secs(120);
 
-/// What has been restored so far.
+/// Results of the restores so far.
 #[derive(Default)]
 pub(super) struct Checks {
-    /// The newest commit that each database was restored to.
+    /// The newest commit to which each database was restored.
     newest: [u64; DATABASES],
-    /// Since when every database has a backup.
+    /// Time since which every database has a backup.
     backed_up: Option<SystemTime>,
 }
 
 impl Checks {
-    /// Restores every database, odd rounds with our program and even ones with Litestream, and one
-    /// of them at a time that has passed.
+    /// Restores every database, in odd rounds with our program and in even ones with Litestream.
+    /// Also restores one of them to a time in the past.
     pub(super) fn round(&mut self, world: &mut World, round: u64, past: f64) -> Result<String> {
         let ours = round % 2 == 1;
         for number in 0..DATABASES {
@@ -51,7 +51,7 @@ impl Checks {
         Ok(words)
     }
 
-    /// Restores until what had been committed before is there.
+    /// Restores until all commits from before the call are present.
     fn newest_state(&mut self, world: &mut World, ours: bool, number: usize) -> Result<()> {
         let mut command = world.script_command("newest");
         let committed: u64 = output(command.arg(world.journal(number)))?.trim().parse()?;
@@ -76,7 +76,8 @@ impl Checks {
         }
     }
 
-    /// Restores every database with both programs: it is the source, byte for byte.
+    /// Restores every database with both programs. Each result must equal the source, byte for
+    /// byte.
     pub(super) fn end(&mut self, world: &mut World) -> Result<()> {
         for number in 0..DATABASES {
             for ours in [true, false] {
@@ -102,7 +103,7 @@ fn past_state(world: &World, number: usize, time: SystemTime) -> Result<u64> {
 fn restore(world: &World, ours: bool, number: usize, point: &[&str]) -> Result<PathBuf> {
     let restored = world.restored(&number.to_string());
     for suffix in ["", "-wal", "-shm"] {
-        // None of them may be there.
+        // None of these files may be present.
         let _gone = fs::remove_file(format!("{}{suffix}", restored.display()));
     }
     let mut command = world.restore(ours, number, &restored);
@@ -160,7 +161,7 @@ mod tests {
         {
             running.must_run().unwrap();
             assert!(start.elapsed() < STORED_LIMIT);
-            std::thread::sleep(Duration::from_millis(20)); // bounded: a look, up to a deadline
+            std::thread::sleep(Duration::from_millis(20)); // bounded: polls until a deadline
         }
         running.end(STORED_LIMIT).unwrap();
         let judged = || {
@@ -169,7 +170,7 @@ mod tests {
         };
         let told = fs::read_to_string(&journal).unwrap();
         assert_eq!(judged().unwrap(), told.lines().count() as u64);
-        // A state that nobody committed, and rows that are not those of their commit.
+        // A state that was never committed, and rows of another commit.
         fs::write(&journal, told.replace(' ', "  ")).unwrap();
         let never = judged().unwrap_err().to_string();
         assert!(never.contains("was never made"), "{never}");

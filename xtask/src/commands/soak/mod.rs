@@ -1,9 +1,10 @@
-//! `cargo xtask soak`: replication under an application that does everything, while everything dies.
+//! `cargo xtask soak`: replication with a very active application while processes are killed.
 //!
-//! Real processes, a real S3 server. Every round has one fault and ends with restores, by our program
-//! and by stock Litestream in turn. A restored database must be a state that the application
-//! committed, no older than what it had told before the restore began, and never older than the
-//! one before. At the end, after a quiet moment, it must be the source, byte for byte.
+//! Real processes, a real S3 server. Every round has one fault and ends with restores, by our
+//! program and by released Litestream in turn. A restored database must be a state that the
+//! application committed. It must be no older than the commits printed before the restore began,
+//! and never older than the one before. At the end, after a quiet period, it must equal the source,
+//! byte for byte.
 
 mod check;
 mod world;
@@ -18,13 +19,13 @@ use super::bench;
 use check::Checks;
 use world::World;
 
-/// How long, and from which seed.
+/// Duration and seed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long, in minutes; the last round may take a little longer.
+    /// Duration in minutes; the last round may take a little longer.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// What the faults and the application's choices follow from; default: a new one, which is printed.
+    /// Seed of the faults and of the application's choices; default: a new one, which is printed.
     #[arg(long)]
     seed: Option<u64>,
     /// Cargo's profile for `sqlite-backup`.
@@ -35,7 +36,7 @@ pub(crate) struct Args {
     program: Option<PathBuf>,
 }
 
-/// What happens in the middle of a round.
+/// The fault in the middle of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Nothing,
@@ -59,14 +60,14 @@ const FAULTS: [Fault; 8] = [
     Fault::FillBacklog,
 ];
 
-/// Pauses before and after a fault, and while a part is missing, are up to so long.
+/// Upper limit of the pauses before and after a fault, and while a part is missing.
 const LONGEST_PAUSE_MS: u64 = 8_000;
-/// A store that is stopped answers nothing for so long, and up to as much more.
+/// Minimum outage of a stopped store; the random part is at most as long again.
 const OUTAGE: Duration = Duration::from_secs(8);
-/// A backlog that is not full after this stays as full as it is.
+/// A backlog that is not full after this time is left as it is.
 const FLOOD_LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs rounds until the time is over.
+/// Runs rounds until the time has passed.
 pub(crate) fn soak(args: &Args) -> Result<()> {
     let seed = args.seed.unwrap_or_else(bench::new_seed);
     announce(&format!("soak: seed {seed}"));
@@ -132,7 +133,7 @@ fn suffer(world: &mut World, fault: Fault, numbers: &mut Numbers) -> Result<()> 
             world.kill_sidecar()?;
             world.kill_application()?;
             world.watch(numbers.pause())?;
-            // Whoever comes first meets what the other one left.
+            // The program that starts first meets the state that the other one left.
             if numbers.below(2) == 0 {
                 world.start_sidecar()?;
                 world.watch(numbers.pause() / 4)?;
@@ -167,7 +168,7 @@ fn suffer(world: &mut World, fault: Fault, numbers: &mut Numbers) -> Result<()> 
     Ok(())
 }
 
-/// A sequence of numbers that follows from a seed: SplitMix64.
+/// A sequence of numbers from a seed: SplitMix64.
 struct Numbers(u64);
 
 impl Numbers {
@@ -182,7 +183,7 @@ impl Numbers {
         Duration::from_millis(self.below(LONGEST_PAUSE_MS))
     }
 
-    /// From 0 to 1.
+    /// Returns a number from 0 to 1.
     fn fraction(&mut self) -> f64 {
         self.below(1_000_000) as f64 / 1e6
     }

@@ -1,4 +1,4 @@
-//! The processes of a soak, what is done to them, and what they may take.
+//! The processes of a soak test, the actions on them, and their limits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ use crate::commands::scratch::Scratch;
 use crate::commands::server::{BUCKET, Server, sign};
 
 pub(super) const SCRIPT: &str = include_str!("application.py");
-/// One of them is flooded; they differ in page size and auto-vacuum.
+/// Number of databases. One of them is flooded; they differ in page size and auto-vacuum.
 pub(super) const DATABASES: usize = 3;
-/// How long a graceful end may take.
+/// Time limit of a graceful end.
 const END_LIMIT: Duration = Duration::from_secs(120);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
-/// No log may grow beyond this: a window of 900 pages, one large transaction, and a busy machine.
+/// Limit on a WAL: a window of 900 pages, one large transaction, and a busy machine.
 const LONGEST_LOG: u64 = 96 << 20;
-/// The sidecar may take so much memory at most.
+/// Limit on the sidecar's memory.
 const MOST_MEMORY_KIB: u64 = 192 << 10;
-/// What waits for a store is bounded by 256 MiB; full copies lie beside it.
+/// Limit on waiting data: 256 MiB of captured files, plus snapshots beside them.
 const MOST_WAITING: u64 = 448 << 20;
-/// A backlog of so many bytes is full.
+/// A backlog of this many bytes is full.
 const FULL_BACKLOG: u64 = 240 << 20;
 
-/// Everything that runs. Fields go in this order: processes before their files.
+/// Everything that runs. Fields are dropped in this order: processes before their files.
 pub(super) struct World {
     application: Option<Running>,
     sidecar: Option<Running>,
@@ -67,7 +67,7 @@ impl World {
         Ok(world)
     }
 
-    /// Leaves the files for whoever looks for the cause.
+    /// Keeps the files for an analysis of the failure.
     pub(super) fn keep(&mut self) {
         self.scratch.keep();
         eprintln!("kept: {}", self.scratch.path().display());
@@ -81,19 +81,19 @@ impl World {
         self.scratch.path().join(format!("{number}.journal"))
     }
 
-    /// A place for restored databases.
+    /// Returns a path for restored databases.
     pub(super) fn restored(&self, name: &str) -> PathBuf {
         self.scratch.path().join(format!("restored-{name}.db"))
     }
 
-    /// A command of the application.
+    /// Returns a command of the application.
     pub(super) fn script_command(&self, what: &str) -> Command {
         let mut command = Command::new("python3");
         command.arg(self.script()).arg(what);
         command
     }
 
-    /// The restore of a database by our program, or by stock Litestream.
+    /// Returns the command that restores a database with our program, or with released Litestream.
     pub(super) fn restore(&self, ours: bool, number: usize, output: &Path) -> Command {
         let mut command = Command::new(&self.programs[usize::from(!ours)]);
         sign(&mut command);
@@ -104,7 +104,7 @@ impl World {
         command
     }
 
-    /// Starts a command whose output goes into a log of its own.
+    /// Starts a command whose output is written to its own log.
     pub(super) fn run(&self, command: &mut Command, log: &str) -> Result<Running> {
         Running::start(command, &self.scratch.path().join(log))
     }
@@ -134,13 +134,13 @@ impl World {
         self.sidecar.take().context("no sidecar")?.kill()
     }
 
-    /// Lets the application close its databases.
+    /// Makes the application close its databases and end.
     pub(super) fn end_application(&mut self) -> Result<()> {
         let running = self.application.take().context("no application")?;
         running.end(END_LIMIT)
     }
 
-    /// Lets the sidecar store what is left, which must succeed.
+    /// Makes the sidecar store its backlog and end, which must succeed.
     pub(super) fn end_sidecar(&mut self) -> Result<()> {
         self.look()?;
         let running = self.sidecar.take().context("no sidecar")?;
@@ -155,7 +155,8 @@ impl World {
         self.server.signal("CONT")
     }
 
-    /// Lets the application write until the backlog of the first database is full, and a little more.
+    /// Makes the application write until the backlog of the first database is full, and a little
+    /// more.
     pub(super) fn flood(&mut self, limit: Duration) -> Result<()> {
         let (flood, start) = (self.scratch.path().join("flood"), Instant::now());
         fs::write(&flood, "")?;
@@ -167,7 +168,8 @@ impl World {
         Ok(())
     }
 
-    /// Watches everything for a while: nobody ends who should not, and nothing grows without end.
+    /// Monitors everything for some time: no process may end unexpectedly, and nothing may grow
+    /// without limit.
     pub(super) fn watch(&mut self, time: Duration) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -190,23 +192,23 @@ impl World {
             self.most_waiting = self.most_waiting.max(self.waiting(number)?);
         }
         if let Some(sidecar) = &self.sidecar {
-            // It may have ended between the two looks, which the next one finds.
+            // It may have ended between the two reads. The next call then detects it.
             let peak = sidecar.peak_kib().unwrap_or_default();
             self.most_memory_kib = self.most_memory_kib.max(peak);
         }
         Ok(())
     }
 
-    /// Bytes that the sidecar keeps of a database.
+    /// Returns the bytes that the sidecar keeps for a database.
     fn waiting(&self, number: usize) -> Result<u64> {
         let state = format!(".{number}.db-sqlite-backup");
         directory_bytes(&self.scratch.path().join(state))
     }
 
-    /// The most that was taken since the last call, in words.
+    /// Describes the peak usage since the last call.
     ///
     /// # Errors
-    /// It was too much.
+    /// A limit was exceeded.
     pub(super) fn bounds(&mut self) -> Result<String> {
         let (log, memory_kib, waiting) = (
             std::mem::take(&mut self.longest_log),
@@ -233,7 +235,8 @@ impl World {
         self.scratch.path().join("config.yml")
     }
 
-    /// Both programs read it. Levels and full copies come so soon that a round sees some.
+    /// Returns the configuration for both programs. Levels and snapshots are so frequent that a
+    /// round includes some.
     fn config_text(&self) -> String {
         let endpoint = self.server.address();
         let entry = |number: usize| {
@@ -252,7 +255,7 @@ impl World {
     }
 }
 
-/// The size of all files below a directory, of which some may vanish meanwhile.
+/// Returns the size of all files below a directory. Some of them may disappear meanwhile.
 fn directory_bytes(directory: &Path) -> Result<u64> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Ok(0);

@@ -1,4 +1,4 @@
-//! How long the application's commits take, with and without a sidecar.
+//! Duration of the application's commits, with and without a sidecar.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ pub(super) const ROW: Row = Row {
 
 const BASE_BYTES: u64 = 5 << 20;
 const PAUSE: Duration = Duration::from_millis(2);
-/// What each request to a slow store waits.
+/// Delay of each request to a slow store.
 const SLOW_STORE: Duration = Duration::from_millis(500);
-/// A commit that takes longer has waited for something.
+/// Commits above this duration count as delayed, in milliseconds.
 const SLOW_MS: f64 = 1.0;
 
 fn run(bench: &Bench) -> Result<Outcome> {
@@ -103,14 +103,14 @@ fn slow(commits_ms: &[f64]) -> usize {
     commits_ms.iter().filter(|ms| **ms > SLOW_MS).count()
 }
 
-/// What one round took.
+/// Measurements of one round.
 struct Taken {
     commits_ms: Vec<f64>,
-    /// Of the replicating process, during the load.
+    /// CPU time of the replicating process during the load.
     cpu_seconds: f64,
 }
 
-/// `weather`: how the store is during the load, and only then.
+/// Runs one round. `weather` applies only during the load.
 fn measure(
     bench: &Bench,
     round: &str,

@@ -1,4 +1,4 @@
-//! What is lost when a machine dies.
+//! Commits that are lost when a machine dies.
 
 use std::fs;
 use std::thread;
@@ -23,7 +23,7 @@ pub(super) const ROW: Row = Row {
 
 const BASE_BYTES: u64 = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(5);
-/// The writer is killed so long after its start, and up to [`SPREAD`] later.
+/// The writer is killed this long after its start, and up to [`SPREAD`] later.
 const EARLIEST: Duration = Duration::from_secs(2);
 const SPREAD: Duration = Duration::from_secs(3);
 
@@ -63,7 +63,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Returns what was lost in one round, in milliseconds.
+/// Returns the span of lost commits in one round, in milliseconds.
 fn measure(bench: &Bench, place: &Place<'_>, after: Duration) -> Result<f64> {
     let (database, application) = (place.database(0), bench.application());
     application.fill(&database, BASE_BYTES)?;
@@ -83,8 +83,8 @@ fn measure(bench: &Bench, place: &Place<'_>, after: Duration) -> Result<f64> {
         .start(&mut command)?
         .finish(bench.sizes().work_limit)?;
     let newest = application.newest(&output)?;
-    // The newest commit may be stored although nobody was told of it. With no row at all, the
-    // whole load is lost.
+    // The newest commit may be stored although it was not printed. Without any row, the whole load
+    // is lost.
     let newest = match newest {
         0 => told - u64::try_from(after.as_nanos())?.min(told),
         newest => newest,
@@ -92,7 +92,7 @@ fn measure(bench: &Bench, place: &Place<'_>, after: Duration) -> Result<f64> {
     Ok(told.saturating_sub(newest) as f64 / 1e6)
 }
 
-/// A number from 0 to 1 that follows from the seed and the round (splitmix64).
+/// Returns a number from 0 to 1, derived from the seed and the round (splitmix64).
 fn fraction(seed: u64, round: u64) -> f64 {
     let mut z = seed.wrapping_add((round + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

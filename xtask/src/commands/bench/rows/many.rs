@@ -20,7 +20,8 @@ pub(super) const ROW: Row = Row {
     run,
 };
 
-/// Processes of the peer at a time, as many as ours restores databases at once.
+/// Number of concurrent processes of the peer, equal to the number of databases that ours restores
+/// at once.
 const AT_ONCE: usize = 8;
 
 fn run(bench: &Bench) -> Result<Outcome> {
@@ -65,7 +66,8 @@ fn measure(bench: &Bench, program: Program) -> Result<(Duration, String)> {
     Ok((time, counts.to_string()))
 }
 
-/// Takes databases and local state away, and returns where the databases are kept to compare.
+/// Removes databases and local state, and returns the paths of the databases that are kept for
+/// comparison.
 pub(super) fn lose_machine(place: &Place<'_>, databases: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let (data, kept) = (place.data(), place.folder().join("kept"));
     fs::rename(&data, &kept)?;
@@ -76,7 +78,7 @@ pub(super) fn lose_machine(place: &Place<'_>, databases: &[PathBuf]) -> Result<V
     Ok(sources.collect())
 }
 
-/// Restores all databases of a place to where they were, none of which is there.
+/// Restores all databases of a place to their original paths, all of which are missing.
 pub(super) fn restore_missing(
     bench: &Bench,
     place: &Place<'_>,
@@ -94,7 +96,7 @@ pub(super) fn restore_missing(
     }
 }
 
-/// Restores each database with a process of its own.
+/// Restores each database with a separate process.
 fn one_by_one(bench: &Bench, place: &Place<'_>, databases: &[PathBuf]) -> Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {

@@ -1,4 +1,4 @@
-//! Memory and local state of many databases while the store is away, and after it is back.
+//! Memory and local state of many databases during an outage of the store, and after it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ const BYTES: u64 = 2 << 20;
 const BYTES_PER_SECOND: u64 = 3_000_000;
 const MEMORY_MIB: u64 = 128;
 const STATE_MIB: u64 = 512;
-/// How long the load runs before the store goes away, and after it is back.
+/// Duration of the load before the outage, and after it.
 const BEFORE: Duration = Duration::from_secs(10);
 const AFTER: Duration = Duration::from_secs(20);
 /// The pause between two measurements of local state.
@@ -136,8 +136,8 @@ fn measure(bench: &Bench, program: Program) -> Result<Taken> {
     })
 }
 
-/// Writes through the outage, and waits until all is stored. Returns how long the commits took,
-/// in milliseconds, and how long it took from the end of the load until all was stored.
+/// Writes during the outage, and waits until all is stored. Returns the durations of the commits in
+/// milliseconds, and the time from the end of the load until all was stored.
 fn write(bench: &Bench, place: &Place<'_>, databases: &[PathBuf]) -> Result<(Vec<f64>, f64)> {
     let (application, sizes) = (bench.application(), bench.sizes());
     let time = BEFORE + sizes.away + AFTER;

@@ -18,13 +18,13 @@ pub(super) const ROW: Row = Row {
 };
 
 const BASE_BYTES: u64 = 20 << 20;
-/// Transactions a second.
+/// Transactions per second.
 const RATES: [u64; 3] = [20, 200, 2_000];
 
 struct Taken {
     commits_ms: Vec<f64>,
     seconds: f64,
-    /// Of the replicating process; 0 without one.
+    /// CPU time of the replicating process; 0 without one.
     cpu_seconds: f64,
     puts: u64,
 }

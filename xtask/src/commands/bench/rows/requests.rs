@@ -24,9 +24,9 @@ pub(super) const ROW: Row = Row {
     run,
 };
 
-/// Time until the first merges are done: the first level of both programs is of 30 s.
+/// Time until the first compactions are done: the first level of both programs covers 30 s.
 const SETTLE: Duration = Duration::from_secs(45);
-/// Transactions that the load has in a minute.
+/// Pause between two transactions of the load.
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn run(bench: &Bench) -> Result<Outcome> {
@@ -86,7 +86,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
         });
     };
     let writes = |counts: &Counts| counts.of(Kind::Put) + counts.of(Kind::Multipart);
-    // Sixty captured files, and at most three merges of them.
+    // Sixty captured files, and at most three compactions of them.
     let most = Goal::AtMost(63.0);
     count(
         "idle minute, requests",
@@ -126,7 +126,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Writes one commit a second into both databases.
+/// Writes one commit per second into both databases.
 fn write(bench: &Bench, places: &[Place<'_>; 2]) -> Result<()> {
     let minute = bench.sizes().minute;
     let (count, limit) = (minute.as_secs(), 2 * minute + Duration::from_secs(30));
@@ -156,7 +156,8 @@ fn differences(now: &[Counts; 2], before: &[Counts; 2]) -> [Counts; 2] {
     [now[0].since(&before[0]), now[1].since(&before[1])]
 }
 
-/// The size of one full copy, taken from the peer's first local file, which holds every page.
+/// Returns the size of one snapshot, taken from the peer's first local file, which holds every
+/// page.
 fn full_copy_bytes(folder: &Path) -> Result<u64> {
     let local: PathBuf = folder.join("data/.00000.db-litestream/ltx/0");
     let files = fs::read_dir(&local).with_context(|| format!("list {}", local.display()))?;

@@ -1,4 +1,4 @@
-//! Restore of one database with a base and many captured transactions.
+//! Restore of one database with a snapshot and many captured transactions.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) const ROW: Row = Row {
 
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Restores of one replica.
+/// Number of restores of one replica.
 const TIMES: usize = 5;
 
 struct Taken {
@@ -143,7 +143,7 @@ fn measure(bench: &Bench, program: Program) -> Result<Taken> {
     })
 }
 
-/// Ours once more, with as little looking as the peer does.
+/// Our restore once more, with as few checks as the peer does.
 fn unchecked(bench: &Bench, place: &Place<'_>, database: &Path) -> Result<Finished> {
     let output = place.folder().join("unchecked.db");
     let mut command: Command = place.restore(database, Some(&output));

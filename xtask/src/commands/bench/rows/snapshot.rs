@@ -1,4 +1,4 @@
-//! What is stored, and what is reported, while snapshots of a large database are made.
+//! Stored commits and reported lag while snapshots of a large database are made.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -33,23 +33,23 @@ pub(super) const ROW: Row = Row {
 const INTERVAL_SECONDS: u64 = 40;
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long the load runs before anything is measured.
+/// Duration of the load before the measurement starts.
 const RUN_UP: Duration = Duration::from_secs(3);
-/// The shortest and the longest time that is measured.
+/// The shortest and the longest measurement.
 const SHORTEST: Duration = Duration::from_secs(90);
 const LONGEST: Duration = Duration::from_secs(240);
-/// Snapshots that must be stored meanwhile.
+/// Number of snapshots that must be stored during it.
 const SNAPSHOTS: usize = 2;
-/// The first sync is over when the replica has not changed for this time.
+/// The first sync counts as done when the replica has not changed for this time.
 const QUIET: Duration = Duration::from_secs(5);
-/// Bytes of a request that is measured.
+/// Size of a measured request, in bytes.
 const REQUEST_BYTES: usize = 64 << 10;
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Taken {
     gap: f64,
     worst: Judged,
-    /// From the start of the span to the worst report, and to each snapshot.
+    /// Time from the start of the span to the worst report, and to each snapshot.
     worst_at: f64,
     snapshots_at: Vec<f64>,
     longest_lag: f64,
@@ -167,7 +167,7 @@ fn join(all: &[f64]) -> String {
     all.join(", ")
 }
 
-/// Waits while the writer writes, until enough snapshots have been stored.
+/// Waits during the load until enough snapshots have been stored.
 fn load(watch: &Watch, writer: &mut crate::commands::child::Running) -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < SHORTEST || watch.snapshots() < SNAPSHOTS {
@@ -182,7 +182,7 @@ fn load(watch: &Watch, writer: &mut crate::commands::child::Running) -> Result<(
     Ok(())
 }
 
-/// Does something; returns the longest time that a small file took meanwhile to be durable.
+/// Runs `work`, and returns the longest time that a small file took meanwhile to become durable.
 fn slowest_request(folder: &Path, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
     let stop = AtomicBool::new(false);
     let request = || -> std::io::Result<Duration> {
