@@ -14,6 +14,11 @@ use std::path::Path;
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
+
+/// The byte of a wal-index that every connection holds a read lock on (SQLite's `UNIX_SHM_DMS`).
+const OPEN_LOCK: u64 = 128;
+
 /// A file, by device and inode.
 type FileId = (u64, u64);
 
@@ -27,7 +32,17 @@ enum Way {
 /// nobody has open.
 const PLAIN_READ_TIME: Duration = Duration::from_secs(1);
 
-static OPEN: LazyLock<Mutex<HashMap<FileId, (Way, usize)>>> = LazyLock::new(Mutex::default);
+/// One open file.
+#[derive(Debug)]
+struct Entry {
+    way: Way,
+    count: usize,
+    /// Its wal-index, opened to ask for the locks of others. It stays open as long as the file is:
+    /// closing it earlier would drop our own locks on it.
+    index: Option<File>,
+}
+
+static OPEN: LazyLock<Mutex<HashMap<FileId, Entry>>> = LazyLock::new(Mutex::default);
 
 /// Signalled after a file was closed.
 static CLOSED: Condvar = Condvar::new();
@@ -57,27 +72,47 @@ impl Hold {
     fn take(path: &Path, way: Way, wait: Duration) -> io::Result<Option<Hold>> {
         let meta = fs::metadata(path)?;
         let id = (meta.dev(), meta.ino());
-        let is_other = |open: &mut HashMap<FileId, (Way, usize)>| {
-            open.get(&id).is_some_and(|(held, _)| *held != way)
-        };
+        let is_other =
+            |open: &mut HashMap<FileId, Entry>| open.get(&id).is_some_and(|entry| entry.way != way);
         let (mut open, _) = CLOSED
             .wait_timeout_while(register(), wait, is_other)
             .unwrap_or_else(PoisonError::into_inner);
-        let (held, count) = open.entry(id).or_insert((way, 0));
-        if *held != way {
+        let entry = open.entry(id).or_insert(Entry {
+            way,
+            count: 0,
+            index: None,
+        });
+        if entry.way != way {
             return Ok(None);
         }
-        *count += 1;
+        entry.count += 1;
         Ok(Some(Hold { id }))
+    }
+
+    /// Whether another process has the database open in WAL mode: each of its connections that has
+    /// read holds a lock on the wal-index at `index`.
+    ///
+    /// # Errors
+    ///
+    /// The wal-index cannot be opened, or the file system has no locks.
+    pub fn is_open_elsewhere(&self, index: &Path) -> io::Result<bool> {
+        let mut open = register();
+        let entry = open.get_mut(&self.id);
+        let entry = entry.expect("it is registered while this lives");
+        if entry.index.is_none() {
+            entry.index = Some(File::open(index)?);
+        }
+        let file = entry.index.as_ref().expect("it was opened just now");
+        has_open_lock(file)
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut open = register();
-        if let Some((_, count)) = open.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(entry) = open.get_mut(&self.id) {
+            entry.count -= 1;
+            if entry.count == 0 {
                 open.remove(&self.id);
                 CLOSED.notify_all();
             }
@@ -85,8 +120,24 @@ impl Drop for Hold {
     }
 }
 
-fn register() -> MutexGuard<'static, HashMap<FileId, (Way, usize)>> {
+fn register() -> MutexGuard<'static, HashMap<FileId, Entry>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether another process holds the lock on a wal-index that each connection to it holds.
+///
+/// # Errors
+///
+/// The file system has no locks.
+pub fn has_open_lock(index: &File) -> io::Result<bool> {
+    let lock = Flock {
+        start: OPEN_LOCK,
+        length: 1,
+        pid: None,
+        typ: FlockType::WriteLock,
+        offset_type: FlockOffsetType::Set,
+    };
+    Ok(fcntl_getlk(index, &lock)?.is_some())
 }
 
 /// A database opened as a plain file, for reading.

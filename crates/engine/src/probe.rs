@@ -8,16 +8,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use protocol::status::DatabaseState;
-use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 use sqlite_format::{
     Chain, DatabaseHeader, FRAME_HEADER_BYTES, FormatError, PageSize, WAL_HEADER_BYTES, WalHeader,
 };
 
-use crate::hold::PlainFile;
+use crate::hold::{PlainFile, has_open_lock};
 use crate::scan::{Fingerprint, cold_fingerprint, with_suffix};
 
-/// The byte of a wal-index that every connection holds a read lock on (SQLite's `UNIX_SHM_DMS`).
-const OPEN_LOCK: u64 = 128;
 /// File in which the kernel lists the mounts that this process sees.
 const MOUNTS: &str = "/proc/self/mountinfo";
 /// Most bytes of a WAL that are read to find its first commit.
@@ -198,17 +195,10 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 /// Whether another process has the database open by this very name: it then holds a lock on the
 /// wal-index beside it. This process has neither file open, so closing it drops no lock.
 fn is_open_by_this_name(path: &Path) -> bool {
-    let Ok(index) = File::open(with_suffix(path, "-shm")) else {
-        return false;
-    };
-    let lock = Flock {
-        start: OPEN_LOCK,
-        length: 1,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    matches!(fcntl_getlk(&index, &lock), Ok(Some(_)))
+    let index = File::open(with_suffix(path, "-shm"));
+    index
+        .and_then(|index| has_open_lock(&index))
+        .unwrap_or(false)
 }
 
 /// Whether the WAL beside a database holds a commit that SQLite would find. The mode in the

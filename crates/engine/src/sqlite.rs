@@ -5,8 +5,8 @@
 //! file descriptor of its own on a database: closing one would drop every POSIX lock that this
 //! process holds on that file.
 //!
-//! Our connections never write. They set `query_only`, never checkpoint on close, and never
-//! checkpoint by themselves.
+//! Our connections never write. They set `query_only` and never checkpoint by themselves. They
+//! checkpoint on close only where [`Connection::close_and_checkpoint`] closes them.
 
 #![expect(unsafe_code, reason = "SQLite's VFS methods have no safe binding")]
 
@@ -196,6 +196,28 @@ impl Connection {
     fn checkpoint(&self, sql: &str) -> Result<bool, SqliteError> {
         let busy = self.inner.query_row(sql, [], |row| row.get::<_, i64>(0));
         Ok(busy.map_err(wrap("checkpoint"))? == 0)
+    }
+
+    /// Whether another process has the database open, whose wal-index is at `index`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Hold::is_open_elsewhere`].
+    pub fn is_open_elsewhere(&self, index: &Path) -> std::io::Result<bool> {
+        self.hold.is_open_elsewhere(index)
+    }
+
+    /// Closes the connection as an application would: where no other connection has the database
+    /// open, SQLite copies the rest of the WAL into the database file and removes the WAL.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal. The connection is closed all the same, and the WAL stays.
+    pub fn close_and_checkpoint(self) -> Result<(), SqliteError> {
+        let allow = self
+            .inner
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        allow.map(drop).map_err(wrap("allow a checkpoint on close"))
     }
 
     /// True when the path no longer leads to the file that this connection has open.

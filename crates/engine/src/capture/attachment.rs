@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use super::inbox::{Found, Inbox};
 use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
 use crate::pages::Spill;
-use crate::tap::{LogPosition, Look, Tap};
+use crate::tap::{Look, Start, Tap};
 
 /// Bytes of WAL that a poll reads on the capture thread, between polls of other databases: about 10
 /// ms of work.
 const QUICK_BYTES: u64 = 8 << 20;
+/// Pause between two questions whether another process has the database open.
+const ALONE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Requests of callers.
 #[derive(Debug, Default, Clone, Copy)]
@@ -20,8 +22,12 @@ pub(super) struct Wishes {
     pub(super) barrier: Option<u64>,
     /// Read the whole present WAL.
     pub(super) reread: bool,
+    /// Copy the WAL into the database file if no other process has it open.
+    pub(super) checkpoint: bool,
     /// Poll a last time, then end.
     pub(super) detach: bool,
+    /// At the end, let SQLite remove the WAL if no other process has the database open.
+    pub(super) close: bool,
 }
 
 impl Wishes {
@@ -29,12 +35,14 @@ impl Wishes {
     pub(super) fn add(&mut self, later: Wishes) {
         self.barrier = later.barrier.or(self.barrier);
         self.reread |= later.reread;
+        self.checkpoint |= later.checkpoint;
         self.detach |= later.detach;
+        self.close |= later.close;
     }
 
     /// Whether a caller waits for something that only further polls deliver.
     pub(super) fn any(&self) -> bool {
-        self.barrier.is_some() || self.reread || self.detach
+        self.barrier.is_some() || self.reread || self.checkpoint || self.detach
     }
 }
 
@@ -43,7 +51,7 @@ impl Wishes {
 pub(super) struct Place {
     pub(super) path: PathBuf,
     pub(super) spill: Spill,
-    pub(super) resume: Option<LogPosition>,
+    pub(super) start: Start,
     pub(super) inbox: Arc<Inbox>,
 }
 
@@ -54,6 +62,7 @@ pub(super) struct Attachment {
     inbox: Arc<Inbox>,
     pub(super) wishes: Wishes,
     next_identity_check: Instant,
+    next_alone_check: Instant,
 }
 
 /// Result of a poll.
@@ -72,10 +81,10 @@ impl Attachment {
         let Place {
             path,
             spill,
-            resume,
+            start,
             inbox,
         } = place;
-        match Tap::attach(&path, &spill, resume, now, unix_ms()) {
+        match Tap::attach(&path, &spill, start, now, unix_ms()) {
             Ok((tap, look)) => {
                 let page_size = tap.page_size();
                 inbox.update(|found| found.page_size = Some(page_size));
@@ -85,6 +94,7 @@ impl Attachment {
                     inbox,
                     wishes: Wishes::default(),
                     next_identity_check: now + QUIET_PAUSE,
+                    next_alone_check: now,
                 };
                 Looked::On(Box::new(attachment), true)
             }
@@ -101,7 +111,9 @@ impl Attachment {
 
     /// Whether a poll may read so much that other databases should not wait for it.
     pub(super) fn takes_long(&self) -> bool {
-        self.tap.bytes_to_read(self.wishes.reread) > QUICK_BYTES
+        self.wishes.checkpoint
+            || self.wishes.close
+            || self.tap.bytes_to_read(self.wishes.reread) > QUICK_BYTES
     }
 
     /// Polls, and leaves the findings in the inbox.
@@ -119,7 +131,7 @@ impl Attachment {
         }
         let found_something = match look {
             Ok(Look::Moved) => {
-                return self.end(|found| (found.moved, found.has_ended) = (true, true));
+                return self.end(false, |found| (found.moved, found.has_ended) = (true, true));
             }
             Ok(look) => {
                 let is_quiet = matches!(look, Look::Quiet);
@@ -127,27 +139,42 @@ impl Attachment {
                 !is_quiet
             }
             Err(error) => {
-                return self.end(|found| {
+                return self.end(false, |found| {
                     found.failed = Some(error);
                     found.has_ended = true;
                 });
             }
         };
-        self.serve();
+        self.serve(now);
+        if std::mem::take(&mut self.wishes.checkpoint)
+            && let Err(error) = self.tap.checkpoint_alone()
+        {
+            tracing::debug!(%error, "checkpoint");
+        }
         if self.wishes.detach {
-            return self.end(|_| {});
+            // Commits that came last are found in the WAL by the next attachment.
+            let close = self.wishes.close && !found_something && self.tap.is_at_end();
+            return self.end(close, |_| {});
         }
         Looked::On(self, found_something)
     }
 
-    fn serve(&mut self) {
+    fn serve(&mut self, now: Instant) {
+        if now >= self.next_alone_check || self.wishes.barrier.is_some() {
+            self.next_alone_check = now + ALONE_PAUSE;
+            let is_alone = self.tap.is_alone();
+            if self.inbox.lock().is_alone != is_alone {
+                self.inbox.update(|found| found.is_alone = is_alone);
+            }
+        }
         if self.tap.is_current()
             && let Some(token) = self.wishes.barrier.take()
         {
-            let at_end = self.tap.is_at_end();
+            let (at_end, is_backfilled) = (self.tap.is_at_end(), self.tap.is_backfilled());
             self.inbox.update(|found| {
                 found.barrier = token;
                 found.at_end = at_end;
+                found.is_backfilled = is_backfilled;
             });
         }
         if self.wishes.reread
@@ -161,10 +188,17 @@ impl Attachment {
         }
     }
 
-    /// Detaches the tap, then records the end with `last`. A reader of the inbox then finds no lock
-    /// of ours.
-    fn end(self, last: impl FnOnce(&mut Found)) -> Looked {
-        self.tap.detach();
+    /// Detaches or closes the tap, then records the end with `last`. A reader of the inbox then finds
+    /// no lock of ours.
+    fn end(self, close: bool, last: impl FnOnce(&mut Found)) -> Looked {
+        match close {
+            true => {
+                if let Err(error) = self.tap.close() {
+                    tracing::debug!(%error, "the WAL stays");
+                }
+            }
+            false => self.tap.detach(),
+        }
         self.inbox.update(|found| {
             last(found);
             found.gone = true;

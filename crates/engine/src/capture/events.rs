@@ -47,10 +47,11 @@ impl Watches {
         }
     }
 
-    /// Watches for the next write to the WAL of an attached database. None means that no event will
-    /// come.
+    /// Watches for the next write to the WAL of an attached database, or for the end of a process
+    /// that wrote it. None means that no event will come.
     pub(super) fn attached(&self, log: &Path, id: u64) -> Option<WatchDescriptor> {
-        self.add(log, WatchMask::MODIFY, Whom::Attached(id))
+        let mask = WatchMask::MODIFY | WatchMask::CLOSE_WRITE;
+        self.add(log, mask, Whom::Attached(id))
     }
 
     /// Watches a file of an idle database. The event comes before any process can change a closed

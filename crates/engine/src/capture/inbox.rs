@@ -28,6 +28,10 @@ pub struct Found {
     pub barrier: u64,
     /// At that barrier the log held nothing behind what is captured, published or not.
     pub at_end: bool,
+    /// At that barrier the database file held everything that the WAL does.
+    pub is_backfilled: bool,
+    /// No other process has the database open.
+    pub is_alone: bool,
     /// The whole present log, when it was asked for, or why there is no room for it.
     pub log: Option<Result<Batch, TapError>>,
     /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.

@@ -27,7 +27,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Handle;
 
 use crate::pages::Spill;
-use crate::tap::LogPosition;
+use crate::tap::Start;
 
 use attachment::{Place, Wishes};
 pub use events::IdleWatch;
@@ -147,7 +147,7 @@ impl Capture {
         &self,
         path: &Path,
         spill: &Spill,
-        resume: Option<LogPosition>,
+        start: Start,
         unsealed: &Arc<Unsealed>,
     ) -> Attached {
         let inbox = Arc::new(Inbox::new(Arc::clone(unsealed)));
@@ -158,7 +158,7 @@ impl Capture {
             place: Place {
                 path: path.to_owned(),
                 spill: spill.clone(),
-                resume,
+                start,
                 inbox: Arc::clone(&inbox),
             },
             pool: Handle::current(),
@@ -233,6 +233,25 @@ impl Attached {
         });
     }
 
+    /// Asks to copy the WAL into the database file if no other process has it open. A later barrier
+    /// says whether that was done.
+    pub fn checkpoint_alone(&self) {
+        self.wish(Wishes {
+            checkpoint: true,
+            ..Wishes::default()
+        });
+    }
+
+    /// As [`Attached::detach`], and lets SQLite remove the WAL where no other process has the
+    /// database open.
+    pub fn close(&self) {
+        self.wish(Wishes {
+            close: true,
+            detach: true,
+            ..Wishes::default()
+        });
+    }
+
     fn wish(&self, wishes: Wishes) {
         let id = self.id;
         self.capture.send(Command::Wish { id, wishes });
@@ -297,7 +316,7 @@ mod tests {
             .unwrap();
         runtime.block_on(async {
             let capture = Capture::start().unwrap();
-            let small_one = capture.attach(&other, spill, None, &Arc::default());
+            let small_one = capture.attach(&other, spill, Start::Unknown, &Arc::default());
             until(&small_one.inbox, |found| found.batch.is_some()).await;
             small_one.inbox.lock().batch = None;
             // The blocking pool is occupied from here on.
@@ -308,7 +327,7 @@ mod tests {
             large
                 .execute_batch("INSERT INTO t VALUES(zeroblob(20000000))")
                 .unwrap();
-            let large_one = capture.attach(&one, spill, None, &Arc::default());
+            let large_one = capture.attach(&one, spill, Start::Unknown, &Arc::default());
             large_one.barrier(1);
             small.execute_batch("INSERT INTO t VALUES(1)").unwrap();
             small_one.barrier(1);

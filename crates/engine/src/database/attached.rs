@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::capture::{Attached, Found};
 use crate::pages::PageSet;
-use crate::scan::{Fingerprint, ScanError, live_fingerprint, scan_live};
+use crate::scan::{Fingerprint, ScanError, fingerprint, live_fingerprint, scan_live};
 use crate::seal::Delta;
 use crate::sqlite::{Connection, SqliteError};
 use crate::tap::{Batch, BreakReason, LogPosition, TapError};
@@ -35,6 +35,8 @@ const READERS_TIME: Duration = Duration::from_millis(20);
 const QUICK: Duration = Duration::from_millis(20);
 /// PASSIVE checkpoints in a row: each leaves what was written during the one before.
 const PASSES: u32 = 8;
+/// Pause before the times of a database file are read again that are too new to show a change.
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// Attempts to read a database that is to be left, while it loses frames.
 const LAST_RESYNCS: u32 = 5;
 
@@ -44,6 +46,8 @@ pub(super) enum Ended {
     Stopped,
     /// Nothing is written, and others need the room: to be attached again when these files change.
     Resting((Fingerprint, Fingerprint)),
+    /// No other process has the database open, and this file holds everything that is captured.
+    Closed(Fingerprint),
 }
 
 /// An action of the commit lane under way; it gives its worker back.
@@ -55,8 +59,9 @@ enum Done {
     Unchanged,
     CutFailed,
     Quiet((Fingerprint, Fingerprint)),
+    Closable(Fingerprint),
     NotQuiet,
-    Finished,
+    Finished { is_closable: bool },
 }
 
 /// One attachment to a live database.
@@ -66,6 +71,8 @@ pub(super) struct Attachment {
     pub(super) machine: Machine,
     commit: Option<CommitLane>,
     checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
+    /// The database file holds everything, and no other process has it open.
+    is_closable: bool,
 }
 
 /// What is left of an attachment.
@@ -81,7 +88,7 @@ impl Attachment {
     /// For a database that capture was asked to attach to. `log` is where it is to go on.
     pub(super) fn new(
         ledger: Ledger,
-        pace: Pace,
+        (pace, scan_time): (Pace, Duration),
         attached: Attached,
         log: Option<LogPosition>,
         database: &Database,
@@ -98,7 +105,8 @@ impl Attachment {
         Attachment {
             worker: Some(worker),
             attached,
-            machine: Machine::new(pace, Instant::now()),
+            machine: Machine::new(pace, scan_time, Instant::now()),
+            is_closable: false,
             commit: None,
             checkpoint: None,
         }
@@ -123,7 +131,7 @@ impl Attachment {
         if let Some(checkpoint) = self.checkpoint.take() {
             let _done = checkpoint.await;
         }
-        worker.release().await;
+        worker.release(self.is_closable).await;
         if let Ok(Ended::Stopped) = result {
             // Commits after the last look belong to whoever captures next.
             database.handle.chain.lock().unsealed.clear();
@@ -193,6 +201,7 @@ impl Attachment {
                 has_gap: found.broken.is_some() || !has_table,
                 wants_checkpoint: found.wants_checkpoint,
                 can_resume: self.log().is_some_and(|log| log.frames > 0),
+                is_alone: found.is_alone,
             }
         };
         let surroundings = {
@@ -257,7 +266,14 @@ impl Attachment {
             Done::CutFailed => self.machine.handle_commit_done(Outcome::CutFailed, now),
             Done::NotQuiet => self.machine.handle_not_quiet(now),
             Done::Quiet(files) => return Some(Ended::Resting(files)),
-            Done::Finished => return Some(Ended::Stopped),
+            Done::Closable(file) => {
+                self.is_closable = true;
+                return Some(Ended::Closed(file));
+            }
+            Done::Finished { is_closable } => {
+                self.is_closable = is_closable;
+                return Some(Ended::Stopped);
+            }
         }
         None
     }
@@ -333,6 +349,7 @@ impl Worker {
                 Ok(Done::Unchanged)
             }
             Action::Detach => self.rest().await,
+            Action::Close => self.prepare_to_close().await,
             Action::Finish => self.finish().await,
             Action::Checkpoint { .. } => unreachable!("it has a lane of its own"),
         }
@@ -513,6 +530,37 @@ impl Worker {
         })
     }
 
+    /// Brings everything into the database file and proves that it is captured. Then SQLite's close
+    /// has nothing left to write, and a change of the file shows every later commit.
+    async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        self.attached.checkpoint_alone();
+        self.barrier().await?;
+        let file = loop {
+            let Some(file) = fingerprint(&path).ok().flatten() else {
+                return Ok(Done::NotQuiet);
+            };
+            if file.is_settled(SystemTime::now()) {
+                break file;
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        };
+        let is_ready = self.is_ready_to_close().await?;
+        Ok(
+            match is_ready && fingerprint(&path).ok() == Some(Some(file)) {
+                true => Done::Closable(file),
+                false => Done::NotQuiet,
+            },
+        )
+    }
+
+    /// Whether everything is captured and in the database file, and no other process has it open.
+    async fn is_ready_to_close(&mut self) -> Result<bool, RunError> {
+        self.barrier().await?;
+        let found = self.attached.inbox.lock();
+        Ok(found.is_all_taken() && found.is_backfilled && found.is_alone)
+    }
+
     /// Captures and writes what there is, and stays while a target may need a cut: its snapshot is read
     /// from the database.
     async fn finish(&mut self) -> Result<Done, RunError> {
@@ -521,7 +569,9 @@ impl Worker {
             changes.borrow_and_update();
             self.capture_all().await?;
             if self.handle.needs_no_cut() {
-                return Ok(Done::Finished);
+                self.attached.checkpoint_alone();
+                let is_closable = self.is_ready_to_close().await?;
+                return Ok(Done::Finished { is_closable });
             }
             self.handle.ask_for_needed_cuts();
             let lacks_cut = self.handle.chain.lock().lacks_cut();
@@ -584,9 +634,12 @@ impl Worker {
         }
     }
 
-    /// Detaches, and waits until that is done.
-    async fn release(&self) {
-        self.attached.detach();
+    /// Detaches, or closes the database as an application would, and waits until that is done.
+    async fn release(&self, is_closable: bool) {
+        match is_closable {
+            true => self.attached.close(),
+            false => self.attached.detach(),
+        }
         let inbox = &self.attached.inbox;
         let mut changes: watch::Receiver<u64> = inbox.subscribe();
         while !inbox.lock().gone {

@@ -23,6 +23,8 @@ const RESORT_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::
 const REST_AFTER: Duration = Duration::from_secs(5);
 /// The same while other databases wait to be attached.
 const REST_SOON: Duration = Duration::from_secs(1);
+/// Time without a write after which a database that no other process has open is closed.
+const CLOSE_AFTER: Duration = Duration::from_millis(300);
 /// Pause before the budget of local state is looked at again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a cut that failed: a snapshot waits, commits do not.
@@ -41,6 +43,8 @@ pub(super) struct Captured {
     pub(super) wants_checkpoint: bool,
     /// The WAL has frames, so the database can be attached again at this place.
     pub(super) can_resume: bool,
+    /// No other process has the database open.
+    pub(super) is_alone: bool,
 }
 
 /// What the targets and the budgets say.
@@ -81,6 +85,9 @@ pub(super) enum Action {
     Checkpoint { may_resort: bool },
     /// Detach if nothing was written meanwhile.
     Detach,
+    /// Let the WAL go as the last close of the application would have, if nothing was written
+    /// meanwhile.
+    Close,
     /// Capture what there is and end.
     Finish,
 }
@@ -129,11 +136,16 @@ pub(super) struct Machine {
     full_until: Option<Instant>,
     /// After a cut that failed: no other one before that.
     next_cut: Instant,
+    /// Time without a write before the database is closed.
+    close_after: Duration,
 }
 
 impl Machine {
     /// For a database that is about to be attached; `pace` goes on from an earlier attachment.
-    pub(super) fn new(pace: Pace, now: Instant) -> Machine {
+    ///
+    /// `scan_time` is what it takes to read the whole database, if that was necessary. After a close
+    /// it may be necessary again, so the machine waits ten times as long before it closes.
+    pub(super) fn new(pace: Pace, scan_time: Duration, now: Instant) -> Machine {
         Machine {
             captured: Captured::default(),
             surroundings: Surroundings::default(),
@@ -149,6 +161,7 @@ impl Machine {
             quiet_since: now,
             full_until: None,
             next_cut: now,
+            close_after: CLOSE_AFTER.max(scan_time * 10),
         }
     }
 
@@ -251,6 +264,9 @@ impl Machine {
         if !captured.has_commits && surroundings.has_leftovers {
             return Some(Action::Tidy);
         }
+        if self.close_at().is_some_and(|at| now >= at) {
+            return Some(Action::Close);
+        }
         if !captured.has_commits {
             let rests = self.rest_at().is_some_and(|at| now >= at);
             return (rests && surroundings.is_crowded).then_some(Action::Detach);
@@ -264,6 +280,14 @@ impl Machine {
         }
         let due = self.pace.due(surroundings.keeps_up);
         due.is_none_or(|at| now >= at).then_some(Action::Commit)
+    }
+
+    /// When a database that no other process has open is closed.
+    fn close_at(&self) -> Option<Instant> {
+        let captured = self.captured;
+        let is_done = !captured.has_commits && !self.surroundings.lacks_cut;
+        let closes = captured.is_alone && is_done && !self.checkpoint.is_busy;
+        closes.then(|| self.quiet_since + self.close_after)
     }
 
     /// When the database may be detached for being quiet.
@@ -296,7 +320,8 @@ impl Machine {
                 None => self.pace.due(self.surroundings.keeps_up),
             },
         };
-        [checkpoint, cut, commit].into_iter().flatten().min()
+        let close = self.close_at().filter(|_| !self.commit_is_busy);
+        [checkpoint, cut, commit, close].into_iter().flatten().min()
     }
 }
 
@@ -309,7 +334,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(1);
 
     fn machine(now: Instant) -> Machine {
-        let mut machine = Machine::new(Pace::new(INTERVAL), now);
+        let mut machine = Machine::new(Pace::new(INTERVAL), Duration::ZERO, now);
         machine.handle_captured(attached());
         machine.handle_surroundings(Surroundings {
             keeps_up: true,
@@ -502,6 +527,34 @@ mod tests {
                 now = at;
             }
             assert_eq!(detached, after);
+        }
+    }
+
+    #[test]
+    fn a_database_that_no_other_process_has_open_is_closed_once_it_is_quiet() {
+        let start = Instant::now();
+        let scan_time = Duration::from_secs(1);
+        for (scan_time, after) in [(Duration::ZERO, CLOSE_AFTER), (scan_time, scan_time * 10)] {
+            let mut machine = Machine::new(Pace::new(INTERVAL), scan_time, start);
+            machine.handle_captured(Captured {
+                is_alone: true,
+                ..with_commits()
+            });
+            assert_eq!(machine.poll_action(start), Some(Action::Commit));
+            machine.handle_commit_done(Outcome::Written, start);
+            let alone = Captured {
+                is_alone: true,
+                ..attached()
+            };
+            machine.handle_captured(alone);
+            assert_eq!(machine.poll_action(start), None);
+            let at = start + after;
+            assert_eq!(machine.poll_timeout(start), Some(at));
+            assert_eq!(machine.poll_action(at), Some(Action::Close));
+            machine.handle_not_quiet(at);
+            assert_eq!(machine.poll_action(at), None, "another pause");
+            machine.handle_captured(attached());
+            assert_eq!(machine.poll_action(at + after), None, "it was opened again");
         }
     }
 

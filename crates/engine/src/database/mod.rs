@@ -223,6 +223,7 @@ impl Database {
             resting: None,
             pace: Pace::new(self.settings.sync_interval),
             had_turn: false,
+            scan_time: Duration::ZERO,
             in_use_probes: 0,
             watch: None,
             next_watch: tokio::time::Instant::now(),

@@ -19,7 +19,7 @@ use crate::scan::{
 };
 use crate::seal::Delta;
 use crate::sqlite::Connection;
-use crate::tap::LogPosition;
+use crate::tap::{LogPosition, Start};
 
 /// Longest pause between attempts that fail.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
@@ -55,6 +55,8 @@ pub(super) struct Session {
     pub(super) pace: Pace,
     /// It has been attached before.
     pub(super) had_turn: bool,
+    /// What it took to read the whole database after it was closed; zero: that was not necessary.
+    pub(super) scan_time: Duration,
     /// Probes in a row that found the file in use by this process.
     pub(super) in_use_probes: u32,
     /// The watch on an idle database.
@@ -83,7 +85,10 @@ impl Session {
             // Each attempt may read the whole database.
             if error.is_over_budget() {
                 database.pause(PROBE_PAUSE).await;
-                checkpoint(&database.settings.path).await;
+                // What is in the database file need not be kept in local state to attach.
+                if matches!(probe(&database.settings.path), Probe::Live) {
+                    checkpoint(&database.settings.path).await;
+                }
                 self.wait_for_room(database).await;
             } else if !matches!(error, RunError::Moved) {
                 if error.is_disk_full() {
@@ -305,6 +310,7 @@ impl Session {
         };
         let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
         let handle = database.handle.clone();
+        let began = Instant::now();
         self.blocking(move |ledger| {
             if !is_known {
                 handle.chain.lock().unsealed.begin_resync();
@@ -333,6 +339,9 @@ impl Session {
             }
         })
         .await?;
+        if !is_known {
+            self.scan_time = began.elapsed();
+        }
         // Times that are too new do not tell a change right after this: look once more.
         self.cold = fingerprint
             .is_settled(SystemTime::now())
@@ -400,14 +409,25 @@ impl Session {
             // Another file under the log that we know: its pages have to be compared.
             self.log = None;
         }
-        (self.cold, self.resting, self.next_watch) = (None, None, Instant::now());
+        let closed = self.cold.take();
+        (self.resting, self.next_watch) = (None, Instant::now());
         let ledger = self.ledger.take().expect("no blocking task has it");
-        let resume = self.log.filter(|_| ledger.table.is_some());
+        let start = match (closed, self.log) {
+            _ if ledger.table.is_none() => Start::Unknown,
+            (Some(file), _) => Start::AfterClose(file),
+            (None, Some(log)) => Start::At(log),
+            (None, None) => Start::Unknown,
+        };
+        let log = match start {
+            Start::At(log) => Some(log),
+            Start::Unknown | Start::AfterClose(_) => None,
+        };
         let unsealed = Arc::clone(&database.handle.chain.lock().unsealed);
-        let path = &database.settings.path;
+        let path = database.settings.path.clone();
         let capture = &database.env.capture;
-        let attached = capture.attach(path, &ledger.spill, resume, &unsealed);
-        let attachment = Attachment::new(ledger, self.pace, attached, resume, database);
+        let attached = capture.attach(&path, &ledger.spill, start, &unsealed);
+        let times = (self.pace, self.scan_time);
+        let attachment = Attachment::new(ledger, times, attached, log, database);
         let left = attachment.run(database).await;
         (self.ledger, self.pace) = (Some(left.ledger), left.pace);
         (self.log, self.resting) = (None, None);
@@ -415,6 +435,17 @@ impl Session {
             Ended::Stopped => Ok(true),
             Ended::Resting(files) => {
                 (self.log, self.resting) = (left.log, Some(files));
+                Ok(false)
+            }
+            Ended::Closed(file) => {
+                // Where another process was quicker, the WAL is still there.
+                match cold_fingerprint(&path).ok().flatten() {
+                    None => self.log = left.log,
+                    now => {
+                        self.cold = now.filter(|now| *now == file);
+                        database.report(DatabaseState::Idle, String::new());
+                    }
+                }
                 Ok(false)
             }
         }
@@ -451,14 +482,11 @@ impl Session {
     }
 }
 
-/// Copies what it can of the WAL into the database file, waiting for nobody: what is there need not
-/// be kept in local state to attach.
+/// Copies what it can of the WAL into the database file. Waits for no other process. The database
+/// must be open in WAL mode.
 async fn checkpoint(path: &Path) {
     let path = path.to_owned();
-    let work = move || match probe(&path) {
-        Probe::Live => Connection::open(&path)?.checkpoint_passive().map(drop),
-        Probe::Cold(_) | Probe::InUse | Probe::Unfit(..) => Ok(()),
-    };
+    let work = move || Connection::open(&path)?.checkpoint_passive();
     let done = tokio::task::spawn_blocking(work).await;
     if let Err(error) = done.expect("a checkpoint does not panic") {
         // It fails when the application checkpoints, and then it is not needed.
@@ -506,6 +534,7 @@ mod tests {
             resting: None,
             pace: Pace::new(Duration::from_secs(1)),
             had_turn: false,
+            scan_time: Duration::ZERO,
             in_use_probes: 0,
             watch: None,
             next_watch: Instant::now(),

@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use crate::pages::Spill;
     use crate::scan::with_suffix;
-    use crate::tap::Look;
+    use crate::tap::{Look, Start};
 
     fn application(path: &Path) -> rusqlite::Connection {
         let connection = rusqlite::Connection::open(path).unwrap();
@@ -315,7 +315,7 @@ mod tests {
 
     fn attached(path: &Path, now: Instant) -> Tap {
         let spill = Spill::with_memory(path.parent().unwrap(), 1 << 20);
-        Tap::attach(path, &spill, None, now, 0).unwrap().0
+        Tap::attach(path, &spill, Start::Unknown, now, 0).unwrap().0
     }
 
     #[test]
@@ -518,6 +518,35 @@ mod tests {
     }
 
     #[test]
+    fn a_wal_is_continued_from_a_close_only_while_the_database_file_is_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        drop(application(&path));
+        let closed = crate::scan::cold_fingerprint(&path).unwrap().unwrap();
+        let writer = application(&path);
+        let attach = || {
+            let spill = Spill::with_memory(directory.path(), 1 << 20);
+            let now = Instant::now();
+            Tap::attach(&path, &spill, Start::AfterClose(closed), now, 0).unwrap()
+        };
+        let (mut tap, look) = attach();
+        let Look::Captured(batch) = look else {
+            panic!("{look:?}");
+        };
+        assert!(batch.pages.len() == 1 && batch.log.frames == 1);
+        commit(&writer);
+        let look = tap.look(Instant::now(), 0).unwrap();
+        assert!(matches!(look, Look::Captured(_)), "{look:?}");
+        drop(tap);
+        // Its WAL may have begun anew since.
+        writer
+            .execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(3)")
+            .unwrap();
+        let (_, look) = attach();
+        assert!(matches!(look, Look::Broken(..)), "{look:?}");
+    }
+
+    #[test]
     fn a_place_in_a_log_that_holds_another_frame_there_is_not_gone_on_from() {
         let directory = tempfile::tempdir().unwrap();
         let (writer, tap, _) = three_commits(directory.path());
@@ -529,7 +558,7 @@ mod tests {
             Tap::attach(
                 &path,
                 &Spill::with_memory(directory.path(), 1 << 20),
-                Some(position),
+                Start::At(position),
                 now,
                 0,
             )

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use sqlite_format::WalChecksum;
 
 use super::log::{Kept, ReadError};
-use super::{BreakReason, Look, Tap, TapError};
+use super::{Batch, BreakReason, Look, Tap, TapError};
+use crate::scan::{Fingerprint, fingerprint};
 use crate::sqlite::WalView;
 
 /// Pause before a second attempt to park in slot 0: a checkpoint may have held the slot.
@@ -133,6 +134,30 @@ impl Tap {
 
     /// Takes a first mark and reads the whole present WAL.
     pub(super) fn restart(&mut self, reason: BreakReason, now_ms: i64) -> Result<Look, TapError> {
+        let (batch, _) = self.read_present(now_ms)?;
+        Ok(Look::Broken(reason, batch))
+    }
+
+    /// Continues at the first frame of a WAL that was made after the database was closed with this
+    /// file. An unchanged file proves it: no frame has been copied into it, so none was overwritten.
+    pub(super) fn start_after_close(
+        &mut self,
+        closed: Fingerprint,
+        now_ms: i64,
+    ) -> Result<Look, TapError> {
+        let (batch, commits) = self.read_present(now_ms)?;
+        // Asked after the mark is taken and all frames are read.
+        let is_unchanged = fingerprint(&self.path).is_ok_and(|now| now == Some(closed));
+        Ok(match (is_unchanged, commits) {
+            (true, 0) => Look::Quiet,
+            (true, _) => Look::Captured(batch),
+            (false, _) => Look::Broken(BreakReason::Fresh, batch),
+        })
+    }
+
+    /// Takes a first mark and reads the frames that the database file lacks. Returns them with the
+    /// number of commits in the WAL.
+    fn read_present(&mut self, now_ms: i64) -> Result<(Batch, u32), TapError> {
         for connection in &self.connections {
             connection.end_read();
         }
@@ -145,14 +170,14 @@ impl Tap {
                 // The database is read after it, and has the frames that are backfilled.
                 let pages = (Kept::Missing, &mut batch.pages);
                 match self.read_log_from_start(0, &view, pages) {
-                    Ok(_) => {
+                    Ok(commits) => {
                         self.complete(0, &mut batch)?;
                         self.holder = Some(0);
                         self.current = true;
                         (self.moved_at, self.relieved) = (Instant::now(), false);
                         self.parked = (0, self.moved_at);
                         self.position = batch.log;
-                        return Ok(Look::Broken(reason, batch));
+                        return Ok((batch, commits));
                     }
                     // A mark in slot 0 does not keep a writer from restarting the WAL: try again.
                     Err(ReadError::Broken(_)) => {}

@@ -36,7 +36,7 @@ use std::time::Instant;
 use sqlite_format::PageSize;
 
 use crate::pages::Spill;
-use crate::scan::with_suffix;
+use crate::scan::{Fingerprint, with_suffix};
 use crate::sqlite::{Connection, SqliteError};
 
 pub use batch::{Batch, LogPosition};
@@ -93,6 +93,18 @@ pub enum TapError {
     Format(#[from] sqlite_format::FormatError),
 }
 
+/// Where capture of a database continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing is known of the database, or it was changed.
+    Unknown,
+    /// At a position in the WAL: frames and checksums prove that it holds everything since.
+    At(LogPosition),
+    /// At the first frame of a WAL, after the database was closed without one. An unchanged file
+    /// proves that the WAL holds everything since.
+    AfterClose(Fingerprint),
+}
+
 /// Capture of one database that the application has open.
 #[derive(Debug)]
 pub struct Tap {
@@ -125,11 +137,10 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to a database that the application has open in WAL mode.
+    /// Attaches to a database that is open in WAL mode.
     ///
-    /// With an earlier position, continues there if frames and checksums prove that the WAL holds
-    /// everything since. The answer is then `Quiet` or `Captured`. Otherwise the answer is
-    /// `Broken`, with the whole present WAL.
+    /// Continues at `start` if that is proven: the answer is then `Quiet` or `Captured`. Otherwise
+    /// the answer is `Broken`, with every page that the database file lacks.
     ///
     /// # Errors
     ///
@@ -137,7 +148,7 @@ impl Tap {
     pub fn attach(
         path: &Path,
         spill: &Spill,
-        resume: Option<LogPosition>,
+        start: Start,
         now: Instant,
         now_ms: i64,
     ) -> Result<(Tap, Look), TapError> {
@@ -145,19 +156,22 @@ impl Tap {
         connections[0].begin_read()?;
         let page_size = PageSize::new(connections[0].page_size()?)?;
         connections[0].end_read();
-        let nowhere = LogPosition {
-            salts: (0, 0),
-            big_endian: false,
-            frames: 0,
-            checksum: (0, 0),
-            change: 0,
+        let position = match start {
+            Start::At(position) => position,
+            Start::Unknown | Start::AfterClose(_) => LogPosition {
+                salts: (0, 0),
+                big_endian: false,
+                frames: 0,
+                checksum: (0, 0),
+                change: 0,
+            },
         };
         let mut tap = Tap {
             connections,
             holder: None,
             mark: None,
             page_size,
-            position: resume.unwrap_or(nowhere),
+            position,
             path: path.to_owned(),
             beside: files_beside(path),
             spill: spill.clone(),
@@ -171,9 +185,10 @@ impl Tap {
             unfinished: false,
             buffer: Vec::new(),
         };
-        let look = match resume {
-            Some(position) if position.frames > 0 => tap.resume(now, now_ms)?,
-            _ => tap.restart(BreakReason::Fresh, now_ms)?,
+        let look = match start {
+            Start::At(position) if position.frames > 0 => tap.resume(now, now_ms)?,
+            Start::AfterClose(closed) => tap.start_after_close(closed, now_ms)?,
+            Start::At(_) | Start::Unknown => tap.restart(BreakReason::Fresh, now_ms)?,
         };
         Ok((tap, look))
     }
@@ -318,11 +333,57 @@ impl Tap {
         Ok(())
     }
 
+    /// Whether this process alone has the database open. A file system that cannot tell has others.
+    pub fn is_alone(&self) -> bool {
+        let index = with_suffix(&self.path, "-shm");
+        let elsewhere = self.connections[0].is_open_elsewhere(&index);
+        elsewhere.is_ok_and(|elsewhere| !elsewhere)
+    }
+
+    /// True when the last look found every published frame in the database file.
+    pub fn is_backfilled(&self) -> bool {
+        !self.unfinished
+    }
+
+    /// Copies what it can of the WAL into the database file, where this process alone has both open.
+    /// Never after somebody removed or replaced a file: others would use other files then.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal.
+    pub fn checkpoint_alone(&self) -> Result<(), SqliteError> {
+        // The holder of a mark has a transaction open.
+        let free = self.holder.map_or(0, |holder| 1 - holder);
+        match !self.has_moved() && self.is_alone() {
+            true => self.connections[free].checkpoint_passive().map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Releases every mark. Call after a last [`Tap::look`].
     pub fn detach(self) {
         for connection in &self.connections {
             connection.end_read();
         }
+    }
+
+    /// As [`Tap::detach`], and closes the database as an application would: where nobody else has it
+    /// open, SQLite removes the WAL. Takes as long as a checkpoint of the frames that
+    /// [`Tap::is_backfilled`] does not cover.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal; the WAL stays.
+    pub fn close(self) -> Result<(), SqliteError> {
+        for connection in &self.connections {
+            connection.end_read();
+        }
+        if self.has_moved() {
+            return Ok(());
+        }
+        let [first, second] = self.connections;
+        drop(second);
+        first.close_and_checkpoint()
     }
 }
 

@@ -12,6 +12,7 @@ mod away;
 mod bench;
 mod bounds;
 mod chaos;
+mod closing;
 mod faults;
 mod gated;
 mod habits;

@@ -1,0 +1,128 @@
+//! Files after the application's last close: what SQLite would have left without us.
+
+use std::path::Path;
+
+use engine::restore::Point;
+use engine::scan::with_suffix;
+use store::SharedStore;
+
+use crate::app::{App, Habits, seed};
+use crate::bench::{
+    Place, Replication, assert_every_point, assert_stored, memory, restored, settings, wait_for,
+};
+
+fn has_wal(path: &Path) -> bool {
+    with_suffix(path, "-wal").exists() || with_suffix(path, "-shm").exists()
+}
+
+/// An application that has written, with everything stored.
+fn running() -> (Place, SharedStore, App, Replication) {
+    let place = Place::new();
+    let store: SharedStore = memory();
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = settings(
+        &place.database(),
+        &place.state(),
+        std::slice::from_ref(&store),
+    );
+    let replication = Replication::start(&settings);
+    app.sql("INSERT INTO item VALUES(NULL, 'in the WAL')");
+    assert_stored(&replication, &mut app, &store);
+    (place, store, app, replication)
+}
+
+/// Puts another database in the place of this one, as a person who restores one by hand.
+fn copy_over(path: &Path) {
+    let other = path.with_file_name("other.db");
+    let connection = rusqlite::Connection::open(&other).unwrap();
+    let sql = "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; CREATE TABLE other(x); INSERT INTO other VALUES(1)";
+    connection.execute_batch(sql).unwrap();
+    drop(connection);
+    std::fs::copy(&other, path).unwrap();
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let check: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(check, "ok");
+    let rows: i64 = connection
+        .query_row("SELECT count(*) FROM other", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(rows, 1);
+}
+
+#[test]
+fn the_wal_is_gone_after_the_application_has_closed_and_we_go_on() {
+    let (place, store, mut app, replication) = running();
+    let path = place.database();
+    let expected = app.dump();
+    app.close();
+    wait_for("the WAL to be removed", || (!has_wal(&path)).then_some(()));
+    assert!(std::fs::read(&path).unwrap() == expected);
+    assert!(replication.stop());
+    let (_, bytes) = restored(&store, Point::Latest).unwrap();
+    assert!(bytes == expected);
+    copy_over(&path);
+}
+
+#[test]
+fn the_wal_is_gone_after_we_stop_right_behind_the_application() {
+    let (place, store, mut app, replication) = running();
+    app.sql("INSERT INTO item VALUES(NULL, 'the last one')");
+    let expected = app.dump();
+    app.close();
+    assert!(replication.stop());
+    assert!(!has_wal(&place.database()));
+    let (_, bytes) = restored(&store, Point::Latest).unwrap();
+    assert!(bytes == expected);
+    copy_over(&place.database());
+}
+
+#[test]
+fn the_wal_is_gone_after_the_application_when_we_stop_first() {
+    let (place, _, mut app, replication) = running();
+    assert!(replication.stop());
+    assert!(has_wal(&place.database()), "the application has it open");
+    app.close();
+    assert!(!has_wal(&place.database()));
+    copy_over(&place.database());
+}
+
+#[test]
+fn an_application_that_comes_and_goes_loses_no_commit() {
+    let (place, store, mut app, replication) = running();
+    let path = place.database();
+    let seed = seed();
+    for round in 0..12 {
+        app.sql(&format!("INSERT INTO item VALUES(NULL, 'round {round}')"));
+        if round % 3 == 0 {
+            app.close();
+            wait_for("the WAL to be removed", || (!has_wal(&path)).then_some(()));
+        } else if round % 3 == 1 {
+            app.close();
+        } else {
+            // It leaves its WAL, and all that we have.
+            drop(app);
+        }
+        app = App::start(&Habits::calm(&path, seed + round));
+        if round % 2 == 0 {
+            assert_stored(&replication, &mut app, &store);
+        }
+    }
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+    assert_every_point(&store);
+}
+
+#[test]
+fn another_database_in_the_place_of_a_closed_one_is_captured() {
+    let (place, store, mut app, replication) = running();
+    let path = place.database();
+    app.close();
+    wait_for("the WAL to be removed", || (!has_wal(&path)).then_some(()));
+    copy_over(&path);
+    wait_for("the other one to be stored", || {
+        let (_, bytes) = restored(&store, Point::Latest).ok()?;
+        (bytes == std::fs::read(&path).unwrap()).then_some(())
+    });
+    assert!(replication.stop());
+}
