@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use engine::generations::GenerationError;
-use engine::lease::LeaseError;
-use engine::plan::PlanError;
+use engine::replica::lease::LeaseError;
+use engine::replica::restore_plan::PlanError;
+use engine::replication::uploader::TargetError;
 use engine::restore::RestoreError;
+use engine::restore::litestream03::GenerationError;
 use engine::startup::StartupError;
-use engine::target::TargetError;
 use engine::verify::judge_restore;
 use protocol::exit::ExitCode;
 use store::{StoreError, StoreErrorKind};

@@ -3,7 +3,7 @@
 //! Litestream uses the `path` of a file unchanged and cleans the path of a URL, and so do we. A
 //! user who writes the same path in both ways finds no backup, and needs a hint.
 
-use engine::lease::LEASE_KEY;
+use engine::replica::lease::LEASE_KEY;
 use engine::restore::{Point, find};
 use store::{SharedStore, Store};
 

@@ -15,13 +15,13 @@ use ltx::Txid;
 use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
-use crate::database::DatabaseSettings;
-use crate::generations;
-use crate::lease::{self, Claim};
-use crate::local::{LocalError, LocalState, ReplicaRecord, Replicas};
-use crate::remote;
+use crate::replica::lease::{self, Claim};
+use crate::replica::manifest;
+use crate::replication::DatabaseSettings;
+use crate::replication::uploader::{TargetError, TargetSettings, fence};
+use crate::restore::litestream03;
 use crate::restore::{Check, Point, RestoreError, RestoreOptions, Restored, assemble};
-use crate::target::{TargetError, TargetSettings, fence};
+use crate::spool::state_dir::{LocalError, LocalState, ReplicaRecord, Replicas};
 
 /// How a database became ready.
 #[derive(Debug)]
@@ -243,8 +243,8 @@ enum Stored {
 /// Takes the lease from its previous holder and fences it, so that no file is added during the
 /// restore. Only a replica with files of ours can be held.
 async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetError> {
-    if remote::list(store).await?.is_empty() {
-        let generations = generations::list(store).await?;
+    if manifest::list(store).await?.is_empty() {
+        let generations = litestream03::list(store).await?;
         return Ok(match generations.is_empty() {
             true => Stored::Nothing,
             false => Stored::Generations,
@@ -259,7 +259,7 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetEr
     let files = fence(store, &lease).await?;
     Ok(Stored::Ours(Hold {
         epoch: lease.epoch,
-        copy_expected: lease.announced > remote::newest_copy(&files),
+        copy_expected: lease.announced > manifest::newest_copy(&files),
     }))
 }
 
@@ -310,8 +310,8 @@ mod tests {
     use store::{Body, Memory, PutMeta, PutMode};
 
     use super::*;
+    use crate::replica::retention::RetentionPolicy;
     use crate::restore::IntegrityCheck;
-    use crate::retention::RetentionPolicy;
 
     /// A snapshot of one page, and the lease of another holder that has announced one.
     async fn stored(announced: u64) -> SharedStore {
@@ -320,7 +320,7 @@ mod tests {
         let mut encoder = Encoder::new(Vec::new(), header).unwrap();
         encoder.encode_page(1, &[0; 512]).unwrap();
         let (bytes, _) = encoder.finish().unwrap();
-        let key = remote::key(store.layout(), 9, header.file_name());
+        let key = manifest::key(store.layout(), 9, header.file_name());
         let put = store.put(
             &key,
             Body::from(bytes),

@@ -15,13 +15,13 @@ use protocol::verify::{
 };
 use store::{SharedStore, StoreErrorKind};
 
-use crate::generations::{GenerationError, rebuild};
-use crate::holes::{Exact, holes};
-use crate::plan::{PlanError, plan_restore};
+use crate::replica::holes::{Exact, holes};
+use crate::replica::restore_plan::{PlanError, plan_restore};
+use crate::restore::litestream03::{GenerationError, rebuild};
 use crate::restore::{
     Assembly, IntegrityCheck, Point, Resolved, RestoreError, Restored, Way, find,
 };
-use crate::sqlite::{Inspection, QueryResult, SqliteError, Stop};
+use crate::source::sqlite::{Inspection, QueryResult, SqliteError, Stop};
 
 /// Maximum time of one check, and of the check of foreign keys.
 const CHECK_TIME: Duration = Duration::from_secs(60);
@@ -361,7 +361,7 @@ pub fn judge_restore(error: &RestoreError) -> VerifyResult {
         | RestoreError::HoleAtTime { .. }
         | RestoreError::MissingPage { .. } => VerifyResult::Hole,
         RestoreError::Integrity { .. } => VerifyResult::IntegrityFailed,
-        RestoreError::Io { source, .. } if crate::local::is_disk_full(source) => {
+        RestoreError::Io { source, .. } if crate::spool::state_dir::is_disk_full(source) => {
             VerifyResult::ScratchTooSmall
         }
         RestoreError::Sqlite(_)

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use engine::database::DatabaseSettings;
+use engine::replica::retention::RetentionPolicy;
+use engine::replication::DatabaseSettings;
+use engine::replication::uploader::TargetSettings;
 use engine::restore::Point;
-use engine::retention::RetentionPolicy;
-use engine::target::TargetSettings;
 use engine::verify::{Verified, VerifyOptions, verify};
 use jiff::Timestamp;
 use protocol::Span;
@@ -237,7 +237,7 @@ fn report(all: Vec<Verified>, started: Timestamp) -> VerifyReport {
         rto_ms,
         rpo_ms,
         freshness_evaluated,
-        sqlite_version: engine::sqlite::version().to_owned(),
+        sqlite_version: engine::source::sqlite::version().to_owned(),
         databases,
         omitted: 0,
     }

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::Uri;
-use engine::budget::Limits;
-use engine::database::{DatabaseSettings, default_state_directory};
-use engine::retention::RetentionPolicy;
-use engine::target::TargetSettings;
+use engine::env::budget::Limits;
+use engine::replica::retention::RetentionPolicy;
+use engine::replication::uploader::TargetSettings;
+use engine::replication::{DatabaseSettings, default_state_directory};
 use protocol::Size;
 use protocol::config::{Config, Database, Replica, Snapshot, Startup};
 use serde::Serialize;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use engine::lease::LEASE_KEY;
+use engine::replica::lease::LEASE_KEY;
 use protocol::config::{Config, Database};
 use store::Target;
 

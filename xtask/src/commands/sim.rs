@@ -14,7 +14,8 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-const TEST: &str = "database::sim::what_is_stored_is_what_its_writers_had_whatever_happens_to_them";
+const TEST: &str =
+    "replication::sim::what_is_stored_is_what_its_writers_had_whatever_happens_to_them";
 
 /// Runs the simulation of the engine's writers.
 pub(crate) fn simulate(args: &Args) -> Result<()> {

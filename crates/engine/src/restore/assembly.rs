@@ -16,13 +16,13 @@ use store::{Layout, SharedStore, Store};
 use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
-use crate::generations::GenerationId;
-use crate::local::sync_directory;
-use crate::page_numbers::PageNumbers;
-use crate::plan::{Plan, PlanError, plan_from};
-use crate::remote::{self, RemoteError, RemoteFile};
-use crate::sqlite::{Checked, Inspection, Stop};
-use crate::table::PageTable;
+use crate::pages::page_bitmap::PageNumbers;
+use crate::pages::page_hashes::PageTable;
+use crate::replica::manifest::{self, RemoteError, RemoteFile};
+use crate::replica::restore_plan::{Plan, PlanError, plan_from};
+use crate::restore::litestream03::GenerationId;
+use crate::source::sqlite::{Checked, Inspection, Stop};
+use crate::spool::state_dir::sync_directory;
 
 /// Bytes read at once from an object, and from the result.
 const READ_BYTES: usize = 256 << 10;
@@ -133,7 +133,7 @@ impl Assembly {
         let keys = plan
             .files
             .iter()
-            .map(move |file| (remote::key(layout, file.level, file.name()), file.size));
+            .map(move |file| (manifest::key(layout, file.level, file.name()), file.size));
         let applying = tokio::task::spawn_blocking(move || {
             let applied = state.apply_all(objects, &files, layout, &path);
             (state, applied)
@@ -348,7 +348,7 @@ impl State {
         path: &Path,
     ) -> Result<(), RestoreError> {
         for file in files {
-            let key = remote::key(layout, file.level, file.name());
+            let key = manifest::key(layout, file.level, file.name());
             let reader = BufReader::with_capacity(READ_BYTES, &mut objects);
             self.apply(reader, *file, &key, path)?;
             objects.next_object();

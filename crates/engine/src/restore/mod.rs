@@ -11,6 +11,7 @@
 
 mod assembly;
 mod fetch;
+pub mod litestream03;
 mod place;
 mod point;
 mod search;
@@ -22,11 +23,11 @@ use jiff::Timestamp;
 use ltx::Txid;
 use store::{SharedStore, StoreError, StoreErrorKind};
 
-use crate::generations::{self, GenerationError, GenerationId};
-use crate::plan::{PlanError, plan_restore};
-use crate::remote::{self, RemoteError, RemoteFile};
-use crate::sqlite::{Checked, SqliteError};
-use crate::table::PageTable;
+use crate::pages::page_hashes::PageTable;
+use crate::replica::manifest::{self, RemoteError, RemoteFile};
+use crate::replica::restore_plan::{PlanError, plan_restore};
+use crate::source::sqlite::{Checked, SqliteError};
+use litestream03::{GenerationError, GenerationId};
 
 pub use assembly::Assembly;
 pub(crate) use assembly::Whole;
@@ -312,7 +313,7 @@ async fn build(
             }
         }
         Way::Generation(plan) => {
-            generations::rebuild(&mut assembly, store, &plan, parallelism, progress).await?;
+            litestream03::rebuild(&mut assembly, store, &plan, parallelism, progress).await?;
         }
     }
     let restored = assembly.prove(options.integrity.depth).await?;
@@ -342,7 +343,7 @@ fn around(
     };
     let key = damage.key()?;
     let layout = store.layout();
-    let is_damaged = |file: &RemoteFile| remote::key(layout, file.level, file.name()) == key;
+    let is_damaged = |file: &RemoteFile| manifest::key(layout, file.level, file.name()) == key;
     resolved.files.retain(|file| !is_damaged(file));
     let plan = plan_restore(&resolved.files, Some(resolved.plan.txid)).ok()?;
     Some((key.to_owned(), Resolved { plan, ..resolved }))

@@ -10,10 +10,10 @@ use store::SharedStore;
 
 use super::RestoreError;
 use super::search::TimeSearch;
-use crate::generations::{self, Generation, GenerationError, GenerationPlan};
-use crate::holes::{Hole, holes};
-use crate::plan::{Plan, PlanError, plan_restore};
-use crate::remote::{self, RemoteError, RemoteFile, read_header};
+use crate::replica::holes::{Hole, holes};
+use crate::replica::manifest::{self, RemoteError, RemoteFile, read_header};
+use crate::replica::restore_plan::{Plan, PlanError, plan_restore};
+use crate::restore::litestream03::{self, Generation, GenerationError, GenerationPlan};
 
 /// Damaged headers that a search for a time tolerates.
 const MAX_DAMAGED: usize = 16;
@@ -54,13 +54,13 @@ pub enum Way {
 ///
 /// See [`RestoreError`]; [`PlanError::Empty`] only when the store answers that it has no files.
 pub async fn find(store: &SharedStore, point: Point) -> Result<Way, RestoreError> {
-    let files = remote::list(store).await?;
+    let files = manifest::list(store).await?;
     // Generations have no TXIDs; beside our files, a TXID never means one.
     let by_txid = matches!(point, Point::Txid(_));
     let generations = if by_txid && !files.is_empty() {
         Vec::new()
     } else {
-        generations::list(store).await?
+        litestream03::list(store).await?
     };
     if generations.is_empty() {
         let resolved = resolve(store, files, point).await;
@@ -72,7 +72,7 @@ pub async fn find(store: &SharedStore, point: Point) -> Result<Way, RestoreError
         Point::Txid(_) => return Err(GenerationError::NoTxid.into()),
     };
     let Some(newest) = files.iter().map(|file| file.max).max() else {
-        return generations::plan(&generations, at).map(Way::Generation);
+        return litestream03::plan(&generations, at).map(Way::Generation);
     };
     let position = match at {
         None => newest,
@@ -90,7 +90,7 @@ pub async fn find(store: &SharedStore, point: Point) -> Result<Way, RestoreError
             ?theirs_ms,
             "what Litestream 0.3 stored is newer than our files"
         );
-        return generations::plan(&generations, at).map(Way::Generation);
+        return litestream03::plan(&generations, at).map(Way::Generation);
     }
     let plan = plan_restore(&files, Some(position))?;
     Ok(Way::Files(Resolved { files, plan }))
@@ -114,7 +114,7 @@ fn before_ours(
         }
         .into());
     }
-    generations::plan(generations, Some(wanted)).map_err(|error| match error {
+    litestream03::plan(generations, Some(wanted)).map_err(|error| match error {
         RestoreError::TooEarly { oldest: theirs, .. } => RestoreError::TooEarly {
             wanted,
             oldest: oldest.min(theirs),
@@ -328,7 +328,7 @@ mod tests {
             encoder.encode_page(1, &[0; 512]).unwrap();
             let (bytes, _) = encoder.finish().unwrap();
             let name = header.file_name();
-            let key = remote::key(store.layout(), level, name);
+            let key = manifest::key(store.layout(), level, name);
             let meta = PutMeta {
                 timestamp_ms: Some(stored_ms(max)),
             };
@@ -477,7 +477,7 @@ mod tests {
             max: Txid::new(txid),
         };
         let damage = async |txid| {
-            let key = remote::key(store.layout(), 0, name(txid));
+            let key = manifest::key(store.layout(), 0, name(txid));
             let put = store.put(
                 &key,
                 Body::from(vec![7; 200]),
@@ -507,7 +507,7 @@ mod tests {
         );
         let (after, _) = found(&store, at(202)).await;
         assert_eq!(after.unwrap(), Txid::new(203), "of two in one millisecond");
-        let key = remote::key(store.layout(), 9, name(1));
+        let key = manifest::key(store.layout(), 9, name(1));
         let bytes = Body::from(vec![7; 200]);
         let put = store.put(&key, bytes, PutMode::Overwrite, &PutMeta::default());
         put.await.unwrap();

@@ -1,7 +1,7 @@
 //! Every missing or changed object is reported, and never gives a silently different database.
 
-use engine::generations::{Damage, GenerationError};
 use engine::restore::RestoreError;
+use engine::restore::litestream03::{Damage, GenerationError};
 use sqlite_format::WalHeader;
 
 use crate::replica::{Database, PAGE_SIZES, Replica};

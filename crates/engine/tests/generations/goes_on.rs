@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::capture::{Capture, unix_ms};
-use engine::database::{Database, DatabaseSettings, Env};
-use engine::local::LocalState;
-use engine::remote;
+use engine::replica::manifest;
+use engine::replica::retention::RetentionPolicy;
+use engine::replication::uploader::TargetSettings;
+use engine::replication::{Database, DatabaseSettings, Env};
 use engine::restore::{IntegrityCheck, Point, RestoreOptions};
-use engine::retention::RetentionPolicy;
+use engine::source::capture::{Capture, unix_ms};
+use engine::spool::state_dir::LocalState;
 use engine::startup::{Ready, StartupError, make_ready, restore_in_place};
-use engine::target::TargetSettings;
 use ltx::Txid;
 use protocol::config::{OnDivergence, OnMissing};
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, Store, StoreErrorKind};
@@ -125,7 +125,7 @@ fn a_missing_database_comes_back_and_a_history_of_ours_begins_with_a_full_copy()
         assert_eq!(std::fs::read(&before.path).unwrap(), expected.bytes);
     }
     assert!(matches!(ready(&before).unwrap(), Ready::Present));
-    assert_eq!(block_on(remote::list(&store)).unwrap().len(), 0);
+    assert_eq!(block_on(manifest::list(&store)).unwrap().len(), 0);
 
     insert(&before.path);
     replicate(&settings(
@@ -133,7 +133,7 @@ fn a_missing_database_comes_back_and_a_history_of_ours_begins_with_a_full_copy()
         &[Arc::clone(&store)],
         "the sidecar",
     ));
-    let files = block_on(remote::list(&store)).unwrap();
+    let files = block_on(manifest::list(&store)).unwrap();
     assert!(files.iter().any(|file| file.level == 9 && file.has_pages()));
     let newest = restored(&store, Point::Latest).unwrap();
     assert_eq!(newest.restored.generation, None);
@@ -190,14 +190,14 @@ fn a_newer_generation_goes_on_above_files_of_ours() {
     create(&old.path);
     replicate(&old);
     let (memory, replica) = golden();
-    let files = block_on(remote::list(&earlier)).unwrap();
+    let files = block_on(manifest::list(&earlier)).unwrap();
     for file in &files {
-        let key = remote::key(earlier.layout(), file.level, file.name());
+        let key = manifest::key(earlier.layout(), file.level, file.name());
         let bytes = block_on(earlier.get(&key, None)).unwrap();
         // Stored long ago, so that the generation is newer.
         put(&memory, &key, bytes.to_vec(), 1_000_000);
     }
-    let above = remote::newest(&files);
+    let above = manifest::newest(&files);
     let store: SharedStore = Arc::clone(&memory) as SharedStore;
     let directory = tempfile::tempdir().unwrap();
     let place = settings(directory.path(), &[Arc::clone(&store)], "the restore");

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use engine::generations::GenerationError;
-use engine::plan::PlanError;
-use engine::remote;
+use engine::replica::manifest;
+use engine::replica::restore_plan::PlanError;
+use engine::restore::litestream03::GenerationError;
 use engine::restore::{Point, RestoreError, Way, find};
 use engine::verify::{VerifyOptions, verify};
 use jiff::Timestamp;
@@ -39,7 +39,7 @@ fn put_file(memory: &Arc<Memory>, (min, max): (u64, u64), ms: i64, pages: u32) {
     let (bytes, _) = encoder.finish().unwrap();
     let (min, max) = (header.min_txid, header.max_txid);
     let level = if min == Txid::new(1) { 9 } else { 0 };
-    let key = remote::key(memory.layout(), level, FileName { min, max });
+    let key = manifest::key(memory.layout(), level, FileName { min, max });
     put(memory, &key, bytes, ms);
 }
 

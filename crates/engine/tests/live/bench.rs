@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::budget::{Budgets, Limits};
-use engine::capture::{Capture, unix_ms};
-use engine::database::{Database, DatabaseHandle, DatabaseSettings, Env};
-use engine::plan::plan_restore;
-use engine::remote::{self, RemoteFile};
+use engine::env::budget::{Budgets, Limits};
+use engine::replica::manifest::{self, RemoteFile};
+use engine::replica::restore_plan::plan_restore;
+use engine::replica::retention::RetentionPolicy;
+use engine::replication::uploader::TargetSettings;
+use engine::replication::{Database, DatabaseHandle, DatabaseSettings, Env};
 use engine::restore::{
     Assembly, IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, restore,
 };
-use engine::retention::RetentionPolicy;
-use engine::sqlite::{Checked, Inspection};
-use engine::target::TargetSettings;
+use engine::source::capture::{Capture, unix_ms};
+use engine::source::sqlite::{Checked, Inspection};
 use ltx::Txid;
 use protocol::config::OnDivergence;
 use protocol::status::{DatabaseStatus, TargetState};
@@ -239,7 +239,10 @@ pub fn first_difference(a: &[u8], b: &[u8]) -> (Option<usize>, usize, usize) {
 
 /// Every stored file.
 pub fn files(store: &SharedStore) -> Vec<RemoteFile> {
-    block_on(remote::list(store)).unwrap().into_iter().collect()
+    block_on(manifest::list(store))
+        .unwrap()
+        .into_iter()
+        .collect()
 }
 
 /// Restores every position that has a file of its own, one after the other, and proves each. Its
@@ -247,7 +250,7 @@ pub fn files(store: &SharedStore) -> Vec<RemoteFile> {
 /// commits.
 pub fn assert_every_point(store: &SharedStore) -> usize {
     let directory = tempfile::tempdir().unwrap();
-    let files = block_on(remote::list(store)).unwrap();
+    let files = block_on(manifest::list(store)).unwrap();
     let first = files
         .iter()
         .filter(|file| file.level == 9)
@@ -264,7 +267,7 @@ pub fn assert_every_point(store: &SharedStore) -> usize {
     for point in &points {
         let plan = plan_restore(&files, Some(*point)).unwrap();
         let base = plan.files[0];
-        let header = block_on(remote::read_header(store, &base)).unwrap();
+        let header = block_on(manifest::read_header(store, &base)).unwrap();
         let advanced = assembly.as_mut().is_some_and(|assembly| {
             page_size == Some(header.page_size)
                 && base.max <= assembly.txid()

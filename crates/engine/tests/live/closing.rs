@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::restore::Point;
-use engine::scan::with_suffix;
+use engine::source::scan::with_suffix;
 use store::SharedStore;
 
 use crate::app::{App, Habits, seed};

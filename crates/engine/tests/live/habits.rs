@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use engine::plan::PlanError;
-use engine::remote::{self, RemoteFile};
+use engine::replica::manifest::{self, RemoteFile};
+use engine::replica::restore_plan::PlanError;
 use engine::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, restore};
 use futures::FutureExt;
 use store::{Body, PutMeta, PutMode, SharedStore};
@@ -156,8 +156,11 @@ fn a_log_that_is_cut_or_taken_away_after_a_crash_while_we_are_down_is_followed()
         assert!(replication.stop());
         app.work(40);
         app.kill();
-        deed(&engine::scan::with_suffix(&place.database(), "-wal"));
-        fs::remove_file(engine::scan::with_suffix(&place.database(), "-shm")).unwrap();
+        deed(&engine::source::scan::with_suffix(
+            &place.database(),
+            "-wal",
+        ));
+        fs::remove_file(engine::source::scan::with_suffix(&place.database(), "-shm")).unwrap();
         let mut app = App::start(&habits);
         let replication = Replication::start(&settings);
         assert_stored(&replication, &mut app, &store);
@@ -174,7 +177,7 @@ type Object = (String, Bytes);
 /// The objects of a replica's files that `wanted` picks.
 fn objects(of: &SharedStore, wanted: impl Fn(&RemoteFile) -> bool) -> Vec<Object> {
     let picked = files(of).into_iter().filter(wanted);
-    let keys = picked.map(|file| remote::key(of.layout(), file.level, file.name()));
+    let keys = picked.map(|file| manifest::key(of.layout(), file.level, file.name()));
     keys.map(|key| {
         let bytes = of.get(&key, None).now_or_never().unwrap();
         (key, bytes.unwrap())

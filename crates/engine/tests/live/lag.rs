@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::capture::unix_ms;
-use engine::probe::{Probe, probe};
+use engine::source::capture::unix_ms;
+use engine::source::probe::{Probe, probe};
 use protocol::status::TargetState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 

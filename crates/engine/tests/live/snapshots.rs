@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::budget::{Budgets, Limits};
-use engine::capture::{Capture, unix_ms};
-use engine::database::{DatabaseSettings, Env};
+use engine::env::budget::{Budgets, Limits};
+use engine::replication::{DatabaseSettings, Env};
 use engine::restore::Point;
+use engine::source::capture::{Capture, unix_ms};
 use protocol::status::TargetState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 

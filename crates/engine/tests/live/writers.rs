@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::database::DatabaseSettings;
+use engine::replication::DatabaseSettings;
+use engine::replication::uploader::TargetSettings;
 use engine::restore::{IntegrityCheck, Point, RestoreOptions};
 use engine::startup::{Ready, StartupError, make_ready, restore_in_place};
-use engine::target::TargetSettings;
 use protocol::config::{OnDivergence, OnMissing};
 use protocol::status::{DatabaseState, TargetState};
 use store::{
@@ -180,12 +180,12 @@ fn state_lost_and_far_ahead(place: &Place, settings: &mut DatabaseSettings) {
     let replication = Replication::start(&ahead);
     replication.settled();
     assert!(replication.stop());
-    let lease = block_on(engine::lease::read(&other))
+    let lease = block_on(engine::replica::lease::read(&other))
         .unwrap()
         .unwrap()
         .lease;
     for _ in 2..40 {
-        block_on(engine::target::fence(&other, &lease)).unwrap();
+        block_on(engine::replication::uploader::fence(&other, &lease)).unwrap();
     }
     state_lost(place, settings);
     settings.targets.push(TargetSettings {
@@ -349,7 +349,7 @@ fn a_damaged_newest_file_does_not_keep_the_next_writer_out() {
     assert!(replication.stop());
     let mut files = crate::bench::files(&store).into_iter();
     let newest = files.rfind(|file| file.level == 0);
-    let key = engine::remote::key(store.layout(), 0, newest.unwrap().name());
+    let key = engine::replica::manifest::key(store.layout(), 0, newest.unwrap().name());
     let body = Body::from(vec![1; 50]);
     block_on(store.put(&key, body, PutMode::Overwrite, &PutMeta::default())).unwrap();
     state_lost(&place, &mut settings.clone());
@@ -363,7 +363,7 @@ fn a_damaged_newest_file_does_not_keep_the_next_writer_out() {
 fn a_store_that_ignores_conditions_gets_no_backup_and_says_why() {
     let place = Place::new();
     let store: SharedStore =
-        Arc::new(Memory::with_clock(engine::capture::unix_ms).ignoring_create());
+        Arc::new(Memory::with_clock(engine::source::capture::unix_ms).ignoring_create());
     let _app = App::start(&Habits::calm(&place.database(), seed()));
     let replication = Replication::start_with(
         &settings(&place.database(), &place.state(), &[Arc::clone(&store)]),
@@ -571,7 +571,7 @@ fn each_call_of_a_startup_may_fail_and_the_next_attempt_restores() {
     let mut app = App::start(&Habits::calm(&source.database(), seed()));
     for call in 0.. {
         let faulty = Arc::new(Faulty::new(
-            Memory::with_clock(engine::capture::unix_ms),
+            Memory::with_clock(engine::source::capture::unix_ms),
             FaultPlan::none(),
         ));
         let store: SharedStore = Arc::clone(&faulty) as SharedStore;

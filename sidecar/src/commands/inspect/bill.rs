@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use engine::plan::Plan;
-use engine::remote::RemoteFile;
+use engine::replica::manifest::RemoteFile;
+use engine::replica::restore_plan::Plan;
 use engine::restore::RANGE_BYTES;
 use store::PART_BYTES;
 
@@ -95,7 +95,7 @@ pub fn restore_dollars(plan: &Plan, files: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use engine::plan::plan_restore;
+    use engine::replica::restore_plan::plan_restore;
     use ltx::Txid;
 
     use super::*;

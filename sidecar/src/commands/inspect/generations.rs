@@ -1,7 +1,7 @@
 //! The generations that Litestream 0.3 stored, alone or beside our files.
 
-use engine::generations::{self, Generation};
-use engine::plan::PlanError;
+use engine::replica::restore_plan::PlanError;
+use engine::restore::litestream03::{self, Generation};
 use engine::restore::{Point, RestoreError, Way, find};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
@@ -47,7 +47,7 @@ pub(super) async fn alone(
 ///
 /// The store's.
 pub(super) async fn add(summary: &mut Value, store: &SharedStore) -> Result<(), Failure> {
-    let generations = generations::list(store).await?;
+    let generations = litestream03::list(store).await?;
     summary["generations"] = generations.iter().map(describe).collect();
     summary["restoreGeneration"] = Value::Null;
     if generations.is_empty() {
@@ -75,7 +75,7 @@ pub(super) async fn add(summary: &mut Value, store: &SharedStore) -> Result<(), 
 
 fn describe(generation: &Generation) -> Value {
     let time = |ms: Option<i64>| Some(Timestamp::from_millisecond(ms?).ok()?.to_string());
-    let alone = generations::plan(std::slice::from_ref(generation), None);
+    let alone = litestream03::plan(std::slice::from_ref(generation), None);
     json!({
         "id": generation.id.to_string(),
         "snapshots": generation.snapshots.len(),

@@ -6,9 +6,9 @@ mod spans;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::holes::Hole;
-use engine::plan::{Plan, plan_restore};
-use engine::remote::{self, RemoteFile, read_header};
+use engine::replica::holes::Hole;
+use engine::replica::manifest::{self, RemoteFile, read_header};
+use engine::replica::restore_plan::{Plan, plan_restore};
 use jiff::Timestamp;
 use ltx::Txid;
 use protocol::exit::ExitCode;
@@ -26,7 +26,7 @@ use crate::failure::Failure;
 pub async fn run(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let target = Target::from_url(&arguments.url).map_err(Failure::usage)?;
     let store = store::open(&target)?;
-    let files = remote::list(&store).await?;
+    let files = manifest::list(&store).await?;
     let newest = files.iter().max_by_key(|file| file.max).copied();
     let oldest = files
         .iter()
@@ -103,7 +103,7 @@ fn holes(files: &BTreeSet<RemoteFile>) -> Value {
             "covered": hole.is_covered,
         })
     };
-    engine::holes::holes(files, None)
+    engine::replica::holes::holes(files, None)
         .into_iter()
         .map(hole)
         .collect()

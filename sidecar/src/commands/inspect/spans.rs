@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::remote::RemoteFile;
+use engine::replica::manifest::RemoteFile;
 use ltx::Txid;
 
 /// Returns the ranges of positions, ascending. A range begins at a snapshot and ends at the last

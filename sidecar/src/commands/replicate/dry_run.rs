@@ -1,9 +1,9 @@
 //! `replicate --dry-run`: reports the planned replication and changes nothing.
 
-use engine::database::DatabaseSettings;
-use engine::lease;
-use engine::remote;
-use engine::target::TargetSettings;
+use engine::replica::lease;
+use engine::replica::manifest;
+use engine::replication::DatabaseSettings;
+use engine::replication::uploader::TargetSettings;
 use futures::StreamExt;
 use protocol::exit::ExitCode;
 use store::Store;
@@ -78,11 +78,11 @@ async fn found(target: &TargetSettings) -> Result<String, Failure> {
     let lease = lease::read(&target.store)
         .await
         .map_err(|error| Failure::new(lease_code(&error), error))?;
-    let files = remote::list(&target.store).await?;
+    let files = manifest::list(&target.store).await?;
     if files.is_empty() {
         return Ok(format!("no backup yet{}", near::hint(&target.store).await));
     }
-    let txid = remote::newest(&files);
+    let txid = manifest::newest(&files);
     Ok(match lease {
         Some(stored) => format!(
             "a backup up to TXID {txid}, last written by {} with epoch {}",

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::database::{Database, DatabaseSettings, Env};
-use engine::lease::LEASE_KEY;
+use engine::replica::lease::LEASE_KEY;
+use engine::replication::uploader::TargetSettings;
+use engine::replication::{Database, DatabaseSettings, Env};
 use engine::restore::{Point, find};
 use engine::startup::{Ready, make_ready};
-use engine::target::TargetSettings;
 use futures::future::join_all;
 use protocol::config::Startup;
 use store::{ObjectInfo, Store, StoreError};

@@ -10,10 +10,10 @@ mod source;
 use std::path::Path;
 use std::time::Duration;
 
-use engine::budget::Budgets;
-use engine::capture::Capture;
-use engine::database::Env;
-use engine::probe::{Probe, probe};
+use engine::env::budget::Budgets;
+use engine::replication::Env;
+use engine::source::capture::Capture;
+use engine::source::probe::{Probe, probe};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
 use protocol::status::{DatabaseState, DatabaseStatus};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::target::TargetReport;
+use engine::replication::uploader::TargetReport;
 use protocol::exit::ExitCode;
 use protocol::status::{DatabaseState, DatabaseStatus, Position, TargetState};
 use store::StoreErrorKind;

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::database::DatabaseHandle;
-use engine::target::{TargetReport, TargetSettings};
+use engine::replication::DatabaseHandle;
+use engine::replication::uploader::{TargetReport, TargetSettings};
 use jiff::Timestamp;
 use protocol::exit::ExitCode;
 use protocol::names::STATUS_VERSION;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use engine::restore::{Check, IntegrityCheck, OnComplaint};
-use engine::sqlite::Checked;
+use engine::source::sqlite::Checked;
 use protocol::config::OnCheckFailed;
 use protocol::names::{TERMINATION_MESSAGE_BYTES, TERMINATION_MESSAGE_FILE};
 use protocol::verify::StartupNotes;

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use engine::database::DatabaseSettings;
-use engine::generations::GenerationPlan;
-use engine::plan::{Plan, PlanError};
+use engine::replica::restore_plan::{Plan, PlanError};
+use engine::replication::DatabaseSettings;
+use engine::restore::litestream03::GenerationPlan;
 use engine::restore::{
     Point, Resolved, RestoreError, RestoreOptions, Restored, Way, find, restore,
 };

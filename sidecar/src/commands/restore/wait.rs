@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use engine::database::DatabaseSettings;
+use engine::replication::DatabaseSettings;
 use engine::restore::Check;
 use engine::startup::{Ready, StartupError, is_present, make_ready};
 use futures::{StreamExt, TryStreamExt};

@@ -1,0 +1,754 @@
+//! The driver of one attached database: carries out what the machine decides.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use protocol::status::DatabaseState;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::committer::Ledger;
+use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
+use super::pacer::Pace;
+use super::status::DatabaseHandle;
+use super::{Database, PROBE_PAUSE, RunError};
+use crate::pages::page_set::PageSet;
+use crate::source::capture::{Attached, Found};
+use crate::source::scan::{Fingerprint, ScanError, fingerprint, live_fingerprint, scan_live};
+use crate::source::sqlite::{Connection, SqliteError};
+use crate::source::wal::{Batch, BreakReason, LogPosition, TapError};
+use crate::spool::ltx_writer::Delta;
+
+/// Frames of a WAL that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
+const LAST_RESORT_FRAMES: u32 = 32_768;
+/// Frames that may be copied while writers wait: some milliseconds.
+const FEW_FRAMES: u32 = 1_000;
+/// How long writers wait for readers of the WAL at most.
+const READERS_TIME: Duration = Duration::from_millis(20);
+/// Longest PASSIVE checkpoint of the frames before: the disk is quick enough to copy, and to sync, the
+/// rest while writers wait.
+const QUICK: Duration = Duration::from_millis(20);
+/// PASSIVE checkpoints in a row: each leaves what was written during the one before.
+const PASSES: u32 = 8;
+/// Pause before the times of a database file are read again that are too new to show a change.
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
+/// Attempts to read a database that is to be left, while it loses frames.
+const LAST_RESYNCS: u32 = 5;
+
+/// How an attachment ended.
+pub(super) enum Ended {
+    /// We are to stop.
+    Stopped,
+    /// Nothing is written, and others need the room: to be attached again when these files change.
+    Resting((Fingerprint, Fingerprint)),
+    /// No other process has the database open, and this file holds everything that is captured.
+    Closed(Fingerprint),
+}
+
+/// An action of the commit lane under way; it gives its worker back.
+type CommitLane = BoxFuture<'static, (Worker, Result<Done, RunError>)>;
+
+/// What an action of the commit lane led to.
+enum Done {
+    Written,
+    Unchanged,
+    CutFailed,
+    Quiet((Fingerprint, Fingerprint)),
+    Closable(Fingerprint),
+    NotQuiet,
+    Finished { is_closable: bool },
+}
+
+/// One attachment to a live database.
+pub(super) struct Attachment {
+    worker: Option<Worker>,
+    attached: Arc<Attached>,
+    pub(super) machine: Machine,
+    commit: Option<CommitLane>,
+    checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
+    /// The database file holds everything, and no other process has it open.
+    is_closable: bool,
+}
+
+/// What is left of an attachment.
+pub(super) struct Left {
+    pub(super) ledger: Ledger,
+    pub(super) pace: Pace,
+    /// Where the WAL stands after all that is sealed, where that is known.
+    pub(super) log: Option<LogPosition>,
+    pub(super) result: Result<Ended, RunError>,
+}
+
+impl Attachment {
+    /// For a database that capture was asked to attach to. `log` is where it is to go on.
+    pub(super) fn new(
+        ledger: Ledger,
+        (pace, scan_time): (Pace, Duration),
+        attached: Attached,
+        log: Option<LogPosition>,
+        database: &Database,
+    ) -> Attachment {
+        let attached = Arc::new(attached);
+        let worker = Worker {
+            ledger: Some(ledger),
+            attached: Arc::clone(&attached),
+            handle: database.handle.clone(),
+            path: database.settings.path.clone(),
+            log,
+            barrier: 0,
+        };
+        Attachment {
+            worker: Some(worker),
+            attached,
+            machine: Machine::new(pace, scan_time, Instant::now()),
+            is_closable: false,
+            commit: None,
+            checkpoint: None,
+        }
+    }
+
+    /// Replicates until the database goes away, rests, or we stop. No lock of ours is left then.
+    pub(super) async fn run(mut self, database: &mut Database) -> Left {
+        let mut result = self.drive(database).await;
+        // What is under way has the page table.
+        let worker = match (self.worker.take(), self.commit.take()) {
+            (Some(worker), _) => worker,
+            (None, Some(lane)) => {
+                let (worker, done) = lane.await;
+                // Of the two that saw the end of the attachment only one was told why.
+                if let (Err(RunError::Detached), Err(error)) = (&result, done) {
+                    result = Err(error);
+                }
+                worker
+            }
+            (None, None) => unreachable!("the worker is here or in its lane"),
+        };
+        if let Some(checkpoint) = self.checkpoint.take() {
+            let _done = checkpoint.await;
+        }
+        worker.release(self.is_closable).await;
+        if let Ok(Ended::Stopped) = result {
+            // Commits after the last look belong to whoever captures next.
+            database.handle.chain.lock().unsealed.clear();
+        }
+        Left {
+            pace: self.machine.pace(),
+            log: worker.log,
+            ledger: worker.ledger.expect("no blocking task is left"),
+            result,
+        }
+    }
+
+    async fn drive(&mut self, database: &mut Database) -> Result<Ended, RunError> {
+        let mut found = self.attached.inbox.subscribe();
+        let mut changes = database.handle.chain.subscribe();
+        {
+            // Everything that is there now is found before anything is said about it.
+            let worker = self.worker.as_mut().expect("nothing is under way yet");
+            worker.until(|found| found.page_size).await?;
+            worker.barrier().await?;
+        }
+        loop {
+            found.borrow_and_update();
+            changes.borrow_and_update();
+            self.observe(database)?;
+            let now = Instant::now();
+            while let Some(action) = self.machine.poll_action(now) {
+                self.begin(action, database);
+            }
+            let until = self.machine.poll_timeout(now);
+            let Attachment {
+                commit, checkpoint, ..
+            } = self;
+            tokio::select! {
+                (worker, done) = lane(commit) => {
+                    self.commit = None;
+                    self.worker = Some(worker);
+                    if let Some(ended) = self.commit_done(done?, database) {
+                        return Ok(ended);
+                    }
+                }
+                done = lane(checkpoint) => {
+                    self.checkpoint = None;
+                    self.checkpoint_done(done, database);
+                }
+                _ = found.changed() => {}
+                _ = changes.changed() => {}
+                _ = database.stop.changed() => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// Tells the machine what it decides by.
+    fn observe(&mut self, database: &Database) -> Result<(), RunError> {
+        let has_table = match &self.worker {
+            Some(worker) => worker.has_table(),
+            // It is being read, or is there already.
+            None => true,
+        };
+        let captured = {
+            let mut found = self.attached.inbox.lock();
+            check(&mut found)?;
+            Captured {
+                is_attached: found.page_size.is_some(),
+                has_commits: found.batch.is_some(),
+                has_gap: found.broken.is_some() || !has_table,
+                wants_checkpoint: found.wants_checkpoint,
+                can_resume: self.log().is_some_and(|log| log.frames > 0),
+                is_alone: found.is_alone,
+            }
+        };
+        let surroundings = {
+            let chain = database.handle.chain.lock();
+            if chain.verdict().is_some() && self.commit.is_none() {
+                return Err(RunError::Over);
+            }
+            let is_full = chain.is_full();
+            Surroundings {
+                lacks_cut: chain.lacks_cut(),
+                is_in_doubt: chain.is_in_doubt,
+                keeps_up: chain.keeps_up(),
+                is_full,
+                can_make_room: is_full && chain.removable_under_pressure() > 0,
+                has_leftovers: chain.has_leftovers(),
+                is_crowded: database.env.capture.is_crowded(),
+                others_wait: database.env.capture.others_wait(),
+            }
+        };
+        if !captured.has_gap && captured.is_attached && !captured.has_commits {
+            if self.worker.is_some() {
+                self.attached.inbox.settle();
+            }
+            database.report(DatabaseState::Replicating, String::new());
+        }
+        self.machine.handle_captured(captured);
+        self.machine.handle_surroundings(surroundings);
+        if *database.stop.borrow() {
+            self.machine.handle_stop();
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> Option<LogPosition> {
+        self.worker.as_ref().and_then(|worker| worker.log)
+    }
+
+    fn begin(&mut self, action: Action, database: &Database) {
+        if let Action::Checkpoint { may_resort } = action {
+            self.attached.inbox.lock().wants_checkpoint = false;
+            let path = database.settings.path.clone();
+            let work = move || shorten(&Connection::open(&path)?, may_resort);
+            self.checkpoint = Some(tokio::task::spawn_blocking(work));
+            return;
+        }
+        let mut worker = self.worker.take().expect("the lane is free");
+        let work = async move {
+            let done = worker.carry_out(action).await;
+            (worker, done)
+        };
+        self.commit = Some(work.boxed());
+    }
+
+    fn commit_done(&mut self, done: Done, database: &Database) -> Option<Ended> {
+        let now = Instant::now();
+        match done {
+            Done::Written => {
+                database.report(DatabaseState::Replicating, String::new());
+                self.machine.handle_commit_done(Outcome::Written, now);
+            }
+            Done::Unchanged => self.machine.handle_commit_done(Outcome::Unchanged, now),
+            Done::CutFailed => self.machine.handle_commit_done(Outcome::CutFailed, now),
+            Done::NotQuiet => self.machine.handle_not_quiet(now),
+            Done::Quiet(files) => return Some(Ended::Resting(files)),
+            Done::Closable(file) => {
+                self.is_closable = true;
+                return Some(Ended::Closed(file));
+            }
+            Done::Finished { is_closable } => {
+                self.is_closable = is_closable;
+                return Some(Ended::Stopped);
+            }
+        }
+        None
+    }
+
+    fn checkpoint_done(
+        &mut self,
+        done: Result<Result<Option<bool>, SqliteError>, tokio::task::JoinError>,
+        database: &Database,
+    ) {
+        let name = &database.handle.path;
+        let helped = match done.expect("a checkpoint does not panic") {
+            Ok(helped) => helped,
+            // It fails when the application checkpoints, and then it is not needed.
+            Err(error) => {
+                tracing::debug!(database = %name, %error, "checkpoint");
+                None
+            }
+        };
+        let done = helped.map_or(Checkpointed::Passive, |helped| Checkpointed::LastResort {
+            helped,
+        });
+        self.machine.handle_checkpoint_done(done, Instant::now());
+        let counted = &database.handle.blocking_checkpoints;
+        if helped.is_some() && counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                database = %name,
+                helped,
+                "the application never lets its WAL begin anew: we try to, and its writers wait a \
+                 moment each time (set PRAGMA wal_autocheckpoint in the application)"
+            );
+        }
+    }
+}
+
+/// Waits for what is under way in a lane; for ever when nothing is.
+async fn lane<F: Future + Unpin>(work: &mut Option<F>) -> F::Output {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Carries out the actions of the commit lane, one at a time.
+struct Worker {
+    /// None only while a blocking task has it.
+    ledger: Option<Ledger>,
+    attached: Arc<Attached>,
+    handle: DatabaseHandle,
+    path: PathBuf,
+    log: Option<LogPosition>,
+    barrier: u64,
+}
+
+impl Worker {
+    async fn carry_out(&mut self, action: Action) -> Result<Done, RunError> {
+        match action {
+            Action::Commit => self.commit().await,
+            Action::Resync => self.resync().await,
+            Action::TakeCut => self.take_cut().await,
+            Action::MakeRoom => {
+                self.blocking(Ledger::make_room).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Tidy => {
+                self.blocking(Ledger::tidy).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Detach => self.rest().await,
+            Action::Close => self.prepare_to_close().await,
+            Action::Finish => self.finish().await,
+            Action::Checkpoint { .. } => unreachable!("it has a lane of its own"),
+        }
+    }
+
+    fn has_table(&self) -> bool {
+        let ledger = self.ledger.as_ref();
+        ledger.is_some_and(|ledger| ledger.table.is_some())
+    }
+
+    /// Runs slow work with the ledger on another thread.
+    async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+    ) -> Result<T, RunError> {
+        let ledger = self.ledger.take().expect("one blocking task at a time");
+        let (ledger, result) = on_another_thread(ledger, work).await;
+        self.ledger = Some(ledger);
+        result
+    }
+
+    /// Writes what was captured as the next TXID.
+    async fn commit(&mut self) -> Result<Done, RunError> {
+        if self.attached.inbox.lock().broken.is_some() {
+            return Ok(Done::Unchanged);
+        }
+        let Some(batch) = self.attached.inbox.take() else {
+            return Ok(Done::Unchanged);
+        };
+        self.seal(batch).await?;
+        Ok(Done::Written)
+    }
+
+    /// Writes a batch, and returns its pages.
+    async fn seal(&mut self, batch: Batch) -> Result<PageSet, RunError> {
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let seal = move |ledger: &mut Ledger| {
+            let (commit, first_ms) = (batch.commit, batch.first_ms);
+            let page_size = batch.pages.page_size();
+            let mut delta = Delta {
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+                pages: batch.pages,
+                commit,
+            };
+            ledger.seal(&mut delta, first_ms)?;
+            handle.set_size(page_size, commit);
+            ledger.record(log);
+            Ok(delta.pages)
+        };
+        let pages = self.blocking(seal).await?;
+        self.log = Some(log);
+        Ok(pages)
+    }
+
+    /// Reads the whole database and writes what differs from what we know.
+    async fn resync(&mut self) -> Result<Done, RunError> {
+        let page_size = {
+            // Found from here on: the whole present WAL, then everything after it.
+            let reason = self.attached.inbox.begin_resync();
+            tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
+            let page_size = self.attached.inbox.lock().page_size;
+            page_size.expect("the machine has seen that it is attached")
+        };
+        if self.handle.chain.lock().is_in_doubt {
+            // Pages that only the WAL has are compared, too.
+            let Some(newest) = self.whole_log().await? else {
+                return Ok(Done::Unchanged);
+            };
+            let mut found = self.attached.inbox.lock();
+            let later = found.batch.take();
+            let mut newest = newest;
+            if let Some(later) = later {
+                newest.append(later).map_err(ScanError::Spill)?;
+            }
+            found.batch = Some(newest);
+        }
+        let path = self.path.clone();
+        let scan = move |ledger: &mut Ledger| {
+            let table = ledger.table.as_ref();
+            let known = table.filter(|table| table.page_size() == page_size);
+            let on_full = ledger.on_full();
+            Ok(scan_live(&path, page_size, known, on_full, &ledger.spill)?)
+        };
+        let scan = self.blocking(scan).await?;
+        self.barrier().await?;
+        if self.attached.inbox.lock().broken.is_some() {
+            // Frames were missed while we read: begin again.
+            return Ok(Done::Unchanged);
+        }
+        let Some(batch) = self.attached.inbox.take() else {
+            // A first attachment always brings the present WAL; later ones may find no change.
+            self.attached.inbox.lock().broken = Some(BreakReason::Fresh);
+            return Err(RunError::Tap(TapError::Restless));
+        };
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let seal = move |ledger: &mut Ledger| {
+            let (first_ms, commit) = (batch.first_ms, batch.commit);
+            let newest = Delta {
+                pages: batch.pages,
+                commit,
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+            };
+            ledger.seal_scan(scan, newest, first_ms)?;
+            handle.set_size(page_size, commit);
+            ledger.record(log);
+            Ok(())
+        };
+        self.blocking(seal).await?;
+        self.log = Some(log);
+        Ok(Done::Written)
+    }
+
+    /// Freezes the present position for a snapshot.
+    async fn take_cut(&mut self) -> Result<Done, RunError> {
+        let log = match self.whole_log().await {
+            Ok(Some(log)) => log,
+            Ok(None) => return Ok(Done::Unchanged),
+            Err(RunError::Log(error)) => return Ok(self.cut_failed(&error)),
+            Err(error) => return Err(error),
+        };
+        let mut newest = log.pages;
+        if self.attached.inbox.lock().broken.is_some() {
+            return Ok(Done::Unchanged);
+        }
+        let batch = self.attached.inbox.take();
+        let is_written = batch.is_some();
+        if let Some(batch) = batch {
+            let pages = self.seal(batch).await?;
+            if let Err(error) = newest.overlay(pages) {
+                return Ok(self.cut_failed(&TapError::Spill(error)));
+            }
+        }
+        self.blocking(move |ledger| ledger.offer_cut(newest))
+            .await?;
+        Ok(match is_written {
+            true => Done::Written,
+            false => Done::Unchanged,
+        })
+    }
+
+    fn cut_failed(&self, error: &TapError) -> Done {
+        let database = &self.handle.path;
+        tracing::warn!(%database, "{error}: the next snapshot waits, commits are stored meanwhile");
+        Done::CutFailed
+    }
+
+    /// The pages of the present WAL that the database file may lack.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Log`] where they cannot be kept: nothing that was captured is lost.
+    async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
+        // An answer to an earlier question may be older than what was sealed since.
+        self.attached.inbox.lock().log = None;
+        self.attached.reread();
+        let log = self.until(|found| match found.broken {
+            Some(_) => Some(None),
+            None => found.log.take().map(Some),
+        });
+        log.await?.transpose().map_err(RunError::Log)
+    }
+
+    /// Takes a last look. Gives the files as they are when everything in them is captured.
+    async fn rest(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        let look = || live_fingerprint(&path).ok().flatten();
+        // What is written from here on changes them, what was written before is in the WAL.
+        let before = look();
+        let token = self.next_barrier();
+        self.until(|found| (found.barrier >= token).then_some(()))
+            .await?;
+        let is_all_taken = self.attached.inbox.lock().is_all_taken();
+        Ok(match before.filter(|_| is_all_taken) {
+            Some(files) if Some(files) == look() => Done::Quiet(files),
+            _ => Done::NotQuiet,
+        })
+    }
+
+    /// Brings everything into the database file and proves that it is captured. Then SQLite's close
+    /// has nothing left to write, and a change of the file shows every later commit.
+    async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        self.attached.checkpoint_alone();
+        self.barrier().await?;
+        let file = loop {
+            let Some(file) = fingerprint(&path).ok().flatten() else {
+                return Ok(Done::NotQuiet);
+            };
+            if file.is_settled(SystemTime::now()) {
+                break file;
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        };
+        let is_ready = self.is_ready_to_close().await?;
+        Ok(
+            match is_ready && fingerprint(&path).ok() == Some(Some(file)) {
+                true => Done::Closable(file),
+                false => Done::NotQuiet,
+            },
+        )
+    }
+
+    /// Whether everything is captured and in the database file, and no other process has it open.
+    async fn is_ready_to_close(&mut self) -> Result<bool, RunError> {
+        self.barrier().await?;
+        let found = self.attached.inbox.lock();
+        Ok(found.is_all_taken() && found.is_backfilled && found.is_alone)
+    }
+
+    /// Captures and writes what there is, and stays while a target may need a cut: its snapshot is read
+    /// from the database.
+    async fn finish(&mut self) -> Result<Done, RunError> {
+        let mut changes = self.handle.chain.subscribe();
+        loop {
+            changes.borrow_and_update();
+            self.capture_all().await?;
+            if self.handle.needs_no_cut() {
+                self.attached.checkpoint_alone();
+                let is_closable = self.is_ready_to_close().await?;
+                return Ok(Done::Finished { is_closable });
+            }
+            self.handle.ask_for_needed_cuts();
+            let lacks_cut = self.handle.chain.lock().lacks_cut();
+            if lacks_cut && matches!(self.take_cut().await?, Done::CutFailed) {
+                tokio::time::sleep(PROBE_PAUSE).await;
+                continue;
+            }
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Takes a last look and writes what it finds.
+    async fn capture_all(&mut self) -> Result<(), RunError> {
+        self.until(|found| found.page_size).await?;
+        self.barrier().await?;
+        for _ in 0..LAST_RESYNCS {
+            let is_whole = self.attached.inbox.lock().broken.is_none();
+            if is_whole && self.has_table() {
+                break;
+            }
+            self.resync().await?;
+        }
+        if self.attached.inbox.lock().broken.is_some() {
+            return Err(RunError::Tap(TapError::Restless));
+        }
+        self.commit().await?;
+        Ok(())
+    }
+
+    fn next_barrier(&mut self) -> u64 {
+        self.barrier += 1;
+        self.attached.barrier(self.barrier);
+        self.barrier
+    }
+
+    /// Waits until everything that is published by now is found.
+    async fn barrier(&mut self) -> Result<(), RunError> {
+        let token = self.next_barrier();
+        self.until(|found| (found.barrier >= token).then_some(()))
+            .await
+    }
+
+    /// Waits for something to be found.
+    async fn until<T>(
+        &self,
+        mut ready: impl FnMut(&mut Found) -> Option<T>,
+    ) -> Result<T, RunError> {
+        let inbox = &self.attached.inbox;
+        let mut changes = inbox.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let mut found = inbox.lock();
+                check(&mut found)?;
+                if let Some(ready) = ready(&mut found) {
+                    return Ok(ready);
+                }
+            }
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Detaches, or closes the database as an application would, and waits until that is done.
+    async fn release(&self, is_closable: bool) {
+        match is_closable {
+            true => self.attached.close(),
+            false => self.attached.detach(),
+        }
+        let inbox = &self.attached.inbox;
+        let mut changes: watch::Receiver<u64> = inbox.subscribe();
+        while !inbox.lock().gone {
+            let _changed = changes.changed().await;
+        }
+    }
+}
+
+/// Runs slow work with a ledger on another thread, and gives the ledger back.
+pub(super) async fn on_another_thread<T: Send + 'static>(
+    mut ledger: Ledger,
+    work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+) -> (Ledger, Result<T, RunError>) {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work(&mut ledger);
+        (ledger, result)
+    });
+    task.await.expect("blocking work does not panic")
+}
+
+/// Copies the WAL into the database, waiting for nobody. Where writers never pause, the WAL goes on
+/// growing all the same: then, as a last resort, makes them begin it anew. None when that was not
+/// tried, else whether it helped.
+fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, SqliteError> {
+    for _ in 0..PASSES {
+        let began = std::time::Instant::now();
+        if !connection.checkpoint_passive()? {
+            return Ok(None);
+        }
+        let took = began.elapsed();
+        let Some(view) = connection.wal_view() else {
+            return Ok(None);
+        };
+        let frames = view.header.max_frame;
+        let left = frames.saturating_sub(view.backfilled);
+        if !may_resort || frames < LAST_RESORT_FRAMES || left == 0 {
+            return Ok(None);
+        }
+        if left <= FEW_FRAMES && took <= QUICK {
+            return connection.checkpoint_restart(READERS_TIME).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The end of an attachment, when it has come.
+fn check(found: &mut Found) -> Result<(), RunError> {
+    if let Some(error) = found.failed.take() {
+        return Err(error.into());
+    }
+    if found.moved {
+        return Err(RunError::Moved);
+    }
+    if found.has_ended {
+        return Err(RunError::Detached);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log that nobody shortens: one commit more than [`LAST_RESORT_FRAMES`] frames, then as many as
+    /// `behind` that a reader does not let be copied. Returns writer and reader.
+    fn long_log(path: &std::path::Path, behind: u32) -> [rusqlite::Connection; 2] {
+        let open = || rusqlite::Connection::open(path).unwrap();
+        let [writer, reader] = [open(), open()];
+        let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+                   PRAGMA synchronous=OFF; CREATE TABLE t(x)";
+        writer.execute_batch(sql).unwrap();
+        let write = |frames: u32| {
+            let rows = "INSERT INTO t SELECT zeroblob(450) FROM n";
+            let sql = format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {frames}) {rows}"
+            );
+            writer.execute_batch(&sql).unwrap();
+        };
+        write(LAST_RESORT_FRAMES);
+        reader
+            .execute_batch("BEGIN; SELECT count(*) FROM t")
+            .unwrap();
+        write(behind);
+        [writer, reader]
+    }
+
+    #[test]
+    fn the_last_resort_is_tried_only_where_little_is_left_and_waits_for_no_reader() {
+        for (behind, tried) in [(FEW_FRAMES * 2, false), (FEW_FRAMES / 4, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("db");
+            let [writer, reader] = long_log(&path, behind);
+            let ours = Connection::open(&path).unwrap();
+            assert_eq!(shorten(&ours, false).unwrap(), None, "not asked for");
+            let began = std::time::Instant::now();
+            let helped = shorten(&ours, true).unwrap();
+            // Where the disk was slow just then it is not tried either.
+            assert!(
+                helped.is_none() || (tried && helped == Some(false)),
+                "{helped:?}"
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(4),
+                "it waits for the reader"
+            );
+            writer.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+            drop(reader);
+            let helped = shorten(&ours, true).unwrap();
+            assert_ne!(helped, Some(false), "nobody reads");
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! What is known of a database at the newest sealed TXID, and every step that moves it on.
+
+use std::sync::Arc;
+
+use ltx::{Txid, page_checksum};
+
+use super::RunError;
+use crate::pages::page_hashes::PageTable;
+use crate::pages::page_set::{PageSet, Spill};
+use crate::replication::snapshot::Cut;
+use crate::source::scan::{OnFull, Scan, ScanError, drop_unchanged};
+use crate::source::wal::LogPosition;
+use crate::spool::ltx_writer::{Delta, SealError, seal_delta};
+use crate::spool::progress::{Captured, Chain, ChainState, Need, TargetProgress};
+use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
+
+/// Sealed files between two writes of the page table.
+const TABLE_EVERY: u64 = 128;
+
+/// What is known about the database at the newest sealed TXID. Moves into blocking tasks and back.
+pub(super) struct Ledger {
+    pub(super) local: Arc<LocalState>,
+    pub(super) spill: Spill,
+    pub(super) chain: Arc<Chain>,
+    /// None until the database was read once, or after its state was lost.
+    pub(super) table: Option<PageTable>,
+    /// TXID of the stored page table.
+    pub(super) table_at: Txid,
+}
+
+impl Ledger {
+    /// Goes on where the local state ends, and says so in `chain`, of which nothing is removed before
+    /// each of `targets` has said what it has.
+    pub(super) fn resume(
+        local: Arc<LocalState>,
+        spill: Spill,
+        chain: Arc<Chain>,
+        loaded: Loaded,
+        targets: usize,
+    ) -> Ledger {
+        chain.update(|chain| {
+            chain.txid = loaded.txid;
+            chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
+            let newest = chain.checksum;
+            for file in &loaded.files {
+                chain.push(Captured {
+                    file: *file,
+                    checksum: newest.filter(|_| file.txid == loaded.txid),
+                    oldest_ms: file.timestamp_ms,
+                });
+            }
+            chain.targets = vec![TargetProgress::default(); targets];
+            chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
+            chain.epoch = loaded
+                .replicas
+                .values()
+                .map(|record| record.epoch)
+                .max()
+                .unwrap_or(0);
+        });
+        Ledger {
+            local,
+            spill,
+            chain,
+            table: loaded.table,
+            table_at: loaded.table_at,
+        }
+    }
+
+    /// Seals a delta as the next TXID, with a time that does not go back.
+    pub(super) fn seal(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
+        let table = self
+            .table
+            .as_mut()
+            .expect("a delta needs a known state below it");
+        let (txid, epoch, timestamp_ms) = {
+            let chain = self.chain.lock();
+            let time = chain.time_of_next(delta.timestamp_ms);
+            (chain.txid.next(), chain.epoch, time)
+        };
+        delta.timestamp_ms = timestamp_ms;
+        let sealed = seal_delta(&self.local, table, delta, txid, epoch);
+        let file = match sealed {
+            Err(error) => {
+                // The pages are gone with the delta: the next attachment compares hashes.
+                return Err(error.into());
+            }
+            Ok(file) => file,
+        };
+        let checksum = table.checksum();
+        self.chain.update(|chain| {
+            // It also holds commits that an earlier attempt has lost.
+            let taken_ms = chain.unsealed.oldest_taken_ms();
+            let oldest_ms = taken_ms.map_or(oldest_ms, |ms| ms.min(oldest_ms));
+            chain.txid = txid;
+            chain.checksum = Some(checksum);
+            chain.timestamp_ms = timestamp_ms;
+            chain.push(Captured {
+                file,
+                checksum: Some(checksum),
+                oldest_ms,
+            });
+            chain.unsealed.sealed();
+        });
+        if txid.get() >= self.table_at.get() + TABLE_EVERY {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+    }
+
+    /// Removes captured files, because the budget of local state is used up.
+    pub(super) fn make_room(&mut self) -> Result<(), RunError> {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, _| chain.removable_under_pressure())
+    }
+
+    /// Removes captured files that no target needs any more.
+    pub(super) fn tidy(&mut self) -> Result<(), RunError> {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at {
+            self.store_table(txid)?;
+        }
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+    }
+
+    /// What a scan does when there is no room for changed pages: it fails while uploads will make room.
+    pub(super) fn on_full(&self) -> OnFull {
+        match self.chain.lock().keeps_up() {
+            true => OnFull::KeepHashes,
+            false => OnFull::Fail,
+        }
+    }
+
+    /// Seals what a scan found under `newest`, the frames published since it began: a delta of the
+    /// pages that changed, or, where nothing or too little is known, the begin of a new lineage of
+    /// captured files, whose first position every target needs as a snapshot.
+    pub(super) fn seal_scan(
+        &mut self,
+        scan: Scan,
+        newest: Delta,
+        oldest_ms: i64,
+    ) -> Result<(), RunError> {
+        let same_size = |table: &PageTable| table.page_size() == newest.pages.page_size();
+        let known = self.table.as_ref().filter(|table| same_size(table));
+        if let (Some(table), Some(mut changed)) = (known, scan.changed) {
+            changed.overlay(newest.pages).map_err(ScanError::Spill)?;
+            changed.truncate(newest.commit);
+            drop_unchanged(&mut changed, table)?;
+            if changed.is_empty() && newest.commit == table.commit() {
+                self.chain.update(|chain| {
+                    chain.unsealed.sealed();
+                    chain.is_in_doubt = false;
+                });
+                return Ok(());
+            }
+            let mut delta = Delta {
+                pages: changed,
+                ..newest
+            };
+            self.seal(&mut delta, oldest_ms)?;
+            self.chain.update(|chain| chain.is_in_doubt = false);
+            return Ok(());
+        }
+        let mut table = scan.table;
+        let mut pages = newest.pages;
+        pages.truncate(newest.commit);
+        if let Some(pgno) = table.first_gap(newest.commit, |pgno| pages.contains(pgno)) {
+            let commit = newest.commit;
+            return Err(SealError::Uncovered { pgno, commit }.into());
+        }
+        let mut image = Vec::new();
+        let mut hashes = Vec::with_capacity(pages.len());
+        for pgno in pages.numbers() {
+            pages.read(pgno, &mut image).map_err(ScanError::Spill)?;
+            hashes.push((pgno, page_checksum(pgno, &image)));
+        }
+        table.apply(hashes, newest.commit);
+        self.begin(table, Delta { pages, ..newest })
+    }
+
+    /// Offers a cut at the present position to the targets that wait for one. `newest` holds every
+    /// page that the database file may lack. Where a target needs a snapshot above the present
+    /// position, a new lineage begins above that.
+    pub(super) fn offer_cut(&mut self, newest: PageSet) -> Result<(), RunError> {
+        let table = self.table.clone();
+        let table = table.expect("a cut is taken of a known state");
+        let (txid, timestamp_ms, above) = {
+            let chain = self.chain.lock();
+            (chain.txid, chain.timestamp_ms, chain.snapshot_above())
+        };
+        if txid == Txid::ZERO || above.is_some_and(|above| above >= txid) {
+            let commit = table.commit();
+            let delta = Delta {
+                pages: newest,
+                commit,
+                log: None,
+                timestamp_ms,
+            };
+            return self.begin(table, delta);
+        }
+        let cut = Cut {
+            txid,
+            timestamp_ms,
+            table,
+            newest,
+        };
+        self.chain.update(|chain| {
+            chain.cut = Some(Arc::new(cut));
+            // They may have ended meanwhile.
+            chain.release_cut();
+        });
+        Ok(())
+    }
+
+    /// Begins a new lineage above everything that any target has: captured files before it cannot be
+    /// continued, so every target takes a snapshot of its first position. A first file behind that
+    /// follows at once.
+    fn begin(&mut self, table: PageTable, newest: Delta) -> Result<(), RunError> {
+        let (txid, timestamp_ms, oldest_ms) = {
+            let chain = self.chain.lock();
+            let above = chain.snapshot_above().unwrap_or(Txid::ZERO);
+            let time = chain.time_of_next(newest.timestamp_ms);
+            // Captured files that are dropped count as not stored until the snapshot is.
+            let oldest_ms = chain.oldest_unstored_ms().unwrap_or(time);
+            (chain.txid.max(above).next(), time, oldest_ms)
+        };
+        // On the disk first: if that fails, nothing of it is sealed, and it must not seem known.
+        self.local.write_table(txid, &table)?;
+        let checksum = table.checksum();
+        let (page_size, commit, log) = (table.page_size(), newest.commit, newest.log);
+        let cut = Cut {
+            txid,
+            timestamp_ms,
+            table: table.clone(),
+            newest: newest.pages,
+        };
+        (self.table, self.table_at) = (Some(table), txid);
+        let stale = self.chain.update(|chain| {
+            chain.cut = Some(Arc::new(cut));
+            chain.txid = txid;
+            chain.checksum = Some(checksum);
+            chain.timestamp_ms = timestamp_ms;
+            chain.is_in_doubt = false;
+            // The others say what they need when they connect.
+            let connected = chain.targets.iter_mut().filter(|it| it.is_connected());
+            for target in connected {
+                target.needs_snapshot.get_or_insert(target.acked);
+                (target.wants_cut, target.taken_cut) = (true, None);
+            }
+            chain.release_cut();
+            chain.remove_oldest(chain.files.len())
+        });
+        self.local.remove_captured(&stale)?;
+        // The newest file of level 0 has to exist and to be a single TXID.
+        let mut nothing = Delta {
+            pages: PageSet::new(page_size, &self.spill),
+            commit,
+            log,
+            timestamp_ms,
+        };
+        self.seal(&mut nothing, oldest_ms)
+    }
+
+    pub(super) fn record(&self, log: LogPosition) {
+        let record = CaptureRecord {
+            txid: self.chain.lock().txid.get(),
+            log,
+        };
+        // A hint: without it the next start compares page hashes.
+        if let Err(error) = self.local.write_capture(&record) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    pub(super) fn store_table(&mut self, txid: Txid) -> Result<(), RunError> {
+        if let Some(table) = &self.table {
+            self.local.write_table(txid, table)?;
+            self.table_at = txid;
+        }
+        Ok(())
+    }
+
+    /// Removes captured files that nobody needs.
+    pub(super) fn trim(
+        &self,
+        count: impl FnOnce(&ChainState, Txid) -> usize,
+    ) -> Result<(), RunError> {
+        let gone = {
+            let mut chain = self.chain.lock();
+            let count = count(&chain, self.table_at);
+            chain.remove_oldest(count)
+        };
+        Ok(self.local.remove_captured(&gone)?)
+    }
+
+    /// Stores what makes the next start quick.
+    pub(super) fn save(&mut self) {
+        let txid = self.chain.lock().txid;
+        if txid > self.table_at
+            && let Err(error) = self.store_table(txid)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sqlite_format::PageSize;
+
+    use super::*;
+    use crate::spool::progress::TargetPhase;
+
+    fn ledger(directory: &Path) -> Ledger {
+        let state = directory.join("state");
+        let local = Arc::new(LocalState::open(&state).unwrap());
+        let loaded = local.load().unwrap();
+        let spill = Spill::with_memory(&state, 1 << 20);
+        let ledger = Ledger::resume(local, spill, Arc::default(), loaded, 1);
+        let connected = TargetPhase::Connected;
+        let chain = Arc::clone(&ledger.chain);
+        chain.update(|chain| chain.targets[0].phase = connected);
+        ledger
+    }
+
+    /// A scan of a database of two pages that all hold one byte, and nothing newer.
+    fn scan(ledger: &Ledger, byte: u8) -> (Scan, Delta) {
+        let mut table = PageTable::new(PageSize::MIN);
+        let mut changed = PageSet::new(PageSize::MIN, &ledger.spill);
+        for pgno in 1..=2 {
+            table.set(pgno, &[byte; 512]);
+            changed.insert(pgno, &[byte; 512]).unwrap();
+        }
+        let changed = ledger.table.is_some().then_some(changed);
+        let newest = Delta {
+            pages: PageSet::new(PageSize::MIN, &ledger.spill),
+            commit: 2,
+            log: None,
+            timestamp_ms: 1,
+        };
+        (Scan { table, changed }, newest)
+    }
+
+    fn seal_scan(ledger: &mut Ledger, byte: u8) -> Result<(), RunError> {
+        let (scan, newest) = scan(ledger, byte);
+        ledger.seal_scan(scan, newest, 1)
+    }
+
+    fn newest(ledger: &Ledger) -> u64 {
+        ledger.chain.lock().txid.get()
+    }
+
+    #[test]
+    fn a_first_scan_begins_with_a_cut_and_later_ones_give_what_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        let cut = ledger.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
+        seal_scan(&mut ledger, 1).unwrap();
+        assert_eq!(newest(&ledger), 2, "nothing changed");
+        seal_scan(&mut ledger, 2).unwrap();
+        assert_eq!(newest(&ledger), 3);
+        let chain = ledger.chain.lock();
+        assert!(chain.cut.is_none() && chain.continues(cut.txid));
+    }
+
+    #[test]
+    fn a_scan_that_kept_no_pages_begins_a_new_lineage() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        let (found, delta) = scan(&ledger, 2);
+        let found = Scan {
+            changed: None,
+            ..found
+        };
+        ledger.seal_scan(found, delta, 1).unwrap();
+        let mut chain = ledger.chain.lock();
+        let cut = chain.take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), chain.txid.get()), (3, 4));
+        assert!(!chain.continues(Txid::new(2)), "nothing leads over it");
+    }
+
+    #[test]
+    fn a_cut_is_of_the_present_position_or_begins_above_what_a_target_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        seal_scan(&mut ledger, 1).unwrap();
+        for (above, cut_at) in [(None, 2), (Some(1), 2), (Some(2), 3), (Some(9), 10)] {
+            ledger.chain.update(|chain| {
+                chain.targets[0].needs_snapshot = above.map(Txid::new);
+                chain.targets[0].wants_cut = true;
+                chain.cut = None;
+                chain.txid
+            });
+            let newest = PageSet::new(PageSize::MIN, &ledger.spill);
+            ledger.offer_cut(newest).unwrap();
+            let cut = ledger.chain.lock().take_cut(0).unwrap();
+            assert_eq!(cut.txid.get(), cut_at, "{above:?}");
+            assert_eq!(cut.table.checksum(), ledger.chain.lock().checksum.unwrap());
+        }
+    }
+
+    #[test]
+    fn what_began_with_a_table_that_was_not_kept_is_not_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(directory.path());
+        let obstacle = ledger.local.directory().join("pages.tmp");
+        std::fs::create_dir(&obstacle).unwrap();
+        assert!(seal_scan(&mut ledger, 1).is_err());
+        std::fs::remove_dir(&obstacle).unwrap();
+        seal_scan(&mut ledger, 1).unwrap();
+        let cut = ledger.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
+    }
+}

@@ -1,0 +1,591 @@
+//! One attachment after another, with what is carried between them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use protocol::status::DatabaseState;
+use tokio::time::Instant;
+
+use super::attached::{Attachment, Ended, on_another_thread};
+use super::committer::Ledger;
+use super::pacer::Pace;
+use super::{Database, PROBE_PAUSE, RunError};
+use crate::pages::page_set::PageSet;
+use crate::source::capture::{IdleWatch, unix_ms};
+use crate::source::probe::{Probe, probe};
+use crate::source::scan::{
+    Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold, with_suffix,
+};
+use crate::source::sqlite::Connection;
+use crate::source::wal::{LogPosition, Start};
+use crate::spool::ltx_writer::Delta;
+
+/// Longest pause between attempts that fail.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// After an attempt that went well for so long the first pause is short again.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// Time from an application's opening of a database to its first commit, about.
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a target that says nothing is waited for. It may have higher numbers, and then begins with a
+/// full copy above them.
+const FIRST_ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Pause before a file is probed again that another part of this process reads.
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
+/// Probes in a row after which another driver of this process evidently has the file.
+const MAX_IN_USE_PROBES: u32 = 50;
+
+/// How long a database that was opened, and not changed, is looked at each second.
+const OPENED_TIME: Duration = Duration::from_secs(600);
+
+/// One attachment after another, with what is carried between them.
+pub(super) struct Session {
+    /// None only while a blocking task has it.
+    pub(super) ledger: Option<Ledger>,
+    /// Where the log stood at the newest sealed TXID, if nothing happened since.
+    pub(super) log: Option<LogPosition>,
+    /// The state in which a database that nobody has open was captured.
+    pub(super) cold: Option<Fingerprint>,
+    /// The state of a database and its log in which we let go of it, everything captured.
+    pub(super) resting: Option<(Fingerprint, Fingerprint)>,
+    /// When captured commits are sealed.
+    pub(super) pace: Pace,
+    /// It has been attached before.
+    pub(super) had_turn: bool,
+    /// What it took to read the whole database after it was closed; zero: that was not necessary.
+    pub(super) scan_time: Duration,
+    /// Probes in a row that found the file in use by this process.
+    pub(super) in_use_probes: u32,
+    /// The watch on an idle database.
+    pub(super) watch: Option<IdleWatch>,
+    /// When it may be watched again. After an event that led to nothing there are looks each second
+    /// for a while: who has opened the file commits without another event, when it pleases, and
+    /// somebody may read the file all the time.
+    pub(super) next_watch: Instant,
+}
+
+impl Session {
+    /// Follows the database, however often that fails, until it is time to stop and everything is
+    /// captured. The caller gives up when that takes too long.
+    pub(super) async fn run_to_the_end(&mut self, database: &mut Database) {
+        let mut pause = PROBE_PAUSE;
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.run(database).await else {
+                return;
+            };
+            self.log = None;
+            database.report_error(&error);
+            if began.elapsed() > STABLE {
+                pause = PROBE_PAUSE;
+            }
+            // Each attempt may read the whole database.
+            if error.is_over_budget() {
+                database.pause(PROBE_PAUSE).await;
+                // What is in the database file need not be kept in local state to attach.
+                if matches!(probe(&database.settings.path), Probe::Live) {
+                    checkpoint(&database.settings.path).await;
+                }
+                self.wait_for_room(database).await;
+            } else if !matches!(error, RunError::Moved) {
+                if error.is_disk_full() {
+                    // If it fails, too, the error that is reported says all.
+                    let _made = self.blocking(Ledger::make_room).await;
+                }
+                database.pause(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+    }
+
+    /// Waits until the budget of local state has room for this database again. Detached meanwhile, it
+    /// is read again then, and what has changed becomes one delta.
+    async fn wait_for_room(&mut self, database: &mut Database) {
+        let mut changes = database.handle.chain.subscribe();
+        loop {
+            let (is_full, keeps_up, can_make_room) = {
+                let chain = database.handle.chain.lock();
+                let can_make_room = chain.removable_under_pressure() > 0;
+                (chain.is_full(), chain.keeps_up(), can_make_room)
+            };
+            // A target that has everything leaves nothing to wait for.
+            if !is_full || keeps_up || *database.stop.borrow() {
+                return;
+            }
+            if can_make_room && self.blocking(Ledger::make_room).await.is_ok() {
+                continue;
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = database.pause(PROBE_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Follows the database from state to state until it is time to stop.
+    pub(super) async fn run(&mut self, database: &mut Database) -> Result<(), RunError> {
+        loop {
+            // Asked before the look: what was written until we were told to stop is captured.
+            let stopping = *database.stop.borrow();
+            let verdict = database.handle.chain.lock().verdict();
+            if let Some((state, message)) = verdict {
+                database.report(state, message);
+                if !stopping {
+                    // Only a new process, or a person, changes this.
+                    database.stop.changed().await.unwrap_or_default();
+                }
+                return Ok(());
+            }
+            if stopping && self.is_as_it_was(&database.settings.path) {
+                self.until_a_cut_or_none_is_needed(database).await;
+            }
+            let wanted = {
+                let chain = database.handle.chain.lock();
+                chain.lacks_cut() || chain.is_in_doubt
+            };
+            if !wanted && self.is_as_it_was(&database.settings.path) {
+                if stopping && database.handle.needs_no_cut() {
+                    return Ok(());
+                }
+                if database.handle.chain.lock().has_leftovers() {
+                    self.blocking(Ledger::tidy).await?;
+                }
+                self.idle(database).await;
+                continue;
+            }
+            self.watch = None;
+            self.count_changes(database);
+            match probe(&database.settings.path) {
+                Probe::Live => {
+                    self.in_use_probes = 0;
+                    // In boxes: thousands of idle databases carry no room for it.
+                    let to_the_end = Box::pin(self.follow(database)).await?;
+                    if to_the_end && *database.stop.borrow() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Probe::Cold(fingerprint) if self.cold == Some(fingerprint) && !wanted => {
+                    database.report(DatabaseState::Idle, String::new());
+                }
+                Probe::Cold(fingerprint) => {
+                    match Box::pin(self.capture_cold(database, fingerprint)).await {
+                        // The application came meanwhile: it is live now.
+                        Err(RunError::Scan(ScanError::Disturbed)) => continue,
+                        captured => captured?,
+                    }
+                    if stopping {
+                        self.until_a_cut_or_none_is_needed(database).await;
+                    }
+                }
+                // A snapshot is being read: in between it has the file closed.
+                Probe::InUse if self.in_use_probes < MAX_IN_USE_PROBES => {
+                    self.in_use_probes += 1;
+                    tokio::time::sleep(IN_USE_PAUSE).await;
+                    continue;
+                }
+                Probe::InUse => {
+                    let message = "another part of this process has the database open".to_owned();
+                    database.report(DatabaseState::Starting, message);
+                    if stopping {
+                        return Ok(());
+                    }
+                }
+                Probe::Unfit(state, message) => {
+                    database.report(state, message);
+                    if stopping {
+                        return Ok(());
+                    }
+                }
+            }
+            if stopping && database.handle.needs_no_cut() {
+                return Ok(());
+            }
+            self.in_use_probes = 0;
+            database.pause(PROBE_PAUSE).await;
+        }
+    }
+
+    /// While stopping: waits until a target wants a cut, or none will want one any more.
+    async fn until_a_cut_or_none_is_needed(&self, database: &Database) {
+        let handle = &database.handle;
+        let mut changes = handle.chain.subscribe();
+        loop {
+            changes.borrow_and_update();
+            handle.ask_for_needed_cuts();
+            if handle.needs_no_cut() || handle.chain.lock().lacks_cut() {
+                return;
+            }
+            // Its sender lives as long as the handle.
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Lets changes that were made while the database was not attached count as not stored.
+    fn count_changes(&self, database: &Database) {
+        let path = &database.settings.path;
+        let file = fingerprint(path).ok().flatten();
+        let Some(file) = file.filter(|file| !file.is_empty()) else {
+            // Nothing is there that could be stored.
+            return;
+        };
+        let was_known = self.cold.is_some() || self.resting.is_some();
+        let now_ms = unix_ms();
+        let first_ms = match was_known {
+            true if self.is_as_it_was(path) => return,
+            true => {
+                let log = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
+                let files = [Some(file), log].into_iter().flatten();
+                let newest = files.map(|file| file.modified_ms()).max();
+                newest.map_or(now_ms, |ms| ms.min(now_ms))
+            }
+            // It is no backup yet, for however long it has been there.
+            false if !self.has_table() => now_ms,
+            false => return,
+        };
+        database.handle.chain.lock().unsealed.changed(first_ms);
+    }
+
+    /// Whether a database that we have let go of still is what was captured: two system calls.
+    fn is_as_it_was(&self, path: &Path) -> bool {
+        match (self.cold, self.resting) {
+            (None, None) => false,
+            (None, resting) => live_fingerprint(path).is_ok_and(|now| now == resting),
+            (cold, _) => cold_fingerprint(path).is_ok_and(|now| now == cold),
+        }
+    }
+
+    /// Waits until a database that is as it was may not be so any more, or a target wants a copy.
+    async fn idle(&mut self, database: &mut Database) {
+        let path = &database.settings.path;
+        let mut changes = database.handle.chain.subscribe();
+        if self.watch.is_none() && self.next_watch <= Instant::now() {
+            // Who has it open writes to its log; who has not opens the file first.
+            let file = match self.cold {
+                Some(_) => path.clone(),
+                None => with_suffix(path, "-wal"),
+            };
+            self.watch = database.env.capture.watch_idle(&file);
+            // What happened before gives no event.
+            if !self.is_as_it_was(path) {
+                return;
+            }
+        }
+        if database.handle.chain.lock().lacks_cut() {
+            return;
+        }
+        let Some(watch) = &self.watch else {
+            database.pause(PROBE_PAUSE).await;
+            return;
+        };
+        let net = database.env.capture.idle_pause();
+        let is_over = tokio::select! {
+            () = watch.changed() => true,
+            _ = changes.changed() => false,
+            _ = database.pause(net) => false,
+        };
+        if is_over {
+            self.watch = None;
+            self.next_watch = Instant::now() + OPENED_TIME;
+            database.pause(OPENING_PAUSE).await;
+        }
+    }
+
+    /// Captures a database that nobody has open.
+    pub(super) async fn capture_cold(
+        &mut self,
+        database: &mut Database,
+        fingerprint: Fingerprint,
+    ) -> Result<(), RunError> {
+        if !self.may_number(database).await {
+            return Ok(());
+        }
+        let path = database.settings.path.clone();
+        let (is_in_doubt, lacks_cut) = {
+            let chain = database.handle.chain.lock();
+            (chain.is_in_doubt, chain.lacks_cut())
+        };
+        let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
+        let handle = database.handle.clone();
+        let began = Instant::now();
+        self.blocking(move |ledger| {
+            if !is_known {
+                handle.chain.lock().unsealed.begin_resync();
+                let (known, on_full) = (ledger.table.as_ref(), ledger.on_full());
+                let scan = scan_cold(&path, fingerprint, known, on_full, &ledger.spill)?;
+                let page_size = scan.table.page_size();
+                let (now, commit) = (unix_ms(), scan.table.commit());
+                let nothing = Delta {
+                    pages: PageSet::new(page_size, &ledger.spill),
+                    commit,
+                    log: None,
+                    timestamp_ms: now,
+                };
+                ledger.seal_scan(scan, nothing, now)?;
+                handle.set_size(page_size, commit);
+            }
+            let table = ledger
+                .table
+                .as_ref()
+                .expect("it was read just now, or before");
+            let nothing = PageSet::new(table.page_size(), &ledger.spill);
+            // The scan may have brought one.
+            match lacks_cut && handle.chain.lock().lacks_cut() {
+                true => ledger.offer_cut(nothing),
+                false => Ok(()),
+            }
+        })
+        .await?;
+        if !is_known {
+            self.scan_time = began.elapsed();
+        }
+        // Times that are too new do not tell a change right after this: look once more.
+        self.cold = fingerprint
+            .is_settled(SystemTime::now())
+            .then_some(fingerprint);
+        self.log = None;
+        database.report(DatabaseState::Idle, String::new());
+        Ok(())
+    }
+
+    /// Waits until we may give numbers: with local state at once; without it, only after a target said
+    /// what numbers it has, and the others did, or said nothing for a while. False when none will.
+    pub(super) async fn may_number(&self, database: &mut Database) -> bool {
+        let known = self
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.table.is_some());
+        let mut changes = database.handle.chain.subscribe();
+        let began = Instant::now();
+        loop {
+            let handle = &database.handle;
+            let (was_tried, has_answered) = {
+                let chain = handle.chain.lock();
+                (chain.every_target_was_tried(), chain.a_target_answered())
+            };
+            let asked = was_tried || began.elapsed() >= FIRST_ANSWER_TIME;
+            if known || (asked && has_answered) {
+                return true;
+            }
+            if handle.chain.lock().verdict().is_some() {
+                return false;
+            }
+            let message = "waiting until a target says which backups there are".to_owned();
+            database.report(DatabaseState::Starting, message);
+            if *database.stop.borrow() && was_tried {
+                return false;
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(PROBE_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Captures a database that the application has open, until it goes away or we stop. False when
+    /// there may be more to capture: it was closed before we came, or has gone to rest.
+    pub(super) async fn follow(&mut self, database: &mut Database) -> Result<bool, RunError> {
+        if !self.may_number(database).await {
+            return Ok(true);
+        }
+        // One that was here before comes because it was written.
+        if !std::mem::replace(&mut self.had_turn, true) {
+            database.env.capture.turn().await;
+        }
+        // Both may have taken long. Of a database that was closed meanwhile we would make a log, which
+        // stays, and which may have another owner than the next to open it.
+        if !matches!(probe(&database.settings.path), Probe::Live) {
+            return Ok(false);
+        }
+        if let Some((file, _)) = &self.resting
+            && !fingerprint(&database.settings.path)
+                .ok()
+                .flatten()
+                .is_some_and(|now| now.is_same_file(file))
+        {
+            // Another file under the log that we know: its pages have to be compared.
+            self.log = None;
+        }
+        let closed = self.cold.take();
+        (self.resting, self.next_watch) = (None, Instant::now());
+        let ledger = self.ledger.take().expect("no blocking task has it");
+        let start = match (closed, self.log) {
+            _ if ledger.table.is_none() => Start::Unknown,
+            (Some(file), _) => Start::AfterClose(file),
+            (None, Some(log)) => Start::At(log),
+            (None, None) => Start::Unknown,
+        };
+        let log = match start {
+            Start::At(log) => Some(log),
+            Start::Unknown | Start::AfterClose(_) => None,
+        };
+        let unsealed = Arc::clone(&database.handle.chain.lock().unsealed);
+        let path = database.settings.path.clone();
+        let capture = &database.env.capture;
+        let attached = capture.attach(&path, &ledger.spill, start, &unsealed);
+        let times = (self.pace, self.scan_time);
+        let attachment = Attachment::new(ledger, times, attached, log, database);
+        let left = attachment.run(database).await;
+        (self.ledger, self.pace) = (Some(left.ledger), left.pace);
+        (self.log, self.resting) = (None, None);
+        match left.result? {
+            Ended::Stopped => Ok(true),
+            Ended::Resting(files) => {
+                (self.log, self.resting) = (left.log, Some(files));
+                Ok(false)
+            }
+            Ended::Closed(file) => {
+                // Where another process was quicker, the WAL is still there.
+                match cold_fingerprint(&path).ok().flatten() {
+                    None => self.log = left.log,
+                    now => {
+                        self.cold = now.filter(|now| *now == file);
+                        database.report(DatabaseState::Idle, String::new());
+                    }
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) fn has_table(&self) -> bool {
+        self.ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.table.is_some())
+    }
+
+    /// Runs slow work with the ledger on another thread.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+    ) -> Result<T, RunError> {
+        let ledger = self.ledger.take().expect("one blocking task at a time");
+        let (ledger, result) = on_another_thread(ledger, work).await;
+        self.ledger = Some(ledger);
+        result
+    }
+
+    /// Stores what makes the next start quick. It waits for the disk, so not on this thread:
+    /// thousands of databases end at the same time.
+    pub(super) async fn close(&mut self) {
+        if self.ledger.is_some() {
+            let save = |ledger: &mut Ledger| {
+                ledger.save();
+                Ok(())
+            };
+            // What failed is logged; it costs a comparison.
+            let _saved = self.blocking(save).await;
+        }
+    }
+}
+
+/// Copies what it can of the WAL into the database file. Waits for no other process. The database
+/// must be open in WAL mode.
+async fn checkpoint(path: &Path) {
+    let path = path.to_owned();
+    let work = move || Connection::open(&path)?.checkpoint_passive();
+    let done = tokio::task::spawn_blocking(work).await;
+    if let Err(error) = done.expect("a checkpoint does not panic") {
+        // It fails when the application checkpoints, and then it is not needed.
+        tracing::debug!(%error, "checkpoint");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ltx::Txid;
+    use protocol::config::OnDivergence;
+    use sqlite_format::PageSize;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::pages::page_hashes::PageTable;
+    use crate::replication::{DatabaseSettings, Env};
+    use crate::source::capture::Capture;
+    use crate::spool::progress::{TargetPhase, TargetProgress};
+    use crate::spool::state_dir::LocalState;
+
+    /// A session that knows an earlier state of the database, and its driver, which is to stop.
+    fn stopping(directory: &Path) -> (Session, Database) {
+        let state = directory.join("state");
+        let local = Arc::new(LocalState::open(&state).unwrap());
+        let table = PageTable::new(PageSize::MIN);
+        local.write_table(Txid::new(1), &table).unwrap();
+        let loaded = local.load().unwrap();
+        let settings = DatabaseSettings {
+            path: directory.join("db"),
+            state,
+            targets: Vec::new(),
+            sync_interval: Duration::from_secs(1),
+            snapshot_interval: Duration::from_secs(3600),
+            holder: "us".into(),
+            on_divergence: OnDivergence::Block,
+        };
+        let env = Env::new(Capture::start().unwrap());
+        let (database, handle) = Database::new(settings, &env, watch::channel(true).1);
+        let spill = database.spill();
+        let session = Session {
+            ledger: Some(Ledger::resume(local, spill, handle.chain, loaded, 0)),
+            log: None,
+            cold: None,
+            resting: None,
+            pace: Pace::new(Duration::from_secs(1)),
+            had_turn: false,
+            scan_time: Duration::ZERO,
+            in_use_probes: 0,
+            watch: None,
+            next_watch: Instant::now(),
+        };
+        (session, database)
+    }
+
+    fn application(path: &Path) -> rusqlite::Connection {
+        let application = rusqlite::Connection::open(path).unwrap();
+        let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; CREATE TABLE t(x)";
+        application.execute_batch(sql).unwrap();
+        application
+    }
+
+    #[tokio::test]
+    async fn a_database_that_was_closed_before_we_came_is_captured_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        let path = database.settings.path.clone();
+        drop(application(&path));
+        // As it was when we came, and it was open.
+        assert!(!session.follow(&mut database).await.unwrap());
+        assert!(!with_suffix(&path, "-wal").exists());
+        session.run(&mut database).await.unwrap();
+        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_open_is_followed_to_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        let _application = application(&database.settings.path);
+        assert!(session.follow(&mut database).await.unwrap());
+        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+    }
+
+    #[tokio::test]
+    async fn no_number_is_given_before_a_target_has_said_which_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut session, mut database) = stopping(directory.path());
+        assert!(session.may_number(&mut database).await, "it is known");
+        session.ledger.as_mut().unwrap().table = None;
+        assert!(!session.may_number(&mut database).await);
+        let answered = TargetProgress {
+            phase: TargetPhase::Connected,
+            ..TargetProgress::default()
+        };
+        database
+            .handle
+            .chain
+            .update(|chain| chain.targets.push(answered));
+        assert!(session.may_number(&mut database).await);
+    }
+}

@@ -1,0 +1,646 @@
+//! What an attached database does next: a state machine without I/O, without a clock.
+//!
+//! It has two lanes. The *commit lane* writes what capture found, reads the whole database where
+//! commits were missed, makes room, and takes cuts for snapshots: one of these at a time, because
+//! each needs the page table. The *checkpoint lane* runs beside it. Snapshots and compaction have
+//! lanes of their own at each target, so nothing here ever waits for a store.
+//!
+//! The driver reports what happened with `handle_*`, carries out what [`Machine::poll_action`]
+//! returns until that is none, and then waits for an event or until [`Machine::poll_timeout`].
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::pacer::Pace;
+
+/// Pause between two PASSIVE checkpoints of ours, from the end of the one before.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest and longest pause after a last resort that did not help; it doubles.
+const RESORT_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// Time without a write after which a database is detached when too many are attached. File times
+/// move in steps of some milliseconds: it must be much longer than that.
+const REST_AFTER: Duration = Duration::from_secs(5);
+/// The same while other databases wait to be attached.
+const REST_SOON: Duration = Duration::from_secs(1);
+/// Time without a write after which a database that no other process has open is closed.
+const CLOSE_AFTER: Duration = Duration::from_millis(300);
+/// Pause before the budget of local state is looked at again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a cut that failed: a snapshot waits, commits do not.
+const CUT_PAUSE: Duration = Duration::from_secs(10);
+
+/// What capture has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Captured {
+    /// The database is attached.
+    pub(super) is_attached: bool,
+    /// Commits wait to be written to a file.
+    pub(super) has_commits: bool,
+    /// Commits may have been missed, or nothing is known of the database: it has to be read.
+    pub(super) has_gap: bool,
+    /// The WAL is far longer than applications let it grow.
+    pub(super) wants_checkpoint: bool,
+    /// The WAL has frames, so the database can be attached again at this place.
+    pub(super) can_resume: bool,
+    /// No other process has the database open.
+    pub(super) is_alone: bool,
+}
+
+/// What the targets and the budgets say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Surroundings {
+    /// A target waits for a cut that is not there.
+    pub(super) lacks_cut: bool,
+    /// A snapshot found pages that differ from what the captured changes lead to.
+    pub(super) is_in_doubt: bool,
+    /// A target has every captured file.
+    pub(super) keeps_up: bool,
+    /// The budget of local state has no room for this database.
+    pub(super) is_full: bool,
+    /// Captured files can be removed to make room.
+    pub(super) can_make_room: bool,
+    /// Captured files that no target needs any more take much room.
+    pub(super) has_leftovers: bool,
+    /// Too many databases are attached.
+    pub(super) is_crowded: bool,
+    /// Other databases wait to be attached.
+    pub(super) others_wait: bool,
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Write the commits that were found as the next captured file.
+    Commit,
+    /// Read the whole database and write what differs.
+    Resync,
+    /// Remove captured files that no upload needs.
+    MakeRoom,
+    /// Remove captured files that no target needs any more.
+    Tidy,
+    /// Freeze the page hashes at the present position for a snapshot.
+    TakeCut,
+    /// Checkpoint; as a last resort make the application begin its WAL anew.
+    Checkpoint { may_resort: bool },
+    /// Detach if nothing was written meanwhile.
+    Detach,
+    /// Let the WAL go as the last close of the application would have, if nothing was written
+    /// meanwhile.
+    Close,
+    /// Capture what there is and end.
+    Finish,
+}
+
+/// What an action of the commit lane led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// A file was written.
+    Written,
+    /// There was nothing to write, or it has to be done again.
+    Unchanged,
+    /// The cut that was to be taken is not there. Nothing was lost.
+    CutFailed,
+}
+
+/// What a checkpoint of ours led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checkpointed {
+    /// It waited for nobody.
+    Passive,
+    /// Writers waited a moment; whether the WAL begins anew.
+    LastResort { helped: bool },
+}
+
+/// The lane of checkpoints.
+#[derive(Debug)]
+struct CheckpointLane {
+    is_busy: bool,
+    next: Instant,
+    next_resort: Instant,
+    resort_pause: Duration,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Machine {
+    captured: Captured,
+    surroundings: Surroundings,
+    is_stopping: bool,
+    pace: Pace,
+    commit_is_busy: bool,
+    checkpoint: CheckpointLane,
+    /// When something was written last.
+    quiet_since: Instant,
+    /// When the budget is looked at again.
+    full_until: Option<Instant>,
+    /// After a cut that failed: no other one before that.
+    next_cut: Instant,
+    /// Time without a write before the database is closed.
+    close_after: Duration,
+}
+
+impl Machine {
+    /// For a database that is about to be attached; `pace` goes on from an earlier attachment.
+    ///
+    /// `scan_time` is what it takes to read the whole database, if that was necessary. After a close
+    /// it may be necessary again, so the machine waits ten times as long before it closes.
+    pub(super) fn new(pace: Pace, scan_time: Duration, now: Instant) -> Machine {
+        Machine {
+            captured: Captured::default(),
+            surroundings: Surroundings::default(),
+            is_stopping: false,
+            pace,
+            commit_is_busy: false,
+            checkpoint: CheckpointLane {
+                is_busy: false,
+                next: now,
+                next_resort: now,
+                resort_pause: RESORT_PAUSES.0,
+            },
+            quiet_since: now,
+            full_until: None,
+            next_cut: now,
+            close_after: CLOSE_AFTER.max(scan_time * 10),
+        }
+    }
+
+    /// The pace, for the next attachment.
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Capture has found something, or nothing any more.
+    pub(super) fn handle_captured(&mut self, captured: Captured) {
+        self.captured = captured;
+    }
+
+    /// A target, a budget or another database has changed something.
+    pub(super) fn handle_surroundings(&mut self, surroundings: Surroundings) {
+        if self.surroundings.is_full && !surroundings.is_full {
+            self.full_until = None;
+        }
+        self.surroundings = surroundings;
+    }
+
+    /// It is time to stop.
+    pub(super) fn handle_stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// The action of the commit lane is over.
+    pub(super) fn handle_commit_done(&mut self, outcome: Outcome, now: Instant) {
+        self.commit_is_busy = false;
+        match outcome {
+            Outcome::Written => {
+                self.pace.made(now);
+                self.quiet_since = now;
+            }
+            Outcome::Unchanged => {}
+            Outcome::CutFailed => self.next_cut = now + CUT_PAUSE,
+        }
+    }
+
+    /// Something was written between the decision to detach and the last look.
+    pub(super) fn handle_not_quiet(&mut self, now: Instant) {
+        self.commit_is_busy = false;
+        self.quiet_since = now;
+    }
+
+    /// The checkpoint is over.
+    pub(super) fn handle_checkpoint_done(&mut self, done: Checkpointed, now: Instant) {
+        let lane = &mut self.checkpoint;
+        lane.is_busy = false;
+        // From its end: one that takes long leaves time for everything else.
+        lane.next = now + CHECKPOINT_PAUSE;
+        match done {
+            Checkpointed::Passive => {}
+            Checkpointed::LastResort { helped: true } => lane.resort_pause = RESORT_PAUSES.0,
+            Checkpointed::LastResort { helped: false } => {
+                lane.next_resort = now + lane.resort_pause;
+                lane.resort_pause = (lane.resort_pause * 2).min(RESORT_PAUSES.1);
+            }
+        }
+    }
+
+    /// The next thing to begin; none: nothing before an event or [`Machine::poll_timeout`].
+    pub(super) fn poll_action(&mut self, now: Instant) -> Option<Action> {
+        if let Some(action) = self.poll_checkpoint(now) {
+            self.checkpoint.is_busy = true;
+            return Some(action);
+        }
+        let action = self.poll_commit(now)?;
+        self.commit_is_busy = true;
+        if action == Action::Commit || action == Action::Finish {
+            self.full_until = None;
+        }
+        Some(action)
+    }
+
+    fn poll_checkpoint(&self, now: Instant) -> Option<Action> {
+        let lane = &self.checkpoint;
+        let wants = self.captured.is_attached && self.captured.wants_checkpoint;
+        let may = wants && !lane.is_busy && !self.is_stopping && now >= lane.next;
+        may.then_some(Action::Checkpoint {
+            may_resort: now >= lane.next_resort,
+        })
+    }
+
+    fn poll_commit(&mut self, now: Instant) -> Option<Action> {
+        let (captured, surroundings) = (self.captured, self.surroundings);
+        if self.commit_is_busy || !captured.is_attached {
+            return None;
+        }
+        if self.is_stopping {
+            // A checkpoint of ours has the database open, too.
+            return (!self.checkpoint.is_busy).then_some(Action::Finish);
+        }
+        if captured.has_gap || surroundings.is_in_doubt {
+            return Some(Action::Resync);
+        }
+        if surroundings.lacks_cut && now >= self.next_cut {
+            return Some(Action::TakeCut);
+        }
+        if !captured.has_commits && surroundings.has_leftovers {
+            return Some(Action::Tidy);
+        }
+        if self.close_at().is_some_and(|at| now >= at) {
+            return Some(Action::Close);
+        }
+        if !captured.has_commits {
+            let rests = self.rest_at().is_some_and(|at| now >= at);
+            return (rests && surroundings.is_crowded).then_some(Action::Detach);
+        }
+        if surroundings.is_full && surroundings.can_make_room {
+            return Some(Action::MakeRoom);
+        }
+        if surroundings.is_full && !surroundings.keeps_up {
+            self.full_until = Some(now + FULL_PAUSE);
+            return None;
+        }
+        let due = self.pace.due(surroundings.keeps_up);
+        due.is_none_or(|at| now >= at).then_some(Action::Commit)
+    }
+
+    /// When a database that no other process has open is closed.
+    fn close_at(&self) -> Option<Instant> {
+        let captured = self.captured;
+        let is_done = !captured.has_commits && !self.surroundings.lacks_cut;
+        let closes = captured.is_alone && is_done && !self.checkpoint.is_busy;
+        closes.then(|| self.quiet_since + self.close_after)
+    }
+
+    /// When the database may be detached for being quiet.
+    fn rest_at(&self) -> Option<Instant> {
+        let after = match self.surroundings.others_wait {
+            true => REST_SOON,
+            false => REST_AFTER,
+        };
+        let rests = self.captured.can_resume && !self.checkpoint.is_busy;
+        rests.then(|| self.quiet_since + after)
+    }
+
+    /// When to ask for an action again without an event; none: never. Call it after
+    /// [`Machine::poll_action`] has returned none.
+    pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let captured = self.captured;
+        if !captured.is_attached || self.is_stopping {
+            return None;
+        }
+        let lane = &self.checkpoint;
+        let checkpoint = (captured.wants_checkpoint && !lane.is_busy).then_some(lane.next);
+        let wants_cut = self.surroundings.lacks_cut && !self.commit_is_busy;
+        let cut = wants_cut.then_some(self.next_cut).filter(|at| *at > now);
+        let commit = match (self.commit_is_busy, captured.has_commits) {
+            (true, _) => None,
+            // One that is quiet and not in the way stays: whether it is, an event says.
+            (false, false) => self.rest_at().filter(|at| *at > now),
+            (false, true) => match self.full_until {
+                Some(until) => Some(until),
+                None => self.pace.due(self.surroundings.keeps_up),
+            },
+        };
+        let close = self.close_at().filter(|_| !self.commit_is_busy);
+        [checkpoint, cut, commit, close].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    fn machine(now: Instant) -> Machine {
+        let mut machine = Machine::new(Pace::new(INTERVAL), Duration::ZERO, now);
+        machine.handle_captured(attached());
+        machine.handle_surroundings(Surroundings {
+            keeps_up: true,
+            ..Surroundings::default()
+        });
+        machine
+    }
+
+    fn attached() -> Captured {
+        Captured {
+            is_attached: true,
+            ..Captured::default()
+        }
+    }
+
+    fn with_commits() -> Captured {
+        Captured {
+            has_commits: true,
+            ..attached()
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_never_ends_holds_no_commit_back() {
+        let mut now = Instant::now();
+        let mut machine = machine(now);
+        machine.handle_captured(Captured {
+            wants_checkpoint: true,
+            ..with_commits()
+        });
+        let first = machine.poll_action(now);
+        assert_eq!(first, Some(Action::Checkpoint { may_resort: true }));
+        for _ in 0..10 {
+            assert_eq!(machine.poll_action(now), Some(Action::Commit));
+            assert_eq!(machine.poll_action(now), None, "one file at a time");
+            machine.handle_commit_done(Outcome::Written, now);
+            now = machine.poll_timeout(now).expect("the pace says when");
+        }
+        // One that takes longer than its pause is followed by commits, too.
+        machine.handle_checkpoint_done(Checkpointed::Passive, now);
+        assert_eq!(machine.poll_action(now), Some(Action::Commit));
+        now += CHECKPOINT_PAUSE;
+        assert!(matches!(
+            machine.poll_action(now),
+            Some(Action::Checkpoint { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_urgent_comes_first() {
+        let now = Instant::now();
+        let everything = Surroundings {
+            lacks_cut: true,
+            is_full: true,
+            can_make_room: true,
+            ..Surroundings::default()
+        };
+        let gap = Captured {
+            has_gap: true,
+            ..with_commits()
+        };
+        for (captured, surroundings, expected) in [
+            (Captured::default(), everything, None),
+            (gap, everything, Some(Action::Resync)),
+            (with_commits(), everything, Some(Action::TakeCut)),
+            (
+                with_commits(),
+                Surroundings {
+                    lacks_cut: false,
+                    ..everything
+                },
+                Some(Action::MakeRoom),
+            ),
+            (
+                with_commits(),
+                Surroundings {
+                    is_full: true,
+                    ..Surroundings::default()
+                },
+                None,
+            ),
+            (
+                with_commits(),
+                Surroundings {
+                    is_full: true,
+                    keeps_up: true,
+                    ..Surroundings::default()
+                },
+                Some(Action::Commit),
+            ),
+            (
+                with_commits(),
+                Surroundings::default(),
+                Some(Action::Commit),
+            ),
+            (attached(), Surroundings::default(), None),
+            (
+                attached(),
+                Surroundings {
+                    has_leftovers: true,
+                    ..Surroundings::default()
+                },
+                Some(Action::Tidy),
+            ),
+            (
+                attached(),
+                Surroundings {
+                    is_in_doubt: true,
+                    ..Surroundings::default()
+                },
+                Some(Action::Resync),
+            ),
+        ] {
+            let mut machine = machine(now);
+            machine.handle_captured(captured);
+            machine.handle_surroundings(surroundings);
+            let action = machine.poll_action(now);
+            assert_eq!(action, expected, "{captured:?} {surroundings:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_that_fails_is_tried_again_later_and_commits_go_on() {
+        let start = Instant::now();
+        let mut machine = machine(start);
+        machine.handle_surroundings(Surroundings {
+            lacks_cut: true,
+            keeps_up: true,
+            ..Surroundings::default()
+        });
+        assert_eq!(machine.poll_action(start), Some(Action::TakeCut));
+        machine.handle_commit_done(Outcome::CutFailed, start);
+        assert_eq!(machine.poll_action(start), None);
+        assert_eq!(machine.poll_timeout(start), Some(start + CUT_PAUSE));
+        machine.handle_captured(with_commits());
+        assert_eq!(machine.poll_action(start), Some(Action::Commit));
+        machine.handle_commit_done(Outcome::Written, start);
+        machine.handle_captured(attached());
+        let again = start + CUT_PAUSE;
+        assert_eq!(machine.poll_timeout(start), Some(again));
+        assert_eq!(machine.poll_action(again), Some(Action::TakeCut));
+    }
+
+    #[test]
+    fn a_full_budget_is_looked_at_again_and_room_is_used_at_once() {
+        let now = Instant::now();
+        let mut machine = machine(now);
+        let full = Surroundings {
+            is_full: true,
+            ..Surroundings::default()
+        };
+        machine.handle_captured(with_commits());
+        machine.handle_surroundings(full);
+        assert_eq!(machine.poll_action(now), None);
+        assert_eq!(machine.poll_timeout(now), Some(now + FULL_PAUSE));
+        machine.handle_surroundings(Surroundings::default());
+        assert_eq!(machine.poll_action(now), Some(Action::Commit));
+    }
+
+    #[test]
+    fn a_quiet_database_is_detached_only_when_others_need_the_room() {
+        let start = Instant::now();
+        let resumable = Captured {
+            can_resume: true,
+            ..attached()
+        };
+        for (is_crowded, others_wait, after) in [
+            (false, true, None),
+            (true, false, Some(REST_AFTER)),
+            (true, true, Some(REST_SOON)),
+        ] {
+            let mut machine = machine(start);
+            machine.handle_captured(resumable);
+            machine.handle_surroundings(Surroundings {
+                is_crowded,
+                others_wait,
+                ..Surroundings::default()
+            });
+            let mut detached = None;
+            let mut now = start;
+            for _ in 0..4 {
+                if machine.poll_action(now) == Some(Action::Detach) {
+                    detached = Some(now - start);
+                    break;
+                }
+                let Some(at) = machine.poll_timeout(now) else {
+                    break;
+                };
+                assert!(at > now, "it does not spin");
+                now = at;
+            }
+            assert_eq!(detached, after);
+        }
+    }
+
+    #[test]
+    fn a_database_that_no_other_process_has_open_is_closed_once_it_is_quiet() {
+        let start = Instant::now();
+        let scan_time = Duration::from_secs(1);
+        for (scan_time, after) in [(Duration::ZERO, CLOSE_AFTER), (scan_time, scan_time * 10)] {
+            let mut machine = Machine::new(Pace::new(INTERVAL), scan_time, start);
+            machine.handle_captured(Captured {
+                is_alone: true,
+                ..with_commits()
+            });
+            assert_eq!(machine.poll_action(start), Some(Action::Commit));
+            machine.handle_commit_done(Outcome::Written, start);
+            let alone = Captured {
+                is_alone: true,
+                ..attached()
+            };
+            machine.handle_captured(alone);
+            assert_eq!(machine.poll_action(start), None);
+            let at = start + after;
+            assert_eq!(machine.poll_timeout(start), Some(at));
+            assert_eq!(machine.poll_action(at), Some(Action::Close));
+            machine.handle_not_quiet(at);
+            assert_eq!(machine.poll_action(at), None, "another pause");
+            machine.handle_captured(attached());
+            assert_eq!(machine.poll_action(at + after), None, "it was opened again");
+        }
+    }
+
+    #[test]
+    fn the_end_waits_for_both_lanes() {
+        let now = Instant::now();
+        let mut machine = machine(now);
+        machine.handle_captured(Captured {
+            wants_checkpoint: true,
+            ..with_commits()
+        });
+        assert!(matches!(
+            machine.poll_action(now),
+            Some(Action::Checkpoint { .. })
+        ));
+        assert_eq!(machine.poll_action(now), Some(Action::Commit));
+        machine.handle_stop();
+        assert_eq!(machine.poll_action(now), None);
+        machine.handle_commit_done(Outcome::Written, now);
+        assert_eq!(machine.poll_action(now), None);
+        machine.handle_checkpoint_done(Checkpointed::Passive, now);
+        assert_eq!(machine.poll_action(now), Some(Action::Finish));
+        assert_eq!(machine.poll_action(now), None);
+    }
+
+    #[test]
+    fn a_last_resort_that_does_not_help_is_tried_less_and_less_often() {
+        let mut now = Instant::now();
+        let mut machine = machine(now);
+        machine.handle_captured(Captured {
+            wants_checkpoint: true,
+            ..attached()
+        });
+        let mut pauses = Vec::new();
+        let mut last = now;
+        while pauses.len() < 9 {
+            match machine.poll_action(now) {
+                Some(Action::Checkpoint { may_resort: true }) => {
+                    pauses.push((now - last).as_secs());
+                    last = now;
+                    let failed = Checkpointed::LastResort { helped: false };
+                    machine.handle_checkpoint_done(failed, now);
+                }
+                Some(Action::Checkpoint { may_resort: false }) => {
+                    machine.handle_checkpoint_done(Checkpointed::Passive, now);
+                }
+                other => assert_eq!(other, None),
+            }
+            now += CHECKPOINT_PAUSE;
+        }
+        assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 600, 600]);
+    }
+
+    proptest! {
+        /// Whatever the other lane does and however long it takes, commits that are found while a
+        /// target keeps up are written within the interval, once the commit lane is free.
+        #[test]
+        fn commits_wait_for_no_other_lane(
+            steps in prop::collection::vec((0u64..700, any::<bool>(), any::<bool>()), 1..200),
+        ) {
+            let mut now = Instant::now();
+            let mut machine = machine(now);
+            machine.handle_captured(Captured { wants_checkpoint: true, ..with_commits() });
+            let mut waits_since = now;
+            for (pause_ms, checkpoint_ends, has_commits) in steps {
+                let mut polled = 0;
+                while let Some(action) = machine.poll_action(now) {
+                    polled += 1;
+                    prop_assert!(polled <= 3, "each lane begins one thing");
+                    if action == Action::Commit {
+                        prop_assert!(now - waits_since <= INTERVAL);
+                        machine.handle_commit_done(Outcome::Written, now);
+                        machine.handle_captured(Captured { wants_checkpoint: true, has_commits, ..attached() });
+                        waits_since = now;
+                    }
+                }
+                if checkpoint_ends && machine.checkpoint.is_busy {
+                    machine.handle_checkpoint_done(Checkpointed::Passive, now);
+                }
+                if !machine.captured.has_commits {
+                    machine.handle_captured(Captured { wants_checkpoint: true, ..with_commits() });
+                    waits_since = now;
+                }
+                let step = now + Duration::from_millis(pause_ms);
+                now = machine.poll_timeout(now).map_or(step, |at| at.max(now).min(step));
+            }
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The driver of one database: finds it, captures, seals, heals, copies, and ends in order.
+
+mod attached;
+mod committer;
+mod lifecycle;
+mod machine;
+mod pacer;
+#[cfg(test)]
+mod sim;
+pub mod snapshot;
+mod status;
+pub mod uploader;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::join_all;
+use protocol::config::OnDivergence;
+use protocol::status::DatabaseState;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::env::budget::{Budgets, Limits};
+use crate::pages::page_set::Spill;
+use crate::replication::uploader::{Target, TargetReport, TargetSettings, describe};
+use crate::source::capture::Capture;
+use crate::source::probe::{Probe, probe};
+use crate::source::scan::ScanError;
+use crate::source::wal::TapError;
+use crate::spool::ltx_writer::SealError;
+use crate::spool::progress::Chain;
+use crate::spool::state_dir::{LocalError, LocalState, Replicas};
+
+use committer::Ledger;
+use lifecycle::Session;
+use pacer::Pace;
+#[cfg(test)]
+pub(crate) use sim::{
+    on_this_machine, simulated_call, simulated_ms, simulated_thread, simulated_wait,
+};
+pub use status::DatabaseHandle;
+use status::lock;
+
+/// Pause between looks for a database that is not there, not ready, or failed.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the databases of a process share.
+#[derive(Clone)]
+pub struct Env {
+    /// The thread that captures.
+    pub capture: Capture,
+    /// What the process may use.
+    pub budgets: Arc<Budgets>,
+}
+
+impl Env {
+    /// With the default limits.
+    pub fn new(capture: Capture) -> Env {
+        Env {
+            capture,
+            budgets: Budgets::new(Limits::default()),
+        }
+    }
+}
+
+/// How one database is replicated.
+#[derive(Clone)]
+pub struct DatabaseSettings {
+    /// The database file.
+    pub path: PathBuf,
+    /// Directory of our local state.
+    pub state: PathBuf,
+    /// Where backups go, in order of preference for restores.
+    pub targets: Vec<TargetSettings>,
+    /// Under load, one object each interval on average, sooner after quiet times; no commit waits longer.
+    pub sync_interval: Duration,
+    /// Time between snapshots while the database changes.
+    pub snapshot_interval: Duration,
+    /// Who writes, for the lease.
+    pub holder: String,
+    /// What to do when a stored backup is not from this database.
+    pub on_divergence: OnDivergence,
+}
+
+/// The driver of one database. [`Database::run`] ends after `stop` turns true.
+pub struct Database {
+    settings: DatabaseSettings,
+    env: Env,
+    handle: DatabaseHandle,
+    stop: watch::Receiver<bool>,
+}
+
+/// Why a run of the driver ended early; it begins again.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The pages of the whole WAL could not be read or kept.
+    #[error(transparent)]
+    Log(TapError),
+    #[error("another file has taken the path")]
+    Moved,
+    #[error("no target takes backups of this database any more")]
+    Over,
+    #[error("capture of this database has ended")]
+    Detached,
+}
+
+impl RunError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            RunError::Local(error) => error.is_disk_full(),
+            RunError::Seal(error) => error.is_disk_full(),
+            RunError::Scan(error) => error.is_disk_full(),
+            RunError::Tap(TapError::Spill(error)) | RunError::Log(TapError::Spill(error)) => {
+                crate::spool::state_dir::is_disk_full(error)
+            }
+            RunError::Tap(_)
+            | RunError::Log(_)
+            | RunError::Moved
+            | RunError::Over
+            | RunError::Detached => false,
+        }
+    }
+
+    /// True when the budget of local state is used up: the disk may well have room.
+    fn is_over_budget(&self) -> bool {
+        let error = match self {
+            RunError::Scan(ScanError::Spill(error))
+            | RunError::Tap(TapError::Spill(error))
+            | RunError::Log(TapError::Spill(error)) => error,
+            _ => return false,
+        };
+        error.kind() == std::io::ErrorKind::QuotaExceeded
+    }
+}
+
+impl Database {
+    /// A driver for one database.
+    pub fn new(
+        settings: DatabaseSettings,
+        env: &Env,
+        stop: watch::Receiver<bool>,
+    ) -> (Database, DatabaseHandle) {
+        let chain = Chain::default();
+        chain.update(|chain| chain.account = Some(env.budgets.account()));
+        let targets = settings
+            .targets
+            .iter()
+            .map(|target| {
+                (
+                    target.clone(),
+                    Arc::new(Mutex::new(TargetReport::default())),
+                )
+            })
+            .collect();
+        let handle = DatabaseHandle {
+            path: settings.path.display().to_string(),
+            chain: Arc::new(chain),
+            state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
+            page_size: Arc::default(),
+            pages: Arc::default(),
+            blocking_checkpoints: Arc::default(),
+            targets,
+        };
+        let database = Database {
+            settings,
+            env: env.clone(),
+            handle: handle.clone(),
+            stop,
+        };
+        (database, handle)
+    }
+
+    /// Where page images go that memory has no room for.
+    fn spill(&self) -> Spill {
+        let account = self.handle.account();
+        Spill::new(&self.settings.state, &self.env.budgets, account)
+    }
+
+    /// Replicates until told to stop; then captures and stores what there is, for at most `drain`.
+    ///
+    /// Returns true when every target has everything.
+    pub async fn run(mut self, drain: Duration) -> bool {
+        let Some(local) = self.open_state().await else {
+            return false;
+        };
+        let local = Arc::new(local);
+        let loaded = loop {
+            // It reads a hash for each page, and captured files.
+            let loading = Arc::clone(&local);
+            let loaded = tokio::task::spawn_blocking(move || loading.load());
+            match loaded.await.expect("loading does not panic") {
+                Ok(loaded) => break loaded,
+                Err(error) => {
+                    self.report(DatabaseState::Failed, error.to_string());
+                    if self.pause(PROBE_PAUSE).await {
+                        return false;
+                    }
+                }
+            }
+        };
+        let records = Arc::new(Mutex::new(loaded.replicas.clone()));
+        let log = loaded.log;
+        let ledger = Ledger::resume(
+            Arc::clone(&local),
+            self.spill(),
+            Arc::clone(&self.handle.chain),
+            loaded,
+            self.settings.targets.len(),
+        );
+        let (drain_sender, drain_receiver) = watch::channel(false);
+        let mut session = Session {
+            ledger: Some(ledger),
+            log,
+            cold: None,
+            resting: None,
+            pace: Pace::new(self.settings.sync_interval),
+            had_turn: false,
+            scan_time: Duration::ZERO,
+            in_use_probes: 0,
+            watch: None,
+            next_watch: tokio::time::Instant::now(),
+        };
+        let targets = self
+            .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
+            .await;
+        let Some(targets) = targets else {
+            // What is there, and was never captured, is not stored.
+            return lock(&self.handle.state).0 == DatabaseState::Missing;
+        };
+        let time_over = time_over(self.stop.clone(), drain).shared();
+        let captured = tokio::select! {
+            () = session.run_to_the_end(&mut self) => true,
+            () = time_over.clone() => false,
+        };
+        session.close().await;
+        // A last look that failed leaves commits that nobody has counted.
+        drain_targets(targets, drain_sender, time_over).await
+            && captured
+            && self.handle.is_all_stored()
+    }
+
+    /// Starts the target drivers once the database exists: what they may do depends on it.
+    async fn wait_for_file_and_start_targets(
+        &mut self,
+        local: &Arc<LocalState>,
+        records: &Arc<Mutex<Replicas>>,
+        drain: &watch::Receiver<bool>,
+    ) -> Option<Vec<JoinHandle<()>>> {
+        loop {
+            // Asked before the look: what was made until we were told to stop is found.
+            let stopping = *self.stop.borrow();
+            match probe(&self.settings.path) {
+                Probe::Live | Probe::Cold(_) => break,
+                Probe::InUse => {}
+                Probe::Unfit(state, message) => self.report(state, message),
+            }
+            if stopping {
+                return None;
+            }
+            self.pause(PROBE_PAUSE).await;
+        }
+        let spawn =
+            |(index, (settings, report)): (usize, &(TargetSettings, Arc<Mutex<TargetReport>>))| {
+                let target = Target {
+                    index,
+                    settings: settings.clone(),
+                    database: self.settings.path.clone(),
+                    holder: self.settings.holder.clone(),
+                    on_divergence: self.settings.on_divergence,
+                    snapshot_interval: self.settings.snapshot_interval,
+                    budgets: Arc::clone(&self.env.budgets),
+                    local: Arc::clone(local),
+                    records: Arc::clone(records),
+                    chain: Arc::clone(&self.handle.chain),
+                    report: Arc::clone(report),
+                    drain: drain.clone(),
+                };
+                tokio::spawn(target.run())
+            };
+        Some(self.handle.targets.iter().enumerate().map(spawn).collect())
+    }
+
+    async fn open_state(&mut self) -> Option<LocalState> {
+        loop {
+            match LocalState::open(&self.settings.state) {
+                Ok(local) => return Some(local),
+                Err(error) => self.report_error(&error.into()),
+            }
+            if self.pause(PROBE_PAUSE).await {
+                return None;
+            }
+        }
+    }
+
+    fn report_error(&self, error: &RunError) {
+        let state = if error.is_disk_full() {
+            DatabaseState::DiskFull
+        } else {
+            DatabaseState::Failed
+        };
+        if !matches!(error, RunError::Moved | RunError::Over) {
+            let directory = self.settings.state.display();
+            let message = format!("{}; local state is in {directory}", describe(error));
+            self.report(state, message);
+        }
+    }
+
+    fn report(&self, state: DatabaseState, message: String) {
+        let mut current = lock(&self.handle.state);
+        if *current != (state, message.clone()) {
+            let database = self.settings.path.display().to_string();
+            if state.is_healthy()
+                || matches!(state, DatabaseState::Starting | DatabaseState::Missing)
+            {
+                tracing::info!(%database, ?state, "{message}");
+            } else {
+                tracing::warn!(%database, ?state, "{message}");
+            }
+            *current = (state, message);
+        }
+    }
+
+    /// Waits; true when it is time to stop.
+    async fn pause(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = self.stop.changed() => {}
+        }
+        *self.stop.borrow()
+    }
+}
+
+/// Ends when the time for stopping is over.
+async fn time_over(mut stop: watch::Receiver<bool>, drain: Duration) {
+    // Without its sender nobody is there to tell us anything else.
+    let _stopped = stop.wait_for(|stop| *stop).await;
+    tokio::time::sleep(drain).await;
+}
+
+/// Lets the target drivers finish while there is time. True when all did; none is left in any case, so
+/// that the local state is free for who comes next.
+async fn drain_targets(
+    targets: Vec<JoinHandle<()>>,
+    sender: watch::Sender<bool>,
+    time_over: impl Future<Output = ()>,
+) -> bool {
+    sender.send_replace(true);
+    let aborts: Vec<_> = targets.iter().map(JoinHandle::abort_handle).collect();
+    let mut ended = std::pin::pin!(join_all(targets));
+    tokio::select! {
+        _ended = &mut ended => return true,
+        () = time_over => {}
+    }
+    for target in aborts {
+        target.abort();
+    }
+    let _ended = ended.await;
+    false
+}
+
+/// Where our state of a database lies when nothing else is configured: beside it.
+pub fn default_state_directory(database: &Path) -> PathBuf {
+    let name = database.file_name().unwrap_or_default().to_string_lossy();
+    database.with_file_name(format!(".{name}-sqlite-backup"))
+}

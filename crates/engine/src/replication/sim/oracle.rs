@@ -1,0 +1,388 @@
+//! What has to be true of a store, from what the writers sealed and what they were told.
+//!
+//! What is known is here; what has to be, by the promise that says so, in [`p1`], [`p2`], [`p3`] and
+//! [`retention`].
+
+mod p1;
+mod p2;
+mod p3;
+mod retention;
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::hash::Hasher;
+use std::sync::{Arc, Mutex};
+
+use ltx::{Decoder, Txid};
+use store::{Layout, Store};
+
+use crate::replica::lease::{self, LEASE_KEY, Lease};
+use crate::replica::manifest::{self, RemoteFile};
+
+use super::chance::Chance;
+use super::model::{Image, checksum};
+use super::wire::Server;
+
+/// Points of one store that one check restores, at most.
+const POINTS: usize = 12;
+
+/// What is broken, as DESIGN.md and docs/guarantees.md number it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    P1,
+    P2,
+    P3,
+    P5,
+    Retention,
+}
+
+/// What was sealed: an LTX file, by the digest of its bytes.
+#[derive(Clone)]
+struct Sealed {
+    writer: String,
+    /// The database that a restore has to give.
+    image: Arc<Image>,
+}
+
+/// A position that a writer was told is stored.
+struct Acked {
+    writer: String,
+    checksum: u64,
+    /// The writer had sealed it itself.
+    own: bool,
+}
+
+/// A file of level 0 or 9 that came under its name.
+#[derive(Clone, Copy)]
+struct Landed {
+    digest: u64,
+    /// With which its writer held the lease. That in the file may be older: it is captured before it
+    /// is known who may store it.
+    epoch: u64,
+    at_ms: u64,
+}
+
+#[derive(Default)]
+struct Stored {
+    /// The file of each TXID that ever came under its name.
+    captured: BTreeMap<Txid, Landed>,
+    copies: BTreeMap<Txid, Landed>,
+    /// When the last TXID of a file of level 1 first was one.
+    merged: BTreeMap<Txid, u64>,
+    acked: BTreeMap<Txid, Acked>,
+    /// Who holds the lease.
+    holder: String,
+    /// With which epoch each process held it.
+    epochs: BTreeMap<String, u64>,
+    /// When each process last saw that it holds the lease.
+    sure_ms: BTreeMap<String, u64>,
+}
+
+#[derive(Default)]
+struct State {
+    sealed: HashMap<u64, Sealed>,
+    /// The database at the cuts of each writer.
+    cuts: HashMap<(String, Txid), Arc<Image>>,
+    stores: BTreeMap<usize, Stored>,
+    broken: Vec<(Promise, String)>,
+    /// Restored points that were compared.
+    compared: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Oracle(Mutex<State>);
+
+/// A store as it is now, and what is known of it.
+struct Look<'a> {
+    files: &'a BTreeSet<RemoteFile>,
+    objects: &'a Objects,
+    sealed: &'a HashMap<u64, Sealed>,
+    stored: &'a Stored,
+    now_ms: u64,
+}
+
+impl Oracle {
+    /// A writer sealed a file; restored, it gives `image`.
+    pub(super) fn sealed(&self, writer: &str, bytes: &[u8], image: &Arc<Image>) {
+        let (writer, image) = (writer.to_owned(), Arc::clone(image));
+        let sealed = Sealed { writer, image };
+        let state = &mut *self.0.lock().unwrap();
+        state.sealed.entry(digest(bytes)).or_insert(sealed);
+    }
+
+    /// A writer took a cut for a snapshot.
+    pub(super) fn cut(&self, writer: &str, txid: Txid, image: &Arc<Image>) {
+        let key = (writer.to_owned(), txid);
+        let state = &mut *self.0.lock().unwrap();
+        state.cuts.entry(key).or_insert_with(|| Arc::clone(image));
+    }
+
+    /// A snapshot came under its name: it has to be the database at its cut or, where it was compacted
+    /// from what is stored, the database that the captured file of its position leads to.
+    fn snapshot_landed(&self, store: usize, name: &str, file: RemoteFile, bytes: &[u8]) {
+        let image = {
+            let state = &*self.0.lock().unwrap();
+            let captured = state.stores.get(&store).and_then(|stored| {
+                let landed = stored.captured.get(&file.max)?;
+                let sealed = state.sealed.get(&landed.digest)?;
+                Some(Arc::clone(&sealed.image))
+            });
+            let cut = state.cuts.get(&(name.to_owned(), file.max)).cloned();
+            cut.or(captured)
+        };
+        let objects = Objects::from([(file, bytes.to_vec())]);
+        match (image, apply(&[file], &objects)) {
+            (Some(image), Ok(stored)) if *image == stored => self.sealed(name, bytes, &image),
+            (_, stored) => {
+                let why = stored.err().unwrap_or_else(|| "other pages".to_owned());
+                let what = format!("store {store}: snapshot {} by {name}: {why}", file.max);
+                self.broken(Promise::P1, what);
+            }
+        }
+    }
+
+    /// A process reads the lease.
+    pub(super) fn looks(&self, store: usize, name: &str, now_ms: u64) {
+        self.store(store, |_, stored| {
+            if stored.holder == name {
+                stored.sure_ms.insert(name.to_owned(), now_ms);
+            }
+            None
+        });
+    }
+
+    /// A process sends what changes a store.
+    pub(super) fn sends(&self, store: usize, name: &str, what: &str, key: &str, now_ms: u64) {
+        self.store(store, |_, stored| {
+            let unsure = p3::is_unsure(stored, name, key, now_ms).err();
+            unsure.map(|why| (Promise::P3, format!("{name} sent {what} {key}: {why}")))
+        });
+    }
+
+    /// An object got its bytes.
+    pub(super) fn landed(&self, store: usize, name: &str, key: &str, bytes: &[u8], now_ms: u64) {
+        if key == LEASE_KEY {
+            let lease: Lease = serde_json::from_slice(bytes).expect("we wrote it");
+            self.store(store, |_, stored| {
+                stored.sure_ms.insert(lease.holder.clone(), now_ms);
+                stored.epochs.insert(lease.holder.clone(), lease.epoch);
+                stored.holder = lease.holder;
+                None
+            });
+            return;
+        }
+        let Some(file) = parse(key, bytes.len()) else {
+            return;
+        };
+        if file.level == 9 {
+            self.snapshot_landed(store, name, file, bytes);
+        }
+        self.store(store, |sealed, stored| {
+            let landed = Landed {
+                digest: digest(bytes),
+                epoch: stored.epochs.get(name).copied().unwrap_or(0),
+                at_ms: now_ms,
+            };
+            if file.level == 1 {
+                stored.merged.entry(file.max).or_insert(now_ms);
+            }
+            if !matches!(file.level, 0 | 9) {
+                return None;
+            }
+            let broken = p3::overwrites(stored, file, landed).err();
+            let broken = broken.map(|why| (Promise::P3, format!("{key} by {name}: {why}")));
+            let landed_before = match file.level {
+                0 => &mut stored.captured,
+                _ => &mut stored.copies,
+            };
+            // One that comes twice is as old as it was when it came first.
+            landed_before.entry(file.max).or_insert(landed);
+            let known = sealed.contains_key(&landed.digest) || !file.has_pages();
+            let unknown = || (Promise::P1, format!("{key} by {name} was never sealed"));
+            broken.or_else(|| (!known).then(unknown))
+        });
+    }
+
+    /// A writer was told that a position is stored.
+    pub(super) fn acked(&self, store: usize, writer: &str, txid: Txid, checksum: u64) {
+        self.store(store, |sealed, stored| {
+            let files = [stored.captured.get(&txid), stored.copies.get(&txid)];
+            let own = files.into_iter().flatten().any(|file| {
+                let sealed = sealed.get(&file.digest);
+                sealed.is_some_and(|sealed| sealed.writer == writer)
+            });
+            let writer = writer.to_owned();
+            match stored.acked.get(&txid) {
+                Some(acked) if acked.checksum != checksum => {
+                    let told = format!("{} and {writer} were told of different", acked.writer);
+                    return Some((Promise::P1, format!("{told} databases at {txid}")));
+                }
+                Some(acked) if acked.own => {}
+                _ => {
+                    let acked = Acked {
+                        writer,
+                        checksum,
+                        own,
+                    };
+                    stored.acked.insert(txid, acked);
+                }
+            }
+            None
+        });
+    }
+
+    /// Something that must not be was seen.
+    pub(super) fn broken(&self, promise: Promise, what: String) {
+        self.0.lock().unwrap().broken.push((promise, what));
+    }
+
+    pub(super) fn verdict(&self) -> Result<u64, Broken> {
+        let state = self.0.lock().unwrap();
+        match state.broken.is_empty() {
+            true => Ok(state.compared),
+            false => Err(Broken(state.broken.clone())),
+        }
+    }
+
+    /// Changes what is known of a store; what is broken then is noted.
+    fn store(
+        &self,
+        index: usize,
+        change: impl FnOnce(&HashMap<u64, Sealed>, &mut Stored) -> Option<(Promise, String)>,
+    ) {
+        let state = &mut *self.0.lock().unwrap();
+        let stored = state.stores.entry(index).or_default();
+        if let Some((promise, what)) = change(&state.sealed, stored) {
+            state
+                .broken
+                .push((promise, format!("store {index}: {what}")));
+        }
+    }
+
+    /// Holds a store against all that is known of it.
+    pub(super) async fn check(&self, server: &Server, chance: &mut Chance) {
+        let files = manifest::list(&server.direct()).await.unwrap();
+        if files.is_empty() {
+            return;
+        }
+        let objects = objects(server, &files).await;
+        let points: BTreeSet<Txid> = files.iter().map(|file| file.max).collect();
+        let mut points: Vec<Txid> = points.into_iter().collect();
+        while points.len() > POINTS {
+            points.remove(chance.below(points.len() as u64 - 1) as usize);
+        }
+        let state = &mut *self.0.lock().unwrap();
+        let stored = state.stores.entry(server.index).or_default();
+        let look = Look {
+            files: &files,
+            objects: &objects,
+            sealed: &state.sealed,
+            stored,
+            now_ms: server.log.now_ms(),
+        };
+        let mut broken = Vec::new();
+        for point in points {
+            match p1::is_what_its_writer_had(&look, point) {
+                Ok(compared) => state.compared += u64::from(compared),
+                Err(why) => broken.push((Promise::P1, why)),
+            }
+        }
+        broken.extend(p2::is_kept(&look).err().map(|why| (Promise::P2, why)));
+        broken.extend(
+            p3::is_the_holders(&look)
+                .err()
+                .map(|why| (Promise::P3, why)),
+        );
+        let lost = retention::is_kept(&look).err();
+        broken.extend(lost.map(|why| (Promise::Retention, why)));
+        let index = server.index;
+        let said = broken
+            .into_iter()
+            .map(|(promise, what)| (promise, format!("store {index}: {what}")));
+        state.broken.extend(said);
+    }
+
+    /// The restored newest point has to be this very database, if the process still writes there.
+    pub(super) async fn check_newest(&self, server: &Server, writer: &str, image: &Image) {
+        let lease = lease::read(&server.direct()).await.unwrap();
+        if lease.is_none_or(|lease| lease.lease.holder != writer) {
+            return;
+        }
+        let files = manifest::list(&server.direct()).await.unwrap();
+        let objects = objects(server, &files).await;
+        if let Err(why) = p2::is_this(&files, &objects, image) {
+            let index = server.index;
+            let broken = format!("store {index}: {writer} said that all is stored: {why}");
+            self.broken(Promise::P2, broken);
+        }
+    }
+}
+
+/// All that was broken.
+#[derive(Debug)]
+pub(super) struct Broken(Vec<(Promise, String)>);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.0.iter();
+        let lines: Vec<String> = lines
+            .map(|(promise, what)| format!("{promise:?} {what}"))
+            .collect();
+        f.write_str(&lines.join("; "))
+    }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+fn parse(key: &str, len: usize) -> Option<RemoteFile> {
+    let object = store::ObjectInfo {
+        key: key.to_owned(),
+        size: len as u64,
+        modified_ms: 0,
+        version: None,
+    };
+    manifest::parse_key(Layout::Tree, &object)
+}
+
+type Objects = BTreeMap<RemoteFile, Vec<u8>>;
+
+async fn objects(server: &Server, files: &BTreeSet<RemoteFile>) -> Objects {
+    let mut objects = BTreeMap::new();
+    for file in files {
+        let key = manifest::key(Layout::Tree, file.level, file.name());
+        let bytes = server.inner.get(&key, None).await.unwrap();
+        objects.insert(*file, bytes.to_vec());
+    }
+    objects
+}
+
+/// What the files give, one after the other.
+fn apply(files: &[RemoteFile], objects: &Objects) -> Result<Image, String> {
+    let mut image = Image::new();
+    for file in files {
+        let failed = |error: ltx::LtxError| format!("{}: {error}", file.name());
+        let mut decoder = Decoder::new(&objects[file][..]).map_err(failed)?;
+        let header = *decoder.header();
+        if (header.min_txid, header.max_txid) != (file.min, file.max) {
+            return Err(format!("{} has the bytes of another file", file.name()));
+        }
+        image.retain(|pgno, _| *pgno <= header.commit);
+        let mut bytes = Vec::new();
+        while let Some(pgno) = decoder.next_page(&mut bytes).map_err(failed)? {
+            image.insert(pgno, bytes[..].into());
+        }
+        decoder.finish().map_err(failed)?;
+        if let Some(pgno) = (1..=header.commit).find(|pgno| !image.contains_key(pgno)) {
+            return Err(format!(
+                "{} needs page {pgno}, which is missing",
+                file.name()
+            ));
+        }
+    }
+    Ok(image)
+}

@@ -1,0 +1,53 @@
+//! P1: what is stored is restorable, and is what its writer had.
+
+use std::sync::Arc;
+
+use ltx::Txid;
+
+use crate::replica::manifest::RemoteFile;
+use crate::replica::restore_plan::plan_restore;
+
+use super::{Look, apply, checksum, digest};
+use crate::replication::sim::model::Image;
+
+/// Restores a point and compares it with what was sealed and what was acknowledged. False when
+/// nothing leads there: not every TXID is a position of its own.
+pub(super) fn is_what_its_writer_had(look: &Look<'_>, point: Txid) -> Result<bool, String> {
+    let Ok(plan) = plan_restore(look.files, Some(point)) else {
+        return Ok(false);
+    };
+    let restored = apply(&plan.files, look.objects).map_err(|why| format!("{point}: {why}"))?;
+    let expected = expected(look, &plan.files).map_err(|why| format!("{point}: {why}"))?;
+    if *expected != restored {
+        return Err(format!(
+            "{point} is not what its writer had: {:?}",
+            plan.files
+        ));
+    }
+    if let Some(acked) = look.stored.acked.get(&point)
+        && acked.checksum != checksum(&restored)
+    {
+        return Err(format!("{point} is not what {} was told of", acked.writer));
+    }
+    Ok(true)
+}
+
+/// What the last file of a plan has to lead to.
+fn expected(look: &Look<'_>, plan: &[RemoteFile]) -> Result<Arc<Image>, String> {
+    let Some((last, before)) = plan.split_last() else {
+        return Err("nothing leads here".to_owned());
+    };
+    if last.is_snapshot() {
+        return match look.sealed.get(&digest(&look.objects[last])) {
+            Some(sealed) => Ok(Arc::clone(&sealed.image)),
+            None => Err(format!("nobody sealed {}", last.name())),
+        };
+    }
+    // A file that changes nothing leads to what was there before it.
+    for (_, file) in look.stored.captured.range(last.min..=last.max).rev() {
+        if let Some(sealed) = look.sealed.get(&file.digest) {
+            return Ok(Arc::clone(&sealed.image));
+        }
+    }
+    expected(look, before)
+}

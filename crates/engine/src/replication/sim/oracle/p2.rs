@@ -1,0 +1,38 @@
+//! P2: no commit is lost that was acknowledged, or that a process said it has stored.
+
+use std::collections::BTreeSet;
+
+use crate::replica::manifest::{self, RemoteFile};
+use crate::replica::restore_plan::plan_restore;
+use crate::replication::sim::model::Image;
+
+use super::{Look, Objects, apply};
+
+/// The newest point is there, and no older than what was acknowledged last.
+pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
+    let Some((told, acked)) = look.stored.acked.last_key_value() else {
+        return Ok(());
+    };
+    if manifest::newest(look.files) < *told {
+        return Err(format!("{told}, acknowledged to {}, is gone", acked.writer));
+    }
+    match plan_restore(look.files, None) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "the newest point, after {told} was told of: {error}"
+        )),
+    }
+}
+
+/// The newest point is this very database.
+pub(super) fn is_this(
+    files: &BTreeSet<RemoteFile>,
+    objects: &Objects,
+    image: &Image,
+) -> Result<(), String> {
+    let plan = plan_restore(files, None).map_err(|error| error.to_string())?;
+    match apply(&plan.files, objects)? == *image {
+        true => Ok(()),
+        false => Err(format!("{} lacks commits", plan.txid)),
+    }
+}

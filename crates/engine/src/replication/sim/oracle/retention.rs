@@ -1,0 +1,43 @@
+//! What retention promises: inside the exact span every captured TXID, inside the window every end of
+//! a file of level 1.
+
+use std::time::Duration;
+
+use ltx::Txid;
+
+use crate::replica::restore_plan::plan_restore;
+use crate::replication::sim::writer::RETENTION;
+
+use super::Look;
+
+/// How far honest clocks may differ, and how long a file may be under way to its place.
+const TOLERANCE: Duration = Duration::from_secs(10);
+
+/// Every promised point can be restored.
+pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
+    let since = |span: Duration| {
+        let span = span.saturating_sub(TOLERANCE);
+        look.now_ms.saturating_sub(span.as_millis() as u64)
+    };
+    let (exact, window) = (since(RETENTION.exact), since(RETENTION.window));
+    let captured = look.stored.captured.iter();
+    let captured = captured.filter(|(_, file)| file.at_ms > exact);
+    for (txid, _) in captured {
+        is_restorable(look, *txid, "exact")?;
+    }
+    for (txid, merged_ms) in &look.stored.merged {
+        // A merged file may come late; its point is as old as what it was captured with.
+        let captured = look.stored.captured.get(txid);
+        if captured.map_or(*merged_ms, |file| file.at_ms) > window {
+            is_restorable(look, *txid, "window")?;
+        }
+    }
+    Ok(())
+}
+
+fn is_restorable(look: &Look<'_>, txid: Txid, promise: &str) -> Result<(), String> {
+    match plan_restore(look.files, Some(txid)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{txid} is promised ({promise}): {error}")),
+    }
+}

@@ -1,0 +1,558 @@
+//! What happens to the processes, their volumes and their stores.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use protocol::config::OnMissing;
+use store::Memory;
+
+use crate::replica::lease;
+use crate::restore::IntegrityCheck;
+use crate::startup::{Ready, make_ready};
+
+use super::chance::{Chance, Log};
+use super::machine::{Clock, Disk, MACHINE, Machine, Trouble};
+use super::model::{App, Image, Place, image_of};
+use super::oracle::{Broken, Oracle, Promise};
+use super::wire::{LATEST_MS, Server};
+use super::writer::{Process, settings};
+
+/// The world's own residue of virtual time.
+pub(super) const WORLD: u64 = 0;
+/// Processes in one run: each has three residues.
+const MOST_PROCESSES: u64 = 30;
+/// Processes that live at the same time.
+const MOST_ALIVE: usize = 3;
+/// Virtual time that the last writer has to store everything.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// A volume as it was.
+struct Backup {
+    place: Arc<Place>,
+    state: usize,
+    commit: usize,
+    /// The log's own mark, so that a history that was cut meanwhile is noticed.
+    mark: crate::source::wal::LogPosition,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+pub(super) struct World {
+    seed: u64,
+    pub(super) chance: Chance,
+    directory: tempfile::TempDir,
+    pub(super) log: Arc<Log>,
+    oracle: Arc<Oracle>,
+    pub(super) servers: Vec<Arc<Server>>,
+    places: Vec<Arc<Place>>,
+    pub(super) alive: Vec<Process>,
+    backups: Vec<Backup>,
+    /// The disks below the state directories, by place and number.
+    disks: BTreeMap<(usize, usize), Arc<Disk>>,
+    /// Clocks jump.
+    clocks_jump: bool,
+    /// Those of stores, not of machines. Retention keeps its promises while one of both is right.
+    pub(super) stores_jump: bool,
+    /// Places and numbers of state directories that were used, by the name of the last process.
+    pub(super) homes: BTreeMap<String, (Arc<Place>, usize)>,
+    serial: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> World {
+        let mut chance = Chance::new(seed, 1);
+        let (log, oracle) = (Arc::new(Log::new()), Arc::new(Oracle::default()));
+        let servers = (0..1 + chance.below(2) as usize)
+            .map(|index| {
+                let off_ms = Arc::new(AtomicI64::new(0));
+                let clock = Clock {
+                    log: Arc::clone(&log),
+                    off_ms: Arc::clone(&off_ms),
+                };
+                Arc::new(Server {
+                    index,
+                    inner: Arc::new(Memory::with_clock(move || clock.now_ms())),
+                    one_in: AtomicU64::new([0, 30, 12, 6][chance.below(4) as usize]),
+                    down_until_ms: AtomicU64::new(0),
+                    late_until_ms: AtomicU64::new(0),
+                    off_ms,
+                    dated_by_writers: chance.one_in(2),
+                    log: Arc::clone(&log),
+                    oracle: Arc::clone(&oracle),
+                })
+            })
+            .collect();
+        World {
+            clocks_jump: chance.one_in(2),
+            stores_jump: chance.one_in(3),
+            seed,
+            chance,
+            directory: tempfile::tempdir().unwrap(),
+            log,
+            oracle,
+            servers,
+            places: Vec::new(),
+            alive: Vec::new(),
+            backups: Vec::new(),
+            disks: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            serial: 0,
+        }
+    }
+
+    /// Runs the whole story. Returns how many restored points were compared, and the log.
+    pub(super) async fn run(mut self) -> (Result<u64, Broken>, Vec<String>) {
+        self.new_node().await;
+        for _ in 0..20 + self.chance.below(25) {
+            let wait = 200 + self.chance.below(20_000);
+            self.log.pause(WORLD, wait).await;
+            self.event().await;
+            if self.oracle.verdict().is_err() {
+                return (self.oracle.verdict(), self.log.lines());
+            }
+        }
+        self.end().await;
+        (self.oracle.verdict(), self.log.lines())
+    }
+
+    async fn event(&mut self) {
+        let many = self.serial >= MOST_PROCESSES - 2;
+        match self.chance.below(21) {
+            0 | 1 if !many => self.restart(false).await,
+            2 if !many => self.restart(true).await,
+            3 if !many => self.new_node().await,
+            4 if !many => self.second_state().await,
+            5 if !many => self.clone_volume().await,
+            6 if !many => self.roll_back().await,
+            7 => {
+                if let Some(index) = self.some_process() {
+                    self.note("kill", index);
+                    let process = self.alive.remove(index);
+                    self.kill(process).await;
+                }
+            }
+            8 => self.back_up(),
+            9 => {
+                let until = self.log.now_ms() + self.chance.below(60_000);
+                let server = self.chance.pick(&self.servers).expect("there is a store");
+                server.down_until_ms.store(until, Ordering::Relaxed);
+                let line = format!("store {} is down until {until}", server.index);
+                self.log.note(WORLD, line);
+            }
+            10 => {
+                let rate = [0, 30, 12, 6, 3][self.chance.below(5) as usize];
+                let server = self.chance.pick(&self.servers).expect("there is a store");
+                server.one_in.store(rate, Ordering::Relaxed);
+                let line = format!("store {}: one request in {rate}", server.index);
+                self.log.note(WORLD, line);
+            }
+            11 if self.clocks_jump => self.jump(),
+            12 => {
+                if let Some(index) = self.some_process() {
+                    let busy = &self.alive[index].busy;
+                    busy.fetch_xor(true, Ordering::Relaxed);
+                    self.note("busy or quiet", index);
+                }
+            }
+            13 => self.disk_trouble(),
+            14 if !many => self.crash().await,
+            15 if !many => self.late_copy().await,
+            16 if !many => self.lose_database().await,
+            _ => self.check().await,
+        }
+        let over = |process: &Process| process.is_over();
+        if self.chance.one_in(3)
+            && let Some(index) = self.alive.iter().position(over)
+        {
+            self.note("over", index);
+            let process = self.alive.remove(index);
+            process.kill().await;
+        }
+        while self.alive.len() > MOST_ALIVE {
+            let process = self.alive.remove(0);
+            self.kill(process).await;
+        }
+        if self.alive.is_empty() && self.serial < MOST_PROCESSES - 2 {
+            self.restart(false).await;
+        }
+    }
+
+    async fn check(&mut self) {
+        for server in self.servers.clone() {
+            self.oracle.check(&server, &mut self.chance).await;
+        }
+    }
+
+    /// A process on a new machine, with what is stored. Others may live on.
+    pub(super) async fn new_node(&mut self) {
+        let number = self.places.len();
+        let directory = self.directory.path().join(format!("place{number}"));
+        fs::create_dir_all(&directory).unwrap();
+        let place = Arc::new(Place {
+            number,
+            directory,
+            app: std::sync::Mutex::new(App::new(Some(Image::new()), self.app_chance())),
+        });
+        if self.is_made_ready(&place, 0).await {
+            self.places.push(Arc::clone(&place));
+            self.start(&place, 0);
+        }
+    }
+
+    /// A database is gone, and the state beside it is not.
+    async fn lose_database(&mut self) {
+        let Some(index) = self.some_process() else {
+            return;
+        };
+        let (place, state) = (
+            Arc::clone(&self.alive[index].place),
+            self.alive[index].state,
+        );
+        let on_it = |process: &Process| Arc::ptr_eq(&process.place, &place);
+        while let Some(index) = self.alive.iter().position(on_it) {
+            let process = self.alive.remove(index);
+            self.kill(process).await;
+        }
+        self.log
+            .note(WORLD, format!("place {} has no database", place.number));
+        fs::remove_file(place.database()).unwrap();
+        match self.is_made_ready(&place, state).await {
+            true => self.start(&place, state),
+            false => {
+                self.homes.retain(|_, (home, _)| !Arc::ptr_eq(home, &place));
+                self.backups
+                    .retain(|backup| !Arc::ptr_eq(&backup.place, &place));
+            }
+        }
+    }
+
+    /// Brings a database to a place that has none. False when that fails again and again.
+    async fn is_made_ready(&mut self, place: &Arc<Place>, state: usize) -> bool {
+        let machine = self.machine(place.number, state);
+        let serial = self.next_serial();
+        let name = format!("restore{serial}");
+        let settings = settings(serial, self.seed, name, place, state, &self.servers);
+        for attempt in 0..10 {
+            if attempt < 5 && self.chance.one_in(10) {
+                let calls = self.chance.below(6);
+                machine.disk.trouble(calls, Trouble::Full(2));
+            }
+            let empty = self.servers.iter().all(|server| {
+                let keys = server.inner.keys();
+                keys.iter().all(|key| !key.starts_with("ltx/"))
+            });
+            let check = IntegrityCheck::None;
+            let nobody = |_, _| {};
+            let ready = make_ready(&settings, OnMissing::Restore, check, &nobody);
+            let ready = MACHINE.scope(machine.clone(), ready).await;
+            machine.disk.heal();
+            let image = match ready {
+                Ok(Ready::Restored { restored, .. }) => {
+                    let line = format!("restored {} on place {}", restored.txid, place.number);
+                    self.log.note(WORLD, line);
+                    Some(image_of(&fs::read(place.database()).unwrap()))
+                }
+                Ok(_) if empty => None,
+                Ok(_) => {
+                    let broken = "a database begins empty beside a backup".to_owned();
+                    self.oracle.broken(Promise::P5, broken);
+                    return false;
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    let base = self.directory.path().display().to_string();
+                    let line = format!("place {}: {}", place.number, error.replace(&base, ""));
+                    self.log.note(WORLD, line);
+                    let wait = 1000 + self.chance.below(10_000);
+                    self.log.pause(WORLD, wait).await;
+                    continue;
+                }
+            };
+            let mut app = App::new(image, self.app_chance());
+            app.checkpoint(&place.database());
+            *place.app.lock().unwrap() = app;
+            return true;
+        }
+        false
+    }
+
+    /// A process in the place of another with its state, in order or not.
+    async fn restart(&mut self, graceful: bool) {
+        let (place, state) = match self.some_process() {
+            Some(index) => {
+                let process = self.alive.remove(index);
+                let home = (Arc::clone(&process.place), process.state);
+                if graceful {
+                    self.stop(process).await;
+                } else {
+                    self.kill(process).await;
+                }
+                home
+            }
+            None => {
+                let homes: Vec<_> = self.homes.values().cloned().collect();
+                let Some(home) = self.chance.pick(&homes).cloned() else {
+                    return self.new_node().await;
+                };
+                home
+            }
+        };
+        self.start(&place, state);
+    }
+
+    /// A process beside another, or after it, that knows nothing.
+    async fn second_state(&mut self) {
+        let Some(index) = self.some_process() else {
+            return;
+        };
+        let place = Arc::clone(&self.alive[index].place);
+        let state = self.homes.len() + 1;
+        if self.chance.one_in(2) {
+            let process = self.alive.remove(index);
+            self.kill(process).await;
+        }
+        self.start(&place, state);
+    }
+
+    /// A copy of a volume, with the state on it.
+    async fn clone_volume(&mut self) {
+        let Some(index) = self.some_process() else {
+            return;
+        };
+        let (place, state) = (
+            Arc::clone(&self.alive[index].place),
+            self.alive[index].state,
+        );
+        if self.chance.one_in(2) {
+            let process = self.alive.remove(index);
+            self.kill(process).await;
+        }
+        let number = self.places.len();
+        let directory = self.directory.path().join(format!("place{number}"));
+        for (name, bytes) in files(&place.state(state)) {
+            let path = directory.join(format!("state{state}")).join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let image = (*place.app.lock().unwrap().image()).clone();
+        let copy = Place {
+            number,
+            directory,
+            app: std::sync::Mutex::new(App::new(Some(image), self.app_chance())),
+        };
+        fs::copy(place.database(), copy.database()).unwrap();
+        copy.app.lock().unwrap().checkpoint(&copy.database());
+        let copy = Arc::new(copy);
+        self.places.push(Arc::clone(&copy));
+        self.log.note(
+            WORLD,
+            format!("place {number} is a copy of {}", place.number),
+        );
+        self.start(&copy, state);
+    }
+
+    /// Keeps a volume as it is now.
+    fn back_up(&mut self) {
+        let Some(index) = self.some_process() else {
+            return;
+        };
+        let process = &self.alive[index];
+        let files = files(&process.place.state(process.state));
+        let app = process.place.app.lock().unwrap();
+        let backup = Backup {
+            place: Arc::clone(&process.place),
+            state: process.state,
+            commit: app.newest(),
+            mark: app.log(),
+            files,
+        };
+        drop(app);
+        self.note("volume kept", index);
+        self.backups.push(backup);
+    }
+
+    /// Brings a volume back as it was, files in their places.
+    async fn roll_back(&mut self) {
+        if self.backups.is_empty() {
+            return;
+        }
+        let index = self.chance.below(self.backups.len() as u64) as usize;
+        let backup = self.backups.swap_remove(index);
+        let on_it = |process: &Process| Arc::ptr_eq(&process.place, &backup.place);
+        while let Some(index) = self.alive.iter().position(on_it) {
+            let process = self.alive.remove(index);
+            process.kill().await;
+        }
+        if backup.place.app.lock().unwrap().at(&backup.mark).is_none() {
+            return;
+        }
+        let state = backup.place.state(backup.state);
+        for name in files(&state).into_keys().filter(|name| name != "lock") {
+            fs::remove_file(state.join(name)).unwrap();
+        }
+        for (name, bytes) in backup.files.iter().filter(|(name, _)| *name != "lock") {
+            fs::write(state.join(name), bytes).unwrap();
+        }
+        self.disk(backup.place.number, backup.state).forget();
+        {
+            let mut app = backup.place.app.lock().unwrap();
+            app.roll_back(backup.commit);
+            app.checkpoint(&backup.place.database());
+        }
+        let line = format!("place {} is rolled back", backup.place.number);
+        self.log.note(WORLD, line);
+        self.start(&backup.place, backup.state);
+    }
+
+    /// Ends a process in order. What it says is stored is stored.
+    async fn stop(&mut self, process: Process) {
+        let (name, place) = (process.name.clone(), Arc::clone(&process.place));
+        let alone = |other: &Process| !Arc::ptr_eq(&other.place, &place);
+        let alone = self.alive.iter().all(alone);
+        let complete = process.stop().await;
+        self.log.note(WORLD, format!("stop {name}: {complete}"));
+        if complete && alone {
+            let image = place.app.lock().unwrap().image();
+            for server in &self.servers {
+                self.oracle.check_newest(server, &name, &image).await;
+            }
+        }
+    }
+
+    /// Kills a process, now and then with its machine: what was not durable may be lost then.
+    pub(super) async fn kill(&mut self, process: Process) {
+        let (name, disk) = (process.name.clone(), Arc::clone(&process.machine.disk));
+        process.kill().await;
+        self.log.note(WORLD, format!("killed {name}"));
+        if self.chance.one_in(3) {
+            disk.lose_power(&mut self.chance);
+            self.log.note(WORLD, format!("{name} lost its power"));
+        }
+    }
+
+    /// Faults end, the last writer stores everything, and it is all there.
+    async fn end(&mut self) {
+        self.check().await;
+        for server in &self.servers {
+            server.one_in.store(0, Ordering::Relaxed);
+            server.down_until_ms.store(0, Ordering::Relaxed);
+            server.late_until_ms.store(0, Ordering::Relaxed);
+        }
+        for process in std::mem::take(&mut self.alive) {
+            self.kill(process).await;
+        }
+        if self.chance.one_in(2) {
+            // What is still under way comes before, or while, the last one writes.
+            self.log.pause(WORLD, LATEST_MS).await;
+        }
+        let mut holders = Vec::new();
+        for server in &self.servers {
+            let lease = lease::read(&server.direct()).await.unwrap();
+            holders.push(lease.map(|lease| lease.lease.holder));
+        }
+        let same = holders.iter().all(|holder| *holder == holders[0]);
+        let home = holders[0].as_ref().and_then(|name| self.homes.get(name));
+        match home.cloned() {
+            Some((place, state)) if same && self.chance.one_in(2) => self.start(&place, state),
+            _ => self.new_node().await,
+        }
+        let Some(last) = self.alive.pop() else {
+            let broken = "the last writer does not start".to_owned();
+            self.oracle.broken(Promise::P2, broken);
+            return;
+        };
+        self.log
+            .note(WORLD, format!("the last one is {}", last.name));
+        self.log.pause(WORLD, 10_000).await;
+        last.busy.store(false, Ordering::Relaxed);
+        self.log.pause(WORLD, LATEST_MS).await;
+        let (place, handle) = (Arc::clone(&last.place), last.handle.clone());
+        let mut left = PATIENCE.as_secs();
+        while !handle.is_all_stored() && left > 0 {
+            self.log.pause(WORLD, 1000).await;
+            left -= 1;
+        }
+        let name = last.name.clone();
+        if !last.stop().await {
+            let reports: Vec<_> = handle.counters();
+            let broken = format!("the last writer does not store everything: {reports:?}");
+            self.oracle.broken(Promise::P2, broken);
+            return;
+        }
+        let image = place.app.lock().unwrap().image();
+        for server in &self.servers {
+            self.oracle.check_newest(server, &name, &image).await;
+        }
+        self.check().await;
+    }
+
+    pub(super) fn start(&mut self, place: &Arc<Place>, state: usize) {
+        let serial = self.next_serial();
+        let name = format!("writer{serial}");
+        let settings = settings(serial, self.seed, name.clone(), place, state, &self.servers);
+        let chance = Chance::new(self.seed, 100 + serial);
+        let line = format!("start {name} on place {} state {state}", place.number);
+        self.log.note(WORLD, line);
+        self.homes.insert(name, (Arc::clone(place), state));
+        let (oracle, machine) = (Arc::clone(&self.oracle), self.machine(place.number, state));
+        let process = Process::start(serial, place, state, settings, &oracle, machine, chance);
+        self.alive.push(process);
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial - 1
+    }
+
+    pub(super) fn some_process(&mut self) -> Option<usize> {
+        let count = self.alive.len() as u64;
+        (count > 0).then(|| self.chance.below(count) as usize)
+    }
+
+    fn app_chance(&mut self) -> Chance {
+        Chance::new(self.chance.draw(), 2)
+    }
+
+    /// A machine for one process: a clock, up to a second off at first, and a disk that others may have
+    /// used.
+    fn machine(&mut self, place: usize, state: usize) -> Machine {
+        let off_ms = self.chance.below(2000) as i64 - 1000;
+        let clock = Clock {
+            log: Arc::clone(&self.log),
+            off_ms: Arc::new(off_ms.into()),
+        };
+        let disk = self.disk(place, state);
+        disk.heal();
+        Machine { clock, disk }
+    }
+
+    fn disk(&mut self, place: usize, state: usize) -> Arc<Disk> {
+        Arc::clone(self.disks.entry((place, state)).or_default())
+    }
+
+    pub(super) fn note(&self, what: &str, index: usize) {
+        let name = &self.alive[index].name;
+        self.log.note(WORLD, format!("{name}: {what}"));
+    }
+}
+
+/// The files below a directory, by their paths in it.
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for level in ["", "ltx/0", "ltx/9"] {
+        let Ok(entries) = fs::read_dir(directory.join(level)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = path.strip_prefix(directory).unwrap();
+                found.insert(name.display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,555 @@
+//! A snapshot on its way to a store: every page of the database as it was at one position, read
+//! while the application writes, and streamed without a copy on our disk.
+//!
+//! A [`Cut`] says what the pages are: a hash for each. A page is taken from the database file when
+//! its image there has that hash. One that was only in the WAL at that position is in the cut itself.
+//! So each page is proven, whatever the application does meanwhile, and no lock is needed. A page
+//! that was overwritten before it was read ends the snapshot, and the next one reads faster than the
+//! store takes ([`Effort`]).
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
+use sqlite_format::PageSize;
+use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
+
+use crate::env::budget::{Account, Budgets, Work};
+use crate::pages::page_hashes::PageTable;
+use crate::pages::page_set::PageSet;
+use crate::replica::manifest;
+use crate::source::open_files::PlainFile;
+use crate::source::sqlite::{Connection, SqliteError};
+use crate::spool::ltx_writer::snapshot_header;
+use crate::spool::queue::{Writer, queue};
+
+/// Bytes of the database that are read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Memory of one snapshot on its way: what is read, pieces that wait, parts of the upload.
+const WORK_BYTES: u64 = 22 << 20;
+/// A WAL of this size in bytes, or of a fourth of the database if that is more, ends a pinned
+/// snapshot: its read mark is what lets the WAL grow.
+const PINNED_WAL_BYTES: u64 = 256 << 20;
+
+/// The database at one position: what a snapshot of it has to hold.
+#[derive(Debug)]
+pub struct Cut {
+    /// The position.
+    pub txid: Txid,
+    /// When it was captured, in Unix milliseconds.
+    pub timestamp_ms: i64,
+    /// The hash of each page there.
+    pub table: PageTable,
+    /// Images of pages that the database file may not hold yet: those that were in the WAL.
+    pub newest: PageSet,
+}
+
+impl Cut {
+    /// Size of the database in bytes.
+    pub fn database_bytes(&self) -> u64 {
+        u64::from(self.table.commit()) * u64::from(self.table.page_size().get())
+    }
+}
+
+/// How a snapshot keeps ahead of an application that overwrites its pages. A snapshot that the
+/// application has overtaken is followed by one with more effort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Effort {
+    /// Read as the store takes it: nothing on disk, no lock.
+    #[default]
+    Streamed,
+    /// Read as fast as the disk is, into what the budget of local state allows.
+    Spooled,
+    /// The same under a read mark, so that no page is overwritten while it is read. The WAL may grow
+    /// meanwhile, and a blocking checkpoint of the application waits: only where nothing that is
+    /// stored could be compacted into a snapshot.
+    Pinned,
+}
+
+impl Effort {
+    /// The next one after a failure.
+    #[must_use]
+    pub fn more(self) -> Effort {
+        match self {
+            Effort::Streamed => Effort::Spooled,
+            Effort::Spooled | Effort::Pinned => Effort::Pinned,
+        }
+    }
+}
+
+/// A page that has another hash than the cut says. Where the next cut says the same and the page has
+/// not changed either, no commit has overwritten it: what is known of the database is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overwritten {
+    /// The page.
+    pub pgno: u32,
+    /// Its hash at the cut.
+    pub expected: Option<u64>,
+    /// Its hash in the database file.
+    pub found: u64,
+}
+
+/// Why a snapshot was not made. Nothing was stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The application has changed a page before it was read. Another attempt may succeed.
+    #[error("page {} was overwritten before it was read", .0.pgno)]
+    Overwritten(Overwritten),
+    /// The WAL has grown too long under the read mark of a pinned snapshot.
+    #[error("the WAL has grown to {bytes} bytes while the snapshot was read")]
+    WalTooLong {
+        /// Its size.
+        bytes: u64,
+    },
+    /// SQLite refused.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// The database file cannot be read.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Our own disk failed.
+    #[error("keep a part of the snapshot: {0}")]
+    Spill(#[source] io::Error),
+    /// The encoder refused what we gave it.
+    #[error("encode the snapshot: {0}")]
+    Encode(#[source] LtxError),
+}
+
+impl SnapshotError {
+    /// The page that was lost to the application's writes, if that is why: more [`Effort`] helps.
+    pub fn overwritten(&self) -> Option<Overwritten> {
+        match self {
+            SnapshotError::Overwritten(page) => Some(*page),
+            _ => None,
+        }
+    }
+
+    /// True when the local disk is full, or the budget for it used up.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, SnapshotError::Spill(error) if crate::spool::state_dir::is_disk_full(error))
+    }
+}
+
+/// A read mark on the database, taken before a cut: no checkpoint overwrites a page of the cut while
+/// it is held.
+#[derive(Debug)]
+// In a mutex only because a connection is not to be shared between threads.
+pub struct Pin(Mutex<Connection>);
+
+impl Pin {
+    /// Takes a read mark. Waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's refusal; the database is not open by the application.
+    pub fn take(path: &Path) -> Result<Pin, SqliteError> {
+        let connection = Connection::open(path)?;
+        connection.begin_read()?;
+        Ok(Pin(Mutex::new(connection)))
+    }
+}
+
+/// Everything that a snapshot is made of, and where it goes.
+pub struct Snapshot {
+    /// What it holds.
+    pub cut: Arc<Cut>,
+    /// The database file.
+    pub database: PathBuf,
+    /// The number of the target.
+    pub target: usize,
+    /// Our epoch at the target.
+    pub epoch: u64,
+    /// How it keeps ahead of the application.
+    pub effort: Effort,
+    /// The read mark of [`Effort::Pinned`].
+    pub pin: Option<Pin>,
+    /// Bytes of the last snapshot, if there was one: about what this one will have.
+    pub expected_bytes: Option<u64>,
+    /// Where pieces wait that the store does not take yet.
+    pub directory: PathBuf,
+    /// The budget of that directory.
+    pub account: Arc<Account>,
+}
+
+/// Why [`Snapshot::store`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreSnapshotError {
+    /// It could not be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Snapshot {
+    /// Streams the snapshot to its place in a store, and returns its size in bytes there. An object
+    /// of that name that has our own header is taken for this one: an attempt whose answer was lost.
+    ///
+    /// # Errors
+    ///
+    /// See [`StoreSnapshotError`]; nothing is stored then, unless the store's answer was lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it stores nothing, and its thread ends with the next piece.
+    pub async fn store(
+        self,
+        store: &SharedStore,
+        budgets: &Budgets,
+    ) -> Result<u64, StoreSnapshotError> {
+        let cut = Arc::clone(&self.cut);
+        let header = snapshot_header(&cut.table, cut.txid, cut.timestamp_ms, self.epoch);
+        let key = manifest::key(
+            store.layout(),
+            ltx::Level::SNAPSHOT.get(),
+            header.file_name(),
+        );
+        let database_bytes = cut.database_bytes();
+        let memory = WORK_BYTES.min(database_bytes * 3);
+        let _memory = budgets.memory(Work::Snapshot, self.target, memory).await;
+        // Without an earlier one: what does not compress is a little longer than its pages.
+        let most = database_bytes + database_bytes / 64 + 4096;
+        let expected_bytes = self
+            .expected_bytes
+            .map_or(most, |bytes| most.min(bytes * 2));
+        let spool = match self.effort {
+            Effort::Streamed => None,
+            Effort::Spooled | Effort::Pinned => Some(self.account.reserve(expected_bytes)),
+        };
+        let disk_bytes = spool.as_ref().map_or(0, |spool| spool.bytes());
+        let (writer, stream) = queue(&self.directory, disk_bytes).map_err(SnapshotError::Spill)?;
+        let read = tokio::task::spawn_blocking(move || {
+            let _spool = spool;
+            encode(&self.database, &cut, self.pin, header, writer)
+        });
+        let meta = PutMeta {
+            timestamp_ms: Some(header.timestamp_ms),
+        };
+        let stored = store
+            .put_stream(&key, stream, expected_bytes, PutMode::Create, &meta)
+            .await;
+        // It ends with the stream, whoever ended it.
+        let read = read.await.expect("reading a snapshot does not panic");
+        match (stored, read) {
+            (Ok(bytes), _) => Ok(bytes),
+            (Err(error), _) if error.kind() == StoreErrorKind::Exists => {
+                match stored_by_us(store, &key, &header).await? {
+                    Some(bytes) => Ok(bytes),
+                    None => Err(error.into()),
+                }
+            }
+            (Err(_), Err(Some(error))) => Err(error.into()),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+}
+
+/// The size of an object with this very header; none when it has another one.
+pub(crate) async fn stored_by_us(
+    store: &SharedStore,
+    key: &str,
+    header: &Header,
+) -> Result<Option<u64>, StoreError> {
+    let start = store.get(key, Some(0..ltx::HEADER_BYTES as u64)).await?;
+    let ours = header.encode().ok();
+    let is_ours = ours.is_some_and(|ours| ours[..] == start[..]);
+    match is_ours {
+        true => Ok(Some(store.head(key).await?.size)),
+        false => Ok(None),
+    }
+}
+
+/// Writes the snapshot; fails with none when nobody takes it any more.
+fn encode(
+    database: &Path,
+    cut: &Cut,
+    pin: Option<Pin>,
+    header: Header,
+    writer: Writer,
+) -> Result<(), Option<SnapshotError>> {
+    let failed = |error: LtxError| match error {
+        LtxError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
+        LtxError::Io(error) => Some(SnapshotError::Spill(error)),
+        error => Some(SnapshotError::Encode(error)),
+    };
+    let mut encoder = Encoder::new(writer, header).map_err(failed)?;
+    read_pages(database, cut, pin, |pgno, image| {
+        encoder.encode_page(pgno, image).map_err(failed)
+    })?;
+    let (writer, _summary) = encoder.finish().map_err(failed)?;
+    writer.finish().map_err(|error| failed(error.into()))
+}
+
+/// Reads each page of the cut, in order, and proves it.
+fn read_pages(
+    database: &Path,
+    cut: &Cut,
+    pin: Option<Pin>,
+    mut take: impl FnMut(u32, &[u8]) -> Result<(), Option<SnapshotError>>,
+) -> Result<(), Option<SnapshotError>> {
+    let page_size = cut.table.page_size();
+    let size = page_size.as_usize();
+    let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
+    let is_pinned = pin.is_some();
+    let file = DatabaseFile::new(database, pin);
+    let (mut buffer, mut newest) = (Vec::new(), Vec::new());
+    let (mut next, commit) = (1, cut.table.commit());
+    while next <= commit {
+        let now = at_once.min(commit - next + 1);
+        buffer.resize(now as usize * size, 0);
+        file.read(&mut buffer, u64::from(next - 1) * size as u64)?;
+        for (pgno, image) in (next..).zip(buffer.chunks_exact(size)) {
+            if pgno == page_size.lock_pgno() {
+                continue;
+            }
+            let is_right = |image: &[u8]| cut.table.matches(pgno, page_checksum(pgno, image));
+            let in_wal = cut.newest.read(pgno, &mut newest);
+            let image = match in_wal.map_err(SnapshotError::Spill)? {
+                true if is_right(&newest) => &newest[..],
+                _ if is_right(image) => image,
+                _ => {
+                    let page = Overwritten {
+                        pgno,
+                        expected: cut.table.hash(pgno),
+                        found: page_checksum(pgno, image),
+                    };
+                    return Err(Some(SnapshotError::Overwritten(page)));
+                }
+            };
+            take(pgno, image)?;
+        }
+        next += now;
+        if is_pinned {
+            check_wal(&file, page_size, cut.database_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+fn check_wal(
+    file: &DatabaseFile<'_>,
+    page_size: PageSize,
+    database_bytes: u64,
+) -> Result<(), SnapshotError> {
+    let view = file.pinned.as_ref().and_then(Connection::wal_view);
+    let frames = view.map_or(0, |view| view.header.max_frame);
+    let bytes = u64::from(frames) * u64::from(page_size.get());
+    match bytes > PINNED_WAL_BYTES.max(database_bytes / 4) {
+        true => Err(SnapshotError::WalTooLong { bytes }),
+        false => Ok(()),
+    }
+}
+
+/// The database file. Without a read mark it is open only while a chunk is read: while it is open as
+/// a plain file, capture waits to attach, and while it is open through SQLite, the application's last
+/// close does not remove the WAL.
+struct DatabaseFile<'a> {
+    path: &'a Path,
+    /// The connection that holds the read mark.
+    pinned: Option<Connection>,
+}
+
+impl DatabaseFile<'_> {
+    fn new(path: &Path, pin: Option<Pin>) -> DatabaseFile<'_> {
+        DatabaseFile {
+            path,
+            pinned: pin.map(|pin| pin.0.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    /// Fills the buffer; what lies behind the end of the file reads as zeros.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
+        let failed = |source| SnapshotError::Read {
+            path: self.path.to_owned(),
+            source,
+        };
+        if let Some(connection) = &self.pinned {
+            return Ok(connection.read_database(buffer, offset)?);
+        }
+        match PlainFile::open(self.path).map_err(failed)? {
+            Some(plain) => fill(plain.file(), buffer, offset).map_err(failed),
+            // Capture is attached, so the application has it open, too.
+            None => Ok(Connection::open(self.path)?.read_database(buffer, offset)?),
+        }
+    }
+}
+
+fn fill(file: &fs::File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => {
+                buffer[filled..].fill(0);
+                return Ok(());
+            }
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ltx::Decoder;
+    use store::Memory;
+
+    use super::*;
+    use crate::env::budget::Limits;
+    use crate::pages::page_set::Spill;
+
+    const PAGES: u32 = 3000;
+
+    /// A file of pages that are all of one byte each, and a cut of it.
+    fn database(directory: &Path) -> (PathBuf, Cut) {
+        let path = directory.join("db");
+        let page_size = PageSize::MIN;
+        let mut table = PageTable::new(page_size);
+        let mut bytes = Vec::new();
+        for pgno in 1..=PAGES {
+            let image = [pgno as u8; 512];
+            table.set(pgno, &image);
+            bytes.extend_from_slice(&image);
+        }
+        fs::write(&path, bytes).unwrap();
+        let spill = Spill::with_memory(directory, 1 << 20);
+        let cut = Cut {
+            txid: Txid::new(7),
+            timestamp_ms: 1_700_000_000_000,
+            table,
+            newest: PageSet::new(page_size, &spill),
+        };
+        (path, cut)
+    }
+
+    fn overwrite(path: &Path, pgno: u32) {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[0xff; 512], u64::from(pgno - 1) * 512)
+            .unwrap();
+    }
+
+    fn snapshot(path: &Path, cut: &Arc<Cut>, effort: Effort) -> (Arc<Budgets>, Snapshot) {
+        let budgets = Budgets::new(Limits::default());
+        let snapshot = Snapshot {
+            cut: Arc::clone(cut),
+            database: path.to_owned(),
+            target: 0,
+            epoch: 3,
+            effort,
+            pin: None,
+            expected_bytes: None,
+            directory: path.with_file_name("state"),
+            account: budgets.account(),
+        };
+        (budgets, snapshot)
+    }
+
+    const KEY: &str = "ltx/9/0000000000000001-0000000000000007.ltx";
+
+    #[tokio::test]
+    async fn a_snapshot_holds_each_page_as_it_was_at_the_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, mut cut) = database(directory.path());
+        // Only the WAL had this one, and the file has it by now in a newer version.
+        cut.newest.insert(8, &[8; 512]).unwrap();
+        cut.newest.insert(9, &[77; 512]).unwrap();
+        overwrite(&path, 8);
+        let cut = Arc::new(cut);
+        for effort in [Effort::Streamed, Effort::Spooled] {
+            let store: SharedStore = Arc::new(Memory::new());
+            let (budgets, snapshot) = snapshot(&path, &cut, effort);
+            let size = snapshot.store(&store, &budgets).await.unwrap();
+            assert_eq!(budgets.state_bytes(), 0, "what was reserved is given back");
+            let bytes = store.get(KEY, None).await.unwrap();
+            assert_eq!(bytes.len() as u64, size);
+            let mut decoder = Decoder::new(&bytes[..]).unwrap();
+            let mut image = Vec::new();
+            for pgno in 1..=PAGES {
+                assert_eq!(decoder.next_page(&mut image).unwrap(), Some(pgno));
+                assert_eq!(image, [pgno as u8; 512]);
+            }
+            assert_eq!(decoder.next_page(&mut image).unwrap(), None);
+            decoder.finish().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_that_changed_before_it_was_read_ends_the_snapshot_with_nothing_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, cut) = database(directory.path());
+        let cut = Arc::new(cut);
+        overwrite(&path, PAGES - 1);
+        let store: SharedStore = Arc::new(Memory::new());
+        let (budgets, snapshot) = snapshot(&path, &cut, Effort::Streamed);
+        let error = snapshot.store(&store, &budgets).await.unwrap_err();
+        let overtaken = matches!(&error, StoreSnapshotError::Snapshot(SnapshotError::Overwritten(page)) if page.pgno == PAGES - 1);
+        assert!(overtaken, "{error}");
+        assert!(store.list("", None).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_lost_is_no_other_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, cut) = database(directory.path());
+        let cut = Arc::new(cut);
+        let store: SharedStore = Arc::new(Memory::new());
+        let mut sizes = Vec::new();
+        for _ in 0..2 {
+            let (budgets, snapshot) = snapshot(&path, &cut, Effort::Streamed);
+            sizes.push(snapshot.store(&store, &budgets).await.unwrap());
+        }
+        assert_eq!(sizes[0], sizes[1]);
+        let (budgets, mut snapshot) = snapshot(&path, &cut, Effort::Streamed);
+        snapshot.epoch = 4;
+        let error = snapshot.store(&store, &budgets).await.unwrap_err();
+        let exists = matches!(&error, StoreSnapshotError::Store(error) if error.kind() == StoreErrorKind::Exists);
+        assert!(exists, "{error}");
+    }
+
+    #[test]
+    fn a_pinned_snapshot_reads_what_the_application_overwrites_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let application = rusqlite::Connection::open(&path).unwrap();
+        let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; CREATE TABLE t(x);
+            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+            INSERT INTO t SELECT randomblob(400) FROM n";
+        application.execute_batch(sql).unwrap();
+        application
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let page_size = PageSize::MIN;
+        let mut table = PageTable::new(page_size);
+        for (pgno, image) in (1..).zip(bytes.chunks_exact(512)) {
+            table.set(pgno, image);
+        }
+        let spill = Spill::with_memory(directory.path(), 1 << 20);
+        let cut = Cut {
+            txid: Txid::new(1),
+            timestamp_ms: 1,
+            table,
+            newest: PageSet::new(page_size, &spill),
+        };
+        let overwritten = |pin: Option<Pin>| {
+            application
+                .execute_batch("UPDATE t SET x = randomblob(400); PRAGMA wal_checkpoint(PASSIVE)")
+                .unwrap();
+            read_pages(&path, &cut, pin, |_, _| Ok(())).is_err()
+        };
+        let pin = Pin::take(&path).unwrap();
+        assert!(!overwritten(Some(pin)));
+        assert!(overwritten(None));
+    }
+}

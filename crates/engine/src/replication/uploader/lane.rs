@@ -1,0 +1,81 @@
+//! Work that runs beside the uploads of captured files, and is given up when its target ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::task::{JoinError, JoinHandle};
+
+/// Work on its way. Dropped, it is given up.
+pub(super) struct Lane<T> {
+    task: JoinHandle<T>,
+    /// Its end, once it was waited for.
+    end: Option<Result<T, JoinError>>,
+    ending: Arc<AtomicBool>,
+}
+
+/// Tells a thread, which cannot be ended from outside, that its result is not wanted any more.
+#[derive(Clone)]
+pub(super) struct Ending(Arc<AtomicBool>);
+
+impl Ending {
+    /// True when it is to end.
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<T: Send + 'static> Lane<T> {
+    /// Begins.
+    pub(super) fn begin<F>(work: impl FnOnce(Ending) -> F) -> Lane<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let ending = Arc::new(AtomicBool::new(false));
+        let work = work(Ending(Arc::clone(&ending)));
+        #[cfg(test)]
+        let work = crate::replication::on_this_machine(work);
+        Lane {
+            task: tokio::spawn(work),
+            end: None,
+            ending,
+        }
+    }
+
+    /// True when [`Lane::done`] returns at once.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_some() || self.task.is_finished()
+    }
+
+    /// Waits for the result.
+    ///
+    /// # Panics
+    ///
+    /// When the work has panicked.
+    pub(super) async fn done(mut self) -> T {
+        let end = match self.end.take() {
+            Some(end) => end,
+            None => (&mut self.task).await,
+        };
+        end.expect("it is not aborted before it is dropped, and does not panic")
+    }
+}
+
+impl<T> Drop for Lane<T> {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.task.abort();
+    }
+}
+
+/// Waits until a lane is over; for ever when nothing is on its way.
+///
+/// # Cancel safety
+///
+/// Dropped, it has changed nothing.
+pub(super) async fn over<T>(lane: &mut Option<Lane<T>>) {
+    match lane {
+        Some(lane) if lane.end.is_none() => lane.end = Some((&mut lane.task).await),
+        Some(_) => {}
+        None => std::future::pending().await,
+    }
+}

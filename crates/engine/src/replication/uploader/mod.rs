@@ -1,0 +1,573 @@
+//! The driver of one target of one database: lease, uploads, snapshots, compaction, retention.
+//!
+//! Each target has its own position and its own pace; none holds another back. After its start it
+//! never lists: it knows what is stored, because no other writer may write. `machine` decides what
+//! is done next, the other modules do it.
+
+mod acquire;
+mod clock;
+mod compact;
+mod fence;
+mod lane;
+mod levels;
+mod machine;
+mod retain;
+mod snapshot;
+mod upload;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use ltx::Txid;
+use protocol::config::OnDivergence;
+use protocol::status::{DatabaseState, Position, TargetState};
+use store::{SharedStore, StoreError, StoreErrorKind};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::env::budget::Budgets;
+use crate::replica::lease::{LeaseError, SourceId};
+use crate::replica::manifest::{RemoteError, RemoteFile};
+use crate::replica::retention::RetentionPolicy;
+use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, SnapshotError};
+use crate::spool::progress::{Chain, TargetPhase, TargetProgress};
+use crate::spool::state_dir::{LocalError, LocalState, Replicas};
+
+use clock::StoreClock;
+pub use fence::fence;
+use lane::{Lane, over};
+use levels::LevelClock;
+use machine::{Facts, Step};
+use retain::{Retained, UndeletableObjects};
+
+/// Pause after a first failure; doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// Pause between runs of retention while the database changes.
+const RETENTION_PAUSE: Duration = Duration::from_secs(600);
+/// Attempts to claim the next name when another writer is still at it.
+const FENCE_ATTEMPTS: u32 = 20;
+
+/// What a target is configured to do.
+#[derive(Clone)]
+pub struct TargetSettings {
+    /// Name in logs and status.
+    pub name: String,
+    /// Where it stores.
+    pub store: SharedStore,
+    /// Time that one file of level 1 covers.
+    pub merge_interval: Duration,
+    /// Time that one file of each level from level 2 on covers.
+    pub higher_levels: Vec<Duration>,
+    /// How long each kind of file is kept.
+    pub retention: RetentionPolicy,
+}
+
+/// What a target reports about itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TargetReport {
+    /// How it goes.
+    pub state: TargetState,
+    /// What failed last; empty when nothing did.
+    pub message: String,
+    /// The store's part in what failed last, if any.
+    pub failure: Option<StoreErrorKind>,
+    /// The newest acknowledged position, where its checksum is known.
+    pub position: Option<Position>,
+    /// When the store last acknowledged anything.
+    pub last_sync: Option<Timestamp>,
+    /// When the newest full copy was stored.
+    pub last_snapshot: Option<Timestamp>,
+    /// Our epoch.
+    pub epoch: u64,
+    /// Objects and bytes stored since the start.
+    pub uploads: u64,
+    /// Bytes stored since the start.
+    pub uploaded_bytes: u64,
+    /// Requests that failed since the start.
+    pub errors: u64,
+}
+
+impl Default for TargetReport {
+    fn default() -> TargetReport {
+        TargetReport {
+            state: TargetState::Starting,
+            message: String::new(),
+            failure: None,
+            position: None,
+            last_sync: None,
+            last_snapshot: None,
+            epoch: 0,
+            uploads: 0,
+            uploaded_bytes: 0,
+            errors: 0,
+        }
+    }
+}
+
+/// Why a target cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// The store failed; trying again may help.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another writer has taken over. Final for this process.
+    #[error(
+        "{by} writes here with epoch {epoch}, ours is {ours}; end it, or this one: to back this \
+         database up in its place, remove its local state and set startup.onDivergence to NewLineage"
+    )]
+    Superseded {
+        /// Who.
+        by: String,
+        /// Its epoch.
+        epoch: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// What is stored is not from this database. Final until a person decides.
+    #[error(
+        "the backup comes from another database file (holder {holder}, epoch {epoch}); to go on from \
+         it, restore it with the same configuration; to back this database up in its place, set \
+         startup.onDivergence to NewLineage, or use --on-divergence new-lineage"
+    )]
+    Diverged {
+        /// Who wrote it.
+        holder: String,
+        /// With which epoch.
+        epoch: u64,
+    },
+    /// What is stored cannot be understood.
+    #[error(transparent)]
+    Remote(RemoteError),
+    /// The lease failed.
+    #[error(transparent)]
+    Lease(LeaseError),
+    /// Our local state failed.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// A snapshot could not be read. Another attempt may succeed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A captured file on our disk could not be read.
+    #[error("{action} {}: {source}", path.display())]
+    Captured {
+        /// What we did.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The encoder refused what we gave it.
+    #[error("encode: {0}")]
+    Encode(#[source] ltx::LtxError),
+}
+
+impl From<RemoteError> for TargetError {
+    fn from(error: RemoteError) -> TargetError {
+        match error {
+            RemoteError::Store(error) => TargetError::Store(error),
+            other => TargetError::Remote(other),
+        }
+    }
+}
+
+impl From<LeaseError> for TargetError {
+    fn from(error: LeaseError) -> TargetError {
+        match error {
+            LeaseError::Store(error) => TargetError::Store(error),
+            other => TargetError::Lease(other),
+        }
+    }
+}
+
+impl TargetError {
+    fn state(&self) -> TargetState {
+        match self {
+            TargetError::Store(error) => match error.kind() {
+                StoreErrorKind::Denied => TargetState::Denied,
+                StoreErrorKind::CredentialsMissing => TargetState::CredentialsMissing,
+                StoreErrorKind::NoBucket => TargetState::NoBucket,
+                _ => TargetState::DestinationUnavailable,
+            },
+            TargetError::Superseded { .. } => TargetState::Superseded,
+            TargetError::Diverged { .. } => TargetState::Diverged,
+            TargetError::Remote(_) | TargetError::Lease(LeaseError::Foreign(_)) => {
+                TargetState::Corrupt
+            }
+            TargetError::Lease(_)
+            | TargetError::Local(_)
+            | TargetError::Snapshot(_)
+            | TargetError::Captured { .. }
+            | TargetError::Encode(_) => TargetState::DestinationUnavailable,
+        }
+    }
+
+    /// The state of a database whose targets have all ended so; none when trying again may help.
+    fn ends_with(&self) -> Option<DatabaseState> {
+        match self {
+            TargetError::Superseded { .. } => Some(DatabaseState::Superseded),
+            TargetError::Diverged { .. } => Some(DatabaseState::Diverged),
+            _ => None,
+        }
+    }
+
+    /// Whether a stored file is damaged or gone.
+    fn is_lost_file(&self) -> bool {
+        match self {
+            TargetError::Remote(_) => true,
+            TargetError::Store(error) => error.kind() == StoreErrorKind::Missing,
+            _ => false,
+        }
+    }
+
+    /// Whether another writer may have written: who may write has to be found out again.
+    fn is_conflict(&self) -> bool {
+        match self {
+            TargetError::Store(error) => error.kind() == StoreErrorKind::Exists,
+            TargetError::Lease(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// One target of one database.
+pub struct Target {
+    /// Its number in the chain.
+    pub index: usize,
+    /// What it is configured to do.
+    pub settings: TargetSettings,
+    /// The database file.
+    pub database: PathBuf,
+    /// Who writes, for the lease.
+    pub holder: String,
+    /// What to do when the stored backup is not from this database.
+    pub on_divergence: OnDivergence,
+    /// Time between snapshots while the database changes.
+    pub snapshot_interval: Duration,
+    /// What the process may use.
+    pub budgets: Arc<Budgets>,
+    /// Our files.
+    pub local: Arc<LocalState>,
+    /// What we know about targets between runs.
+    pub records: Arc<Mutex<Replicas>>,
+    /// What is captured.
+    pub chain: Arc<Chain>,
+    /// What we report.
+    pub report: Arc<Mutex<TargetReport>>,
+    /// True: store what is captured, then end.
+    pub drain: watch::Receiver<bool>,
+}
+
+/// What a connected target knows of its store.
+struct Connection {
+    files: BTreeSet<RemoteFile>,
+    clock: StoreClock,
+    epoch: u64,
+    /// The database file that the lease names.
+    source: Option<SourceId>,
+    /// See [`Facts::has_step`].
+    has_step: bool,
+    next_compaction: Instant,
+    levels: Vec<LevelClock>,
+    next_retention: Instant,
+    undeletable: UndeletableObjects,
+    next_snapshot: Instant,
+    effort: Effort,
+    /// See [`Facts::is_outrun`].
+    is_outrun: bool,
+    /// The page that ended the snapshot before.
+    overwritten: Option<Overwritten>,
+    pin: Option<Pin>,
+    cut: Option<Arc<Cut>>,
+    snapshot: Option<Lane<snapshot::Stored>>,
+    upkeep: Option<Lane<Result<Upkeep, TargetError>>>,
+    /// What failed last beside the uploads, and the pause after it.
+    failures: Failures,
+}
+
+/// Failures of the lanes beside the uploads, which go on meanwhile.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failures {
+    pause: Option<Duration>,
+    /// Nothing begins there before that.
+    until: Option<Instant>,
+}
+
+impl Failures {
+    fn failed(&mut self, now: Instant) {
+        let pause = self.pause.map_or(MIN_PAUSE, |pause| pause * 2);
+        let pause = pause.min(MAX_PAUSE);
+        (self.pause, self.until) = (Some(pause), Some(now + pause));
+    }
+}
+
+/// What the lane of upkeep has done.
+enum Upkeep {
+    Compacted(compact::Compacted),
+    Retained(Retained),
+}
+
+impl Target {
+    /// Runs until it is drained or superseded.
+    pub async fn run(mut self) {
+        let mut pause = MIN_PAUSE;
+        let mut connection = None;
+        loop {
+            // In boxes: thousands of targets that wait carry no room for what they do then.
+            let went = match &mut connection {
+                None => match Box::pin(self.connect()).await {
+                    Ok(connected) => {
+                        connection = Some(connected);
+                        Ok(Went::On)
+                    }
+                    Err(error) => Err(error),
+                },
+                Some(connection) => Box::pin(self.go_on(connection)).await,
+            };
+            match went {
+                Ok(Went::On) => pause = MIN_PAUSE,
+                Ok(Went::ToTheEnd) => return,
+                Err(error) => {
+                    self.report_error(&error);
+                    if error.ends_with().is_some() {
+                        return;
+                    }
+                    if error.is_conflict() {
+                        connection = None;
+                    }
+                    self.pause(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Does the most urgent thing, or waits until there is something to do.
+    async fn go_on(&mut self, connection: &mut Connection) -> Result<Went, TargetError> {
+        let mut changes = self.chain.subscribe();
+        if let Some(lane) = connection.snapshot.take_if(|lane| lane.is_over()) {
+            let stored = lane.done().await;
+            let done = self.snapshot_done(connection, stored).await;
+            self.lane_done(connection, done)?;
+        }
+        if let Some(lane) = connection.upkeep.take_if(|lane| lane.is_over()) {
+            let upkeep = lane.done().await;
+            let done = self.upkeep_done(connection, upkeep).await;
+            self.lane_done(connection, done)?;
+        }
+        let facts = self.facts(connection);
+        match machine::next(&facts, Instant::now()) {
+            Step::Upload => self.upload_next(connection).await?,
+            Step::NeedSnapshot { above } => self.need_snapshot(connection, above).await?,
+            Step::AskForCut => self.ask_for_cut(connection).await?,
+            Step::TakeCut => {
+                connection.cut = self.chain.update(|chain| chain.take_cut(self.index));
+            }
+            Step::BeginSnapshot { is_base } => self.begin_snapshot(connection, is_base).await?,
+            Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(connection).await?,
+            Step::BeginCompaction => self.begin_compaction(connection).await?,
+            Step::BeginLevelCompaction => self.begin_level_compaction(connection).await?,
+            Step::BeginRetention => self.begin_retention(connection),
+            Step::End => return Ok(Went::ToTheEnd),
+            Step::Wait { until } => {
+                self.report_progress(connection);
+                let Connection {
+                    snapshot, upkeep, ..
+                } = connection;
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = self.drain.changed() => {}
+                    () = over(snapshot) => {}
+                    () = over(upkeep) => {}
+                    () = sleep_until(until) => {}
+                }
+                return Ok(Went::On);
+            }
+        }
+        self.report_progress(connection);
+        Ok(Went::On)
+    }
+
+    /// What failed is tried until it is done, so nothing is wrong any more, unless beside the uploads.
+    fn report_progress(&self, connection: &Connection) {
+        if connection.failures.until.is_none() {
+            self.report_success();
+        }
+    }
+
+    fn facts(&self, connection: &Connection) -> Facts {
+        let chain = self.chain.lock();
+        let progress = &chain.targets[self.index];
+        Facts {
+            acked: progress.acked,
+            compacted: progress.merged,
+            newest: chain.txid,
+            has_next: chain.captured(progress.acked.next()).is_some(),
+            snapshot: progress.copied,
+            needs_snapshot: progress.needs_snapshot,
+            cut: connection.cut.as_ref().map(|cut| cut.txid),
+            is_cut_offered: chain.is_cut_offered(self.index),
+            wants_cut: progress.wants_cut,
+            is_storing_snapshot: connection.snapshot.is_some(),
+            is_keeping_up: connection.upkeep.is_some(),
+            has_step: connection.has_step,
+            is_outrun: connection.is_outrun,
+            next_snapshot: connection.next_snapshot,
+            next_compaction: connection.next_compaction,
+            next_level_compaction: connection.next_level_compaction(),
+            next_retention: connection.next_retention,
+            not_before: connection.failures.until,
+            is_draining: *self.drain.borrow(),
+        }
+    }
+
+    /// Takes over what a lane beside the uploads has led to. A failure there holds no upload back,
+    /// unless it says that another writer has taken over.
+    fn lane_done(
+        &self,
+        connection: &mut Connection,
+        result: Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        match result {
+            Ok(()) => connection.failures = Failures::default(),
+            Err(error) if error.is_conflict() || error.ends_with().is_some() => return Err(error),
+            Err(error) => {
+                self.report_error(&error);
+                connection.failures.failed(Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    async fn upkeep_done(
+        &self,
+        connection: &mut Connection,
+        upkeep: Result<Upkeep, TargetError>,
+    ) -> Result<(), TargetError> {
+        match upkeep {
+            Ok(Upkeep::Compacted(compacted)) => {
+                self.compacted(connection, compacted);
+                Ok(())
+            }
+            Ok(Upkeep::Retained(retained)) => self.retained(connection, retained),
+            Err(error) if error.is_lost_file() => {
+                // No restore can pass this file: request a snapshot after it.
+                let name = &self.settings.name;
+                tracing::error!(target_name = %name, "{error}: a new snapshot is stored");
+                let acked = self.progress().acked;
+                self.need_snapshot(connection, acked).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits out a pause after an error, shorter while draining.
+    async fn pause(&mut self, time: Duration) {
+        if *self.drain.borrow() {
+            tokio::time::sleep(MIN_PAUSE).await;
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = self.drain.changed() => {}
+        }
+    }
+
+    fn progress(&self) -> TargetProgress {
+        self.chain.lock().targets[self.index].clone()
+    }
+
+    fn set_progress(&self, change: impl FnOnce(&mut TargetProgress)) {
+        self.chain
+            .update(|chain| change(&mut chain.targets[self.index]));
+    }
+
+    fn set_report(&self, change: impl FnOnce(&mut TargetReport)) {
+        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn report_success(&self) {
+        self.set_report(|report| {
+            report.state = TargetState::Ok;
+            report.message.clear();
+            report.failure = None;
+        });
+    }
+
+    fn report_error(&self, error: &TargetError) {
+        let (message, ends_with) = (describe(error), error.ends_with());
+        let (name, database) = (&self.settings.name, self.database.display().to_string());
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.errors += 1;
+        // Log a change once, not each attempt of an outage.
+        if report.message != message {
+            if ends_with.is_some() {
+                tracing::error!(target_name = %name, %database, "{message}");
+            } else {
+                tracing::warn!(target_name = %name, %database, "{message}");
+            }
+        }
+        report.state = error.state();
+        report.failure = match error {
+            TargetError::Store(error) => Some(error.kind()),
+            _ => None,
+        };
+        report.message.clone_from(&message);
+        drop(report);
+        self.set_progress(|progress| {
+            if let Some(state) = ends_with {
+                progress.phase = TargetPhase::Ended { state, message };
+                progress.wants_cut = false;
+            } else if progress.phase == TargetPhase::Starting {
+                progress.phase = TargetPhase::Failing;
+            }
+        });
+    }
+}
+
+/// How a target went on.
+enum Went {
+    /// There may be more to do.
+    On,
+    /// It has stored everything and ends.
+    ToTheEnd,
+}
+
+pub(super) fn position(txid: Txid, checksum: u64, timestamp_ms: i64) -> Option<Position> {
+    Some(Position {
+        txid: txid.to_string(),
+        checksum: format!("{checksum:016x}"),
+        time: Timestamp::from_millisecond(timestamp_ms).ok()?,
+    })
+}
+
+/// An error with what caused it, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! Deleting what no promised restore needs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::{SharedStore, Store, StoreError, StoreErrorKind};
+use tokio::time::Instant;
+
+use crate::replica::manifest::{self, RemoteFile};
+use crate::replica::retention::{RetentionPlan, RetentionPolicy, plan_retention};
+
+use super::lane::Lane;
+use super::upload::confirm_lease;
+use super::{Connection, RETENTION_PAUSE, Target, TargetError, Upkeep};
+
+/// Files deleted in one run; there may be more.
+const DELETE_FILES: usize = 64;
+/// Pause before a file is asked for again that the store refused to delete: a lock ends after days.
+const REFUSED_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// Files that the store refused to delete.
+#[derive(Debug, Default)]
+pub(super) struct UndeletableObjects {
+    files: BTreeSet<RemoteFile>,
+    /// When the first of them was refused.
+    since: Option<Instant>,
+}
+
+/// What a run of retention has led to.
+pub(super) struct Retained {
+    deleted: Vec<RemoteFile>,
+    refused: Vec<RemoteFile>,
+    /// The first refusal.
+    refusal: Option<StoreError>,
+    /// More files can be deleted at once.
+    has_more: bool,
+    result: Result<(), TargetError>,
+}
+
+impl Target {
+    /// Begins to delete some of what no promised restore needs.
+    pub(super) fn begin_retention(&self, connection: &mut Connection) {
+        let retention = self.retention(connection);
+        connection.upkeep = Some(Lane::begin(|_| async move {
+            Ok(Upkeep::Retained(retention.run().await))
+        }));
+    }
+
+    fn retention(&self, connection: &mut Connection) -> Retention {
+        let undeletable = &mut connection.undeletable;
+        if undeletable
+            .since
+            .is_some_and(|since| since.elapsed() >= REFUSED_PAUSE)
+        {
+            *undeletable = UndeletableObjects::default();
+        }
+        Retention {
+            name: self.settings.name.clone(),
+            store: Arc::clone(&self.settings.store),
+            holder: self.holder.clone(),
+            epoch: connection.epoch,
+            policy: self.settings.retention,
+            now_ms: connection.clock.cautious_ms(),
+            files: connection.files.clone(),
+            undeletable: undeletable.files.clone(),
+        }
+    }
+
+    /// Takes over what a run has led to: what is gone is forgotten, what was refused is remembered.
+    pub(super) fn retained(
+        &self,
+        connection: &mut Connection,
+        retained: Retained,
+    ) -> Result<(), TargetError> {
+        for file in &retained.deleted {
+            connection.files.remove(file);
+        }
+        if let Some(refusal) = &retained.refusal {
+            self.warn_of(connection, refusal, retained.refused.len());
+        }
+        connection.undeletable.files.extend(retained.refused);
+        let now = Instant::now();
+        // After a failure there is another pause, see `Failures`.
+        connection.next_retention = match retained.has_more || retained.result.is_err() {
+            true => now,
+            false => now + RETENTION_PAUSE,
+        };
+        retained.result
+    }
+
+    /// Says once, not each time for more files, that the store refuses to delete.
+    fn warn_of(&self, connection: &mut Connection, refusal: &StoreError, files: usize) {
+        let name = &self.settings.name;
+        if connection.undeletable.since.is_some() {
+            tracing::debug!(target_name = %name, files, "retention: {refusal}");
+            return;
+        }
+        connection.undeletable.since = Some(Instant::now());
+        tracing::warn!(
+            target_name = %name, files,
+            "retention: {refusal}; what the store refuses to delete stays, and is asked for again in \
+             a day; backups continue"
+        );
+    }
+}
+
+/// One run.
+struct Retention {
+    name: String,
+    store: SharedStore,
+    holder: String,
+    epoch: u64,
+    policy: RetentionPolicy,
+    now_ms: i64,
+    files: BTreeSet<RemoteFile>,
+    undeletable: BTreeSet<RemoteFile>,
+}
+
+impl Retention {
+    async fn run(mut self) -> Retained {
+        let mut retained = Retained {
+            deleted: Vec::new(),
+            refused: Vec::new(),
+            refusal: None,
+            has_more: false,
+            result: Ok(()),
+        };
+        let plan = self.plan().await;
+        let expired = plan.expired.into_iter();
+        let due = expired.filter(|file| !self.undeletable.contains(file));
+        let mut due: Vec<RemoteFile> = due.take(DELETE_FILES + 1).collect();
+        if due.is_empty() {
+            return retained;
+        }
+        let more = due.len() > DELETE_FILES;
+        due.truncate(DELETE_FILES);
+        // A deletion is no claim that another writer meets.
+        retained.result = match confirm_lease(&self.store, &self.holder, self.epoch).await {
+            Ok(()) => self.delete(&due, &mut retained).await,
+            Err(error) => Err(error),
+        };
+        // A store that refuses all of them refuses the next ones, too.
+        retained.has_more = more && !retained.deleted.is_empty() && retained.result.is_ok();
+        retained
+    }
+
+    /// Plans on another thread: proving 100,000 files takes 17 ms.
+    async fn plan(&mut self) -> RetentionPlan {
+        let (files, policy) = (std::mem::take(&mut self.files), self.policy);
+        let now_ms = self.now_ms;
+        let planning = tokio::task::spawn_blocking(move || plan_retention(&files, &policy, now_ms));
+        let plan = planning.await.expect("planning does not panic");
+        for spared in &plan.spared {
+            let name = &self.name;
+            let (level, file) = (spared.file.level, spared.file.name());
+            let (point, reason) = (spared.point, spared.reason);
+            tracing::error!(
+                target_name = %name, level, %file, %point, ?reason,
+                "retention picked a file that a promised position needs: it stays"
+            );
+        }
+        plan
+    }
+
+    /// Deletes files, all at once, or one by one when the store refuses.
+    async fn delete(
+        &self,
+        files: &[RemoteFile],
+        retained: &mut Retained,
+    ) -> Result<(), TargetError> {
+        match delete_all(&self.store, files).await {
+            Err(error) if is_refusal(&error) => {}
+            result => {
+                result?;
+                retained.deleted.extend(files);
+                return Ok(());
+            }
+        }
+        for file in files {
+            match delete_all(&self.store, &[*file]).await {
+                Ok(()) => retained.deleted.push(*file),
+                Err(error) if is_refusal(&error) => {
+                    retained.refused.push(*file);
+                    retained.refusal.get_or_insert(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn delete_all(store: &SharedStore, files: &[RemoteFile]) -> Result<(), StoreError> {
+    let key = |file: &RemoteFile| manifest::key(store.layout(), file.level, file.name());
+    let keys: Vec<String> = files.iter().map(key).collect();
+    store.delete(&keys).await
+}
+
+/// Whether it is about these objects, or the right to delete any: a lock has no word of its own
+/// that all stores share.
+fn is_refusal(error: &StoreError) -> bool {
+    matches!(
+        error.kind(),
+        StoreErrorKind::Denied | StoreErrorKind::Conflict | StoreErrorKind::Other
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Snapshots of one target: the first one, which everything that follows builds on, and periodic ones.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use ltx::{FileName, Level, Txid};
+use tokio::time::Instant;
+
+use crate::replica::lease::Lease;
+use crate::replica::manifest::RemoteFile;
+use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
+use crate::spool::progress::ChainState;
+
+use super::lane::Lane;
+use super::{Connection, Target, TargetError, position};
+
+/// What became of a snapshot.
+pub(super) struct Stored {
+    cut: Arc<Cut>,
+    is_base: bool,
+    was_pinned: bool,
+    bytes: Result<u64, StoreSnapshotError>,
+}
+
+impl Target {
+    /// Asks the database for a cut. Where the application has overtaken snapshots before, a read mark
+    /// is taken first.
+    pub(super) async fn ask_for_cut(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        // A cut that is made while the store is away would be old when it comes back.
+        self.confirm_lease(connection).await?;
+        if connection.effort == Effort::Pinned && connection.pin.is_none() {
+            let path = self.database.clone();
+            let taken = tokio::task::spawn_blocking(move || Pin::take(&path)).await;
+            // Without one a database that nobody has open is read all the same.
+            connection.pin = taken.expect("taking a read mark does not panic").ok();
+        }
+        self.set_progress(|progress| progress.wants_cut = true);
+        Ok(())
+    }
+
+    /// Begins to stream the snapshot of the cut that was taken.
+    pub(super) async fn begin_snapshot(
+        &self,
+        connection: &mut Connection,
+        is_base: bool,
+    ) -> Result<(), TargetError> {
+        // It stays there until nothing can fail any more: taking another one costs the database time.
+        let cut = connection.cut.clone();
+        let cut = cut.expect("the machine has seen that there is one");
+        if is_base {
+            // Later deltas build on this snapshot, and put-if-absent cannot fence it. Announce it in
+            // the lease first, so that a successor uploads a newer one.
+            let announce = |lease: &mut Lease| lease.announced = lease.announced.max(cut.txid);
+            self.amend_lease(connection, announce).await?;
+        } else {
+            // Its name is no claim that a later writer meets.
+            self.confirm_lease(connection).await?;
+        }
+        let snapshots = connection.files.iter().filter(|file| file.is_snapshot());
+        let newest = snapshots.max_by_key(|file| file.max);
+        let snapshot = Snapshot {
+            cut: Arc::clone(&cut),
+            database: self.database.clone(),
+            target: self.index,
+            epoch: connection.epoch,
+            effort: connection.effort,
+            pin: connection.pin.take(),
+            expected_bytes: newest.map(|file| file.size),
+            directory: self.local.directory().to_owned(),
+            account: self.account(),
+        };
+        let store = Arc::clone(&self.settings.store);
+        let budgets = Arc::clone(&self.budgets);
+        let was_pinned = snapshot.pin.is_some();
+        connection.cut = None;
+        connection.snapshot = Some(Lane::begin(|_| async move {
+            let bytes = snapshot.store(&store, &budgets).await;
+            Stored {
+                cut,
+                is_base,
+                was_pinned,
+                bytes,
+            }
+        }));
+        Ok(())
+    }
+
+    /// Takes over what became of a snapshot.
+    pub(super) async fn snapshot_done(
+        &self,
+        connection: &mut Connection,
+        stored: Stored,
+    ) -> Result<(), TargetError> {
+        let Stored {
+            cut,
+            is_base,
+            was_pinned,
+            bytes,
+        } = stored;
+        let bytes = match bytes.inspect_err(|_| self.set_progress(|it| it.taken_cut = None)) {
+            Ok(bytes) => bytes,
+            Err(StoreSnapshotError::Snapshot(error)) => {
+                let Some(page) = error.overwritten() else {
+                    return Err(error.into());
+                };
+                self.overtaken(connection, page, is_base, was_pinned);
+                return Ok(());
+            }
+            Err(StoreSnapshotError::Store(error)) => return Err(error.into()),
+        };
+        let name = FileName {
+            min: Txid::FIRST,
+            max: cut.txid,
+        };
+        let now_ms = connection.clock.now_ms();
+        let file = RemoteFile::new(Level::SNAPSHOT.get(), name, bytes, now_ms);
+        self.stored(connection, file);
+        if is_base {
+            // An announced snapshot that another writer has superseded is not acknowledged.
+            self.confirm_lease(connection).await?;
+        }
+        self.snapshot_stored(connection);
+        if !is_base {
+            self.set_progress(|progress| (progress.copied, progress.taken_cut) = (cut.txid, None));
+            return Ok(());
+        }
+        let checksum = cut.table.checksum();
+        self.acknowledge(position(cut.txid, checksum, cut.timestamp_ms));
+        connection.has_step = true;
+        self.chain.update(|chain| self.begin_with(chain, cut.txid));
+        Ok(())
+    }
+
+    /// A snapshot is stored: the next one is due after the interval.
+    pub(super) fn snapshot_stored(&self, connection: &mut Connection) {
+        let now = Instant::now();
+        connection.effort = Effort::default();
+        connection.is_outrun = false;
+        connection.overwritten = None;
+        connection.next_snapshot = now + self.snapshot_interval;
+        connection.next_retention = now;
+        self.set_report(|report| report.last_snapshot = Some(Timestamp::now()));
+    }
+
+    /// Everything after this snapshot is uploaded next.
+    fn begin_with(&self, chain: &mut ChainState, snapshot: Txid) {
+        // The captured file of that very TXID is uploaded, too: level 0 must not end before it.
+        let has_own_file = chain.captured(snapshot).is_some();
+        let progress = &mut chain.targets[self.index];
+        progress.copied = snapshot;
+        progress.acked = Txid::new(snapshot.get() - u64::from(has_own_file));
+        progress.merged = snapshot;
+        progress.needs_snapshot = None;
+        progress.taken_cut = None;
+        chain.release_cut();
+    }
+
+    /// The application was faster: try harder, or compact what is stored.
+    fn overtaken(
+        &self,
+        connection: &mut Connection,
+        page: Overwritten,
+        is_base: bool,
+        was_pinned: bool,
+    ) {
+        let (name, pgno, effort) = (&self.settings.name, page.pgno, connection.effort);
+        tracing::debug!(
+            target_name = %name, pgno, ?effort,
+            "a page was overwritten before it was read: the snapshot begins again"
+        );
+        // Under a read mark nothing is overwritten, and a commit changes what the next cut says.
+        if was_pinned || connection.overwritten == Some(page) {
+            tracing::error!(
+                target_name = %name, pgno,
+                "a page differs from what the captured commits lead to: the database is read again"
+            );
+            self.chain.update(|chain| chain.is_in_doubt = true);
+        }
+        connection.overwritten = Some(page);
+        connection.pin = None;
+        match effort {
+            Effort::Spooled if !is_base => connection.is_outrun = true,
+            effort => connection.effort = effort.more(),
+        }
+    }
+}

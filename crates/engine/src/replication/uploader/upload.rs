@@ -1,0 +1,260 @@
+//! Storing captured files under names that no object has.
+
+use std::fs::File;
+use std::io::{BufReader, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use ltx::{FileName, LtxError, Txid};
+use protocol::status::Position;
+use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use crate::env::budget::Account;
+use crate::replica::lease::{self, Lease, LeaseError, StoredLease};
+use crate::replica::manifest::{self, RemoteFile};
+
+use super::compact::check;
+use super::{Connection, Target, TargetError, position};
+
+impl Target {
+    /// What follows `above` is no longer on the local disk: continue from a snapshot. The store is
+    /// asked first, because a snapshot made while it is away would be too old when it comes back.
+    pub(super) async fn need_snapshot(
+        &self,
+        connection: &Connection,
+        above: Txid,
+    ) -> Result<(), TargetError> {
+        self.confirm_lease(connection).await?;
+        self.set_progress(|progress| progress.needs_snapshot = Some(above));
+        Ok(())
+    }
+
+    /// Stores the captured file after the last acknowledged one.
+    pub(super) async fn upload_next(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        let captured = {
+            let chain = self.chain.lock();
+            chain.captured(chain.targets[self.index].acked.next())
+        };
+        // It may have been removed for want of room.
+        let Some(captured) = captured else {
+            return Ok(());
+        };
+        self.follow_source(connection).await?;
+        let file = captured.file;
+        let path = self.local.captured_path(file.txid);
+        // Proven when it was sealed, and again when it has lain since an earlier run.
+        if captured.checksum.is_none() {
+            // It may hold all that was written in an outage: neither in memory nor on this thread.
+            let checked = path.clone();
+            let check =
+                move || -> Result<(), LtxError> { check(BufReader::new(File::open(checked)?)) };
+            let checked = tokio::task::spawn_blocking(check).await;
+            match checked.expect("checking does not panic") {
+                Ok(()) => {}
+                Err(LtxError::Io(source)) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+                    let action = "read";
+                    return Err(TargetError::Captured {
+                        action,
+                        path,
+                        source,
+                    });
+                }
+                Err(error) => {
+                    tracing::error!("{}: {error}: a new snapshot is stored", path.display());
+                    let above = Txid::new(file.txid.get() - 1);
+                    return self.need_snapshot(connection, above).await;
+                }
+            }
+        }
+        let _memory = self.budgets.upload(self.index, file.bytes).await;
+        let name = FileName {
+            min: file.txid,
+            max: file.txid,
+        };
+        let body = Body::File {
+            path,
+            len: file.bytes,
+        };
+        if let Err(error) = self.put(connection, 0, name, body, file.timestamp_ms).await {
+            let is_gone = self.chain.lock().captured(file.txid).is_none();
+            // It was removed to make room while it was read.
+            return match is_gone && !error.is_conflict() && error.ends_with().is_none() {
+                true => Ok(()),
+                false => Err(error),
+            };
+        }
+        let at = |sum| position(file.txid, sum, file.timestamp_ms);
+        self.acknowledge(captured.checksum.and_then(at));
+        self.set_progress(|progress| progress.acked = file.txid);
+        Ok(())
+    }
+
+    pub(super) fn acknowledge(&self, position: Option<Position>) {
+        let now = Timestamp::now();
+        self.set_report(|report| {
+            report.last_sync = Some(now);
+            report.position = position;
+        });
+    }
+
+    /// The account in the budget of local state.
+    pub(super) fn account(&self) -> Arc<Account> {
+        let account = self.chain.lock().account.clone();
+        account.unwrap_or_else(|| self.budgets.account())
+    }
+
+    /// Stores an object under a name that no object has. A name that is taken by the very same bytes
+    /// is our own, from an attempt whose answer was lost.
+    pub(super) async fn put(
+        &self,
+        connection: &mut Connection,
+        level: u8,
+        name: FileName,
+        body: Body,
+        timestamp_ms: i64,
+    ) -> Result<(), TargetError> {
+        let store = &self.settings.store;
+        let key = manifest::key(store.layout(), level, name);
+        let size = body.size();
+        match store_new(store, &key, body, timestamp_ms).await {
+            Err(TargetError::Store(error)) if error.kind() == StoreErrorKind::Exists => {
+                return Err(self.explain_conflict(connection, &key, error).await);
+            }
+            stored => stored?,
+        }
+        let now_ms = connection.clock.now_ms();
+        self.stored(connection, RemoteFile::new(level, name, size, now_ms));
+        Ok(())
+    }
+
+    /// A file of ours is in the store.
+    pub(super) fn stored(&self, connection: &mut Connection, file: RemoteFile) {
+        connection.files.insert(file);
+        self.set_report(|report| {
+            report.uploads += 1;
+            report.uploaded_bytes += file.size;
+        });
+    }
+
+    /// Finds out whose file has the name that we wanted.
+    pub(super) async fn explain_conflict(
+        &self,
+        connection: &Connection,
+        key: &str,
+        error: StoreError,
+    ) -> TargetError {
+        match self.confirm_lease(connection).await {
+            Err(error) => error,
+            Ok(()) => {
+                tracing::warn!(key, "another writer's file has the name that comes next");
+                TargetError::Store(error)
+            }
+        }
+    }
+
+    /// Changes our lease.
+    pub(super) async fn amend_lease(
+        &self,
+        connection: &Connection,
+        change: impl Fn(&mut Lease),
+    ) -> Result<(), TargetError> {
+        if lease::amend(&self.settings.store, &self.holder, change).await? {
+            return Ok(());
+        }
+        self.confirm_lease(connection).await?;
+        // Somebody removed it: connect again.
+        Err(TargetError::Lease(LeaseError::Contended))
+    }
+
+    /// Names the database file in the lease when another one has taken its place.
+    async fn follow_source(&self, connection: &mut Connection) -> Result<(), TargetError> {
+        let source = lease::identify(&self.database).ok();
+        if source.is_some() && source != connection.source {
+            let name = |lease: &mut Lease| lease.source.clone_from(&source);
+            self.amend_lease(connection, name).await?;
+            connection.source = source;
+        }
+        Ok(())
+    }
+
+    /// Asks who may write, before anything that put-if-absent does not protect.
+    pub(super) async fn confirm_lease(&self, connection: &Connection) -> Result<(), TargetError> {
+        confirm_lease(&self.settings.store, &self.holder, connection.epoch).await
+    }
+}
+
+/// As [`Target::confirm_lease`], for what runs beside the target's own task.
+pub(super) async fn confirm_lease(
+    store: &SharedStore,
+    holder: &str,
+    epoch: u64,
+) -> Result<(), TargetError> {
+    match lease::read(store).await? {
+        Some(StoredLease { lease, .. }) if lease.holder != holder => Err(TargetError::Superseded {
+            by: lease.holder,
+            epoch: lease.epoch,
+            ours: epoch,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Stores an object under a name that nobody has. A name that is taken by the very same bytes is our
+/// own, from an attempt whose answer was lost; other bytes are [`StoreErrorKind::Exists`].
+pub(super) async fn store_new(
+    store: &SharedStore,
+    key: &str,
+    body: Body,
+    timestamp_ms: i64,
+) -> Result<(), TargetError> {
+    let meta = PutMeta {
+        timestamp_ms: Some(timestamp_ms),
+    };
+    match store.put(key, body.clone(), PutMode::Create, &meta).await {
+        Err(error) if error.kind() == StoreErrorKind::Exists => {
+            match same_object(store, key, &body).await? {
+                true => Ok(()),
+                false => Err(error.into()),
+            }
+        }
+        stored => Ok(stored?),
+    }
+}
+
+/// Whether an object holds the bytes that we wanted to store there.
+pub(super) async fn same_object(
+    store: &SharedStore,
+    key: &str,
+    body: &Body,
+) -> Result<bool, TargetError> {
+    if store.head(key).await?.size != body.size() {
+        return Ok(false);
+    }
+    // The trailer's checksum covers every byte of the file.
+    let tail = body.size().saturating_sub(ltx::TRAILER_BYTES as u64)..body.size();
+    let theirs = store.get(key, Some(tail.clone())).await?;
+    let ours = match body {
+        Body::Bytes(bytes) => bytes.slice(tail.start as usize..),
+        Body::File { path, .. } => {
+            let failed = |source| TargetError::Captured {
+                action: "read",
+                path: path.clone(),
+                source,
+            };
+            read_from(path, tail.start).await.map_err(failed)?
+        }
+    };
+    Ok(theirs == ours)
+}
+
+/// The end of a local file.
+pub(super) async fn read_from(path: &Path, start: u64) -> std::io::Result<Bytes> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).await?;
+    Ok(bytes.into())
+}

@@ -1,0 +1,230 @@
+//! The thread: when each database is polled, and on which thread.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use inotify::WatchDescriptor;
+use tokio::runtime::Handle;
+
+use super::attachment::{Attachment, Looked, Place, Wishes};
+use super::file_events::{Events, Wake};
+use super::{BLIND_PAUSE, HOT_PAUSE, HOT_TIME, QUIET_PAUSE, STANDING_PAUSE};
+use crate::source::scan::with_suffix;
+
+pub(super) enum Command {
+    /// Attach a database; long work for it goes to this runtime's pool.
+    Attach { id: u64, place: Place, pool: Handle },
+    /// A caller requests something.
+    Wish { id: u64, wishes: Wishes },
+}
+
+/// Result of work in the pool.
+type Answer = (u64, Looked);
+
+struct Entry {
+    /// None while a thread of the pool has it.
+    attachment: Option<Box<Attachment>>,
+    /// Requests that arrived meanwhile.
+    wishes: Wishes,
+    pool: Handle,
+    /// Path of the WAL, to be watched.
+    log: PathBuf,
+    /// Watch on the WAL; it gives one event and ends.
+    watch: Option<WatchDescriptor>,
+    next_look: Instant,
+    hot_until: Instant,
+}
+
+pub(super) struct Thread {
+    commands: mpsc::Receiver<Command>,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    wake: Arc<Wake>,
+    events: Events,
+    entries: HashMap<u64, Entry>,
+    /// Number of databases attached or about to be; the handles share it.
+    attached: Arc<AtomicUsize>,
+    /// Every database whose attachment is on this thread, by the time of its next poll.
+    due: BTreeSet<(Instant, u64)>,
+}
+
+impl Thread {
+    pub(super) fn new(
+        commands: mpsc::Receiver<Command>,
+        wake: Arc<Wake>,
+        events: Events,
+        attached: Arc<AtomicUsize>,
+    ) -> Thread {
+        Thread {
+            commands,
+            answers: mpsc::channel(),
+            wake,
+            events,
+            entries: HashMap::new(),
+            attached,
+            due: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let _guard = AbortOnPanic;
+        loop {
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.handle(command),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            while let Ok((id, looked)) = self.answers.1.try_recv() {
+                self.take_back(id, looked, Instant::now());
+            }
+            let now = Instant::now();
+            while let Some(&(at, id)) = self.due.first() {
+                if at > now {
+                    break;
+                }
+                self.look(id);
+            }
+            let next = self.due.first().map(|(at, _)| *at);
+            let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
+            self.wait(pause);
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Attach { id, place, pool } => {
+                let now = Instant::now();
+                let entry = Entry {
+                    attachment: None,
+                    wishes: Wishes::default(),
+                    pool,
+                    log: with_suffix(&place.path, "-wal"),
+                    watch: None,
+                    next_look: now,
+                    hot_until: now,
+                };
+                self.work_aside(id, &entry.pool, move || Attachment::attach(place));
+                self.entries.insert(id, entry);
+            }
+            Command::Wish { id, wishes } => {
+                // An attachment that has ended has reported that in its inbox.
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.wishes.add(wishes);
+                    self.look(id);
+                }
+            }
+        }
+    }
+
+    /// Runs slow work in the pool. A poll of a second at one database must not stop the marks on
+    /// other databases from moving.
+    fn work_aside(&self, id: u64, pool: &Handle, work: impl FnOnce() -> Looked + Send + 'static) {
+        let (answers, wake) = (self.answers.0.clone(), Arc::clone(&self.wake));
+        pool.spawn_blocking(move || {
+            let _guard = AbortOnPanic;
+            // The receiver is gone when the process ends.
+            if answers.send((id, work())).is_ok() {
+                wake.signal();
+            }
+        });
+    }
+
+    fn look(&mut self, id: u64) {
+        let now = Instant::now();
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        self.due.remove(&(entry.next_look, id));
+        let Some(mut attachment) = entry.attachment.take() else {
+            // The requests are served when the attachment comes back.
+            return;
+        };
+        attachment.wishes.add(std::mem::take(&mut entry.wishes));
+        if attachment.takes_long() {
+            let pool = entry.pool.clone();
+            return self.work_aside(id, &pool, move || attachment.look());
+        }
+        let looked = attachment.look();
+        self.take_back(id, looked, now);
+    }
+
+    /// Schedules the next poll after a poll that began at `now`.
+    fn take_back(&mut self, id: u64, looked: Looked, now: Instant) {
+        let (mut attachment, found) = match looked {
+            Looked::On(attachment, found) => (attachment, found),
+            Looked::Ended => return self.forget(id),
+        };
+        let entry = self
+            .entries
+            .get_mut(&id)
+            .expect("it is there until it ends");
+        if found {
+            entry.hot_until = now + HOT_TIME;
+        }
+        let is_hot = now < entry.hot_until || attachment.wishes.any() || entry.wishes.any();
+        let is_new = entry.watch.is_none();
+        if !is_hot && is_new {
+            entry.watch = self.events.watches.attached(&entry.log, id);
+        }
+        let pause = match (is_hot, &entry.watch) {
+            (true, _) => attachment.tap.window_pause(now).unwrap_or(HOT_PAUSE),
+            // A blocking checkpoint that waits for our mark gives no event.
+            _ if !attachment.tap.settle(now) => STANDING_PAUSE,
+            // A commit just before the watch was added gives no event.
+            (false, Some(_)) if is_new => HOT_PAUSE,
+            (false, Some(_)) => QUIET_PAUSE,
+            (false, None) => BLIND_PAUSE,
+        };
+        entry.next_look = attachment.next_look(now, pause);
+        entry.attachment = Some(attachment);
+        self.due.insert((entry.next_look, id));
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        if let Some(watch) = entry.watch {
+            self.events.watches.remove(&watch);
+        }
+        self.attached.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn wait(&mut self, pause: Option<Duration>) {
+        let woken = self.events.wait(pause);
+        let now = Instant::now();
+        if woken.all {
+            for entry in self.entries.values_mut() {
+                entry.watch = None;
+                entry.hot_until = now + HOT_TIME;
+            }
+        }
+        for id in woken.attached {
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            entry.watch = None;
+            entry.hot_until = now + HOT_TIME;
+            if self.due.remove(&(entry.next_look, id)) {
+                entry.next_look = now;
+                self.due.insert((now, id));
+            }
+        }
+    }
+}
+
+/// Aborts the process when a thread panics, so that its supervisor starts it again. Capture that
+/// stops silently is the worst failure of all.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Scans: reading a whole database, for the hash of each page, and to find the changed pages when
+//! frames were missed.
+//!
+//! The pages are read without a lock while the application writes. So single pages may be newer
+//! than others, or torn by a running checkpoint. Every such page has its frame in the part of the
+//! WAL that was published since the scan began. So the scan is good once those frames are applied
+//! to it, in whatever order the pages were read.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use ltx::page_checksum;
+use sqlite_format::{DatabaseHeader, FormatError, PageSize};
+
+use crate::pages::page_hashes::PageTable;
+use crate::pages::page_set::{PageSet, Spill};
+use crate::source::open_files::PlainFile;
+use crate::source::sqlite::{Connection, SqliteError};
+
+/// Age of a file's times from which on every write changes them.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Changed pages that a scan keeps in any case, in bytes; beyond that, at most half of the
+/// database. With more, a new snapshot is smaller than the delta.
+const CHANGED_BYTES: u64 = 16 << 20;
+
+/// Why a database could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// SQLite refused.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// The file could not be read.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The pages could not be written to the local disk.
+    #[error("keep pages: {0}")]
+    Spill(#[source] io::Error),
+    /// The file is not a database.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// An application wrote while we read a database that was not open.
+    #[error("the database changed while it was read")]
+    Disturbed,
+}
+
+/// Reaction of a scan when the budget of local state has no room for the changed pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// The scan fails: there will be room when the waiting files are stored.
+    Fail,
+    /// The scan keeps hashes only: a snapshot replaces the delta.
+    KeepHashes,
+}
+
+/// Result of a scan.
+#[derive(Debug)]
+pub struct Scan {
+    /// The hash of every page, as it was read.
+    pub table: PageTable,
+    /// The pages that differ from the known ones. None when no pages were known, or when so many
+    /// differ that a snapshot is better than a delta.
+    pub changed: Option<PageSet>,
+}
+
+/// Reads every page of a database that the application has open. The result is good only with the
+/// frames applied that were published since.
+///
+/// # Errors
+///
+/// See [`ScanError`].
+pub fn scan_live(
+    path: &Path,
+    page_size: PageSize,
+    known: Option<&PageTable>,
+    on_full: OnFull,
+    spill: &Spill,
+) -> Result<Scan, ScanError> {
+    let connection = Connection::open(path)?;
+    let bytes = connection.database_bytes()?;
+    scan(
+        page_size,
+        bytes,
+        (known, on_full),
+        spill,
+        |buffer, offset| {
+            connection
+                .read_database(buffer, offset)
+                .map_err(ScanError::from)
+        },
+    )
+}
+
+/// Identity of the state of a database that is not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Whether both are of one file, whatever its content.
+    pub fn is_same_file(&self, other: &Fingerprint) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// True when the file has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// When the file was modified, in Unix milliseconds.
+    pub fn modified_ms(&self) -> i64 {
+        self.modified.0.saturating_mul(1000) + self.modified.1 / 1_000_000
+    }
+
+    /// Whether the file's times are so old that any later write changes them: they advance in steps
+    /// of up to 10 ms.
+    pub fn is_settled(&self, now: SystemTime) -> bool {
+        let seconds = u64::try_from(self.changed.0).unwrap_or(0);
+        let nanos = u32::try_from(self.changed.1).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        now.duration_since(changed)
+            .is_ok_and(|age| age >= SETTLED_AFTER)
+    }
+}
+
+/// The fingerprint of a database without `-wal`; none when the file is missing or has a WAL.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
+    if with_suffix(path, "-wal").try_exists()? {
+        return Ok(None);
+    }
+    fingerprint(path)
+}
+
+/// The fingerprints of a database and of its WAL; none when one of them is missing.
+///
+/// Equal fingerprints prove that nothing was written since, but only if the files had been idle for
+/// a while: file times advance in steps of some milliseconds.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn live_fingerprint(path: &Path) -> io::Result<Option<(Fingerprint, Fingerprint)>> {
+    let log = fingerprint(&with_suffix(path, "-wal"))?;
+    Ok(fingerprint(path)?.zip(log))
+}
+
+/// The fingerprint of a file; none when it is missing.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub fn fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(Some(Fingerprint {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A path with a suffix, as SQLite names the files beside a database.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Reads a database that is not open, and must not be opened meanwhile.
+///
+/// It opens the file itself, which it does not do while this process has a SQLite connection to it.
+///
+/// # Errors
+///
+/// See [`ScanError`]; [`ScanError::Disturbed`] when the database was opened or changed meanwhile.
+pub fn scan_cold(
+    path: &Path,
+    fingerprint: Fingerprint,
+    known: Option<&PageTable>,
+    on_full: OnFull,
+    spill: &Spill,
+) -> Result<Scan, ScanError> {
+    let failed = |source| ScanError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let Some(plain) = PlainFile::open(path).map_err(failed)? else {
+        return Err(ScanError::Disturbed);
+    };
+    let file = plain.file();
+    let mut start = [0u8; 100];
+    file.read_exact_at(&mut start, 0).map_err(failed)?;
+    let page_size = DatabaseHeader::parse(&start)?.page_size;
+    let known = known.filter(|table| table.page_size() == page_size);
+    let bytes = fingerprint.size;
+    let found = scan(
+        page_size,
+        bytes,
+        (known, on_full),
+        spill,
+        |buffer, offset| file.read_exact_at(buffer, offset).map_err(failed),
+    )?;
+    if cold_fingerprint(path).map_err(failed)? != Some(fingerprint) {
+        return Err(ScanError::Disturbed);
+    }
+    Ok(found)
+}
+
+fn scan(
+    page_size: PageSize,
+    bytes: u64,
+    (known, on_full): (Option<&PageTable>, OnFull),
+    spill: &Spill,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<(), ScanError>,
+) -> Result<Scan, ScanError> {
+    let size = page_size.as_usize();
+    let count = u32::try_from(bytes / size as u64).map_err(|_| ScanError::Disturbed)?;
+    let most_changed = CHANGED_BYTES.max(bytes / 2);
+    let mut table = PageTable::new(page_size);
+    let mut changed = known.map(|known| (known, PageSet::new(page_size, spill)));
+    let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
+    let (mut buffer, mut hashes) = (Vec::new(), Vec::new());
+    let mut next = 0;
+    while next < count {
+        let now = at_once.min(count - next);
+        buffer.resize(now as usize * size, 0);
+        read(&mut buffer, u64::from(next) * size as u64)?;
+        hashes.clear();
+        for (pgno, image) in (next + 1..).zip(buffer.chunks_exact(size)) {
+            if pgno == page_size.lock_pgno() {
+                continue;
+            }
+            let hash = page_checksum(pgno, image);
+            hashes.push((pgno, hash));
+            if let Some((known, pages)) = &mut changed
+                && !known.matches(pgno, hash)
+            {
+                match pages.insert(pgno, image) {
+                    Ok(()) if pages.bytes() <= most_changed => {}
+                    Ok(()) => changed = None,
+                    Err(error) if is_over_budget(&error) && on_full == OnFull::KeepHashes => {
+                        changed = None;
+                    }
+                    Err(error) => return Err(ScanError::Spill(error)),
+                }
+            }
+        }
+        next += now;
+        table.apply(hashes.iter().copied(), next);
+    }
+    Ok(Scan {
+        table,
+        changed: changed.map(|(_, pages)| pages),
+    })
+}
+
+/// Drops pages whose content `known` already has. For a delta found by comparison.
+///
+/// # Errors
+///
+/// The spilled pages cannot be read.
+pub fn drop_unchanged(pages: &mut PageSet, known: &PageTable) -> Result<(), ScanError> {
+    let mut image = Vec::new();
+    let mut unchanged = std::collections::BTreeSet::new();
+    for pgno in pages.numbers() {
+        pages.read(pgno, &mut image).map_err(ScanError::Spill)?;
+        if known.matches(pgno, page_checksum(pgno, &image)) {
+            unchanged.insert(pgno);
+        }
+    }
+    pages.retain(|pgno| !unchanged.contains(&pgno));
+    Ok(())
+}
+
+/// Whether a page was not kept because the budget of local state is used up.
+fn is_over_budget(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::QuotaExceeded
+}
+
+impl ScanError {
+    /// True when the local disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, ScanError::Spill(error) if crate::spool::state_dir::is_disk_full(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_written_while_it_is_read_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let application = rusqlite::Connection::open(&path).unwrap();
+        application.execute_batch("CREATE TABLE t(x)").unwrap();
+        let spill = Spill::with_memory(directory.path(), 1 << 20);
+        let scan = |fingerprint| scan_cold(&path, fingerprint, None, OnFull::Fail, &spill);
+        let before = cold_fingerprint(&path).unwrap().unwrap();
+        assert_eq!(scan(before).unwrap().table.commit(), 2);
+        application.execute_batch("CREATE TABLE u(x)").unwrap();
+        assert!(matches!(scan(before), Err(ScanError::Disturbed)));
+        // A database whose application opens it in WAL mode is refused, too.
+        let now = cold_fingerprint(&path).unwrap().unwrap();
+        application
+            .execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)")
+            .unwrap();
+        assert!(matches!(scan(now), Err(ScanError::Disturbed)));
+    }
+
+    #[test]
+    fn a_scan_keeps_changed_pages_until_they_are_most_of_a_large_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let spill = Spill::with_memory(directory.path(), 1 << 20);
+        let page_size = PageSize::new(65_536).unwrap();
+        let pages = 1024_u32;
+        let read = |byte: u8, pages: u64| {
+            move |buffer: &mut [u8], offset: u64| {
+                for (page, image) in buffer.chunks_exact_mut(65_536).enumerate() {
+                    let is_changed = offset / 65_536 + (page as u64) < pages;
+                    image.fill(if is_changed { byte } else { 0 });
+                }
+                Ok(())
+            }
+        };
+        let bytes = u64::from(pages) * 65_536;
+        let known = (None, OnFull::Fail);
+        let known = scan(page_size, bytes, known, &spill, read(1, 100)).unwrap();
+        assert!(known.changed.is_none(), "nothing was known");
+        for (changed, kept) in [(100, true), (512, true), (513, false), (1024, false)] {
+            let known = (Some(&known.table), OnFull::Fail);
+            let found = scan(page_size, bytes, known, &spill, read(2, changed)).unwrap();
+            let found_pages = found.changed.map(|pages| pages.len() as u64);
+            assert_eq!(found_pages, kept.then_some(changed), "{changed}");
+            assert_eq!(found.table.commit(), pages);
+        }
+    }
+
+    #[test]
+    fn times_tell_every_write_only_when_they_are_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        fs::write(&path, "x").unwrap();
+        let found = fingerprint(&path).unwrap().unwrap();
+        let changed = fs::metadata(&path).unwrap().modified().unwrap();
+        assert!(!found.is_settled(changed));
+        assert!(!found.is_settled(changed - Duration::from_secs(60)));
+        assert!(found.is_settled(changed + Duration::from_secs(1)));
+    }
+}

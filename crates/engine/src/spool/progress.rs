@@ -1,0 +1,606 @@
+//! What one database has captured and what each target still needs of it: the state that the
+//! database driver and its target drivers share.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ltx::Txid;
+use protocol::status::DatabaseState;
+use tokio::sync::watch;
+
+use crate::env::budget::Account;
+use crate::replication::snapshot::Cut;
+use crate::source::capture::Unsealed;
+use crate::spool::state_dir::LocalFile;
+
+/// A captured file and what belongs to its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Captured {
+    /// The file.
+    pub file: LocalFile,
+    /// Checksum of the whole database at its TXID; none for files of an earlier run.
+    pub checksum: Option<u64>,
+    /// When its oldest commit was seen, in Unix milliseconds.
+    pub oldest_ms: i64,
+}
+
+/// What captured files are kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// For uploads to every target, and for merging without reading them back.
+    Merging,
+    /// For uploads to every target.
+    Uploading,
+    /// For uploads to the target that is furthest.
+    Furthest,
+}
+
+/// How it stands with one target, for decisions about the database; what people see is a report.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TargetPhase {
+    /// It was not asked yet, or has not answered.
+    #[default]
+    Starting,
+    /// The last attempt to connect failed. What it has is not known.
+    Failing,
+    /// It was asked, and `acked` is what it said. Failures since then change nothing about that.
+    Connected,
+    /// It takes no backups of this database any more, until a person or a new process decides.
+    Ended {
+        /// The database's state that follows.
+        state: DatabaseState,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// How far one target is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TargetProgress {
+    /// How it stands.
+    pub phase: TargetPhase,
+    /// The newest acknowledged TXID; captured files after it are needed.
+    pub acked: Txid,
+    /// The newest merged TXID; captured files after it are needed for merging.
+    pub merged: Txid,
+    /// The target can't go on from captured files: it needs a full copy above this TXID.
+    pub needs_snapshot: Option<Txid>,
+    /// The position of the newest snapshot that the target has.
+    pub copied: Txid,
+    /// The target is about to store a snapshot and waits for a cut.
+    pub wants_cut: bool,
+    /// The position of the cut of which it stores a snapshot now. Files from there on are needed
+    /// where the target cannot go on without that snapshot.
+    pub taken_cut: Option<Txid>,
+    /// Captured files that the target lacks and that were removed to make room.
+    pub lost: Option<Lost>,
+}
+
+/// Captured files that were removed before a target had them: a snapshot brings what they held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The newest of them.
+    pub txid: Txid,
+    /// When the oldest commit in them was seen, in Unix milliseconds.
+    pub oldest_ms: i64,
+}
+
+impl TargetProgress {
+    /// True when it was asked what it has, and has answered.
+    pub fn is_connected(&self) -> bool {
+        self.phase == TargetPhase::Connected
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, TargetPhase::Ended { .. })
+    }
+
+    /// What was removed and the target still lacks.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost.filter(|lost| lost.txid > self.acked)
+    }
+
+    /// A captured file is removed.
+    fn lose(&mut self, captured: &Captured) {
+        if captured.file.txid > self.acked && !self.has_ended() {
+            let earlier = self.lost().map(|lost| lost.oldest_ms);
+            self.lost = Some(Lost {
+                txid: captured.file.txid,
+                oldest_ms: captured.oldest_ms.min(earlier.unwrap_or(i64::MAX)),
+            });
+        }
+    }
+}
+
+/// Least room that there has to be for one more captured file, in bytes.
+const FILE_BYTES: u64 = 64 << 10;
+/// Captured files that no target needs are removed with the next one, or at once when they have so
+/// many bytes.
+const LEFTOVER_BYTES: u64 = 1 << 20;
+/// File systems keep files in blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Bytes that a captured file takes on the disk.
+fn disk_bytes(file: &LocalFile) -> u64 {
+    file.bytes.next_multiple_of(BLOCK_BYTES)
+}
+
+/// The state behind the lock.
+#[derive(Debug, Default)]
+pub struct ChainState {
+    /// The newest captured TXID.
+    pub txid: Txid,
+    /// Checksum of the whole database there; none until the page hashes are known.
+    pub checksum: Option<u64>,
+    /// When it was captured, in Unix milliseconds.
+    pub timestamp_ms: i64,
+    /// The newest time in any target's files, in Unix milliseconds: another machine's clock may
+    /// have been ahead of ours.
+    pub stored_ms: i64,
+    /// Captured files on the local disk, consecutive, the newest is `txid`'s if there is any.
+    pub files: VecDeque<Captured>,
+    /// The newest cut, while targets wait for one.
+    pub cut: Option<Arc<Cut>>,
+    /// Our epoch: the highest that any target gave us.
+    pub epoch: u64,
+    /// A snapshot found pages that are not what the captured changes lead to: the database has to be
+    /// read again.
+    pub is_in_doubt: bool,
+    /// Commits that are captured and in no file yet.
+    pub unsealed: Arc<Unsealed>,
+    /// What `files` use of the budget of local state.
+    pub account: Option<Arc<Account>>,
+    /// Each target, by its number; also those that were not asked yet.
+    pub targets: Vec<TargetProgress>,
+}
+
+impl ChainState {
+    /// The time of what is captured now, by our clock: times never go back with TXIDs, whatever
+    /// the clock does, because restores by time rely on it.
+    pub fn time_of_next(&self, now_ms: i64) -> i64 {
+        now_ms.max(self.timestamp_ms).max(self.stored_ms)
+    }
+
+    /// Bytes that a target still needs.
+    pub fn backlog_bytes(&self, target: usize) -> u64 {
+        let acked = self.acked(target);
+        let sealed: u64 = self
+            .waiting(acked)
+            .map(|captured| captured.file.bytes)
+            .sum();
+        sealed + self.unsealed.bytes()
+    }
+
+    /// When the oldest commit that a target lacks was seen.
+    pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
+        let acked = self.acked(target);
+        let sealed = self.waiting(acked).map(|captured| captured.oldest_ms).min();
+        let lost = self.targets.get(target).and_then(TargetProgress::lost);
+        let lost = lost.map(|lost| lost.oldest_ms);
+        [sealed, lost, self.unsealed.oldest_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When the oldest commit that some target lacks was seen.
+    pub fn oldest_unstored_ms(&self) -> Option<i64> {
+        let targets = 0..self.targets.len();
+        let each = targets.filter(|index| !self.targets[*index].has_ended());
+        each.filter_map(|target| self.oldest_waiting_ms(target))
+            .min()
+    }
+
+    fn acked(&self, target: usize) -> Txid {
+        let progress = self.targets.get(target);
+        progress.map_or(Txid::ZERO, |progress| progress.acked)
+    }
+
+    fn waiting(&self, acked: Txid) -> impl Iterator<Item = &Captured> {
+        self.files
+            .iter()
+            .filter(move |captured| captured.file.txid > acked)
+    }
+
+    /// The captured file of a TXID, if it is still here.
+    pub fn captured(&self, txid: Txid) -> Option<Captured> {
+        let first = self.files.front()?.file.txid;
+        let index = usize::try_from(txid.get().checked_sub(first.get())?).ok()?;
+        let captured = self.files.get(index).copied();
+        debug_assert!(captured.is_none_or(|captured| captured.file.txid == txid));
+        captured
+    }
+
+    /// True when a target that has everything up to `txid` can go on from captured files.
+    pub fn continues(&self, txid: Txid) -> bool {
+        txid == self.txid || self.captured(txid.next()).is_some()
+    }
+
+    /// How many captured files, from the oldest, nobody needs any more, given the TXID of the
+    /// stored page table.
+    ///
+    /// The newest stays: it is what tells a later run where it is. So does the newest that a
+    /// target has: it proves to a later run that what is stored is ours. A target that waits for
+    /// a full copy needs what follows the copy.
+    pub fn removable(&self, table_at: Txid, need: Need) -> usize {
+        let targets = self.targets.iter().filter(|target| !target.has_ended());
+        let needed = targets.map(|target| self.needed(target, need));
+        let needed = match need {
+            // Those that lag most begin again with a full copy; the others must not wait for them.
+            Need::Furthest => needed.max(),
+            Need::Merging | Need::Uploading => needed.min(),
+        };
+        let needed = needed.unwrap_or(Txid::ZERO).min(table_at);
+        let old = self
+            .files
+            .iter()
+            .take_while(|captured| captured.file.txid < needed)
+            .count();
+        old.min(self.files.len().saturating_sub(1))
+    }
+
+    /// The oldest captured file that a target needs.
+    fn needed(&self, target: &TargetProgress, need: Need) -> Txid {
+        if target.needs_snapshot.is_some() {
+            let offered = self.cut.as_ref().map(|cut| cut.txid);
+            return target.taken_cut.or(offered).unwrap_or(self.txid);
+        }
+        match need {
+            _ if !target.is_connected() => Txid::ZERO,
+            Need::Merging => target.merged.min(target.acked),
+            Need::Uploading | Need::Furthest => target.acked,
+        }
+    }
+
+    /// As [`ChainState::removable`], when the budget of local state is used up: first those that are
+    /// kept for merging only; then, while one target nearly keeps up, what only slower ones need.
+    pub fn removable_under_pressure(&self) -> usize {
+        match self.removable(self.txid, Need::Uploading) {
+            0 if self.least_waiting_bytes() < self.local_bytes() / 2 => {
+                self.removable(self.txid, Need::Furthest)
+            }
+            stored => stored,
+        }
+    }
+
+    /// True when captured files that no target needs any more take much room.
+    pub fn has_leftovers(&self) -> bool {
+        let count = self.removable(self.txid, Need::Merging);
+        let bytes: u64 = self.files.iter().take(count).map(|it| it.file.bytes).sum();
+        bytes >= LEFTOVER_BYTES
+    }
+
+    /// True when the budget of local state has no room for more files of this database.
+    pub fn is_full(&self) -> bool {
+        let account = self.account.as_ref();
+        let bytes = self.unsealed.bytes().max(FILE_BYTES);
+        account.is_some_and(|account| !account.has_room(bytes))
+    }
+
+    /// True when a target has every captured file.
+    pub fn keeps_up(&self) -> bool {
+        self.least_waiting_bytes() == 0
+    }
+
+    /// Bytes that the target that is furthest still needs.
+    fn least_waiting_bytes(&self) -> u64 {
+        let targets = self.targets.iter();
+        let able =
+            targets.filter(|target| target.is_connected() && target.needs_snapshot.is_none());
+        let waiting = able.map(|target| -> u64 {
+            self.waiting(target.acked)
+                .map(|captured| captured.file.bytes)
+                .sum()
+        });
+        waiting.min().unwrap_or(u64::MAX)
+    }
+
+    /// True when a target waits for a cut, and none is offered that it can use.
+    pub fn lacks_cut(&self) -> bool {
+        let waits = |target: &&TargetProgress| target.wants_cut && !target.has_ended();
+        let mut waiting = self.targets.iter().filter(waits);
+        waiting.any(|target| self.usable_cut(target).is_none())
+    }
+
+    /// The TXID above which a target wants its snapshot; none when no target needs one to go on.
+    pub fn snapshot_above(&self) -> Option<Txid> {
+        let targets = self.targets.iter().filter(|target| !target.has_ended());
+        targets.filter_map(|target| target.needs_snapshot).max()
+    }
+
+    fn usable_cut(&self, target: &TargetProgress) -> Option<&Arc<Cut>> {
+        let above = target.needs_snapshot.unwrap_or(Txid::ZERO);
+        let cut = self.cut.as_ref();
+        cut.filter(|cut| cut.txid > above && self.continues(cut.txid))
+    }
+
+    /// True when there is a cut that a target waits for.
+    pub fn is_cut_offered(&self, target: usize) -> bool {
+        let progress = &self.targets[target];
+        progress.wants_cut && self.usable_cut(progress).is_some()
+    }
+
+    /// The cut that a target waits for, if it is there. It is let go once nobody waits for it.
+    pub fn take_cut(&mut self, target: usize) -> Option<Arc<Cut>> {
+        let cut = Arc::clone(self.usable_cut(&self.targets[target])?);
+        let progress = &mut self.targets[target];
+        (progress.wants_cut, progress.taken_cut) = (false, Some(cut.txid));
+        self.release_cut();
+        Some(cut)
+    }
+
+    /// Lets go of the cut when no target waits for one.
+    pub fn release_cut(&mut self) {
+        let waits = |target: &TargetProgress| target.wants_cut && !target.has_ended();
+        if !self.targets.iter().any(waits) {
+            self.cut = None;
+        }
+    }
+
+    /// Why no target takes backups of this database any more, when that is so.
+    pub fn verdict(&self) -> Option<(DatabaseState, String)> {
+        let mut verdict = None;
+        for target in &self.targets {
+            match &target.phase {
+                TargetPhase::Ended { state, message } => {
+                    verdict = Some((*state, message.clone()));
+                }
+                _ => return None,
+            }
+        }
+        verdict
+    }
+
+    /// True when every target has been asked once, whatever came of it.
+    pub fn every_target_was_tried(&self) -> bool {
+        let mut phases = self.targets.iter().map(|target| &target.phase);
+        phases.all(|phase| *phase != TargetPhase::Starting)
+    }
+
+    /// True when a target has said what it has.
+    pub fn a_target_answered(&self) -> bool {
+        self.targets.iter().any(TargetProgress::is_connected)
+    }
+
+    /// True when no target will ask for a cut of the database any more: each has ended, or continues
+    /// from captured files.
+    pub fn needs_no_cut(&self) -> bool {
+        self.targets.iter().all(|target| {
+            let continues = target.needs_snapshot.is_none() && self.continues(target.acked);
+            target.has_ended() || (target.is_connected() && continues)
+        })
+    }
+
+    /// True when every target has everything that was captured.
+    pub fn is_stored(&self) -> bool {
+        let stored = |target: &TargetProgress| {
+            let goes_on = target.is_connected() && target.needs_snapshot.is_none();
+            goes_on && target.acked == self.txid
+        };
+        self.targets.iter().all(stored)
+    }
+
+    /// Bytes of captured files on the local disk.
+    pub fn local_bytes(&self) -> u64 {
+        self.files.iter().map(|captured| captured.file.bytes).sum()
+    }
+
+    /// Adds a captured file.
+    pub fn push(&mut self, captured: Captured) {
+        if let Some(account) = &self.account {
+            account.take(disk_bytes(&captured.file));
+        }
+        self.files.push_back(captured);
+    }
+
+    /// Removes the oldest captured files from here; the caller removes them from the disk.
+    pub fn remove_oldest(&mut self, count: usize) -> Vec<LocalFile> {
+        let gone: Vec<Captured> = self.files.drain(..count).collect();
+        for target in &mut self.targets {
+            gone.iter().for_each(|captured| target.lose(captured));
+        }
+        let gone: Vec<LocalFile> = gone.into_iter().map(|captured| captured.file).collect();
+        if let Some(account) = &self.account {
+            account.give_back(gone.iter().map(disk_bytes).sum());
+        }
+        gone
+    }
+}
+
+/// The shared state and the way to learn that it changed.
+#[derive(Debug)]
+pub struct Chain {
+    state: Mutex<ChainState>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for Chain {
+    fn default() -> Chain {
+        Chain {
+            state: Mutex::default(),
+            version: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Chain {
+    /// The state, to be read.
+    pub fn lock(&self) -> MutexGuard<'_, ChainState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and tells everybody.
+    pub fn update<T>(&self, change: impl FnOnce(&mut ChainState) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.version.send_modify(|version| *version += 1);
+        result
+    }
+
+    /// Changes the state, and tells everybody only when `change` says that it did.
+    pub fn update_if(&self, change: impl FnOnce(&mut ChainState) -> bool) {
+        if change(&mut self.lock()) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// A receiver that is told of every change after this call.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(first: u64, last: u64) -> ChainState {
+        let file = |txid| LocalFile {
+            txid: Txid::new(txid),
+            bytes: 10,
+            timestamp_ms: txid as i64,
+        };
+        ChainState {
+            txid: Txid::new(last),
+            files: (first..=last)
+                .map(|txid| Captured {
+                    file: file(txid),
+                    checksum: None,
+                    oldest_ms: txid as i64 * 100,
+                })
+                .collect(),
+            ..ChainState::default()
+        }
+    }
+
+    fn target(acked: u64, merged: u64) -> TargetProgress {
+        TargetProgress {
+            acked: Txid::new(acked),
+            merged: Txid::new(merged),
+            phase: TargetPhase::Connected,
+            ..TargetProgress::default()
+        }
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_commit_that_is_not_stored() {
+        let mut chain = chain(3, 6);
+        chain.targets = vec![target(4, 3), target(6, 3)];
+        assert_eq!(
+            (chain.oldest_waiting_ms(0), chain.backlog_bytes(0)),
+            (Some(500), 20)
+        );
+        assert_eq!(
+            (chain.oldest_waiting_ms(1), chain.backlog_bytes(1)),
+            (None, 0)
+        );
+        chain.unsealed.changed(450);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(450));
+        assert_eq!(chain.oldest_waiting_ms(0), Some(450));
+    }
+
+    #[test]
+    fn commits_in_files_that_were_removed_count_until_a_snapshot_has_them() {
+        let mut chain = chain(3, 9);
+        chain.targets = vec![target(8, 8), target(4, 4)];
+        chain.remove_oldest(4);
+        assert_eq!(chain.oldest_waiting_ms(0), Some(900));
+        assert_eq!(chain.oldest_waiting_ms(1), Some(500));
+        chain.remove_oldest(1);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(500), "and more of them");
+        chain.targets[1].acked = Txid::new(8);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(900));
+        chain.remove_oldest(1);
+        assert_eq!(chain.oldest_waiting_ms(1), Some(900), "lost anew");
+    }
+
+    #[test]
+    fn what_follows_a_cut_stays_until_its_snapshot_is_stored() {
+        let mut chain = chain(3, 9);
+        let base = TargetProgress {
+            needs_snapshot: Some(Txid::new(4)),
+            taken_cut: Some(Txid::new(6)),
+            ..target(4, 4)
+        };
+        chain.targets = vec![base];
+        for need in [Need::Merging, Need::Uploading, Need::Furthest] {
+            assert_eq!(chain.removable(Txid::new(9), need), 3, "{need:?}");
+        }
+        assert!(!chain.needs_no_cut());
+        chain.targets[0].needs_snapshot = None;
+        chain.targets[0].acked = Txid::new(6);
+        assert!(chain.needs_no_cut());
+    }
+
+    #[test]
+    fn files_stay_while_a_target_the_merge_or_the_table_needs_them() {
+        let mut chain = chain(3, 9);
+        chain.targets = vec![target(9, 8)];
+        let removable =
+            |chain: &ChainState, table| chain.removable(Txid::new(table), Need::Merging);
+        assert_eq!(removable(&chain, 9), 5);
+        assert_eq!(removable(&chain, 5), 2, "the table is behind");
+        chain.targets.push(TargetProgress {
+            phase: TargetPhase::Failing,
+            ..target(9, 9)
+        });
+        assert_eq!(removable(&chain, 9), 0, "a target was not asked yet");
+        chain.targets = vec![target(9, 9); 2];
+        assert_eq!(removable(&chain, 9), 6, "the newest file stays");
+    }
+
+    #[test]
+    fn when_space_is_short_first_merging_and_then_the_slowest_target_gives_way() {
+        let mut chain = chain(3, 9);
+        chain.targets = vec![target(8, 4), target(5, 5)];
+        let removable = |need| chain.removable(Txid::new(9), need);
+        assert_eq!(removable(Need::Merging), 1);
+        assert_eq!(removable(Need::Uploading), 2);
+        assert_eq!(removable(Need::Furthest), 5);
+    }
+
+    #[test]
+    fn a_target_that_has_ended_needs_nothing_any_more() {
+        let mut chain = chain(3, 9);
+        let ended = TargetProgress {
+            phase: TargetPhase::Ended {
+                state: DatabaseState::Superseded,
+                message: "by another".into(),
+            },
+            wants_cut: true,
+            needs_snapshot: Some(Txid::new(20)),
+            ..target(4, 4)
+        };
+        chain.targets = vec![target(9, 9), ended];
+        assert_eq!(chain.removable(Txid::new(9), Need::Merging), 6);
+        assert!(!chain.lacks_cut());
+        assert_eq!(chain.snapshot_above(), None);
+        assert_eq!(chain.verdict(), None, "the other one goes on");
+    }
+
+    #[test]
+    fn all_is_stored_when_every_target_says_so() {
+        let has_all = target(9, 9);
+        for (other, stored) in [
+            (target(9, 3), true),
+            (target(8, 3), false),
+            (
+                TargetProgress {
+                    needs_snapshot: Some(Txid::new(9)),
+                    ..has_all.clone()
+                },
+                false,
+            ),
+            (
+                TargetProgress {
+                    phase: TargetPhase::Failing,
+                    ..has_all.clone()
+                },
+                false,
+            ),
+        ] {
+            let mut chain = chain(3, 9);
+            chain.targets = vec![has_all.clone(), other.clone()];
+            assert_eq!(chain.is_stored(), stored, "{other:?}");
+        }
+    }
+}
