@@ -18,10 +18,10 @@ use super::pacer::Pace;
 use super::status::DatabaseHandle;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::pages::page_set::PageSet;
-use crate::source::capture::{Attached, Found};
+use crate::source::capture::{Attached, PendingCapture};
 use crate::source::scan::{Fingerprint, ScanError, fingerprint, live_fingerprint, scan_live};
 use crate::source::sqlite::{Connection, SqliteError};
-use crate::source::wal::{Batch, BreakReason, LogPosition, TapError};
+use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
 use crate::spool::ltx_writer::Delta;
 
 /// Frames of a WAL that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
@@ -145,16 +145,16 @@ impl Attachment {
     }
 
     async fn drive(&mut self, database: &mut Database) -> Result<Ended, RunError> {
-        let mut found = self.attached.inbox.subscribe();
+        let mut pending = self.attached.mailbox.subscribe();
         let mut changes = database.handle.chain.subscribe();
         {
-            // Everything that is there now is found before anything is said about it.
+            // Everything that is there now is captured before anything is reported.
             let worker = self.worker.as_mut().expect("nothing is under way yet");
-            worker.until(|found| found.page_size).await?;
+            worker.until(|pending| pending.page_size).await?;
             worker.barrier().await?;
         }
         loop {
-            found.borrow_and_update();
+            pending.borrow_and_update();
             changes.borrow_and_update();
             self.observe(database)?;
             let now = Instant::now();
@@ -177,7 +177,7 @@ impl Attachment {
                     self.checkpoint = None;
                     self.checkpoint_done(done, database);
                 }
-                _ = found.changed() => {}
+                _ = pending.changed() => {}
                 _ = changes.changed() => {}
                 _ = database.stop.changed() => {}
                 () = sleep_until(until) => {}
@@ -193,15 +193,15 @@ impl Attachment {
             None => true,
         };
         let captured = {
-            let mut found = self.attached.inbox.lock();
-            check(&mut found)?;
+            let mut pending = self.attached.mailbox.lock();
+            check(&mut pending)?;
             Captured {
-                is_attached: found.page_size.is_some(),
-                has_commits: found.batch.is_some(),
-                has_gap: found.broken.is_some() || !has_table,
-                wants_checkpoint: found.wants_checkpoint,
+                is_attached: pending.page_size.is_some(),
+                has_commits: pending.batch.is_some(),
+                has_gap: pending.gap.is_some() || !has_table,
+                wants_checkpoint: pending.wants_checkpoint,
                 can_resume: self.log().is_some_and(|log| log.frames > 0),
-                is_alone: found.is_alone,
+                is_alone: pending.is_alone,
             }
         };
         let surroundings = {
@@ -223,7 +223,7 @@ impl Attachment {
         };
         if !captured.has_gap && captured.is_attached && !captured.has_commits {
             if self.worker.is_some() {
-                self.attached.inbox.settle();
+                self.attached.mailbox.settle();
             }
             database.report(DatabaseState::Replicating, String::new());
         }
@@ -241,7 +241,7 @@ impl Attachment {
 
     fn begin(&mut self, action: Action, database: &Database) {
         if let Action::Checkpoint { may_resort } = action {
-            self.attached.inbox.lock().wants_checkpoint = false;
+            self.attached.mailbox.lock().wants_checkpoint = false;
             let path = database.settings.path.clone();
             let work = move || shorten(&Connection::open(&path)?, may_resort);
             self.checkpoint = Some(tokio::task::spawn_blocking(work));
@@ -373,10 +373,10 @@ impl Worker {
 
     /// Writes what was captured as the next TXID.
     async fn commit(&mut self) -> Result<Done, RunError> {
-        if self.attached.inbox.lock().broken.is_some() {
+        if self.attached.mailbox.lock().gap.is_some() {
             return Ok(Done::Unchanged);
         }
-        let Some(batch) = self.attached.inbox.take() else {
+        let Some(batch) = self.attached.mailbox.take() else {
             return Ok(Done::Unchanged);
         };
         self.seal(batch).await?;
@@ -408,10 +408,10 @@ impl Worker {
     /// Reads the whole database and writes what differs from what we know.
     async fn resync(&mut self) -> Result<Done, RunError> {
         let page_size = {
-            // Found from here on: the whole present WAL, then everything after it.
-            let reason = self.attached.inbox.begin_resync();
+            // From here on the mailbox has the whole present WAL, then everything after it.
+            let reason = self.attached.mailbox.begin_resync();
             tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
-            let page_size = self.attached.inbox.lock().page_size;
+            let page_size = self.attached.mailbox.lock().page_size;
             page_size.expect("the machine has seen that it is attached")
         };
         if self.handle.chain.lock().is_in_doubt {
@@ -419,13 +419,13 @@ impl Worker {
             let Some(newest) = self.whole_log().await? else {
                 return Ok(Done::Unchanged);
             };
-            let mut found = self.attached.inbox.lock();
-            let later = found.batch.take();
+            let mut pending = self.attached.mailbox.lock();
+            let later = pending.batch.take();
             let mut newest = newest;
             if let Some(later) = later {
                 newest.append(later).map_err(ScanError::Spill)?;
             }
-            found.batch = Some(newest);
+            pending.batch = Some(newest);
         }
         let path = self.path.clone();
         let scan = move |ledger: &mut Ledger| {
@@ -436,14 +436,14 @@ impl Worker {
         };
         let scan = self.blocking(scan).await?;
         self.barrier().await?;
-        if self.attached.inbox.lock().broken.is_some() {
+        if self.attached.mailbox.lock().gap.is_some() {
             // Frames were missed while we read: begin again.
             return Ok(Done::Unchanged);
         }
-        let Some(batch) = self.attached.inbox.take() else {
+        let Some(batch) = self.attached.mailbox.take() else {
             // A first attachment always brings the present WAL; later ones may find no change.
-            self.attached.inbox.lock().broken = Some(BreakReason::Fresh);
-            return Err(RunError::Tap(TapError::Restless));
+            self.attached.mailbox.lock().gap = Some(GapReason::Fresh);
+            return Err(RunError::WalReader(WalError::Restless));
         };
         let (handle, log) = (self.handle.clone(), batch.log);
         let seal = move |ledger: &mut Ledger| {
@@ -473,15 +473,15 @@ impl Worker {
             Err(error) => return Err(error),
         };
         let mut newest = log.pages;
-        if self.attached.inbox.lock().broken.is_some() {
+        if self.attached.mailbox.lock().gap.is_some() {
             return Ok(Done::Unchanged);
         }
-        let batch = self.attached.inbox.take();
+        let batch = self.attached.mailbox.take();
         let is_written = batch.is_some();
         if let Some(batch) = batch {
             let pages = self.seal(batch).await?;
             if let Err(error) = newest.overlay(pages) {
-                return Ok(self.cut_failed(&TapError::Spill(error)));
+                return Ok(self.cut_failed(&WalError::Spill(error)));
             }
         }
         self.blocking(move |ledger| ledger.offer_cut(newest))
@@ -492,7 +492,7 @@ impl Worker {
         })
     }
 
-    fn cut_failed(&self, error: &TapError) -> Done {
+    fn cut_failed(&self, error: &WalError) -> Done {
         let database = &self.handle.path;
         tracing::warn!(%database, "{error}: the next snapshot waits, commits are stored meanwhile");
         Done::CutFailed
@@ -505,11 +505,11 @@ impl Worker {
     /// [`RunError::Log`] where they cannot be kept: nothing that was captured is lost.
     async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
         // An answer to an earlier question may be older than what was sealed since.
-        self.attached.inbox.lock().log = None;
+        self.attached.mailbox.lock().log = None;
         self.attached.reread();
-        let log = self.until(|found| match found.broken {
+        let log = self.until(|pending| match pending.gap {
             Some(_) => Some(None),
-            None => found.log.take().map(Some),
+            None => pending.log.take().map(Some),
         });
         log.await?.transpose().map_err(RunError::Log)
     }
@@ -521,9 +521,9 @@ impl Worker {
         // What is written from here on changes them, what was written before is in the WAL.
         let before = look();
         let token = self.next_barrier();
-        self.until(|found| (found.barrier >= token).then_some(()))
+        self.until(|pending| (pending.barrier >= token).then_some(()))
             .await?;
-        let is_all_taken = self.attached.inbox.lock().is_all_taken();
+        let is_all_taken = self.attached.mailbox.lock().is_all_taken();
         Ok(match before.filter(|_| is_all_taken) {
             Some(files) if Some(files) == look() => Done::Quiet(files),
             _ => Done::NotQuiet,
@@ -557,8 +557,8 @@ impl Worker {
     /// Whether everything is captured and in the database file, and no other process has it open.
     async fn is_ready_to_close(&mut self) -> Result<bool, RunError> {
         self.barrier().await?;
-        let found = self.attached.inbox.lock();
-        Ok(found.is_all_taken() && found.is_backfilled && found.is_alone)
+        let pending = self.attached.mailbox.lock();
+        Ok(pending.is_all_taken() && pending.is_backfilled && pending.is_alone)
     }
 
     /// Captures and writes what there is, and stays while a target may need a cut: its snapshot is read
@@ -585,17 +585,17 @@ impl Worker {
 
     /// Takes a last look and writes what it finds.
     async fn capture_all(&mut self) -> Result<(), RunError> {
-        self.until(|found| found.page_size).await?;
+        self.until(|pending| pending.page_size).await?;
         self.barrier().await?;
         for _ in 0..LAST_RESYNCS {
-            let is_whole = self.attached.inbox.lock().broken.is_none();
+            let is_whole = self.attached.mailbox.lock().gap.is_none();
             if is_whole && self.has_table() {
                 break;
             }
             self.resync().await?;
         }
-        if self.attached.inbox.lock().broken.is_some() {
-            return Err(RunError::Tap(TapError::Restless));
+        if self.attached.mailbox.lock().gap.is_some() {
+            return Err(RunError::WalReader(WalError::Restless));
         }
         self.commit().await?;
         Ok(())
@@ -607,26 +607,26 @@ impl Worker {
         self.barrier
     }
 
-    /// Waits until everything that is published by now is found.
+    /// Waits until everything that is published by now is captured.
     async fn barrier(&mut self) -> Result<(), RunError> {
         let token = self.next_barrier();
-        self.until(|found| (found.barrier >= token).then_some(()))
+        self.until(|pending| (pending.barrier >= token).then_some(()))
             .await
     }
 
-    /// Waits for something to be found.
+    /// Waits until the mailbox has what `ready` looks for.
     async fn until<T>(
         &self,
-        mut ready: impl FnMut(&mut Found) -> Option<T>,
+        mut ready: impl FnMut(&mut PendingCapture) -> Option<T>,
     ) -> Result<T, RunError> {
-        let inbox = &self.attached.inbox;
-        let mut changes = inbox.subscribe();
+        let mailbox = &self.attached.mailbox;
+        let mut changes = mailbox.subscribe();
         loop {
             changes.borrow_and_update();
             {
-                let mut found = inbox.lock();
-                check(&mut found)?;
-                if let Some(ready) = ready(&mut found) {
+                let mut pending = mailbox.lock();
+                check(&mut pending)?;
+                if let Some(ready) = ready(&mut pending) {
                     return Ok(ready);
                 }
             }
@@ -640,9 +640,9 @@ impl Worker {
             true => self.attached.close(),
             false => self.attached.detach(),
         }
-        let inbox = &self.attached.inbox;
-        let mut changes: watch::Receiver<u64> = inbox.subscribe();
-        while !inbox.lock().gone {
+        let mailbox = &self.attached.mailbox;
+        let mut changes: watch::Receiver<u64> = mailbox.subscribe();
+        while !mailbox.lock().gone {
             let _changed = changes.changed().await;
         }
     }
@@ -686,14 +686,14 @@ fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, Sq
 }
 
 /// The end of an attachment, when it has come.
-fn check(found: &mut Found) -> Result<(), RunError> {
-    if let Some(error) = found.failed.take() {
+fn check(pending: &mut PendingCapture) -> Result<(), RunError> {
+    if let Some(error) = pending.failed.take() {
         return Err(error.into());
     }
-    if found.moved {
+    if pending.moved {
         return Err(RunError::Moved);
     }
-    if found.has_ended {
+    if pending.has_ended {
         return Err(RunError::Detached);
     }
     Ok(())

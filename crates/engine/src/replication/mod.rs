@@ -28,7 +28,7 @@ use crate::replication::uploader::{Target, TargetReport, TargetSettings, describ
 use crate::source::capture::Capture;
 use crate::source::probe::{Probe, probe};
 use crate::source::scan::ScanError;
-use crate::source::wal::TapError;
+use crate::source::wal::WalError;
 use crate::spool::ltx_writer::SealError;
 use crate::spool::progress::Chain;
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
@@ -102,10 +102,10 @@ enum RunError {
     #[error(transparent)]
     Scan(#[from] ScanError),
     #[error(transparent)]
-    Tap(#[from] TapError),
+    WalReader(#[from] WalError),
     /// The pages of the whole WAL could not be read or kept.
     #[error(transparent)]
-    Log(TapError),
+    Log(WalError),
     #[error("another file has taken the path")]
     Moved,
     #[error("no target takes backups of this database any more")]
@@ -120,10 +120,10 @@ impl RunError {
             RunError::Local(error) => error.is_disk_full(),
             RunError::Seal(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
-            RunError::Tap(TapError::Spill(error)) | RunError::Log(TapError::Spill(error)) => {
+            RunError::WalReader(WalError::Spill(error)) | RunError::Log(WalError::Spill(error)) => {
                 crate::spool::state_dir::is_disk_full(error)
             }
-            RunError::Tap(_)
+            RunError::WalReader(_)
             | RunError::Log(_)
             | RunError::Moved
             | RunError::Over
@@ -135,8 +135,8 @@ impl RunError {
     fn is_over_budget(&self) -> bool {
         let error = match self {
             RunError::Scan(ScanError::Spill(error))
-            | RunError::Tap(TapError::Spill(error))
-            | RunError::Log(TapError::Spill(error)) => error,
+            | RunError::WalReader(WalError::Spill(error))
+            | RunError::Log(WalError::Spill(error)) => error,
             _ => return false,
         };
         error.kind() == std::io::ErrorKind::QuotaExceeded

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Found, Inbox};
+use super::mailbox::{Mailbox, PendingCapture};
 use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
 use crate::pages::page_set::Spill;
-use crate::source::wal::{Look, Start, Tap};
+use crate::source::wal::{Polled, Start, WalReader};
 
 /// Bytes of WAL that a poll reads on the capture thread, between polls of other databases: about 10
 /// ms of work.
@@ -17,7 +17,7 @@ const ALONE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Requests of callers.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Wishes {
+pub(super) struct Requests {
     /// Report this token once everything published by now is captured.
     pub(super) barrier: Option<u64>,
     /// Read the whole present WAL.
@@ -30,9 +30,9 @@ pub(super) struct Wishes {
     pub(super) close: bool,
 }
 
-impl Wishes {
+impl Requests {
     /// Adds requests made since.
-    pub(super) fn add(&mut self, later: Wishes) {
+    pub(super) fn add(&mut self, later: Requests) {
         self.barrier = later.barrier.or(self.barrier);
         self.reread |= later.reread;
         self.checkpoint |= later.checkpoint;
@@ -48,167 +48,181 @@ impl Wishes {
 
 /// Parameters of an attachment.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct AttachRequest {
     pub(super) path: PathBuf,
     pub(super) spill: Spill,
     pub(super) start: Start,
-    pub(super) inbox: Arc<Inbox>,
+    pub(super) mailbox: Arc<Mailbox>,
 }
 
 /// One attached database.
 #[derive(Debug)]
 pub(super) struct Attachment {
-    pub(super) tap: Tap,
-    inbox: Arc<Inbox>,
-    pub(super) wishes: Wishes,
+    pub(super) reader: WalReader,
+    mailbox: Arc<Mailbox>,
+    pub(super) requests: Requests,
     next_identity_check: Instant,
     next_alone_check: Instant,
 }
 
 /// Result of a poll.
 #[derive(Debug)]
-pub(super) enum Looked {
-    /// The attachment continues; true when the poll found something.
-    On(Box<Attachment>, bool),
-    /// The attachment has ended, and its inbox says so.
+pub(super) enum PollResult {
+    /// The attachment continues.
+    Continues {
+        /// The attachment.
+        attachment: Box<Attachment>,
+        /// Whether the poll found something.
+        has_found: bool,
+    },
+    /// The attachment has ended, and its mailbox says so.
     Ended,
 }
 
 impl Attachment {
-    /// Attaches. The inbox receives everything found, including a failure.
-    pub(super) fn attach(place: Place) -> Looked {
+    /// Attaches. The mailbox receives everything found, including a failure.
+    pub(super) fn attach(attach: AttachRequest) -> PollResult {
         let now = Instant::now();
-        let Place {
+        let AttachRequest {
             path,
             spill,
             start,
-            inbox,
-        } = place;
-        match Tap::attach(&path, &spill, start, now, unix_ms()) {
-            Ok((tap, look)) => {
-                let page_size = tap.page_size();
-                inbox.update(|found| found.page_size = Some(page_size));
-                inbox.deliver(look);
+            mailbox,
+        } = attach;
+        match WalReader::attach(&path, &spill, start, now, unix_ms()) {
+            Ok((reader, poll)) => {
+                let page_size = reader.page_size();
+                mailbox.update(|pending| pending.page_size = Some(page_size));
+                mailbox.deliver(poll);
                 let attachment = Attachment {
-                    tap,
-                    inbox,
-                    wishes: Wishes::default(),
+                    reader,
+                    mailbox,
+                    requests: Requests::default(),
                     next_identity_check: now + QUIET_PAUSE,
                     next_alone_check: now,
                 };
-                Looked::On(Box::new(attachment), true)
+                PollResult::Continues {
+                    attachment: Box::new(attachment),
+                    has_found: true,
+                }
             }
             Err(error) => {
-                inbox.update(|found| {
-                    found.failed = Some(error);
-                    found.has_ended = true;
-                    found.gone = true;
+                mailbox.update(|pending| {
+                    pending.failed = Some(error);
+                    pending.has_ended = true;
+                    pending.gone = true;
                 });
-                Looked::Ended
+                PollResult::Ended
             }
         }
     }
 
     /// Whether a poll may read so much that other databases should not wait for it.
     pub(super) fn takes_long(&self) -> bool {
-        self.wishes.checkpoint
-            || self.wishes.close
-            || self.tap.bytes_to_read(self.wishes.reread) > QUICK_BYTES
+        self.requests.checkpoint
+            || self.requests.close
+            || self.reader.bytes_to_read(self.requests.reread) > QUICK_BYTES
     }
 
-    /// Polls, and leaves the findings in the inbox.
-    pub(super) fn look(mut self: Box<Self>) -> Looked {
+    /// Polls, and leaves the findings in the mailbox.
+    pub(super) fn poll(mut self: Box<Self>) -> PollResult {
         let now = Instant::now();
-        if self.wishes.barrier.is_some() || self.wishes.reread {
-            self.tap.end_window(now);
+        if self.requests.barrier.is_some() || self.requests.reread {
+            self.reader.end_window(now);
         }
-        let mut look = self.tap.look(now, unix_ms());
-        if now >= self.next_identity_check || self.wishes.barrier.is_some() {
+        let mut poll = self.reader.poll(now, unix_ms());
+        if now >= self.next_identity_check || self.requests.barrier.is_some() {
             self.next_identity_check = now + QUIET_PAUSE;
-            if self.tap.has_moved() {
-                look = Ok(Look::Moved);
+            if self.reader.has_moved() {
+                poll = Ok(Polled::Moved);
             }
         }
-        let found_something = match look {
-            Ok(Look::Moved) => {
-                return self.end(false, |found| (found.moved, found.has_ended) = (true, true));
+        let has_found = match poll {
+            Ok(Polled::Moved) => {
+                return self.end(false, |pending| {
+                    (pending.moved, pending.has_ended) = (true, true)
+                });
             }
-            Ok(look) => {
-                let is_quiet = matches!(look, Look::Quiet);
-                self.inbox.deliver(look);
+            Ok(poll) => {
+                let is_quiet = matches!(poll, Polled::Quiet);
+                self.mailbox.deliver(poll);
                 !is_quiet
             }
             Err(error) => {
-                return self.end(false, |found| {
-                    found.failed = Some(error);
-                    found.has_ended = true;
+                return self.end(false, |pending| {
+                    pending.failed = Some(error);
+                    pending.has_ended = true;
                 });
             }
         };
         self.serve(now);
-        if std::mem::take(&mut self.wishes.checkpoint)
-            && let Err(error) = self.tap.checkpoint_alone()
+        if std::mem::take(&mut self.requests.checkpoint)
+            && let Err(error) = self.reader.checkpoint_alone()
         {
             tracing::debug!(%error, "checkpoint");
         }
-        if self.wishes.detach {
-            // Commits that came last are found in the WAL by the next attachment.
-            let close = self.wishes.close && !found_something && self.tap.is_at_end();
+        if self.requests.detach {
+            // The next attachment finds commits that came last in the WAL.
+            let close = self.requests.close && !has_found && self.reader.is_at_end();
             return self.end(close, |_| {});
         }
-        Looked::On(self, found_something)
+        PollResult::Continues {
+            attachment: self,
+            has_found,
+        }
     }
 
     fn serve(&mut self, now: Instant) {
-        if now >= self.next_alone_check || self.wishes.barrier.is_some() {
+        if now >= self.next_alone_check || self.requests.barrier.is_some() {
             self.next_alone_check = now + ALONE_PAUSE;
-            let is_alone = self.tap.is_alone();
-            if self.inbox.lock().is_alone != is_alone {
-                self.inbox.update(|found| found.is_alone = is_alone);
+            let is_alone = self.reader.is_alone();
+            if self.mailbox.lock().is_alone != is_alone {
+                self.mailbox.update(|pending| pending.is_alone = is_alone);
             }
         }
-        if self.tap.is_current()
-            && let Some(token) = self.wishes.barrier.take()
+        if self.reader.is_current()
+            && let Some(token) = self.requests.barrier.take()
         {
-            let (at_end, is_backfilled) = (self.tap.is_at_end(), self.tap.is_backfilled());
-            self.inbox.update(|found| {
-                found.barrier = token;
-                found.at_end = at_end;
-                found.is_backfilled = is_backfilled;
+            let (at_end, is_backfilled) = (self.reader.is_at_end(), self.reader.is_backfilled());
+            self.mailbox.update(|pending| {
+                pending.barrier = token;
+                pending.at_end = at_end;
+                pending.is_backfilled = is_backfilled;
             });
         }
-        if self.wishes.reread
-            && let Some(log) = self.tap.reread(unix_ms()).transpose()
+        if self.requests.reread
+            && let Some(log) = self.reader.reread(unix_ms()).transpose()
         {
-            self.wishes.reread = false;
-            self.inbox.update(|found| found.log = Some(log));
+            self.requests.reread = false;
+            self.mailbox.update(|pending| pending.log = Some(log));
         }
-        if self.tap.wants_checkpoint() && !self.inbox.lock().wants_checkpoint {
-            self.inbox.update(|found| found.wants_checkpoint = true);
+        if self.reader.wants_checkpoint() && !self.mailbox.lock().wants_checkpoint {
+            self.mailbox
+                .update(|pending| pending.wants_checkpoint = true);
         }
     }
 
-    /// Detaches or closes the tap, then records the end with `last`. A reader of the inbox then finds
+    /// Detaches or closes the reader, then records the end with `last`. A reader of the mailbox then finds
     /// no lock of ours.
-    fn end(self, close: bool, last: impl FnOnce(&mut Found)) -> Looked {
+    fn end(self, close: bool, last: impl FnOnce(&mut PendingCapture)) -> PollResult {
         match close {
             true => {
-                if let Err(error) = self.tap.close() {
+                if let Err(error) = self.reader.close() {
                     tracing::debug!(%error, "the WAL stays");
                 }
             }
-            false => self.tap.detach(),
+            false => self.reader.detach(),
         }
-        self.inbox.update(|found| {
-            last(found);
-            found.gone = true;
+        self.mailbox.update(|pending| {
+            last(pending);
+            pending.gone = true;
         });
-        Looked::Ended
+        PollResult::Ended
     }
 
-    /// Time of the next poll: `pause` after `now`, or earlier when the tap is due.
-    pub(super) fn next_look(&self, now: Instant, pause: Duration) -> Instant {
-        let due = self.tap.due().map(|due| due.max(now + HOT_PAUSE));
+    /// Time of the next poll: `pause` after `now`, or earlier when the reader is due.
+    pub(super) fn next_poll(&self, now: Instant, pause: Duration) -> Instant {
+        let due = self.reader.due().map(|due| due.max(now + HOT_PAUSE));
         let next = now + pause;
         due.map_or(next, |due| due.min(next))
     }

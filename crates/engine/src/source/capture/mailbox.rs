@@ -5,20 +5,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sqlite_format::PageSize;
 use tokio::sync::watch;
 
-use crate::source::wal::{Batch, BreakReason, Look, TapError};
+use crate::source::wal::{Batch, GapReason, Polled, WalError};
 
-/// What the capture thread has found in one database, until somebody takes it.
+/// What the capture thread has found in one database, until the driver takes it.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct PendingCapture {
     /// Commits, merged in order.
     pub batch: Option<Batch>,
     /// Commits before `batch` may have been missed; `batch` holds the whole present log.
-    pub broken: Option<BreakReason>,
-    /// Another file has taken the path; the tap is gone.
+    pub gap: Option<GapReason>,
+    /// Another file has taken the path; the reader is gone.
     pub moved: bool,
-    /// The tap failed and is gone; taken by the first that sees it.
-    pub failed: Option<TapError>,
-    /// After `failed` or `moved`: nothing more will be found.
+    /// The reader failed and is gone; the first reader takes the error.
+    pub failed: Option<WalError>,
+    /// After `failed` or `moved`: nothing more will come.
     pub has_ended: bool,
     /// The page size, once attached.
     pub page_size: Option<PageSize>,
@@ -33,15 +33,15 @@ pub struct Found {
     /// No other process has the database open.
     pub is_alone: bool,
     /// The whole present log, when it was asked for, or why there is no room for it.
-    pub log: Option<Result<Batch, TapError>>,
-    /// The tap is gone, and with it every lock of ours: after a detach, a failure, a move.
+    pub log: Option<Result<Batch, WalError>>,
+    /// The reader is gone, and with it every lock of ours: after a detach, a failure, a move.
     pub gone: bool,
 }
 
-impl Found {
+impl PendingCapture {
     /// At the last barrier everything was captured, and somebody has taken it.
     pub fn is_all_taken(&self) -> bool {
-        self.batch.is_none() && self.broken.is_none() && self.at_end
+        self.batch.is_none() && self.gap.is_none() && self.at_end
     }
 }
 
@@ -121,7 +121,7 @@ impl Unsealed {
     }
 
     /// Commits wait in the mailbox; `bytes` is the size of all of them.
-    fn found(&self, first_ms: i64, bytes: u64) {
+    fn pending(&self, first_ms: i64, bytes: u64) {
         let mut ages = self.lock();
         let first_ms = ages.waiting.map_or(first_ms, |(ms, _)| ms.min(first_ms));
         ages.waiting = Some((first_ms, bytes));
@@ -149,19 +149,19 @@ impl Unsealed {
 
 /// Where the capture thread leaves what it finds in one database.
 #[derive(Debug, Default)]
-pub struct Inbox {
-    found: Mutex<Found>,
+pub struct Mailbox {
+    pending: Mutex<PendingCapture>,
     unsealed: Arc<Unsealed>,
-    /// Counts changes of `found`.
+    /// Counts changes of `pending`.
     version: watch::Sender<u64>,
 }
 
-impl Inbox {
+impl Mailbox {
     /// An empty one, whose commits count in `unsealed`.
-    pub(crate) fn new(unsealed: Arc<Unsealed>) -> Inbox {
-        Inbox {
+    pub(crate) fn new(unsealed: Arc<Unsealed>) -> Mailbox {
+        Mailbox {
             unsealed,
-            ..Inbox::default()
+            ..Mailbox::default()
         }
     }
 
@@ -174,74 +174,75 @@ impl Inbox {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Takes the commits that were found.
+    /// Takes the commits that wait.
     pub fn take(&self) -> Option<Batch> {
-        let mut found = self.lock();
+        let mut pending = self.lock();
         // Under one lock: commits that arrive right after it must count as waiting.
         self.unsealed.take();
-        found.batch.take()
+        pending.batch.take()
     }
 
     /// Takes the reason for which the database has to be read, before it is read: what is missed
     /// from here on is a new reason.
-    pub(crate) fn begin_resync(&self) -> Option<BreakReason> {
-        let mut found = self.lock();
+    pub(crate) fn begin_resync(&self) -> Option<GapReason> {
+        let mut pending = self.lock();
         self.unsealed.begin_resync();
-        found.broken.take()
+        pending.gap.take()
     }
 
     /// Says that the driver holds nothing that it has not written. Where nothing waits either, no
     /// commit is unsealed: what seemed to be a change was none.
     pub(crate) fn settle(&self) {
-        let found = self.lock();
-        if found.batch.is_none() && found.broken.is_none() {
+        let pending = self.lock();
+        if pending.batch.is_none() && pending.gap.is_none() {
             self.unsealed.clear();
         }
     }
 
-    /// What was found, to be read or taken.
-    pub fn lock(&self) -> MutexGuard<'_, Found> {
+    /// What waits, to be read or taken.
+    pub fn lock(&self) -> MutexGuard<'_, PendingCapture> {
         // The thread that could poison it takes the whole process down.
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn update(&self, change: impl FnOnce(&mut Found)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut PendingCapture)) {
         change(&mut self.lock());
         self.notify();
     }
 
-    pub(super) fn deliver(&self, look: Look) {
-        let mut found = self.lock();
-        match look {
-            Look::Quiet | Look::Moved => return,
-            Look::Captured(batch) => match &mut found.batch {
+    pub(super) fn deliver(&self, poll: Polled) {
+        let mut pending = self.lock();
+        match poll {
+            Polled::Quiet | Polled::Moved => return,
+            Polled::Captured(batch) => match &mut pending.batch {
                 None => {
-                    self.unsealed.found(batch.first_ms, batch.pages.bytes());
-                    found.batch = Some(batch);
+                    self.unsealed.pending(batch.first_ms, batch.pages.bytes());
+                    pending.batch = Some(batch);
                 }
                 Some(earlier) => match earlier.append(batch) {
                     // Whoever will take the batch knows of it: a wake-up would cost more than this.
                     Ok(()) => {
-                        self.unsealed.found(earlier.first_ms, earlier.pages.bytes());
+                        self.unsealed
+                            .pending(earlier.first_ms, earlier.pages.bytes());
                         return;
                     }
                     Err(error) => {
-                        found.batch = None;
-                        found.failed = Some(TapError::Spill(error));
-                        found.has_ended = true;
+                        pending.batch = None;
+                        pending.failed = Some(WalError::Spill(error));
+                        pending.has_ended = true;
                         self.unsealed.drop_pages();
                     }
                 },
             },
             // Earlier pages may be older than what the database file holds by now: drop them.
-            Look::Broken(reason, batch) => {
+            Polled::Gap(reason, batch) => {
                 self.unsealed.drop_pages();
-                self.unsealed.found(batch.first_ms, batch.pages.bytes());
-                found.batch = Some(batch);
-                found.broken = Some(reason);
+                self.unsealed.pending(batch.first_ms, batch.pages.bytes());
+                pending.batch = Some(batch);
+                pending.gap = Some(reason);
             }
         }
-        drop(found);
+        drop(pending);
         self.notify();
     }
 }
@@ -281,36 +282,36 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let inbox = Inbox::default();
+        let mailbox = Mailbox::default();
         // Nothing can be kept there.
-        inbox.deliver(Look::Captured(batch(1..2, &file.join("below"))));
-        assert!(inbox.lock().batch.is_some());
-        inbox.deliver(Look::Captured(batch(2..99, directory.path())));
-        let found = inbox.lock();
-        assert!(matches!(found.failed, Some(TapError::Spill(_))));
-        assert!(found.batch.is_none(), "half of it would be taken for all");
+        mailbox.deliver(Polled::Captured(batch(1..2, &file.join("below"))));
+        assert!(mailbox.lock().batch.is_some());
+        mailbox.deliver(Polled::Captured(batch(2..99, directory.path())));
+        let pending = mailbox.lock();
+        assert!(matches!(pending.failed, Some(WalError::Spill(_))));
+        assert!(pending.batch.is_none(), "half of it would be taken for all");
     }
 
     #[test]
     fn what_is_left_to_take_or_to_heal_or_lies_behind_the_end_is_not_all() {
         let directory = tempfile::tempdir().unwrap();
-        let at_end = || Found {
+        let at_end = || PendingCapture {
             at_end: true,
-            ..Found::default()
+            ..PendingCapture::default()
         };
         assert!(at_end().is_all_taken());
-        for found in [
-            Found::default(),
-            Found {
+        for pending in [
+            PendingCapture::default(),
+            PendingCapture {
                 batch: Some(batch(1..2, directory.path())),
                 ..at_end()
             },
-            Found {
-                broken: Some(BreakReason::CommitsMissed),
+            PendingCapture {
+                gap: Some(GapReason::CommitsMissed),
                 ..at_end()
             },
         ] {
-            assert!(!found.is_all_taken(), "{found:?}");
+            assert!(!pending.is_all_taken(), "{pending:?}");
         }
     }
 
@@ -318,20 +319,20 @@ mod tests {
     fn commits_count_from_the_moment_they_are_seen_until_they_are_sealed() {
         let directory = tempfile::tempdir().unwrap();
         let unsealed = Arc::new(Unsealed::default());
-        let inbox = Inbox::new(Arc::clone(&unsealed));
+        let mailbox = Mailbox::new(Arc::clone(&unsealed));
         let seen = |first_ms, pages| Batch {
             first_ms,
             ..batch(pages, directory.path())
         };
         assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (None, 0));
-        inbox.deliver(Look::Captured(seen(100, 1..3)));
-        inbox.deliver(Look::Captured(seen(200, 2..5)));
+        mailbox.deliver(Polled::Captured(seen(100, 1..3)));
+        mailbox.deliver(Polled::Captured(seen(200, 2..5)));
         assert_eq!(
             (unsealed.oldest_ms(), unsealed.bytes()),
             (Some(100), 4 * 512)
         );
-        assert!(inbox.take().is_some());
-        inbox.deliver(Look::Captured(seen(300, 1..2)));
+        assert!(mailbox.take().is_some());
+        mailbox.deliver(Polled::Captured(seen(300, 1..2)));
         assert_eq!(
             (unsealed.oldest_ms(), unsealed.bytes()),
             (Some(100), 5 * 512)
@@ -340,23 +341,23 @@ mod tests {
         assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (Some(300), 512));
         // Commits that were missed are as old as those that were found before, also where the driver
         // was writing others just then.
-        assert!(inbox.take().is_some());
-        inbox.deliver(Look::Captured(seen(350, 1..2)));
-        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(400, 1..2)));
+        assert!(mailbox.take().is_some());
+        mailbox.deliver(Polled::Captured(seen(350, 1..2)));
+        mailbox.deliver(Polled::Gap(GapReason::CommitsMissed, seen(400, 1..2)));
         unsealed.sealed();
         assert_eq!(unsealed.oldest_ms(), Some(350));
-        assert!(inbox.begin_resync().is_some() && inbox.take().is_some());
+        assert!(mailbox.begin_resync().is_some() && mailbox.take().is_some());
         assert_eq!(unsealed.oldest_ms(), Some(350), "until it is sealed");
-        inbox.deliver(Look::Broken(BreakReason::CommitsMissed, seen(500, 1..2)));
+        mailbox.deliver(Polled::Gap(GapReason::CommitsMissed, seen(500, 1..2)));
         unsealed.sealed();
         assert_eq!(unsealed.oldest_ms(), Some(500), "missed during the resync");
-        inbox.settle();
+        mailbox.settle();
         assert_eq!(unsealed.oldest_ms(), Some(500), "a resync is due");
-        assert!(inbox.begin_resync().is_some() && inbox.take().is_some());
+        assert!(mailbox.begin_resync().is_some() && mailbox.take().is_some());
         unsealed.changed(50);
         unsealed.sealed();
         assert_eq!(unsealed.oldest_ms(), Some(50));
-        inbox.settle();
+        mailbox.settle();
         assert_eq!(unsealed.oldest_ms(), None);
     }
 }

@@ -12,7 +12,7 @@
 //! anyway has none.
 //!
 //! This module holds the handle. `thread` schedules the polls, `attachment` is one poll, `events`
-//! wakes the thread, and `inbox` keeps the findings until they are taken.
+//! wakes the thread, and `mailbox` keeps the findings until they are taken.
 
 mod attachment;
 mod file_events;
@@ -29,10 +29,10 @@ use tokio::runtime::Handle;
 use crate::pages::page_set::Spill;
 use crate::source::wal::Start;
 
-use attachment::{Place, Wishes};
+use attachment::{AttachRequest, Requests};
 pub use file_events::IdleWatch;
 use file_events::{Events, Wake, Watches};
-pub use mailbox::{Found, Inbox, Unsealed};
+pub use mailbox::{Mailbox, PendingCapture, Unsealed};
 use thread::{Command, Thread};
 
 /// Pause between polls of a database that changed recently. An application's blocking checkpoint
@@ -56,7 +56,7 @@ const ATTACHED_AT_ONCE: usize = 256;
 /// Pause between two such first attachments, in which quiet databases can make room.
 const TURN_PAUSE: Duration = Duration::from_millis(10);
 /// Polls of idle databases per second, all together, beside those that follow an event.
-const IDLE_LOOKS: u32 = 200;
+const IDLE_POLLS: u32 = 200;
 
 /// Handle of the capture thread. The thread ends at its next poll after the last handle is dropped.
 #[derive(Debug, Clone)]
@@ -77,7 +77,7 @@ pub struct Attached {
     id: u64,
     capture: Capture,
     /// Findings of the thread.
-    pub inbox: Arc<Inbox>,
+    pub mailbox: Arc<Mailbox>,
 }
 
 impl Capture {
@@ -138,7 +138,7 @@ impl Capture {
         }
     }
 
-    /// Attaches to a database. The inbox receives everything found, including a failure.
+    /// Attaches to a database. The mailbox receives everything found, including a failure.
     ///
     /// # Panics
     ///
@@ -150,23 +150,23 @@ impl Capture {
         start: Start,
         unsealed: &Arc<Unsealed>,
     ) -> Attached {
-        let inbox = Arc::new(Inbox::new(Arc::clone(unsealed)));
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(unsealed)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.attached.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Attach {
             id,
-            place: Place {
+            attach: AttachRequest {
                 path: path.to_owned(),
                 spill: spill.clone(),
                 start,
-                inbox: Arc::clone(&inbox),
+                mailbox: Arc::clone(&mailbox),
             },
             pool: Handle::current(),
         });
         Attached {
             id,
             capture: self.clone(),
-            inbox,
+            mailbox,
         }
     }
 
@@ -180,7 +180,7 @@ impl Capture {
     /// the pause grows with the number of watches.
     pub fn idle_pause(&self) -> Duration {
         let watched = u32::try_from(self.watches.len()).unwrap_or(u32::MAX);
-        QUIET_PAUSE.max(QUIET_PAUSE / IDLE_LOOKS * watched)
+        QUIET_PAUSE.max(QUIET_PAUSE / IDLE_POLLS * watched)
     }
 
     fn send(&self, command: Command) {
@@ -209,52 +209,52 @@ impl Drop for Waiting<'_> {
 
 impl Attached {
     /// Requests everything that is published by now, and whether the path still leads to the same
-    /// file. `Found::barrier` reaches `token` once both are known.
+    /// file. `PendingCapture::barrier` reaches `token` once both are known.
     pub fn barrier(&self, token: u64) {
-        self.wish(Wishes {
+        self.request(Requests {
             barrier: Some(token),
-            ..Wishes::default()
+            ..Requests::default()
         });
     }
 
     /// Requests the whole present WAL.
     pub fn reread(&self) {
-        self.wish(Wishes {
+        self.request(Requests {
             reread: true,
-            ..Wishes::default()
+            ..Requests::default()
         });
     }
 
-    /// Requests a last poll and the end; `Found::gone` is set after it.
+    /// Requests a last poll and the end; `PendingCapture::gone` is set after it.
     pub fn detach(&self) {
-        self.wish(Wishes {
+        self.request(Requests {
             detach: true,
-            ..Wishes::default()
+            ..Requests::default()
         });
     }
 
     /// Asks to copy the WAL into the database file if no other process has it open. A later barrier
     /// says whether that was done.
     pub fn checkpoint_alone(&self) {
-        self.wish(Wishes {
+        self.request(Requests {
             checkpoint: true,
-            ..Wishes::default()
+            ..Requests::default()
         });
     }
 
     /// As [`Attached::detach`], and lets SQLite remove the WAL where no other process has the
     /// database open.
     pub fn close(&self) {
-        self.wish(Wishes {
+        self.request(Requests {
             close: true,
             detach: true,
-            ..Wishes::default()
+            ..Requests::default()
         });
     }
 
-    fn wish(&self, wishes: Wishes) {
+    fn request(&self, requests: Requests) {
         let id = self.id;
-        self.capture.send(Command::Wish { id, wishes });
+        self.capture.send(Command::Request { id, requests });
     }
 }
 
@@ -288,12 +288,12 @@ mod tests {
         connection
     }
 
-    async fn until(inbox: &Inbox, ready: impl Fn(&Found) -> bool) {
-        let mut changes = inbox.subscribe();
+    async fn until(mailbox: &Mailbox, ready: impl Fn(&PendingCapture) -> bool) {
+        let mut changes = mailbox.subscribe();
         loop {
             changes.borrow_and_update();
             let (is_ready, failed) = {
-                let found = inbox.lock();
+                let found = mailbox.lock();
                 (ready(&found), found.failed.is_some())
             };
             assert!(!failed);
@@ -317,8 +317,8 @@ mod tests {
         runtime.block_on(async {
             let capture = Capture::start().unwrap();
             let small_one = capture.attach(&other, spill, Start::Unknown, &Arc::default());
-            until(&small_one.inbox, |found| found.batch.is_some()).await;
-            small_one.inbox.lock().batch = None;
+            until(&small_one.mailbox, |found| found.batch.is_some()).await;
+            small_one.mailbox.lock().batch = None;
             // The blocking pool is occupied from here on.
             let (release, blocked) = std::sync::mpsc::channel::<()>();
             let occupied = tokio::task::spawn_blocking(move || blocked.recv());
@@ -331,17 +331,17 @@ mod tests {
             large_one.barrier(1);
             small.execute_batch("INSERT INTO t VALUES(1)").unwrap();
             small_one.barrier(1);
-            until(&small_one.inbox, |found| found.barrier == 1).await;
-            assert!(small_one.inbox.lock().batch.is_some());
-            assert!(large_one.inbox.lock().batch.is_none());
+            until(&small_one.mailbox, |found| found.barrier == 1).await;
+            assert!(small_one.mailbox.lock().batch.is_some());
+            assert!(large_one.mailbox.lock().batch.is_none());
             // The large database is not forgotten, nor are the requests made meanwhile.
             release.send(()).unwrap();
             occupied.await.unwrap().unwrap();
-            until(&large_one.inbox, |found| found.barrier == 1).await;
-            let found = large_one.inbox.lock().batch.take();
+            until(&large_one.mailbox, |found| found.barrier == 1).await;
+            let found = large_one.mailbox.lock().batch.take();
             assert!(found.unwrap().pages.bytes() > 20_000_000);
             large_one.detach();
-            until(&large_one.inbox, |found| found.gone).await;
+            until(&large_one.mailbox, |found| found.gone).await;
         });
     }
 

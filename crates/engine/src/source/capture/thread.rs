@@ -9,32 +9,36 @@ use std::time::{Duration, Instant};
 use inotify::WatchDescriptor;
 use tokio::runtime::Handle;
 
-use super::attachment::{Attachment, Looked, Place, Wishes};
+use super::attachment::{AttachRequest, Attachment, PollResult, Requests};
 use super::file_events::{Events, Wake};
 use super::{BLIND_PAUSE, HOT_PAUSE, HOT_TIME, QUIET_PAUSE, STANDING_PAUSE};
 use crate::source::scan::with_suffix;
 
 pub(super) enum Command {
     /// Attach a database; long work for it goes to this runtime's pool.
-    Attach { id: u64, place: Place, pool: Handle },
+    Attach {
+        id: u64,
+        attach: AttachRequest,
+        pool: Handle,
+    },
     /// A caller requests something.
-    Wish { id: u64, wishes: Wishes },
+    Request { id: u64, requests: Requests },
 }
 
 /// Result of work in the pool.
-type Answer = (u64, Looked);
+type Answer = (u64, PollResult);
 
 struct Entry {
     /// None while a thread of the pool has it.
     attachment: Option<Box<Attachment>>,
     /// Requests that arrived meanwhile.
-    wishes: Wishes,
+    requests: Requests,
     pool: Handle,
     /// Path of the WAL, to be watched.
     log: PathBuf,
     /// Watch on the WAL; it gives one event and ends.
     watch: Option<WatchDescriptor>,
-    next_look: Instant,
+    next_poll: Instant,
     hot_until: Instant,
 }
 
@@ -78,15 +82,15 @@ impl Thread {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            while let Ok((id, looked)) = self.answers.1.try_recv() {
-                self.take_back(id, looked, Instant::now());
+            while let Ok((id, polled)) = self.answers.1.try_recv() {
+                self.take_back(id, polled, Instant::now());
             }
             let now = Instant::now();
             while let Some(&(at, id)) = self.due.first() {
                 if at > now {
                     break;
                 }
-                self.look(id);
+                self.poll(id);
             }
             let next = self.due.first().map(|(at, _)| *at);
             let pause = next.map(|next| next.saturating_duration_since(Instant::now()));
@@ -96,25 +100,25 @@ impl Thread {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Attach { id, place, pool } => {
+            Command::Attach { id, attach, pool } => {
                 let now = Instant::now();
                 let entry = Entry {
                     attachment: None,
-                    wishes: Wishes::default(),
+                    requests: Requests::default(),
                     pool,
-                    log: with_suffix(&place.path, "-wal"),
+                    log: with_suffix(&attach.path, "-wal"),
                     watch: None,
-                    next_look: now,
+                    next_poll: now,
                     hot_until: now,
                 };
-                self.work_aside(id, &entry.pool, move || Attachment::attach(place));
+                self.work_aside(id, &entry.pool, move || Attachment::attach(attach));
                 self.entries.insert(id, entry);
             }
-            Command::Wish { id, wishes } => {
-                // An attachment that has ended has reported that in its inbox.
+            Command::Request { id, requests } => {
+                // An attachment that has ended has reported that in its mailbox.
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.wishes.add(wishes);
-                    self.look(id);
+                    entry.requests.add(requests);
+                    self.poll(id);
                 }
             }
         }
@@ -122,7 +126,12 @@ impl Thread {
 
     /// Runs slow work in the pool. A poll of a second at one database must not stop the marks on
     /// other databases from moving.
-    fn work_aside(&self, id: u64, pool: &Handle, work: impl FnOnce() -> Looked + Send + 'static) {
+    fn work_aside(
+        &self,
+        id: u64,
+        pool: &Handle,
+        work: impl FnOnce() -> PollResult + Send + 'static,
+    ) {
         let (answers, wake) = (self.answers.0.clone(), Arc::clone(&self.wake));
         pool.spawn_blocking(move || {
             let _guard = AbortOnPanic;
@@ -133,30 +142,33 @@ impl Thread {
         });
     }
 
-    fn look(&mut self, id: u64) {
+    fn poll(&mut self, id: u64) {
         let now = Instant::now();
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        self.due.remove(&(entry.next_look, id));
+        self.due.remove(&(entry.next_poll, id));
         let Some(mut attachment) = entry.attachment.take() else {
             // The requests are served when the attachment comes back.
             return;
         };
-        attachment.wishes.add(std::mem::take(&mut entry.wishes));
+        attachment.requests.add(std::mem::take(&mut entry.requests));
         if attachment.takes_long() {
             let pool = entry.pool.clone();
-            return self.work_aside(id, &pool, move || attachment.look());
+            return self.work_aside(id, &pool, move || attachment.poll());
         }
-        let looked = attachment.look();
-        self.take_back(id, looked, now);
+        let polled = attachment.poll();
+        self.take_back(id, polled, now);
     }
 
     /// Schedules the next poll after a poll that began at `now`.
-    fn take_back(&mut self, id: u64, looked: Looked, now: Instant) {
-        let (mut attachment, found) = match looked {
-            Looked::On(attachment, found) => (attachment, found),
-            Looked::Ended => return self.forget(id),
+    fn take_back(&mut self, id: u64, polled: PollResult, now: Instant) {
+        let (mut attachment, found) = match polled {
+            PollResult::Continues {
+                attachment,
+                has_found,
+            } => (attachment, has_found),
+            PollResult::Ended => return self.forget(id),
         };
         let entry = self
             .entries
@@ -165,23 +177,23 @@ impl Thread {
         if found {
             entry.hot_until = now + HOT_TIME;
         }
-        let is_hot = now < entry.hot_until || attachment.wishes.any() || entry.wishes.any();
+        let is_hot = now < entry.hot_until || attachment.requests.any() || entry.requests.any();
         let is_new = entry.watch.is_none();
         if !is_hot && is_new {
             entry.watch = self.events.watches.attached(&entry.log, id);
         }
         let pause = match (is_hot, &entry.watch) {
-            (true, _) => attachment.tap.window_pause(now).unwrap_or(HOT_PAUSE),
+            (true, _) => attachment.reader.window_pause(now).unwrap_or(HOT_PAUSE),
             // A blocking checkpoint that waits for our mark gives no event.
-            _ if !attachment.tap.settle(now) => STANDING_PAUSE,
+            _ if !attachment.reader.settle(now) => STANDING_PAUSE,
             // A commit just before the watch was added gives no event.
             (false, Some(_)) if is_new => HOT_PAUSE,
             (false, Some(_)) => QUIET_PAUSE,
             (false, None) => BLIND_PAUSE,
         };
-        entry.next_look = attachment.next_look(now, pause);
+        entry.next_poll = attachment.next_poll(now, pause);
         entry.attachment = Some(attachment);
-        self.due.insert((entry.next_look, id));
+        self.due.insert((entry.next_poll, id));
     }
 
     fn forget(&mut self, id: u64) {
@@ -209,8 +221,8 @@ impl Thread {
             };
             entry.watch = None;
             entry.hot_until = now + HOT_TIME;
-            if self.due.remove(&(entry.next_look, id)) {
-                entry.next_look = now;
+            if self.due.remove(&(entry.next_poll, id)) {
+                entry.next_poll = now;
                 self.due.insert((now, id));
             }
         }

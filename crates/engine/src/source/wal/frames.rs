@@ -5,7 +5,7 @@ use sqlite_format::{
     Chain, FRAME_HEADER_BYTES, FrameHeader, WAL_HEADER_BYTES, WalChecksum, WalHeader,
 };
 
-use super::{Batch, BreakReason, LogPosition, Tap, TapError};
+use super::{Batch, GapReason, LogPosition, WalError, WalReader};
 use crate::pages::page_set::PageSet;
 use crate::source::sqlite::WalView;
 
@@ -27,17 +27,17 @@ pub(super) enum Kept {
 
 /// Why frames could not be read.
 pub(super) enum ReadError {
-    Broken(BreakReason),
-    Tap(TapError),
+    Gap(GapReason),
+    WalReader(WalError),
 }
 
-impl From<TapError> for ReadError {
-    fn from(error: TapError) -> ReadError {
-        ReadError::Tap(error)
+impl From<WalError> for ReadError {
+    fn from(error: WalError) -> ReadError {
+        ReadError::WalReader(error)
     }
 }
 
-impl Tap {
+impl WalReader {
     /// Reads from the position to `view` under a mark of connection `index`.
     pub(super) fn read_on(
         &mut self,
@@ -48,7 +48,7 @@ impl Tap {
         let mut batch = self.empty_batch(view, now_ms);
         let same_log = view.header.salts == self.position.salts();
         if same_log && view.header.max_frame < self.position.frames {
-            return Err(ReadError::Broken(BreakReason::ChainBroken));
+            return Err(ReadError::Gap(GapReason::ChainBroken));
         }
         let commits = if same_log && self.position.frames > 0 {
             let chain = resume_chain(&self.position);
@@ -62,7 +62,7 @@ impl Tap {
         // In the same WAL with an unbroken chain, a smaller counter means a recovery: nothing is
         // lost.
         if commits != grown && !same_log {
-            return Err(ReadError::Broken(BreakReason::CommitsMissed));
+            return Err(ReadError::Gap(GapReason::CommitsMissed));
         }
         self.position = batch.log;
         Ok((commits > 0).then_some(batch))
@@ -83,7 +83,7 @@ impl Tap {
         // each restart, or is replaced by an unrelated value.
         let once = view.header.salts.salt1 == self.position.salts.0.wrapping_add(1);
         if !once || tail + fresh != view.header.change.wrapping_sub(self.position.change) {
-            return Err(ReadError::Broken(BreakReason::CommitsMissed));
+            return Err(ReadError::Gap(GapReason::CommitsMissed));
         }
         self.position = batch.log;
         Ok((tail + fresh > 0).then_some(batch))
@@ -109,10 +109,10 @@ impl Tap {
             };
             transaction
                 .insert(header.pgno, page)
-                .map_err(TapError::Spill)?;
+                .map_err(WalError::Spill)?;
             commits.add(header, page);
             if header.is_commit() {
-                pages.overlay(transaction).map_err(TapError::Spill)?;
+                pages.overlay(transaction).map_err(WalError::Spill)?;
                 transaction = PageSet::new(self.page_size, &self.spill);
             }
         }
@@ -156,8 +156,8 @@ impl Tap {
         let mut bytes = [0u8; WAL_HEADER_BYTES];
         self.connections[index]
             .read_log(&mut bytes, 0)
-            .map_err(TapError::from)?;
-        let broken = ReadError::Broken(BreakReason::ChainBroken);
+            .map_err(WalError::from)?;
+        let broken = ReadError::Gap(GapReason::ChainBroken);
         let Ok(header) = WalHeader::parse(&bytes) else {
             return Err(broken);
         };
@@ -178,7 +178,7 @@ impl Tap {
         view: &WalView,
         (kept, pages): (Kept, &mut PageSet),
     ) -> Result<u32, ReadError> {
-        let broken = || ReadError::Broken(BreakReason::ChainBroken);
+        let broken = || ReadError::Gap(GapReason::ChainBroken);
         let frame_bytes = self.frame_bytes();
         let at_once = (READ_BYTES / frame_bytes).max(1);
         let (mut next, mut commits, mut complete) = (from, Commits::default(), true);
@@ -192,7 +192,7 @@ impl Tap {
             let offset = self.frame_offset(next);
             match self.connections[index].read_log(&mut self.buffer[..needed], offset) {
                 Err(error) if error.is_short_read() => return Err(broken()),
-                read => read.map_err(TapError::from)?,
+                read => read.map_err(WalError::from)?,
             }
             for (number, frame) in (next + 1..).zip(self.buffer[..needed].chunks_exact(frame_bytes))
             {
@@ -204,7 +204,7 @@ impl Tap {
                     Kept::MissingFirst if !is_missing => {
                         pages.insert_into_memory(header.pgno, page);
                     }
-                    _ => pages.insert(header.pgno, page).map_err(TapError::Spill)?,
+                    _ => pages.insert(header.pgno, page).map_err(WalError::Spill)?,
                 }
                 complete = header.is_commit();
                 commits.add(header, page);
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use crate::pages::page_set::Spill;
     use crate::source::scan::with_suffix;
-    use crate::source::wal::{Look, Start};
+    use crate::source::wal::{Polled, Start};
 
     fn application(path: &Path) -> rusqlite::Connection {
         let connection = rusqlite::Connection::open(path).unwrap();
@@ -313,9 +313,11 @@ mod tests {
         connection.execute_batch("INSERT INTO t VALUES(2)").unwrap();
     }
 
-    fn attached(path: &Path, now: Instant) -> Tap {
+    fn attached(path: &Path, now: Instant) -> WalReader {
         let spill = Spill::with_memory(path.parent().unwrap(), 1 << 20);
-        Tap::attach(path, &spill, Start::Unknown, now, 0).unwrap().0
+        WalReader::attach(path, &spill, Start::Unknown, now, 0)
+            .unwrap()
+            .0
     }
 
     #[test]
@@ -323,9 +325,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db");
         let _application = application(&path);
-        let tap = attached(&path, Instant::now());
-        assert!(tap.is_at_end());
-        let page = vec![7u8; tap.page_size().as_usize()];
+        let reader = attached(&path, Instant::now());
+        assert!(reader.is_at_end());
+        let page = vec![7u8; reader.page_size().as_usize()];
         let frame = |checksum: WalChecksum, salts: (u32, u32)| {
             let mut header = [0u8; FRAME_HEADER_BYTES];
             let words = [2, 2, salts.0, salts.1, checksum.s1, checksum.s2];
@@ -334,7 +336,7 @@ mod tests {
             }
             [&header[..], &page[..]].concat()
         };
-        let position = tap.position();
+        let position = reader.position();
         let before = WalChecksum {
             s1: position.checksum.0,
             s2: position.checksum.1,
@@ -345,7 +347,7 @@ mod tests {
         let right = before
             .update(position.big_endian, &start)
             .update(position.big_endian, &page);
-        let end = tap.frame_offset(position.frames);
+        let end = reader.frame_offset(position.frames);
         let write = |frame: &[u8]| {
             use std::os::unix::fs::FileExt;
             let log = std::fs::File::options()
@@ -357,11 +359,11 @@ mod tests {
             right,
             (position.salts.0.wrapping_add(1), position.salts.1),
         ));
-        assert!(tap.is_at_end(), "a frame of another log");
+        assert!(reader.is_at_end(), "a frame of another log");
         write(&frame(before, position.salts));
-        assert!(tap.is_at_end(), "a torn frame");
+        assert!(reader.is_at_end(), "a torn frame");
         write(&frame(right, position.salts));
-        assert!(!tap.is_at_end());
+        assert!(!reader.is_at_end());
     }
 
     #[test]
@@ -396,7 +398,7 @@ mod tests {
         let path = directory.path().join("db");
         let writer = application(&path);
         let mut now = Instant::now();
-        let mut tap = attached(&path, now);
+        let mut reader = attached(&path, now);
         let readers: Vec<_> = (0..4)
             .map(|_| {
                 commit(&writer);
@@ -408,18 +410,18 @@ mod tests {
             })
             .collect();
         commit(&writer);
-        let look = |tap: &mut Tap, now| tap.look(now, 0).unwrap();
-        assert!(matches!(look(&mut tap, now), Look::Captured(_)));
-        assert!(tap.is_shared && tap.mark.is_none());
+        let poll = |reader: &mut WalReader, now| reader.poll(now, 0).unwrap();
+        assert!(matches!(poll(&mut reader, now), Polled::Captured(_)));
+        assert!(reader.is_shared && reader.mark.is_none());
         assert_eq!(
-            tap.due(),
+            reader.due(),
             Some(now + crate::source::wal::SHARED_PAUSE),
             "another attempt"
         );
         drop(readers);
         now += crate::source::wal::SHARED_PAUSE;
-        assert!(matches!(look(&mut tap, now), Look::Quiet));
-        assert!(!tap.is_shared);
+        assert!(matches!(poll(&mut reader, now), Polled::Quiet));
+        assert!(!reader.is_shared);
     }
 
     #[test]
@@ -428,32 +430,32 @@ mod tests {
         let path = directory.path().join("db");
         let writer = application(&path);
         let mut now = Instant::now();
-        let mut tap = attached(&path, now);
+        let mut reader = attached(&path, now);
         for _ in 0..100 {
             commit(&writer);
         }
         for (restarts, expected) in [(1, true), (2, false)] {
-            // The tap captures the commits, then opens a window.
+            // The reader captures the commits, then opens a window.
             for _ in 0..5 {
                 now += Duration::from_millis(50);
-                tap.look(now, 0).unwrap();
+                reader.poll(now, 0).unwrap();
             }
-            assert_eq!(tap.window, crate::source::wal::Window::Open);
+            assert_eq!(reader.window, crate::source::wal::Window::Open);
             for _ in 0..restarts {
                 let sql = "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES(3)";
                 writer.execute_batch(sql).unwrap();
             }
             now += Duration::from_millis(1);
-            let look = tap.look(now, 0).unwrap();
+            let poll = reader.poll(now, 0).unwrap();
             assert_eq!(
-                matches!(look, Look::Captured(_)),
+                matches!(poll, Polled::Captured(_)),
                 expected,
-                "{restarts}: {look:?}"
+                "{restarts}: {poll:?}"
             );
             assert_eq!(
-                matches!(look, Look::Broken(..)),
+                matches!(poll, Polled::Gap(..)),
                 !expected,
-                "{restarts}: {look:?}"
+                "{restarts}: {poll:?}"
             );
             for _ in 0..100 {
                 commit(&writer);
@@ -461,8 +463,8 @@ mod tests {
         }
     }
 
-    /// Writes three commits, the only ones in the WAL. Returns the writer, the tap and the view.
-    fn three_commits(directory: &Path) -> (rusqlite::Connection, Tap, WalView) {
+    /// Writes three commits, the only ones in the WAL. Returns the writer, the reader and the view.
+    fn three_commits(directory: &Path) -> (rusqlite::Connection, WalReader, WalView) {
         let path = directory.join("db");
         let writer = application(&path);
         writer
@@ -471,31 +473,31 @@ mod tests {
         for _ in 0..3 {
             commit(&writer);
         }
-        let tap = attached(&path, Instant::now());
-        let view = tap.settled_view(0).unwrap();
-        (writer, tap, view)
+        let reader = attached(&path, Instant::now());
+        let view = reader.settled_view(0).unwrap();
+        (writer, reader, view)
     }
 
     #[test]
     fn a_new_log_is_taken_for_all_only_when_the_change_counter_says_so() {
         let directory = tempfile::tempdir().unwrap();
-        let (_writer, mut tap, view) = three_commits(directory.path());
+        let (_writer, mut reader, view) = three_commits(directory.path());
         let change = view.header.change;
         let salt = view.header.salts.salt1;
         for (before, expected) in [(change - 3, true), (change - 4, false), (change - 2, false)] {
             let earlier = LogPosition {
                 salts: (salt.wrapping_sub(1), 7),
                 change: before,
-                ..tap.position()
+                ..reader.position()
             };
-            tap.position = earlier;
-            let read = tap.read_on(0, &view, 0);
+            reader.position = earlier;
+            let read = reader.read_on(0, &view, 0);
             assert_eq!(matches!(read, Ok(Some(_))), expected, "{before} on");
-            tap.position = earlier;
-            let read = tap.read_across(&view, 0);
+            reader.position = earlier;
+            let read = reader.read_across(&view, 0);
             assert_eq!(matches!(read, Ok(Some(_))), expected, "{before} across");
             assert_eq!(
-                tap.position() == earlier,
+                reader.position() == earlier,
                 !expected,
                 "what is not proven is not passed"
             );
@@ -505,16 +507,13 @@ mod tests {
     #[test]
     fn frames_that_do_not_end_at_the_published_checksum_are_not_taken() {
         let directory = tempfile::tempdir().unwrap();
-        let (_writer, mut tap, mut view) = three_commits(directory.path());
-        tap.position.frames = 0;
+        let (_writer, mut reader, mut view) = three_commits(directory.path());
+        reader.position.frames = 0;
         view.header.frame_checksum.s1 ^= 1;
-        let read = tap.read_on(0, &view, 0);
-        assert!(matches!(
-            read,
-            Err(ReadError::Broken(BreakReason::ChainBroken))
-        ));
+        let read = reader.read_on(0, &view, 0);
+        assert!(matches!(read, Err(ReadError::Gap(GapReason::ChainBroken))));
         view.header.frame_checksum.s1 ^= 1;
-        assert!(tap.read_on(0, &view, 0).is_ok());
+        assert!(reader.read_on(0, &view, 0).is_ok());
     }
 
     #[test]
@@ -529,35 +528,35 @@ mod tests {
         let attach = || {
             let spill = Spill::with_memory(directory.path(), 1 << 20);
             let now = Instant::now();
-            Tap::attach(&path, &spill, Start::AfterClose(closed), now, 0).unwrap()
+            WalReader::attach(&path, &spill, Start::AfterClose(closed), now, 0).unwrap()
         };
-        let (mut tap, look) = attach();
-        let Look::Captured(batch) = look else {
-            panic!("{look:?}");
+        let (mut reader, poll) = attach();
+        let Polled::Captured(batch) = poll else {
+            panic!("{poll:?}");
         };
         assert!(batch.pages.len() == 1 && batch.log.frames == 1);
         commit(&writer);
-        let look = tap.look(Instant::now(), 0).unwrap();
-        assert!(matches!(look, Look::Captured(_)), "{look:?}");
-        drop(tap);
+        let poll = reader.poll(Instant::now(), 0).unwrap();
+        assert!(matches!(poll, Polled::Captured(_)), "{poll:?}");
+        drop(reader);
         // Its WAL may have begun anew since.
         writer
             .execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(3)")
             .unwrap();
-        let (_, look) = attach();
-        assert!(matches!(look, Look::Broken(..)), "{look:?}");
+        let (_, poll) = attach();
+        assert!(matches!(poll, Polled::Gap(..)), "{poll:?}");
     }
 
     #[test]
     fn a_place_in_a_log_that_holds_another_frame_there_is_not_gone_on_from() {
         let directory = tempfile::tempdir().unwrap();
-        let (writer, tap, _) = three_commits(directory.path());
-        let right = tap.position();
-        drop(tap);
+        let (writer, reader, _) = three_commits(directory.path());
+        let right = reader.position();
+        drop(reader);
         let path = directory.path().join("db");
         let resume = |position| {
             let now = Instant::now();
-            Tap::attach(
+            WalReader::attach(
                 &path,
                 &Spill::with_memory(directory.path(), 1 << 20),
                 Start::At(position),
@@ -571,10 +570,10 @@ mod tests {
             checksum: (right.checksum.0 ^ 1, right.checksum.1),
             ..right
         };
-        assert!(matches!(resume(right), Look::Quiet));
-        assert!(matches!(resume(wrong), Look::Broken(BreakReason::Fresh, _)));
+        assert!(matches!(resume(right), Polled::Quiet));
+        assert!(matches!(resume(wrong), Polled::Gap(GapReason::Fresh, _)));
         commit(&writer);
-        assert!(matches!(resume(right), Look::Captured(_)));
-        assert!(matches!(resume(wrong), Look::Broken(BreakReason::Fresh, _)));
+        assert!(matches!(resume(right), Polled::Captured(_)));
+        assert!(matches!(resume(wrong), Polled::Gap(GapReason::Fresh, _)));
     }
 }

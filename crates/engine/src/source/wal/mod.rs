@@ -11,7 +11,7 @@
 //! a window we hold no mark until the application restarts the WAL, and keep reading. The last
 //! frames of the old WAL are then read together with the new one. They are accepted only if the
 //! number of commits equals the growth of the wal-index change counter. Anything that cannot be
-//! proven is reported as [`Look::Broken`], and the caller resyncs by page hashes.
+//! proven is reported as [`Polled::Gap`], and the caller resyncs by page hashes.
 //!
 //! A blocking checkpoint of the application that waits for a mark waits for its *slot*. If we take
 //! that slot again for a newer mark, the checkpoint keeps waiting although no frame is missing. It
@@ -21,7 +21,7 @@
 //! Nothing here waits, writes to the database, or touches the store. The rules and the experiments
 //! behind them are in `docs/decisions/0002-capture.md`.
 //!
-//! This module holds the tap and one poll of it. `marks` takes and passes on read marks, `window`
+//! This module holds the reader and one poll of it. `marks` takes and passes on read marks, `window`
 //! releases them, `log` reads frames and proves that none is missing, and `batch` is the result.
 
 mod frames;
@@ -53,7 +53,7 @@ pub const CHECKPOINT_FRAMES: u32 = 2 * WINDOW_FRAMES;
 /// page hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum BreakReason {
+pub enum GapReason {
     /// No earlier position, or one of another WAL.
     Fresh,
     /// The commits found are fewer than the change counter says.
@@ -64,13 +64,13 @@ pub enum BreakReason {
 
 /// Result of one poll.
 #[derive(Debug)]
-pub enum Look {
+pub enum Polled {
     /// Nothing new.
     Quiet,
     /// New commits that continue the last position.
     Captured(Batch),
     /// Commits may have been missed. The batch holds the whole present WAL.
-    Broken(BreakReason, Batch),
+    Gap(GapReason, Batch),
     /// Another file has taken the path.
     Moved,
 }
@@ -78,7 +78,7 @@ pub enum Look {
 /// Why a poll failed. The next one may succeed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TapError {
+pub enum WalError {
     /// SQLite refused.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
@@ -107,7 +107,7 @@ pub enum Start {
 
 /// Capture of one database that the application has open.
 #[derive(Debug)]
-pub struct Tap {
+pub struct WalReader {
     connections: [Connection; 2],
     /// The connection that holds a mark; none during a window.
     holder: Option<usize>,
@@ -136,7 +136,7 @@ pub struct Tap {
     buffer: Vec<u8>,
 }
 
-impl Tap {
+impl WalReader {
     /// Attaches to a database that is open in WAL mode.
     ///
     /// Continues at `start` if that is proven: the answer is then `Quiet` or `Captured`. Otherwise
@@ -151,7 +151,7 @@ impl Tap {
         start: Start,
         now: Instant,
         now_ms: i64,
-    ) -> Result<(Tap, Look), TapError> {
+    ) -> Result<(WalReader, Polled), WalError> {
         let connections = [Connection::open(path)?, Connection::open(path)?];
         connections[0].begin_read()?;
         let page_size = PageSize::new(connections[0].page_size()?)?;
@@ -166,7 +166,7 @@ impl Tap {
                 change: 0,
             },
         };
-        let mut tap = Tap {
+        let mut reader = WalReader {
             connections,
             holder: None,
             mark: None,
@@ -185,12 +185,12 @@ impl Tap {
             unfinished: false,
             buffer: Vec::new(),
         };
-        let look = match start {
-            Start::At(position) if position.frames > 0 => tap.resume(now, now_ms)?,
-            Start::AfterClose(closed) => tap.start_after_close(closed, now_ms)?,
-            Start::At(_) | Start::Unknown => tap.restart(BreakReason::Fresh, now_ms)?,
+        let poll = match start {
+            Start::At(position) if position.frames > 0 => reader.resume(now, now_ms)?,
+            Start::AfterClose(closed) => reader.start_after_close(closed, now_ms)?,
+            Start::At(_) | Start::Unknown => reader.restart(GapReason::Fresh, now_ms)?,
         };
-        Ok((tap, look))
+        Ok((reader, poll))
     }
 
     /// The position of capture.
@@ -215,7 +215,7 @@ impl Tap {
         self.unfinished && self.position.frames >= CHECKPOINT_FRAMES
     }
 
-    /// Estimates the bytes of WAL that the next poll reads; with `whole`, a [`Tap::reread`] is
+    /// Estimates the bytes of WAL that the next poll reads; with `whole`, a [`WalReader::reread`] is
     /// included.
     pub fn bytes_to_read(&self, whole: bool) -> u64 {
         let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
@@ -244,46 +244,46 @@ impl Tap {
     ///
     /// # Errors
     ///
-    /// As [`TapError`]; the tap stays usable and nothing captured before is lost.
-    pub fn look(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+    /// As [`WalError`]; the reader stays usable and nothing captured before is lost.
+    pub fn poll(&mut self, now: Instant, now_ms: i64) -> Result<Polled, WalError> {
         let before = self.position;
-        let look = self.look_once(now, now_ms);
+        let poll = self.poll_once(now, now_ms);
         self.speed.found(self.position.frames_since(&before), now);
-        look
+        poll
     }
 
-    fn look_once(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+    fn poll_once(&mut self, now: Instant, now_ms: i64) -> Result<Polled, WalError> {
         self.current = false;
         let Some(view) = self.connections[self.holder.unwrap_or(0)].wal_view() else {
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         };
         self.unfinished = view.backfilled < view.header.max_frame;
         match (self.window, self.holder) {
             (Window::Relief { until }, _) => {
                 self.current = self.position.is_at(&view);
                 if self.current && now < until {
-                    return Ok(Look::Quiet);
+                    return Ok(Polled::Quiet);
                 }
                 self.close_window(now, now_ms)
             }
-            (Window::Open, _) => self.look_in_window(&view, now, now_ms),
-            (Window::Closed, None) => self.restart(BreakReason::Fresh, now_ms),
+            (Window::Open, _) => self.poll_in_window(&view, now, now_ms),
+            (Window::Closed, None) => self.restart(GapReason::Fresh, now_ms),
             (Window::Closed, Some(holder)) => {
                 self.current = self.position.is_at(&view);
                 let lags = self.mark != Some(self.position.frames)
                     && (!self.is_shared || now >= self.parked.1 + SHARED_PAUSE);
                 let behind = !self.current || lags;
-                let look = if behind || self.may_park(&view, now) {
+                let poll = if behind || self.may_park(&view, now) {
                     self.hand_over(holder, view, now, now_ms)?
                 } else {
-                    Look::Quiet
+                    Polled::Quiet
                 };
                 // Writers that never pause are ahead again by the next poll: release the mark now
                 // or never.
                 if self.current {
                     self.let_go(&view, now);
                 }
-                Ok(look)
+                Ok(poll)
             }
         }
     }
@@ -305,8 +305,8 @@ impl Tap {
     ///
     /// # Errors
     ///
-    /// As [`TapError`].
-    pub fn reread(&mut self, now_ms: i64) -> Result<Option<Batch>, TapError> {
+    /// As [`WalError`].
+    pub fn reread(&mut self, now_ms: i64) -> Result<Option<Batch>, WalError> {
         let Some(holder) = self.holder else {
             return Ok(None);
         };
@@ -320,13 +320,13 @@ impl Tap {
                 self.complete(holder, &mut batch)?;
                 Ok(Some(batch))
             }
-            Err(ReadError::Broken(_)) => Ok(None),
-            Err(ReadError::Tap(error)) => Err(error),
+            Err(ReadError::Gap(_)) => Ok(None),
+            Err(ReadError::WalReader(error)) => Err(error),
         }
     }
 
     /// The header of an empty WAL may not state the size of the database; SQLite then reports it.
-    fn complete(&self, index: usize, batch: &mut Batch) -> Result<(), TapError> {
+    fn complete(&self, index: usize, batch: &mut Batch) -> Result<(), WalError> {
         if batch.commit == 0 {
             batch.commit = self.connections[index].page_count()?;
         }
@@ -340,7 +340,7 @@ impl Tap {
         elsewhere.is_ok_and(|elsewhere| !elsewhere)
     }
 
-    /// True when the last look found every published frame in the database file.
+    /// True when the last poll found every published frame in the database file.
     pub fn is_backfilled(&self) -> bool {
         !self.unfinished
     }
@@ -360,16 +360,16 @@ impl Tap {
         }
     }
 
-    /// Releases every mark. Call after a last [`Tap::look`].
+    /// Releases every mark. Call after a last [`WalReader::poll`].
     pub fn detach(self) {
         for connection in &self.connections {
             connection.end_read();
         }
     }
 
-    /// As [`Tap::detach`], and closes the database as an application would: where nobody else has it
+    /// As [`WalReader::detach`], and closes the database as an application would: where nobody else has it
     /// open, SQLite removes the WAL. Takes as long as a checkpoint of the frames that
-    /// [`Tap::is_backfilled`] does not cover.
+    /// [`WalReader::is_backfilled`] does not cover.
     ///
     /// # Errors
     ///

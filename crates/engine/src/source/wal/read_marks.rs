@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sqlite_format::WalChecksum;
 
 use super::frames::{Kept, ReadError};
-use super::{Batch, BreakReason, Look, Tap, TapError};
+use super::{Batch, GapReason, Polled, WalError, WalReader};
 use crate::source::scan::{Fingerprint, fingerprint};
 use crate::source::sqlite::WalView;
 
@@ -19,7 +19,7 @@ pub(super) const SHARED_PAUSE: Duration = Duration::from_millis(20);
 /// Attempts to read a whole WAL while a writer restarts it.
 const ATTACH_ATTEMPTS: u32 = 50;
 
-impl Tap {
+impl WalReader {
     /// Whether everything is backfilled while the mark may still be above slot 0. There it would
     /// keep the next writer from restarting the WAL.
     pub(super) fn may_park(&self, view: &WalView, now: Instant) -> bool {
@@ -35,15 +35,15 @@ impl Tap {
         before: WalView,
         now: Instant,
         now_ms: i64,
-    ) -> Result<Look, TapError> {
+    ) -> Result<Polled, WalError> {
         let next = 1 - holder;
         match self.connections[next].begin_read() {
-            Err(error) if error.is_busy() => return Ok(Look::Quiet),
+            Err(error) if error.is_busy() => return Ok(Polled::Quiet),
             begun => begun?,
         }
         let Some(after) = self.settled_view(next) else {
             self.connections[next].end_read();
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         };
         let read = if self.position.is_at(&after) {
             Ok(None)
@@ -54,10 +54,10 @@ impl Tap {
             Ok(batch) => {
                 self.connections[holder].end_read();
                 self.hold(next, &before, &after, batch.is_some(), now);
-                Ok(batch.map_or(Look::Quiet, Look::Captured))
+                Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
-            Err(ReadError::Broken(reason)) => self.restart(reason, now_ms),
-            Err(ReadError::Tap(error)) => {
+            Err(ReadError::Gap(reason)) => self.restart(reason, now_ms),
+            Err(ReadError::WalReader(error)) => {
                 self.connections[next].end_read();
                 Err(error)
             }
@@ -92,20 +92,20 @@ impl Tap {
     }
 
     /// Continues at the stored position, if its last frame is still in the WAL.
-    pub(super) fn resume(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+    pub(super) fn resume(&mut self, now: Instant, now_ms: i64) -> Result<Polled, WalError> {
         let Some(before) = self.settled_view(0) else {
-            return Err(TapError::Restless);
+            return Err(WalError::Restless);
         };
         self.connections[0].begin_read()?;
         let Some(after) = self.settled_view(0) else {
             self.connections[0].end_read();
-            return Err(TapError::Restless);
+            return Err(WalError::Restless);
         };
         let continues = after.header.salts == self.position.salts()
             && after.header.max_frame >= self.position.frames
             && self.last_frame_stands();
         if !continues {
-            return self.restart(BreakReason::Fresh, now_ms);
+            return self.restart(GapReason::Fresh, now_ms);
         }
         if self.position.is_at(&after) {
             let stored = WalChecksum {
@@ -113,19 +113,19 @@ impl Tap {
                 s2: self.position.checksum.1,
             };
             if after.header.frame_checksum != stored {
-                return self.restart(BreakReason::ChainBroken, now_ms);
+                return self.restart(GapReason::ChainBroken, now_ms);
             }
             self.position.change = after.header.change;
             self.hold(0, &before, &after, false, now);
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         }
         match self.read_on(0, &after, now_ms) {
             Ok(batch) => {
                 self.hold(0, &before, &after, true, now);
-                Ok(batch.map_or(Look::Quiet, Look::Captured))
+                Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
-            Err(ReadError::Broken(reason)) => self.restart(reason, now_ms),
-            Err(ReadError::Tap(error)) => {
+            Err(ReadError::Gap(reason)) => self.restart(reason, now_ms),
+            Err(ReadError::WalReader(error)) => {
                 self.connections[0].end_read();
                 Err(error)
             }
@@ -133,9 +133,9 @@ impl Tap {
     }
 
     /// Takes a first mark and reads the whole present WAL.
-    pub(super) fn restart(&mut self, reason: BreakReason, now_ms: i64) -> Result<Look, TapError> {
+    pub(super) fn restart(&mut self, reason: GapReason, now_ms: i64) -> Result<Polled, WalError> {
         let (batch, _) = self.read_present(now_ms)?;
-        Ok(Look::Broken(reason, batch))
+        Ok(Polled::Gap(reason, batch))
     }
 
     /// Continues at the first frame of a WAL that was made after the database was closed with this
@@ -144,20 +144,20 @@ impl Tap {
         &mut self,
         closed: Fingerprint,
         now_ms: i64,
-    ) -> Result<Look, TapError> {
+    ) -> Result<Polled, WalError> {
         let (batch, commits) = self.read_present(now_ms)?;
         // Asked after the mark is taken and all frames are read.
         let is_unchanged = fingerprint(&self.path).is_ok_and(|now| now == Some(closed));
         Ok(match (is_unchanged, commits) {
-            (true, 0) => Look::Quiet,
-            (true, _) => Look::Captured(batch),
-            (false, _) => Look::Broken(BreakReason::Fresh, batch),
+            (true, 0) => Polled::Quiet,
+            (true, _) => Polled::Captured(batch),
+            (false, _) => Polled::Gap(GapReason::Fresh, batch),
         })
     }
 
     /// Takes a first mark and reads the frames that the database file lacks. Returns them with the
     /// number of commits in the WAL.
-    fn read_present(&mut self, now_ms: i64) -> Result<(Batch, u32), TapError> {
+    fn read_present(&mut self, now_ms: i64) -> Result<(Batch, u32), WalError> {
         for connection in &self.connections {
             connection.end_read();
         }
@@ -180,8 +180,8 @@ impl Tap {
                         return Ok((batch, commits));
                     }
                     // A mark in slot 0 does not keep a writer from restarting the WAL: try again.
-                    Err(ReadError::Broken(_)) => {}
-                    Err(ReadError::Tap(error)) => {
+                    Err(ReadError::Gap(_)) => {}
+                    Err(ReadError::WalReader(error)) => {
                         self.connections[0].end_read();
                         return Err(error);
                     }
@@ -189,6 +189,6 @@ impl Tap {
             }
             self.connections[0].end_read();
         }
-        Err(TapError::Restless)
+        Err(WalError::Restless)
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::frames::ReadError;
 use super::read_marks::SHARED_PAUSE;
-use super::{Look, Tap, TapError};
+use super::{Polled, WalError, WalReader};
 use crate::source::sqlite::WalView;
 
 /// Frames in the WAL at which we release the mark in any case, before the application's checkpoint
@@ -22,9 +22,9 @@ pub const WINDOW_FRAMES: u32 = 900;
 const LEAST_FRAMES: u32 = 64;
 /// A WAL that is this many times longer than the findings of one poll is not restarted twice
 /// between two polls.
-const SAFE_LOOKS: f64 = 8.0;
+const SAFE_POLLS: f64 = 8.0;
 /// Longest and shortest pause between polls of a changing database in a window.
-const WINDOW_LOOK_PAUSES: (Duration, Duration) =
+const WINDOW_POLL_PAUSES: (Duration, Duration) =
     (Duration::from_millis(8), Duration::from_micros(100));
 /// Shortest safe pause between polls, at the present write speed, with which a mark is released
 /// early.
@@ -40,7 +40,7 @@ pub(super) const RELIEF_AFTER: Duration = Duration::from_millis(8);
 /// Longest relief. SQLite's busy handler tries again after at most 25 ms by then.
 pub(super) const RELIEF_TIME: Duration = Duration::from_millis(30);
 /// Pause between polls during a relief.
-const RELIEF_LOOK_PAUSE: Duration = Duration::from_micros(500);
+const RELIEF_POLL_PAUSE: Duration = Duration::from_micros(500);
 
 /// Seconds after which a write speed counts half, unless it was seen again.
 const SLOWER_IN: f64 = 0.05;
@@ -51,7 +51,7 @@ pub(super) struct Speed {
     /// Frames per second, the recent maximum.
     frames: f64,
     /// Time of the last poll for frames.
-    looked: Instant,
+    polled: Instant,
     /// No mark is released early before this time.
     cautious_until: Instant,
     caution: Duration,
@@ -61,7 +61,7 @@ impl Speed {
     pub(super) fn new(now: Instant) -> Speed {
         Speed {
             frames: 0.0,
-            looked: now,
+            polled: now,
             cautious_until: now,
             caution: MIN_CAUTION,
         }
@@ -69,13 +69,13 @@ impl Speed {
 
     /// Records the number of new frames that a poll found.
     pub(super) fn found(&mut self, frames: u32, now: Instant) {
-        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let (longest, shortest) = WINDOW_POLL_PAUSES;
         // After a longer pause the speed of the writer is unknown: assume the longest pause in a
         // window.
-        let time = (now - self.looked).clamp(shortest, longest);
-        let slower = self.frames / (1.0 + (now - self.looked).as_secs_f64() / SLOWER_IN);
+        let time = (now - self.polled).clamp(shortest, longest);
+        let slower = self.frames / (1.0 + (now - self.polled).as_secs_f64() / SLOWER_IN);
         self.frames = slower.max(f64::from(frames) / time.as_secs_f64());
-        self.looked = now;
+        self.polled = now;
     }
 
     /// Records that a window missed commits.
@@ -91,11 +91,11 @@ impl Speed {
 
     /// The pause between polls with which a WAL of so many frames is not restarted twice unseen.
     fn safe_pause(&self, frames: u32, now: Instant) -> Duration {
-        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let (longest, shortest) = WINDOW_POLL_PAUSES;
         if self.is_cautious(now) {
             return shortest;
         }
-        let seconds = f64::from(frames) / (SAFE_LOOKS * self.frames.max(1.0));
+        let seconds = f64::from(frames) / (SAFE_POLLS * self.frames.max(1.0));
         Duration::try_from_secs_f64(seconds).map_or(longest, |it| it.clamp(shortest, longest))
     }
 }
@@ -111,8 +111,8 @@ pub(super) enum Window {
     Open,
 }
 
-impl Tap {
-    /// Latest time at which this tap needs its next poll; none means no hurry.
+impl WalReader {
+    /// Latest time at which this reader needs its next poll; none means no hurry.
     pub fn due(&self) -> Option<Instant> {
         match self.window {
             Window::Relief { until } => Some(until),
@@ -127,8 +127,8 @@ impl Tap {
     pub fn window_pause(&self, now: Instant) -> Option<Duration> {
         match self.window {
             Window::Closed => None,
-            Window::Relief { .. } if self.speed.is_cautious(now) => Some(WINDOW_LOOK_PAUSES.1),
-            Window::Relief { .. } => Some(RELIEF_LOOK_PAUSE),
+            Window::Relief { .. } if self.speed.is_cautious(now) => Some(WINDOW_POLL_PAUSES.1),
+            Window::Relief { .. } => Some(RELIEF_POLL_PAUSE),
             Window::Open => Some(self.speed.safe_pause(self.position.frames, now)),
         }
     }
@@ -184,12 +184,12 @@ impl Tap {
 
     /// Captures new commits without a mark. Takes a mark again once the WAL was restarted or is
     /// completely in the database file. There it blocks no checkpoint.
-    pub(super) fn look_in_window(
+    pub(super) fn poll_in_window(
         &mut self,
         view: &WalView,
         now: Instant,
         now_ms: i64,
-    ) -> Result<Look, TapError> {
+    ) -> Result<Polled, WalError> {
         let restarted = view.header.salts != self.position.salts();
         let finished = view.backfilled == view.header.max_frame;
         if restarted || finished {
@@ -197,30 +197,30 @@ impl Tap {
         }
         if self.position.is_at(view) {
             self.current = true;
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         }
         match self.read_on(0, view, now_ms) {
             Ok(batch) => {
                 self.current = true;
-                Ok(batch.map_or(Look::Quiet, Look::Captured))
+                Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
             // The WAL was restarted while we read.
-            Err(ReadError::Broken(_)) => self.close_window(now, now_ms),
-            Err(ReadError::Tap(error)) => Err(error),
+            Err(ReadError::Gap(_)) => self.close_window(now, now_ms),
+            Err(ReadError::WalReader(error)) => Err(error),
         }
     }
 
-    pub(super) fn close_window(&mut self, now: Instant, now_ms: i64) -> Result<Look, TapError> {
+    pub(super) fn close_window(&mut self, now: Instant, now_ms: i64) -> Result<Polled, WalError> {
         let Some(before) = self.settled_view(0) else {
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         };
         match self.connections[0].begin_read() {
-            Err(error) if error.is_busy() => return Ok(Look::Quiet),
+            Err(error) if error.is_busy() => return Ok(Polled::Quiet),
             begun => begun?,
         }
         let Some(after) = self.settled_view(0) else {
             self.connections[0].end_read();
-            return Ok(Look::Quiet);
+            return Ok(Polled::Quiet);
         };
         self.window = Window::Closed;
         let read = if self.position.is_at(&after) {
@@ -233,13 +233,13 @@ impl Tap {
         match read {
             Ok(batch) => {
                 self.hold(0, &before, &after, batch.is_some(), now);
-                Ok(batch.map_or(Look::Quiet, Look::Captured))
+                Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
-            Err(ReadError::Broken(reason)) => {
+            Err(ReadError::Gap(reason)) => {
                 self.speed.missed(now);
                 self.restart(reason, now_ms)
             }
-            Err(ReadError::Tap(error)) => {
+            Err(ReadError::WalReader(error)) => {
                 self.connections[0].end_read();
                 Err(error)
             }
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn looks_come_so_often_that_a_log_is_not_restarted_twice_unseen() {
         let start = Instant::now();
-        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let (longest, shortest) = WINDOW_POLL_PAUSES;
         let mut speed = Speed::new(start);
         assert_eq!(speed.safe_pause(64, start), longest, "nothing is written");
         // 100 frames in 2 ms: a WAL of 900 is rewritten in 18 ms.
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn after_missed_commits_caution_grows() {
         let start = Instant::now();
-        let (longest, shortest) = WINDOW_LOOK_PAUSES;
+        let (longest, shortest) = WINDOW_POLL_PAUSES;
         let mut speed = Speed::new(start);
         let mut now = start;
         for caution in [60, 120, 240, 480, 960, 1920, 3600, 3600] {
