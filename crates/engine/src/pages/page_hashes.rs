@@ -18,7 +18,7 @@ const CHUNK: usize = 512;
 /// A clone costs 16 bytes for each 512 pages. Its hashes take memory only where one of the two
 /// tables changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PageTable {
+pub struct PageHashes {
     page_size: PageSize,
     /// All chunks have [`CHUNK`] hashes, except the last one, which has at least one.
     chunks: Vec<Arc<Vec<u64>>>,
@@ -28,7 +28,7 @@ pub struct PageTable {
 /// Why stored bytes are not a page table. The caller reads the database again.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum TableError {
+pub enum PageHashesError {
     /// The bytes end early, or their checksum differs: a torn or foreign file.
     #[error("the page table is damaged")]
     Damaged,
@@ -37,10 +37,10 @@ pub enum TableError {
 const MAGIC: &[u8; 8] = b"sqbpage1";
 const HEADER_BYTES: usize = 32;
 
-impl PageTable {
+impl PageHashes {
     /// The table of an empty database.
-    pub fn new(page_size: PageSize) -> PageTable {
-        PageTable {
+    pub fn new(page_size: PageSize) -> PageHashes {
+        PageHashes {
             page_size,
             chunks: Vec::new(),
             checksum: DatabaseChecksum::default(),
@@ -150,31 +150,33 @@ impl PageTable {
         bytes
     }
 
-    /// Decodes the output of [`PageTable::encode`].
+    /// Decodes the output of [`PageHashes::encode`].
     ///
     /// # Errors
     ///
     /// Damaged bytes, including a table whose hashes do not add up to its checksum.
-    pub fn decode(bytes: &[u8]) -> Result<(Txid, PageTable), TableError> {
-        let (body, crc) = bytes.split_last_chunk::<8>().ok_or(TableError::Damaged)?;
+    pub fn decode(bytes: &[u8]) -> Result<(Txid, PageHashes), PageHashesError> {
+        let (body, crc) = bytes
+            .split_last_chunk::<8>()
+            .ok_or(PageHashesError::Damaged)?;
         if body.len() < HEADER_BYTES
             || !body.starts_with(MAGIC)
             || u64::from_le_bytes(*crc) != page_checksum(0, body)
         {
-            return Err(TableError::Damaged);
+            return Err(PageHashesError::Damaged);
         }
         let (header, hashes) = body.split_at(HEADER_BYTES);
         let word = |at: usize| u64_at(header, at);
-        let page_size = PageSize::new(word(8) as u32).map_err(|_| TableError::Damaged)?;
+        let page_size = PageSize::new(word(8) as u32).map_err(|_| PageHashesError::Damaged)?;
         let commit = (word(8) >> 32) as u32;
         if hashes.len() != commit as usize * 8 {
-            return Err(TableError::Damaged);
+            return Err(PageHashesError::Damaged);
         }
-        let mut table = PageTable::new(page_size);
+        let mut table = PageHashes::new(page_size);
         let hashes = (0..commit).map(|index| (index + 1, u64_at(hashes, index as usize * 8)));
         table.apply(hashes, commit);
         if table.checksum() != word(24) {
-            return Err(TableError::Damaged);
+            return Err(PageHashesError::Damaged);
         }
         Ok((Txid::new(word(16)), table))
     }
@@ -188,8 +190,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    fn table(pages: u32) -> PageTable {
-        let mut table = PageTable::new(PageSize::new(512).unwrap());
+    fn table(pages: u32) -> PageHashes {
+        let mut table = PageHashes::new(PageSize::new(512).unwrap());
         for pgno in 1..=pages {
             table.set(pgno, &[pgno as u8; 512]);
         }
@@ -235,18 +237,18 @@ mod tests {
     #[test]
     fn a_table_reads_back_and_any_damage_is_noticed() {
         let bytes = table(5).encode(Txid::new(9));
-        assert_eq!(PageTable::decode(&bytes), Ok((Txid::new(9), table(5))));
+        assert_eq!(PageHashes::decode(&bytes), Ok((Txid::new(9), table(5))));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
             assert_eq!(
-                PageTable::decode(&damaged),
-                Err(TableError::Damaged),
+                PageHashes::decode(&damaged),
+                Err(PageHashesError::Damaged),
                 "byte {at}"
             );
             assert_eq!(
-                PageTable::decode(&bytes[..at]),
-                Err(TableError::Damaged),
+                PageHashes::decode(&bytes[..at]),
+                Err(PageHashesError::Damaged),
                 "cut at {at}"
             );
         }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::committer::Ledger;
+use super::committer::Committer;
 use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
 use super::pacer::Pace;
 use super::status::DatabaseHandle;
@@ -64,8 +64,8 @@ enum Done {
     Finished { is_closable: bool },
 }
 
-/// One attachment to a live database.
-pub(super) struct Attachment {
+/// Drives one attachment to a live database.
+pub(super) struct AttachedDriver {
     worker: Option<Worker>,
     attached: Arc<Attached>,
     pub(super) machine: Machine,
@@ -75,34 +75,34 @@ pub(super) struct Attachment {
     is_closable: bool,
 }
 
-/// What is left of an attachment.
+/// State that outlives an attachment.
 pub(super) struct Left {
-    pub(super) ledger: Ledger,
+    pub(super) committer: Committer,
     pub(super) pace: Pace,
     /// Where the WAL stands after all that is sealed, where that is known.
     pub(super) log: Option<LogPosition>,
     pub(super) result: Result<Ended, RunError>,
 }
 
-impl Attachment {
+impl AttachedDriver {
     /// For a database that capture was asked to attach to. `log` is where it is to go on.
     pub(super) fn new(
-        ledger: Ledger,
+        committer: Committer,
         (pace, scan_time): (Pace, Duration),
         attached: Attached,
         log: Option<LogPosition>,
         database: &Database,
-    ) -> Attachment {
+    ) -> AttachedDriver {
         let attached = Arc::new(attached);
         let worker = Worker {
-            ledger: Some(ledger),
+            committer: Some(committer),
             attached: Arc::clone(&attached),
             handle: database.handle.clone(),
             path: database.settings.path.clone(),
             log,
             barrier: 0,
         };
-        Attachment {
+        AttachedDriver {
             worker: Some(worker),
             attached,
             machine: Machine::new(pace, scan_time, Instant::now()),
@@ -120,7 +120,7 @@ impl Attachment {
             (Some(worker), _) => worker,
             (None, Some(lane)) => {
                 let (worker, done) = lane.await;
-                // Of the two that saw the end of the attachment only one was told why.
+                // Only the first of the two that saw the end of the attachment received the reason.
                 if let (Err(RunError::Detached), Err(error)) = (&result, done) {
                     result = Err(error);
                 }
@@ -139,7 +139,7 @@ impl Attachment {
         Left {
             pace: self.machine.pace(),
             log: worker.log,
-            ledger: worker.ledger.expect("no blocking task is left"),
+            committer: worker.committer.expect("no blocking task is left"),
             result,
         }
     }
@@ -162,7 +162,7 @@ impl Attachment {
                 self.begin(action, database);
             }
             let until = self.machine.poll_timeout(now);
-            let Attachment {
+            let AttachedDriver {
                 commit, checkpoint, ..
             } = self;
             tokio::select! {
@@ -326,7 +326,7 @@ async fn sleep_until(until: Option<Instant>) {
 /// Carries out the actions of the commit lane, one at a time.
 struct Worker {
     /// None only while a blocking task has it.
-    ledger: Option<Ledger>,
+    committer: Option<Committer>,
     attached: Arc<Attached>,
     handle: DatabaseHandle,
     path: PathBuf,
@@ -341,11 +341,11 @@ impl Worker {
             Action::Resync => self.resync().await,
             Action::TakeCut => self.take_cut().await,
             Action::MakeRoom => {
-                self.blocking(Ledger::make_room).await?;
+                self.blocking(Committer::make_room).await?;
                 Ok(Done::Unchanged)
             }
             Action::Tidy => {
-                self.blocking(Ledger::tidy).await?;
+                self.blocking(Committer::tidy).await?;
                 Ok(Done::Unchanged)
             }
             Action::Detach => self.rest().await,
@@ -356,18 +356,18 @@ impl Worker {
     }
 
     fn has_table(&self) -> bool {
-        let ledger = self.ledger.as_ref();
-        ledger.is_some_and(|ledger| ledger.table.is_some())
+        let committer = self.committer.as_ref();
+        committer.is_some_and(|committer| committer.table.is_some())
     }
 
-    /// Runs slow work with the ledger on another thread.
+    /// Runs slow work with the committer on another thread.
     async fn blocking<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+        work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
-        let ledger = self.ledger.take().expect("one blocking task at a time");
-        let (ledger, result) = on_another_thread(ledger, work).await;
-        self.ledger = Some(ledger);
+        let committer = self.committer.take().expect("one blocking task at a time");
+        let (committer, result) = on_another_thread(committer, work).await;
+        self.committer = Some(committer);
         result
     }
 
@@ -386,7 +386,7 @@ impl Worker {
     /// Writes a batch, and returns its pages.
     async fn seal(&mut self, batch: Batch) -> Result<PageSet, RunError> {
         let (handle, log) = (self.handle.clone(), batch.log);
-        let seal = move |ledger: &mut Ledger| {
+        let seal = move |committer: &mut Committer| {
             let (commit, first_ms) = (batch.commit, batch.first_ms);
             let page_size = batch.pages.page_size();
             let mut delta = Delta {
@@ -395,9 +395,9 @@ impl Worker {
                 pages: batch.pages,
                 commit,
             };
-            ledger.seal(&mut delta, first_ms)?;
+            committer.seal(&mut delta, first_ms)?;
             handle.set_size(page_size, commit);
-            ledger.record(log);
+            committer.record(log);
             Ok(delta.pages)
         };
         let pages = self.blocking(seal).await?;
@@ -428,11 +428,17 @@ impl Worker {
             pending.batch = Some(newest);
         }
         let path = self.path.clone();
-        let scan = move |ledger: &mut Ledger| {
-            let table = ledger.table.as_ref();
+        let scan = move |committer: &mut Committer| {
+            let table = committer.table.as_ref();
             let known = table.filter(|table| table.page_size() == page_size);
-            let on_full = ledger.on_full();
-            Ok(scan_live(&path, page_size, known, on_full, &ledger.spill)?)
+            let on_full = committer.on_full();
+            Ok(scan_live(
+                &path,
+                page_size,
+                known,
+                on_full,
+                &committer.spill,
+            )?)
         };
         let scan = self.blocking(scan).await?;
         self.barrier().await?;
@@ -446,7 +452,7 @@ impl Worker {
             return Err(RunError::WalReader(WalError::Restless));
         };
         let (handle, log) = (self.handle.clone(), batch.log);
-        let seal = move |ledger: &mut Ledger| {
+        let seal = move |committer: &mut Committer| {
             let (first_ms, commit) = (batch.first_ms, batch.commit);
             let newest = Delta {
                 pages: batch.pages,
@@ -454,9 +460,9 @@ impl Worker {
                 log: Some((log, batch.log_offset)),
                 timestamp_ms: batch.last_ms,
             };
-            ledger.seal_scan(scan, newest, first_ms)?;
+            committer.seal_scan(scan, newest, first_ms)?;
             handle.set_size(page_size, commit);
-            ledger.record(log);
+            committer.record(log);
             Ok(())
         };
         self.blocking(seal).await?;
@@ -484,7 +490,7 @@ impl Worker {
                 return Ok(self.cut_failed(&WalError::Spill(error)));
             }
         }
-        self.blocking(move |ledger| ledger.offer_cut(newest))
+        self.blocking(move |committer| committer.offer_cut(newest))
             .await?;
         Ok(match is_written {
             true => Done::Written,
@@ -648,14 +654,14 @@ impl Worker {
     }
 }
 
-/// Runs slow work with a ledger on another thread, and gives the ledger back.
+/// Runs slow work with a committer on another thread, and gives the committer back.
 pub(super) async fn on_another_thread<T: Send + 'static>(
-    mut ledger: Ledger,
-    work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
-) -> (Ledger, Result<T, RunError>) {
+    mut committer: Committer,
+    work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
+) -> (Committer, Result<T, RunError>) {
     let task = tokio::task::spawn_blocking(move || {
-        let result = work(&mut ledger);
-        (ledger, result)
+        let result = work(&mut committer);
+        (committer, result)
     });
     task.await.expect("blocking work does not panic")
 }
@@ -685,7 +691,7 @@ fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, Sq
     Ok(None)
 }
 
-/// The end of an attachment, when it has come.
+/// Fails when the attachment has ended.
 fn check(pending: &mut PendingCapture) -> Result<(), RunError> {
     if let Some(error) = pending.failed.take() {
         return Err(error.into());

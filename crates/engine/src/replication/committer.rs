@@ -5,42 +5,42 @@ use std::sync::Arc;
 use ltx::{Txid, page_checksum};
 
 use super::RunError;
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::replication::snapshot::Cut;
 use crate::source::scan::{OnFull, Scan, ScanError, drop_unchanged};
 use crate::source::wal::LogPosition;
 use crate::spool::ltx_writer::{Delta, SealError, seal_delta};
-use crate::spool::progress::{Captured, Chain, ChainState, Need, TargetProgress};
+use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
 use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
 
 /// Sealed files between two writes of the page table.
 const TABLE_EVERY: u64 = 128;
 
 /// What is known about the database at the newest sealed TXID. Moves into blocking tasks and back.
-pub(super) struct Ledger {
+pub(super) struct Committer {
     pub(super) local: Arc<LocalState>,
     pub(super) spill: Spill,
-    pub(super) chain: Arc<Chain>,
+    pub(super) chain: Arc<SharedProgress>,
     /// None until the database was read once, or after its state was lost.
-    pub(super) table: Option<PageTable>,
+    pub(super) table: Option<PageHashes>,
     /// TXID of the stored page table.
     pub(super) table_at: Txid,
 }
 
-impl Ledger {
+impl Committer {
     /// Goes on where the local state ends, and says so in `chain`, of which nothing is removed before
     /// each of `targets` has said what it has.
     pub(super) fn resume(
         local: Arc<LocalState>,
         spill: Spill,
-        chain: Arc<Chain>,
+        chain: Arc<SharedProgress>,
         loaded: Loaded,
         targets: usize,
-    ) -> Ledger {
+    ) -> Committer {
         chain.update(|chain| {
             chain.txid = loaded.txid;
-            chain.checksum = loaded.table.as_ref().map(PageTable::checksum);
+            chain.checksum = loaded.table.as_ref().map(PageHashes::checksum);
             let newest = chain.checksum;
             for file in &loaded.files {
                 chain.push(Captured {
@@ -58,7 +58,7 @@ impl Ledger {
                 .max()
                 .unwrap_or(0);
         });
-        Ledger {
+        Committer {
             local,
             spill,
             chain,
@@ -143,7 +143,7 @@ impl Ledger {
         newest: Delta,
         oldest_ms: i64,
     ) -> Result<(), RunError> {
-        let same_size = |table: &PageTable| table.page_size() == newest.pages.page_size();
+        let same_size = |table: &PageHashes| table.page_size() == newest.pages.page_size();
         let known = self.table.as_ref().filter(|table| same_size(table));
         if let (Some(table), Some(mut changed)) = (known, scan.changed) {
             changed.overlay(newest.pages).map_err(ScanError::Spill)?;
@@ -218,7 +218,7 @@ impl Ledger {
     /// Begins a new lineage above everything that any target has: captured files before it cannot be
     /// continued, so every target takes a snapshot of its first position. A first file behind that
     /// follows at once.
-    fn begin(&mut self, table: PageTable, newest: Delta) -> Result<(), RunError> {
+    fn begin(&mut self, table: PageHashes, newest: Delta) -> Result<(), RunError> {
         let (txid, timestamp_ms, oldest_ms) = {
             let chain = self.chain.lock();
             let above = chain.snapshot_above().unwrap_or(Txid::ZERO);
@@ -286,7 +286,7 @@ impl Ledger {
     /// Removes captured files that nobody needs.
     pub(super) fn trim(
         &self,
-        count: impl FnOnce(&ChainState, Txid) -> usize,
+        count: impl FnOnce(&ReplicationProgress, Txid) -> usize,
     ) -> Result<(), RunError> {
         let gone = {
             let mut chain = self.chain.lock();
@@ -316,29 +316,29 @@ mod tests {
     use super::*;
     use crate::spool::progress::TargetPhase;
 
-    fn ledger(directory: &Path) -> Ledger {
+    fn committer(directory: &Path) -> Committer {
         let state = directory.join("state");
         let local = Arc::new(LocalState::open(&state).unwrap());
         let loaded = local.load().unwrap();
         let spill = Spill::with_memory(&state, 1 << 20);
-        let ledger = Ledger::resume(local, spill, Arc::default(), loaded, 1);
+        let committer = Committer::resume(local, spill, Arc::default(), loaded, 1);
         let connected = TargetPhase::Connected;
-        let chain = Arc::clone(&ledger.chain);
+        let chain = Arc::clone(&committer.chain);
         chain.update(|chain| chain.targets[0].phase = connected);
-        ledger
+        committer
     }
 
     /// A scan of a database of two pages that all hold one byte, and nothing newer.
-    fn scan(ledger: &Ledger, byte: u8) -> (Scan, Delta) {
-        let mut table = PageTable::new(PageSize::MIN);
-        let mut changed = PageSet::new(PageSize::MIN, &ledger.spill);
+    fn scan(committer: &Committer, byte: u8) -> (Scan, Delta) {
+        let mut table = PageHashes::new(PageSize::MIN);
+        let mut changed = PageSet::new(PageSize::MIN, &committer.spill);
         for pgno in 1..=2 {
             table.set(pgno, &[byte; 512]);
             changed.insert(pgno, &[byte; 512]).unwrap();
         }
-        let changed = ledger.table.is_some().then_some(changed);
+        let changed = committer.table.is_some().then_some(changed);
         let newest = Delta {
-            pages: PageSet::new(PageSize::MIN, &ledger.spill),
+            pages: PageSet::new(PageSize::MIN, &committer.spill),
             commit: 2,
             log: None,
             timestamp_ms: 1,
@@ -346,42 +346,42 @@ mod tests {
         (Scan { table, changed }, newest)
     }
 
-    fn seal_scan(ledger: &mut Ledger, byte: u8) -> Result<(), RunError> {
-        let (scan, newest) = scan(ledger, byte);
-        ledger.seal_scan(scan, newest, 1)
+    fn seal_scan(committer: &mut Committer, byte: u8) -> Result<(), RunError> {
+        let (scan, newest) = scan(committer, byte);
+        committer.seal_scan(scan, newest, 1)
     }
 
-    fn newest(ledger: &Ledger) -> u64 {
-        ledger.chain.lock().txid.get()
+    fn newest(committer: &Committer) -> u64 {
+        committer.chain.lock().txid.get()
     }
 
     #[test]
     fn a_first_scan_begins_with_a_cut_and_later_ones_give_what_changed() {
         let directory = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(directory.path());
-        seal_scan(&mut ledger, 1).unwrap();
-        let cut = ledger.chain.lock().take_cut(0).unwrap();
-        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
-        seal_scan(&mut ledger, 1).unwrap();
-        assert_eq!(newest(&ledger), 2, "nothing changed");
-        seal_scan(&mut ledger, 2).unwrap();
-        assert_eq!(newest(&ledger), 3);
-        let chain = ledger.chain.lock();
+        let mut committer = committer(directory.path());
+        seal_scan(&mut committer, 1).unwrap();
+        let cut = committer.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
+        seal_scan(&mut committer, 1).unwrap();
+        assert_eq!(newest(&committer), 2, "nothing changed");
+        seal_scan(&mut committer, 2).unwrap();
+        assert_eq!(newest(&committer), 3);
+        let chain = committer.chain.lock();
         assert!(chain.cut.is_none() && chain.continues(cut.txid));
     }
 
     #[test]
     fn a_scan_that_kept_no_pages_begins_a_new_lineage() {
         let directory = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(directory.path());
-        seal_scan(&mut ledger, 1).unwrap();
-        let (found, delta) = scan(&ledger, 2);
+        let mut committer = committer(directory.path());
+        seal_scan(&mut committer, 1).unwrap();
+        let (found, delta) = scan(&committer, 2);
         let found = Scan {
             changed: None,
             ..found
         };
-        ledger.seal_scan(found, delta, 1).unwrap();
-        let mut chain = ledger.chain.lock();
+        committer.seal_scan(found, delta, 1).unwrap();
+        let mut chain = committer.chain.lock();
         let cut = chain.take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), chain.txid.get()), (3, 4));
         assert!(!chain.continues(Txid::new(2)), "nothing leads over it");
@@ -390,33 +390,36 @@ mod tests {
     #[test]
     fn a_cut_is_of_the_present_position_or_begins_above_what_a_target_has() {
         let directory = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(directory.path());
-        seal_scan(&mut ledger, 1).unwrap();
+        let mut committer = committer(directory.path());
+        seal_scan(&mut committer, 1).unwrap();
         for (above, cut_at) in [(None, 2), (Some(1), 2), (Some(2), 3), (Some(9), 10)] {
-            ledger.chain.update(|chain| {
+            committer.chain.update(|chain| {
                 chain.targets[0].needs_snapshot = above.map(Txid::new);
                 chain.targets[0].wants_cut = true;
                 chain.cut = None;
                 chain.txid
             });
-            let newest = PageSet::new(PageSize::MIN, &ledger.spill);
-            ledger.offer_cut(newest).unwrap();
-            let cut = ledger.chain.lock().take_cut(0).unwrap();
+            let newest = PageSet::new(PageSize::MIN, &committer.spill);
+            committer.offer_cut(newest).unwrap();
+            let cut = committer.chain.lock().take_cut(0).unwrap();
             assert_eq!(cut.txid.get(), cut_at, "{above:?}");
-            assert_eq!(cut.table.checksum(), ledger.chain.lock().checksum.unwrap());
+            assert_eq!(
+                cut.table.checksum(),
+                committer.chain.lock().checksum.unwrap()
+            );
         }
     }
 
     #[test]
     fn what_began_with_a_table_that_was_not_kept_is_not_known() {
         let directory = tempfile::tempdir().unwrap();
-        let mut ledger = ledger(directory.path());
-        let obstacle = ledger.local.directory().join("pages.tmp");
+        let mut committer = committer(directory.path());
+        let obstacle = committer.local.directory().join("pages.tmp");
         std::fs::create_dir(&obstacle).unwrap();
-        assert!(seal_scan(&mut ledger, 1).is_err());
+        assert!(seal_scan(&mut committer, 1).is_err());
         std::fs::remove_dir(&obstacle).unwrap();
-        seal_scan(&mut ledger, 1).unwrap();
-        let cut = ledger.chain.lock().take_cut(0).unwrap();
-        assert_eq!((cut.txid.get(), newest(&ledger)), (1, 2));
+        seal_scan(&mut committer, 1).unwrap();
+        let cut = committer.chain.lock().take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
     }
 }

@@ -1,4 +1,4 @@
-//! One attachment after another, with what is carried between them.
+//! The lifecycle of one database: missing, cold, attached, idle.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
 
-use super::attached::{Attachment, Ended, on_another_thread};
-use super::committer::Ledger;
+use super::attached::{AttachedDriver, Ended, on_another_thread};
+use super::committer::Committer;
 use super::pacer::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::pages::page_set::PageSet;
@@ -41,10 +41,10 @@ const MAX_IN_USE_PROBES: u32 = 50;
 /// How long a database that was opened, and not changed, is looked at each second.
 const OPENED_TIME: Duration = Duration::from_secs(600);
 
-/// One attachment after another, with what is carried between them.
-pub(super) struct Session {
+/// The lifecycle of one database, with the state that is kept across attachments.
+pub(super) struct Lifecycle {
     /// None only while a blocking task has it.
-    pub(super) ledger: Option<Ledger>,
+    pub(super) committer: Option<Committer>,
     /// Where the log stood at the newest sealed TXID, if nothing happened since.
     pub(super) log: Option<LogPosition>,
     /// The state in which a database that nobody has open was captured.
@@ -67,7 +67,7 @@ pub(super) struct Session {
     pub(super) next_watch: Instant,
 }
 
-impl Session {
+impl Lifecycle {
     /// Follows the database, however often that fails, until it is time to stop and everything is
     /// captured. The caller gives up when that takes too long.
     pub(super) async fn run_to_the_end(&mut self, database: &mut Database) {
@@ -93,7 +93,7 @@ impl Session {
             } else if !matches!(error, RunError::Moved) {
                 if error.is_disk_full() {
                     // If it fails, too, the error that is reported says all.
-                    let _made = self.blocking(Ledger::make_room).await;
+                    let _made = self.blocking(Committer::make_room).await;
                 }
                 database.pause(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
@@ -115,7 +115,7 @@ impl Session {
             if !is_full || keeps_up || *database.stop.borrow() {
                 return;
             }
-            if can_make_room && self.blocking(Ledger::make_room).await.is_ok() {
+            if can_make_room && self.blocking(Committer::make_room).await.is_ok() {
                 continue;
             }
             tokio::select! {
@@ -151,7 +151,7 @@ impl Session {
                     return Ok(());
                 }
                 if database.handle.chain.lock().has_leftovers() {
-                    self.blocking(Ledger::tidy).await?;
+                    self.blocking(Committer::tidy).await?;
                 }
                 self.idle(database).await;
                 continue;
@@ -311,30 +311,30 @@ impl Session {
         let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
         let handle = database.handle.clone();
         let began = Instant::now();
-        self.blocking(move |ledger| {
+        self.blocking(move |committer| {
             if !is_known {
                 handle.chain.lock().unsealed.begin_resync();
-                let (known, on_full) = (ledger.table.as_ref(), ledger.on_full());
-                let scan = scan_cold(&path, fingerprint, known, on_full, &ledger.spill)?;
+                let (known, on_full) = (committer.table.as_ref(), committer.on_full());
+                let scan = scan_cold(&path, fingerprint, known, on_full, &committer.spill)?;
                 let page_size = scan.table.page_size();
                 let (now, commit) = (unix_ms(), scan.table.commit());
                 let nothing = Delta {
-                    pages: PageSet::new(page_size, &ledger.spill),
+                    pages: PageSet::new(page_size, &committer.spill),
                     commit,
                     log: None,
                     timestamp_ms: now,
                 };
-                ledger.seal_scan(scan, nothing, now)?;
+                committer.seal_scan(scan, nothing, now)?;
                 handle.set_size(page_size, commit);
             }
-            let table = ledger
+            let table = committer
                 .table
                 .as_ref()
                 .expect("it was read just now, or before");
-            let nothing = PageSet::new(table.page_size(), &ledger.spill);
+            let nothing = PageSet::new(table.page_size(), &committer.spill);
             // The scan may have brought one.
             match lacks_cut && handle.chain.lock().lacks_cut() {
-                true => ledger.offer_cut(nothing),
+                true => committer.offer_cut(nothing),
                 false => Ok(()),
             }
         })
@@ -355,9 +355,9 @@ impl Session {
     /// what numbers it has, and the others did, or said nothing for a while. False when none will.
     pub(super) async fn may_number(&self, database: &mut Database) -> bool {
         let known = self
-            .ledger
+            .committer
             .as_ref()
-            .is_some_and(|ledger| ledger.table.is_some());
+            .is_some_and(|committer| committer.table.is_some());
         let mut changes = database.handle.chain.subscribe();
         let began = Instant::now();
         loop {
@@ -411,9 +411,9 @@ impl Session {
         }
         let closed = self.cold.take();
         (self.resting, self.next_watch) = (None, Instant::now());
-        let ledger = self.ledger.take().expect("no blocking task has it");
+        let committer = self.committer.take().expect("no blocking task has it");
         let start = match (closed, self.log) {
-            _ if ledger.table.is_none() => Start::Unknown,
+            _ if committer.table.is_none() => Start::Unknown,
             (Some(file), _) => Start::AfterClose(file),
             (None, Some(log)) => Start::At(log),
             (None, None) => Start::Unknown,
@@ -425,11 +425,11 @@ impl Session {
         let unsealed = Arc::clone(&database.handle.chain.lock().unsealed);
         let path = database.settings.path.clone();
         let capture = &database.env.capture;
-        let attached = capture.attach(&path, &ledger.spill, start, &unsealed);
+        let attached = capture.attach(&path, &committer.spill, start, &unsealed);
         let times = (self.pace, self.scan_time);
-        let attachment = Attachment::new(ledger, times, attached, log, database);
-        let left = attachment.run(database).await;
-        (self.ledger, self.pace) = (Some(left.ledger), left.pace);
+        let driver = AttachedDriver::new(committer, times, attached, log, database);
+        let left = driver.run(database).await;
+        (self.committer, self.pace) = (Some(left.committer), left.pace);
         (self.log, self.resting) = (None, None);
         match left.result? {
             Ended::Stopped => Ok(true),
@@ -452,28 +452,28 @@ impl Session {
     }
 
     pub(super) fn has_table(&self) -> bool {
-        self.ledger
+        self.committer
             .as_ref()
-            .is_some_and(|ledger| ledger.table.is_some())
+            .is_some_and(|committer| committer.table.is_some())
     }
 
-    /// Runs slow work with the ledger on another thread.
+    /// Runs slow work with the committer on another thread.
     pub(super) async fn blocking<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce(&mut Ledger) -> Result<T, RunError> + Send + 'static,
+        work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
-        let ledger = self.ledger.take().expect("one blocking task at a time");
-        let (ledger, result) = on_another_thread(ledger, work).await;
-        self.ledger = Some(ledger);
+        let committer = self.committer.take().expect("one blocking task at a time");
+        let (committer, result) = on_another_thread(committer, work).await;
+        self.committer = Some(committer);
         result
     }
 
     /// Stores what makes the next start quick. It waits for the disk, so not on this thread:
     /// thousands of databases end at the same time.
     pub(super) async fn close(&mut self) {
-        if self.ledger.is_some() {
-            let save = |ledger: &mut Ledger| {
-                ledger.save();
+        if self.committer.is_some() {
+            let save = |committer: &mut Committer| {
+                committer.save();
                 Ok(())
             };
             // What failed is logged; it costs a comparison.
@@ -502,17 +502,17 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::pages::page_hashes::PageTable;
+    use crate::pages::page_hashes::PageHashes;
     use crate::replication::{DatabaseSettings, Env};
     use crate::source::capture::Capture;
     use crate::spool::progress::{TargetPhase, TargetProgress};
     use crate::spool::state_dir::LocalState;
 
-    /// A session that knows an earlier state of the database, and its driver, which is to stop.
-    fn stopping(directory: &Path) -> (Session, Database) {
+    /// A lifecycle that knows an earlier state of the database, and a driver that is to stop.
+    fn stopping(directory: &Path) -> (Lifecycle, Database) {
         let state = directory.join("state");
         let local = Arc::new(LocalState::open(&state).unwrap());
-        let table = PageTable::new(PageSize::MIN);
+        let table = PageHashes::new(PageSize::MIN);
         local.write_table(Txid::new(1), &table).unwrap();
         let loaded = local.load().unwrap();
         let settings = DatabaseSettings {
@@ -527,8 +527,8 @@ mod tests {
         let env = Env::new(Capture::start().unwrap());
         let (database, handle) = Database::new(settings, &env, watch::channel(true).1);
         let spill = database.spill();
-        let session = Session {
-            ledger: Some(Ledger::resume(local, spill, handle.chain, loaded, 0)),
+        let lifecycle = Lifecycle {
+            committer: Some(Committer::resume(local, spill, handle.chain, loaded, 0)),
             log: None,
             cold: None,
             resting: None,
@@ -539,7 +539,7 @@ mod tests {
             watch: None,
             next_watch: Instant::now(),
         };
-        (session, database)
+        (lifecycle, database)
     }
 
     fn application(path: &Path) -> rusqlite::Connection {
@@ -552,32 +552,32 @@ mod tests {
     #[tokio::test]
     async fn a_database_that_was_closed_before_we_came_is_captured_all_the_same() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut session, mut database) = stopping(directory.path());
+        let (mut lifecycle, mut database) = stopping(directory.path());
         let path = database.settings.path.clone();
         drop(application(&path));
         // As it was when we came, and it was open.
-        assert!(!session.follow(&mut database).await.unwrap());
+        assert!(!lifecycle.follow(&mut database).await.unwrap());
         assert!(!with_suffix(&path, "-wal").exists());
-        session.run(&mut database).await.unwrap();
+        lifecycle.run(&mut database).await.unwrap();
         assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
     }
 
     #[tokio::test]
     async fn a_database_that_is_open_is_followed_to_the_end() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut session, mut database) = stopping(directory.path());
+        let (mut lifecycle, mut database) = stopping(directory.path());
         let _application = application(&database.settings.path);
-        assert!(session.follow(&mut database).await.unwrap());
+        assert!(lifecycle.follow(&mut database).await.unwrap());
         assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
     }
 
     #[tokio::test]
     async fn no_number_is_given_before_a_target_has_said_which_it_has() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut session, mut database) = stopping(directory.path());
-        assert!(session.may_number(&mut database).await, "it is known");
-        session.ledger.as_mut().unwrap().table = None;
-        assert!(!session.may_number(&mut database).await);
+        let (mut lifecycle, mut database) = stopping(directory.path());
+        assert!(lifecycle.may_number(&mut database).await, "it is known");
+        lifecycle.committer.as_mut().unwrap().table = None;
+        assert!(!lifecycle.may_number(&mut database).await);
         let answered = TargetProgress {
             phase: TargetPhase::Connected,
             ..TargetProgress::default()
@@ -586,6 +586,6 @@ mod tests {
             .handle
             .chain
             .update(|chain| chain.targets.push(answered));
-        assert!(session.may_number(&mut database).await);
+        assert!(lifecycle.may_number(&mut database).await);
     }
 }

@@ -24,17 +24,17 @@ use tokio::task::JoinHandle;
 
 use crate::env::budget::{Budgets, Limits};
 use crate::pages::page_set::Spill;
-use crate::replication::uploader::{Target, TargetReport, TargetSettings, describe};
+use crate::replication::uploader::{TargetReport, TargetSettings, Uploader, describe};
 use crate::source::capture::Capture;
 use crate::source::probe::{Probe, probe};
 use crate::source::scan::ScanError;
 use crate::source::wal::WalError;
 use crate::spool::ltx_writer::SealError;
-use crate::spool::progress::Chain;
+use crate::spool::progress::SharedProgress;
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
 
-use committer::Ledger;
-use lifecycle::Session;
+use committer::Committer;
+use lifecycle::Lifecycle;
 use pacer::Pace;
 #[cfg(test)]
 pub(crate) use sim::{
@@ -150,7 +150,7 @@ impl Database {
         env: &Env,
         stop: watch::Receiver<bool>,
     ) -> (Database, DatabaseHandle) {
-        let chain = Chain::default();
+        let chain = SharedProgress::default();
         chain.update(|chain| chain.account = Some(env.budgets.account()));
         let targets = settings
             .targets
@@ -210,7 +210,7 @@ impl Database {
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
         let log = loaded.log;
-        let ledger = Ledger::resume(
+        let committer = Committer::resume(
             Arc::clone(&local),
             self.spill(),
             Arc::clone(&self.handle.chain),
@@ -218,8 +218,8 @@ impl Database {
             self.settings.targets.len(),
         );
         let (drain_sender, drain_receiver) = watch::channel(false);
-        let mut session = Session {
-            ledger: Some(ledger),
+        let mut lifecycle = Lifecycle {
+            committer: Some(committer),
             log,
             cold: None,
             resting: None,
@@ -239,10 +239,10 @@ impl Database {
         };
         let time_over = time_over(self.stop.clone(), drain).shared();
         let captured = tokio::select! {
-            () = session.run_to_the_end(&mut self) => true,
+            () = lifecycle.run_to_the_end(&mut self) => true,
             () = time_over.clone() => false,
         };
-        session.close().await;
+        lifecycle.close().await;
         // A last look that failed leaves commits that nobody has counted.
         drain_targets(targets, drain_sender, time_over).await
             && captured
@@ -271,7 +271,7 @@ impl Database {
         }
         let spawn =
             |(index, (settings, report)): (usize, &(TargetSettings, Arc<Mutex<TargetReport>>))| {
-                let target = Target {
+                let target = Uploader {
                     index,
                     settings: settings.clone(),
                     database: self.settings.path.clone(),

@@ -18,7 +18,7 @@ use sqlite_format::PageSize;
 use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
 use crate::env::budget::{Account, Budgets, Work};
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::PageSet;
 use crate::replica::manifest;
 use crate::source::open_files::PlainFile;
@@ -42,7 +42,7 @@ pub struct Cut {
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The hash of each page there.
-    pub table: PageTable,
+    pub table: PageHashes,
     /// Images of pages that the database file may not hold yet: those that were in the WAL.
     pub newest: PageSet,
 }
@@ -415,7 +415,7 @@ mod tests {
     fn database(directory: &Path) -> (PathBuf, Cut) {
         let path = directory.join("db");
         let page_size = PageSize::MIN;
-        let mut table = PageTable::new(page_size);
+        let mut table = PageHashes::new(page_size);
         let mut bytes = Vec::new();
         for pgno in 1..=PAGES {
             let image = [pgno as u8; 512];
@@ -531,7 +531,7 @@ mod tests {
             .unwrap();
         let bytes = fs::read(&path).unwrap();
         let page_size = PageSize::MIN;
-        let mut table = PageTable::new(page_size);
+        let mut table = PageHashes::new(page_size);
         for (pgno, image) in (1..).zip(bytes.chunks_exact(512)) {
             table.set(pgno, image);
         }

@@ -10,13 +10,13 @@ use store::CredentialsState;
 use crate::env::budget::Account;
 use crate::replication::uploader::{TargetReport, TargetSettings};
 use crate::source::capture::unix_ms;
-use crate::spool::progress::Chain;
+use crate::spool::progress::SharedProgress;
 
 /// What a database reports about itself, shared with whoever shows it.
 #[derive(Clone)]
 pub struct DatabaseHandle {
     pub(super) path: String,
-    pub(super) chain: Arc<Chain>,
+    pub(super) chain: Arc<SharedProgress>,
     pub(super) state: Arc<Mutex<(DatabaseState, String)>>,
     pub(super) page_size: Arc<Mutex<Option<PageSize>>>,
     pub(super) pages: Arc<std::sync::atomic::AtomicU32>,

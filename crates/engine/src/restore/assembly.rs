@@ -17,7 +17,7 @@ use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
 use crate::pages::page_bitmap::PageNumbers;
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::{Plan, PlanError, plan_from};
 use crate::restore::litestream03::GenerationId;
@@ -406,7 +406,7 @@ impl State {
         Ok(())
     }
 
-    fn prove(&self, path: &Path, stop: &Stop) -> Result<PageTable, RestoreError> {
+    fn prove(&self, path: &Path, stop: &Stop) -> Result<PageHashes, RestoreError> {
         let Some(page_size) = self.page_size else {
             return Err(PlanError::Empty.into());
         };
@@ -415,7 +415,7 @@ impl State {
         if let Some(pgno) = (1..=commit).find(missing) {
             return Err(RestoreError::MissingPage { pgno, commit });
         }
-        let mut table = PageTable::new(page_size);
+        let mut table = PageHashes::new(page_size);
         let mut reader = BufReader::with_capacity(1 << 20, &self.file);
         reader.rewind().map_err(failed(path))?;
         let mut image = vec![0; page_size.as_usize()];

@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use ltx::Txid;
 use store::{SharedStore, StoreError, StoreErrorKind};
 
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::{PlanError, plan_restore};
 use crate::source::sqlite::{Checked, SqliteError};
@@ -90,7 +90,7 @@ pub struct Restored {
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The hash of every page, and the checksum of the whole database.
-    pub table: PageTable,
+    pub table: PageHashes,
     /// Bytes read from the store.
     pub bytes: u64,
     /// Files read.
@@ -103,7 +103,7 @@ pub struct Restored {
 
 impl Restored {
     /// The base on which capture continues; none when the database begins a new history.
-    pub fn base(&self) -> Option<(Txid, &PageTable)> {
+    pub fn base(&self) -> Option<(Txid, &PageHashes)> {
         (self.generation.is_none()).then_some((self.txid, &self.table))
     }
 }

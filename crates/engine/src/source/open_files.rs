@@ -23,7 +23,7 @@ const OPEN_LOCK: u64 = 128;
 type FileId = (u64, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum OpenMode {
     Sqlite,
     Plain,
 }
@@ -35,7 +35,7 @@ const PLAIN_READ_TIME: Duration = Duration::from_secs(1);
 /// One open file.
 #[derive(Debug)]
 struct Entry {
-    way: Way,
+    way: OpenMode,
     count: usize,
     /// Its wal-index, opened to ask for the locks of others. It stays open as long as the file is:
     /// closing it earlier would drop our own locks on it.
@@ -49,19 +49,19 @@ static CLOSED: Condvar = Condvar::new();
 
 /// The right to have a file open in one way, for as long as this lives.
 #[derive(Debug)]
-pub struct Hold {
+pub struct OpenFileGuard {
     id: FileId,
 }
 
-impl Hold {
+impl OpenFileGuard {
     /// Requests the right to open `path` through SQLite; none while it is open as a plain file. Waits
     /// up to a second for plain reads to end.
     ///
     /// # Errors
     ///
     /// The file is missing or its metadata cannot be read.
-    pub fn for_sqlite(path: &Path) -> io::Result<Option<Hold>> {
-        Hold::take(path, Way::Sqlite, PLAIN_READ_TIME)
+    pub fn for_sqlite(path: &Path) -> io::Result<Option<OpenFileGuard>> {
+        OpenFileGuard::take(path, OpenMode::Sqlite, PLAIN_READ_TIME)
     }
 
     /// Whether `path` leads to the file of this right.
@@ -69,7 +69,7 @@ impl Hold {
         fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
     }
 
-    fn take(path: &Path, way: Way, wait: Duration) -> io::Result<Option<Hold>> {
+    fn take(path: &Path, way: OpenMode, wait: Duration) -> io::Result<Option<OpenFileGuard>> {
         let meta = fs::metadata(path)?;
         let id = (meta.dev(), meta.ino());
         let is_other =
@@ -86,7 +86,7 @@ impl Hold {
             return Ok(None);
         }
         entry.count += 1;
-        Ok(Some(Hold { id }))
+        Ok(Some(OpenFileGuard { id }))
     }
 
     /// Whether another process has the database open in WAL mode: each of its connections that has
@@ -107,7 +107,7 @@ impl Hold {
     }
 }
 
-impl Drop for Hold {
+impl Drop for OpenFileGuard {
     fn drop(&mut self) {
         let mut open = register();
         if let Some(entry) = open.get_mut(&self.id) {
@@ -145,7 +145,7 @@ pub fn has_open_lock(index: &File) -> io::Result<bool> {
 pub struct PlainFile {
     // Dropped first: the file is closed before the right is released.
     file: File,
-    _hold: Hold,
+    _hold: OpenFileGuard,
 }
 
 impl PlainFile {
@@ -155,7 +155,7 @@ impl PlainFile {
     ///
     /// The file is missing or cannot be read.
     pub fn open(path: &Path) -> io::Result<Option<PlainFile>> {
-        let Some(hold) = Hold::take(path, Way::Plain, Duration::ZERO)? else {
+        let Some(hold) = OpenFileGuard::take(path, OpenMode::Plain, Duration::ZERO)? else {
             return Ok(None);
         };
         let file = File::open(path)?;
@@ -184,21 +184,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db");
         fs::write(&path, "x").unwrap();
-        let first = Hold::for_sqlite(&path).unwrap().unwrap();
-        let second = Hold::for_sqlite(&path).unwrap().unwrap();
+        let first = OpenFileGuard::for_sqlite(&path).unwrap().unwrap();
+        let second = OpenFileGuard::for_sqlite(&path).unwrap().unwrap();
         assert!(PlainFile::open(&path).unwrap().is_none());
         drop(first);
         assert!(PlainFile::open(&path).unwrap().is_none());
         drop(second);
         let plain = PlainFile::open(&path).unwrap().unwrap();
         assert!(
-            Hold::take(&path, Way::Sqlite, Duration::ZERO)
+            OpenFileGuard::take(&path, OpenMode::Sqlite, Duration::ZERO)
                 .unwrap()
                 .is_none()
         );
         // What reads it now is waited for.
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| Hold::take(&path, Way::Sqlite, Duration::MAX));
+            let waiting =
+                scope.spawn(|| OpenFileGuard::take(&path, OpenMode::Sqlite, Duration::MAX));
             drop(plain);
             assert!(waiting.join().unwrap().unwrap().is_some());
         });

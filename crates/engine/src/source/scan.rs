@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use ltx::page_checksum;
 use sqlite_format::{DatabaseHeader, FormatError, PageSize};
 
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::open_files::PlainFile;
 use crate::source::sqlite::{Connection, SqliteError};
@@ -67,7 +67,7 @@ pub enum OnFull {
 #[derive(Debug)]
 pub struct Scan {
     /// The hash of every page, as it was read.
-    pub table: PageTable,
+    pub table: PageHashes,
     /// The pages that differ from the known ones. None when no pages were known, or when so many
     /// differ that a snapshot is better than a delta.
     pub changed: Option<PageSet>,
@@ -82,7 +82,7 @@ pub struct Scan {
 pub fn scan_live(
     path: &Path,
     page_size: PageSize,
-    known: Option<&PageTable>,
+    known: Option<&PageHashes>,
     on_full: OnFull,
     spill: &Spill,
 ) -> Result<Scan, ScanError> {
@@ -199,7 +199,7 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 pub fn scan_cold(
     path: &Path,
     fingerprint: Fingerprint,
-    known: Option<&PageTable>,
+    known: Option<&PageHashes>,
     on_full: OnFull,
     spill: &Spill,
 ) -> Result<Scan, ScanError> {
@@ -232,14 +232,14 @@ pub fn scan_cold(
 fn scan(
     page_size: PageSize,
     bytes: u64,
-    (known, on_full): (Option<&PageTable>, OnFull),
+    (known, on_full): (Option<&PageHashes>, OnFull),
     spill: &Spill,
     mut read: impl FnMut(&mut [u8], u64) -> Result<(), ScanError>,
 ) -> Result<Scan, ScanError> {
     let size = page_size.as_usize();
     let count = u32::try_from(bytes / size as u64).map_err(|_| ScanError::Disturbed)?;
     let most_changed = CHANGED_BYTES.max(bytes / 2);
-    let mut table = PageTable::new(page_size);
+    let mut table = PageHashes::new(page_size);
     let mut changed = known.map(|known| (known, PageSet::new(page_size, spill)));
     let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
     let (mut buffer, mut hashes) = (Vec::new(), Vec::new());
@@ -282,7 +282,7 @@ fn scan(
 /// # Errors
 ///
 /// The spilled pages cannot be read.
-pub fn drop_unchanged(pages: &mut PageSet, known: &PageTable) -> Result<(), ScanError> {
+pub fn drop_unchanged(pages: &mut PageSet, known: &PageHashes) -> Result<(), ScanError> {
     let mut image = Vec::new();
     let mut unchanged = std::collections::BTreeSet::new();
     for pgno in pages.numbers() {

@@ -21,7 +21,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{OpenFlags, ffi};
 use sqlite_format::WalIndexHeader;
 
-use crate::source::open_files::Hold;
+use crate::source::open_files::OpenFileGuard;
 
 pub use inspection::{Checked, Inspection, NOT_CHECKED_MAX, QueryResult, Stop, StopOnDrop};
 
@@ -84,7 +84,7 @@ pub struct WalView {
 pub struct Connection {
     // Dropped first: the connection is closed before the right to have the file open is released.
     inner: rusqlite::Connection,
-    hold: Hold,
+    hold: OpenFileGuard,
 }
 
 impl Connection {
@@ -202,7 +202,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// As [`Hold::is_open_elsewhere`].
+    /// As [`OpenFileGuard::is_open_elsewhere`].
     pub fn is_open_elsewhere(&self, index: &Path) -> std::io::Result<bool> {
         self.hold.is_open_elsewhere(index)
     }
@@ -420,8 +420,8 @@ fn configure_library() {
 }
 
 /// Acquires the right to open a database through SQLite.
-fn hold(path: &Path) -> Result<Hold, SqliteError> {
-    match Hold::for_sqlite(path) {
+fn hold(path: &Path) -> Result<OpenFileGuard, SqliteError> {
+    match OpenFileGuard::for_sqlite(path) {
         Ok(Some(hold)) => Ok(hold),
         Ok(None) => Err(busy("this process reads the file in another way")),
         Err(error) => Err(SqliteError {

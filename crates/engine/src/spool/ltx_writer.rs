@@ -7,7 +7,7 @@ use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
 use sqlite_format::{FRAME_HEADER_BYTES, PageSize, Salts, WAL_HEADER_BYTES};
 
 use crate::env::disk;
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::PageSet;
 use crate::source::wal::LogPosition;
 use crate::spool::state_dir::{LocalError, LocalFile, LocalState};
@@ -101,7 +101,7 @@ impl LogField {
 /// See [`SealError`]; on any error nothing has changed.
 pub fn seal_delta(
     local: &LocalState,
-    table: &mut PageTable,
+    table: &mut PageHashes,
     delta: &mut Delta,
     txid: Txid,
     epoch: u64,
@@ -137,7 +137,7 @@ pub fn seal_delta(
 
 /// The header of a snapshot of these pages at `txid`.
 pub(crate) fn snapshot_header(
-    table: &PageTable,
+    table: &PageHashes,
     txid: Txid,
     timestamp_ms: i64,
     epoch: u64,
@@ -264,7 +264,7 @@ mod tests {
     fn a_page_that_no_file_has_is_never_promised() {
         let directory = tempfile::tempdir().unwrap();
         let local = LocalState::open(directory.path()).unwrap();
-        let mut table = PageTable::new(PageSize::MIN);
+        let mut table = PageHashes::new(PageSize::MIN);
         table.set(1, &[0; 512]);
         table.set(2, &[0; 512]);
         let before = table.clone();

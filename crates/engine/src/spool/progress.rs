@@ -127,7 +127,7 @@ fn disk_bytes(file: &LocalFile) -> u64 {
 
 /// The state behind the lock.
 #[derive(Debug, Default)]
-pub struct ChainState {
+pub struct ReplicationProgress {
     /// The newest captured TXID.
     pub txid: Txid,
     /// Checksum of the whole database there; none until the page hashes are known.
@@ -154,7 +154,7 @@ pub struct ChainState {
     pub targets: Vec<TargetProgress>,
 }
 
-impl ChainState {
+impl ReplicationProgress {
     /// The time of what is captured now, by our clock: times never go back with TXIDs, whatever
     /// the clock does, because restores by time rely on it.
     pub fn time_of_next(&self, now_ms: i64) -> i64 {
@@ -252,7 +252,7 @@ impl ChainState {
         }
     }
 
-    /// As [`ChainState::removable`], when the budget of local state is used up: first those that are
+    /// As [`ReplicationProgress::removable`], when the budget of local state is used up: first those that are
     /// kept for merging only; then, while one target nearly keeps up, what only slower ones need.
     pub fn removable_under_pressure(&self) -> usize {
         match self.removable(self.txid, Need::Uploading) {
@@ -409,35 +409,35 @@ impl ChainState {
 
 /// The shared state and the way to learn that it changed.
 #[derive(Debug)]
-pub struct Chain {
-    state: Mutex<ChainState>,
+pub struct SharedProgress {
+    state: Mutex<ReplicationProgress>,
     version: watch::Sender<u64>,
 }
 
-impl Default for Chain {
-    fn default() -> Chain {
-        Chain {
+impl Default for SharedProgress {
+    fn default() -> SharedProgress {
+        SharedProgress {
             state: Mutex::default(),
             version: watch::Sender::new(0),
         }
     }
 }
 
-impl Chain {
+impl SharedProgress {
     /// The state, to be read.
-    pub fn lock(&self) -> MutexGuard<'_, ChainState> {
+    pub fn lock(&self) -> MutexGuard<'_, ReplicationProgress> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the state and tells everybody.
-    pub fn update<T>(&self, change: impl FnOnce(&mut ChainState) -> T) -> T {
+    pub fn update<T>(&self, change: impl FnOnce(&mut ReplicationProgress) -> T) -> T {
         let result = change(&mut self.lock());
         self.version.send_modify(|version| *version += 1);
         result
     }
 
     /// Changes the state, and tells everybody only when `change` says that it did.
-    pub fn update_if(&self, change: impl FnOnce(&mut ChainState) -> bool) {
+    pub fn update_if(&self, change: impl FnOnce(&mut ReplicationProgress) -> bool) {
         if change(&mut self.lock()) {
             self.version.send_modify(|version| *version += 1);
         }
@@ -453,13 +453,13 @@ impl Chain {
 mod tests {
     use super::*;
 
-    fn chain(first: u64, last: u64) -> ChainState {
+    fn chain(first: u64, last: u64) -> ReplicationProgress {
         let file = |txid| LocalFile {
             txid: Txid::new(txid),
             bytes: 10,
             timestamp_ms: txid as i64,
         };
-        ChainState {
+        ReplicationProgress {
             txid: Txid::new(last),
             files: (first..=last)
                 .map(|txid| Captured {
@@ -468,7 +468,7 @@ mod tests {
                     oldest_ms: txid as i64 * 100,
                 })
                 .collect(),
-            ..ChainState::default()
+            ..ReplicationProgress::default()
         }
     }
 
@@ -536,7 +536,7 @@ mod tests {
         let mut chain = chain(3, 9);
         chain.targets = vec![target(9, 8)];
         let removable =
-            |chain: &ChainState, table| chain.removable(Txid::new(table), Need::Merging);
+            |chain: &ReplicationProgress, table| chain.removable(Txid::new(table), Need::Merging);
         assert_eq!(removable(&chain, 9), 5);
         assert_eq!(removable(&chain, 5), 2, "the table is behind");
         chain.targets.push(TargetProgress {

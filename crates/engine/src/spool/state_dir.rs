@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::env::disk;
 pub(crate) use crate::env::disk::sync_directory;
 use crate::env::lock_file::LockFile;
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::replica::lease::{SourceId, identify};
 use crate::source::wal::LogPosition;
 
@@ -106,7 +106,7 @@ pub struct Loaded {
     /// The newest sealed TXID, zero when nothing was sealed.
     pub txid: Txid,
     /// The page hashes at that TXID; none when the database must be read.
-    pub table: Option<PageTable>,
+    pub table: Option<PageHashes>,
     /// TXID of the page table on the disk.
     pub table_at: Txid,
     /// The position in the WAL at that TXID, where known.
@@ -218,7 +218,7 @@ impl LocalState {
         let replicas = self.read_json("replicas.json").unwrap_or_default();
         let stored = fs::read(self.directory.join("pages"))
             .ok()
-            .and_then(|bytes| PageTable::decode(&bytes).ok());
+            .and_then(|bytes| PageHashes::decode(&bytes).ok());
         let newest = files.last().map_or(Txid::ZERO, |file| file.txid);
         let files = match &stored {
             // A later chain began with a snapshot, so these files lead to no position any more.
@@ -317,7 +317,7 @@ impl LocalState {
     /// # Errors
     ///
     /// The disk failed; the earlier table is intact.
-    pub fn write_table(&self, txid: Txid, table: &PageTable) -> Result<(), LocalError> {
+    pub fn write_table(&self, txid: Txid, table: &PageHashes) -> Result<(), LocalError> {
         self.write("pages", &table.encode(txid), true)
     }
 
@@ -350,7 +350,7 @@ impl LocalState {
     /// The disk failed.
     pub fn seed(
         &self,
-        base: Option<(Txid, &PageTable)>,
+        base: Option<(Txid, &PageHashes)>,
         replicas: &Replicas,
     ) -> Result<(), LocalError> {
         self.forget_log()?;
@@ -436,7 +436,7 @@ fn inspect(path: &Path, name: FileName) -> Option<LocalFile> {
 }
 
 /// Applies a captured file to the table; none when the file is missing or damaged.
-fn replay(path: &Path, table: &mut PageTable) -> Option<()> {
+fn replay(path: &Path, table: &mut PageHashes) -> Option<()> {
     let mut decoder = Decoder::new(BufReader::new(File::open(path).ok()?)).ok()?;
     let commit = decoder.header().commit;
     let (mut changed, mut image) = (Vec::new(), Vec::new());

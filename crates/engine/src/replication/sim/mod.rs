@@ -1,6 +1,6 @@
 //! Writers in a virtual world: time, network, stores, clocks, disks and power come from a seed.
 //!
-//! Everything that decides is the real thing: state directory, ledger, sealing, chain, targets,
+//! Everything that decides is the real thing: state directory, committer, sealing, chain, targets,
 //! lease, fence, merging, retention, restore. SQLite and the capture thread are replaced by a model
 //! that knows every state the database ever had.
 //!

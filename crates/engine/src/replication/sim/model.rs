@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use sqlite_format::PageSize;
 
-use crate::pages::page_hashes::PageTable;
+use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::scan::Scan;
 use crate::source::wal::LogPosition;
@@ -24,7 +24,7 @@ pub(super) fn page_size() -> PageSize {
 }
 
 pub(super) fn checksum(image: &Image) -> u64 {
-    let mut table = PageTable::new(page_size());
+    let mut table = PageHashes::new(page_size());
     for (pgno, bytes) in image {
         table.set(*pgno, bytes);
     }
@@ -95,12 +95,12 @@ impl App {
     /// What a scan of the database under its WAL finds, and the pages that only the WAL has.
     pub(super) fn scan(
         &self,
-        known: Option<&PageTable>,
+        known: Option<&PageHashes>,
         spill: &Spill,
         now_ms: i64,
     ) -> (Scan, Delta) {
         let all = self.delta(None, spill, now_ms);
-        let mut table = PageTable::new(page_size());
+        let mut table = PageHashes::new(page_size());
         for (pgno, bytes) in self.image().iter() {
             table.set(*pgno, bytes);
         }

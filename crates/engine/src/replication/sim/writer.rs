@@ -1,4 +1,4 @@
-//! A process that replicates: the real state directory, ledger, chain and targets, driven as
+//! A process that replicates: the real state directory, committer, chain and targets, driven as
 //! `Follow` drives them, with the model in the place of SQLite and the capture thread.
 
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::env::budget::{Budgets, Limits};
 use crate::pages::page_set::Spill;
 use crate::replica::retention::RetentionPolicy;
-use crate::replication::committer::Ledger;
+use crate::replication::committer::Committer;
 use crate::replication::status::DatabaseHandle;
-use crate::replication::uploader::{Target, TargetReport, TargetSettings};
+use crate::replication::uploader::{TargetReport, TargetSettings, Uploader};
 use crate::replication::{DatabaseSettings, RunError};
 use crate::source::wal::LogPosition;
-use crate::spool::progress::Chain;
+use crate::spool::progress::SharedProgress;
 use crate::spool::state_dir::LocalState;
 
 use super::chance::{Chance, Log};
@@ -77,7 +77,7 @@ impl Process {
             ..Limits::default()
         });
         let account = budgets.account();
-        let chain = Chain::default();
+        let chain = SharedProgress::default();
         chain.update(|chain| chain.account = Some(Arc::clone(&account)));
         let spill = Spill::new(&settings.state, &budgets, account);
         let handle = DatabaseHandle {
@@ -261,11 +261,11 @@ impl Driver {
         let chain = Arc::clone(&self.handle.chain);
         let count = self.settings.targets.len();
         let spill = self.spill.clone();
-        let mut ledger = Ledger::resume(Arc::clone(&local), spill, chain, loaded, count);
+        let mut committer = Committer::resume(Arc::clone(&local), spill, chain, loaded, count);
         let mut seen = log.and_then(|log| self.seen(&log));
         let drained = self.drain.subscribe();
         for (index, (settings, report)) in self.handle.targets.iter().enumerate() {
-            let target = Target {
+            let target = Uploader {
                 index,
                 settings: settings.clone(),
                 database: self.settings.path.clone(),
@@ -296,7 +296,7 @@ impl Driver {
                 let chain = self.handle.chain.lock();
                 (chain.every_target_was_tried(), chain.a_target_answered())
             };
-            let numbered = ledger.table.is_some() || (tried && answered);
+            let numbered = committer.table.is_some() || (tried && answered);
             if !numbered {
                 if stopping && tried {
                     return false;
@@ -314,7 +314,7 @@ impl Driver {
                 // Frames were missed.
                 seen = None;
             }
-            self.step(&mut ledger, &mut seen);
+            self.step(&mut committer, &mut seen);
             if self.machine.disk.is_frozen() {
                 self.note("ends in the middle".to_owned());
                 self.end_targets();
@@ -328,7 +328,7 @@ impl Driver {
                 }
             }
         }
-        ledger.save();
+        committer.save();
         self.drain.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
         let aborts: Vec<_> = tasks.iter().map(JoinHandle::abort_handle).collect();
@@ -355,9 +355,9 @@ impl Driver {
     }
 
     /// What `Follow` would do next, without a pause in it.
-    fn step(&mut self, ledger: &mut Ledger, seen: &mut Seen) {
+    fn step(&mut self, committer: &mut Committer, seen: &mut Seen) {
         let before = self.handle.chain.lock().txid;
-        if let Err(error) = self.try_step(ledger, seen) {
+        if let Err(error) = self.try_step(committer, seen) {
             self.note_error(&error);
             *seen = None;
         }
@@ -369,7 +369,7 @@ impl Driver {
         }
     }
 
-    fn try_step(&mut self, ledger: &mut Ledger, seen: &mut Seen) -> Result<(), RunError> {
+    fn try_step(&mut self, committer: &mut Committer, seen: &mut Seen) -> Result<(), RunError> {
         let place = Arc::clone(&self.place);
         let app = place.app.lock().unwrap();
         let (image, newest, now_ms) = (app.image(), app.newest(), self.machine.clock.now_ms());
@@ -386,18 +386,18 @@ impl Driver {
             )
         };
         let at = match *seen {
-            Some(at) if ledger.table.is_some() && !is_in_doubt => at,
+            Some(at) if committer.table.is_some() && !is_in_doubt => at,
             _ => {
-                let (scan, delta) = app.scan(ledger.table.as_ref(), &spill, now_ms);
-                self.sealing(&image, || ledger.seal_scan(scan, delta, now_ms))?;
-                ledger.record(app.log());
+                let (scan, delta) = app.scan(committer.table.as_ref(), &spill, now_ms);
+                self.sealing(&image, || committer.seal_scan(scan, delta, now_ms))?;
+                committer.record(app.log());
                 *seen = Some(newest);
                 return Ok(());
             }
         };
         if at < newest && !lacks_cut {
             if can_make_room {
-                return ledger.make_room();
+                return committer.make_room();
             }
             if is_full && !keeps_up {
                 return Ok(());
@@ -405,12 +405,12 @@ impl Driver {
         }
         if at < newest {
             let mut delta = app.delta(Some(at), &spill, now_ms);
-            self.sealing(&image, || ledger.seal(&mut delta, now_ms))?;
-            ledger.record(app.log());
+            self.sealing(&image, || committer.seal(&mut delta, now_ms))?;
+            committer.record(app.log());
             *seen = Some(newest);
         }
         if lacks_cut {
-            self.sealing(&image, || ledger.offer_cut(app.in_wal(&spill)))?;
+            self.sealing(&image, || committer.offer_cut(app.in_wal(&spill)))?;
         }
         Ok(())
     }

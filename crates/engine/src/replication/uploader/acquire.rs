@@ -22,18 +22,18 @@ use super::fence::fence;
 use super::levels::{LevelClock, spread};
 use super::retain::UndeletableObjects;
 use super::upload::same_object;
-use super::{Connection, Failures, Target, TargetError, position};
+use super::{Failures, LeasedReplica, TargetError, Uploader, position};
 
-impl Target {
+impl Uploader {
     /// Takes or confirms the lease, lists the stored files, and decides what the target needs.
-    pub(super) async fn connect(&mut self) -> Result<Connection, TargetError> {
+    pub(super) async fn connect(&mut self) -> Result<LeasedReplica, TargetError> {
         let store = Arc::clone(&self.settings.store);
         let (held, lease) = self.hold_lease(&store).await?;
-        let continued = matches!(held, Held::Continued);
+        let continued = matches!(held, LeaseOutcome::Continued);
         let files = match held {
-            Held::Continued => manifest::list(&store).await?,
-            Held::Taken => fence(&store, &lease).await?,
-            Held::Vacant { holder, epoch } => {
+            LeaseOutcome::Continued => manifest::list(&store).await?,
+            LeaseOutcome::Taken => fence(&store, &lease).await?,
+            LeaseOutcome::Vacant { holder, epoch } => {
                 // The previous holder reads the lease again before it acknowledges a file. So this
                 // list has every file that it acknowledged, and then the replica is its backup.
                 let files = manifest::list(&store).await?;
@@ -44,7 +44,7 @@ impl Target {
             }
         };
         let clock = StoreClock::read(&store).await?;
-        let files = clock.temper(files);
+        let files = clock.clamp_to_now(files);
         let epoch = lease.epoch;
         let home = self.local.home().ok();
         self.remember(|record| {
@@ -122,7 +122,7 @@ impl Target {
         let next_snapshot = now + self.snapshot_interval.saturating_sub(age);
         // Hundreds of databases connect at the same moment, also after an outage.
         let spread = spread(&place, 1, self.settings.merge_interval);
-        Ok(Connection {
+        Ok(LeasedReplica {
             files,
             clock,
             epoch,
@@ -169,7 +169,7 @@ impl Target {
     }
 
     /// Takes the lease, or finds that this very process holds it.
-    async fn hold_lease(&self, store: &SharedStore) -> Result<(Held, Lease), TargetError> {
+    async fn hold_lease(&self, store: &SharedStore) -> Result<(LeaseOutcome, Lease), TargetError> {
         let record = self.record();
         let mut claim = Claim {
             holder: self.holder.clone(),
@@ -177,30 +177,31 @@ impl Target {
         };
         let home = self.local.home().ok();
         let stored = lease::read(store).await?.map(|stored| stored.lease);
-        let held = match right(stored.as_ref(), record.as_deref(), &claim, home.as_ref()) {
-            Right::Held { binding } => {
+        let held = match decide_ownership(stored.as_ref(), record.as_deref(), &claim, home.as_ref())
+        {
+            Ownership::LeaseOutcome { binding } => {
                 let lease = stored.expect("what is held is there");
                 if binding {
-                    return Ok((Held::Continued, lease));
+                    return Ok((LeaseOutcome::Continued, lease));
                 }
                 lease::prove_conditions(store, &lease).await?;
-                return Ok((Held::Taken, lease));
+                return Ok((LeaseOutcome::Taken, lease));
             }
-            Right::Resumed => Held::Continued,
-            Right::TakeOver => Held::Taken,
-            Right::Superseded { by, epoch, ours } => {
+            Ownership::Resumed => LeaseOutcome::Continued,
+            Ownership::TakeOver => LeaseOutcome::Taken,
+            Ownership::Superseded { by, epoch, ours } => {
                 return Err(TargetError::Superseded { by, epoch, ours });
             }
-            Right::Diverged { holder, epoch } if self.on_divergence == OnDivergence::Block => {
+            Ownership::Diverged { holder, epoch } if self.on_divergence == OnDivergence::Block => {
                 if !manifest::list(store).await?.is_empty() {
                     return Err(TargetError::Diverged { holder, epoch });
                 }
                 // The lease must not name our database as its source before it is certain that no
                 // file is stored.
                 claim.source = None;
-                Held::Vacant { holder, epoch }
+                LeaseOutcome::Vacant { holder, epoch }
             }
-            Right::Diverged { .. } => Held::Taken,
+            Ownership::Diverged { .. } => LeaseOutcome::Taken,
         };
         let above = self.chain.lock().epoch;
         let epoch = stored.as_ref().map_or(0, |lease| lease.epoch).max(above) + 1;
@@ -211,8 +212,8 @@ impl Target {
                 record.holders.push(claim.holder.clone());
             }
             match held {
-                Held::Continued => record.resumed.push(epoch),
-                Held::Taken | Held::Vacant { .. } => record.resumed.clear(),
+                LeaseOutcome::Continued => record.resumed.push(epoch),
+                LeaseOutcome::Taken | LeaseOutcome::Vacant { .. } => record.resumed.clear(),
             }
         })?;
         let permit = |now: Option<&Lease>| {
@@ -254,7 +255,7 @@ impl Target {
 }
 
 /// How this process came to hold the lease.
-enum Held {
+enum LeaseOutcome {
     /// From ourselves: the stored history continues.
     Continued,
     /// From a holder that may still write: fence before any other step.
@@ -265,9 +266,9 @@ enum Held {
 
 /// The right of a process to a replica.
 #[derive(Debug, PartialEq, Eq)]
-enum Right {
+enum Ownership {
     /// The process holds the lease. Not binding when it failed before the fence was stored.
-    Held { binding: bool },
+    LeaseOutcome { binding: bool },
     /// The lease is of an earlier process with this very state, which has certainly ended.
     Resumed,
     /// The lease is free, or of a backup of this very database, or of a backup restored here. The
@@ -282,26 +283,26 @@ enum Right {
 
 /// Decides the right of this process to a replica, from the stored lease, our record of it, our
 /// claim, and the location of our state.
-fn right(
+fn decide_ownership(
     lease: Option<&Lease>,
     record: Option<&ReplicaRecord>,
     claim: &Claim,
     home: Option<&Home>,
-) -> Right {
+) -> Ownership {
     let Some(lease) = lease else {
-        return Right::TakeOver;
+        return Ownership::TakeOver;
     };
     let same_database = match (&lease.source, &claim.source) {
         (Some(theirs), Some(ours)) => theirs.is_same_file(ours),
         _ => false,
     };
-    let diverged = || Right::Diverged {
+    let diverged = || Ownership::Diverged {
         holder: lease.holder.clone(),
         epoch: lease.epoch,
     };
     let Some(record) = record else {
         return if same_database {
-            Right::TakeOver
+            Ownership::TakeOver
         } else {
             diverged()
         };
@@ -317,24 +318,24 @@ fn right(
         _ => false,
     };
     if lease.holder == claim.holder {
-        Right::Held { binding }
+        Ownership::LeaseOutcome { binding }
     } else if record.adopt {
-        Right::TakeOver
+        Ownership::TakeOver
     } else if known && binding && home.is_some() && record.home.as_ref() == home {
         // The lock on our state was free, so the process that held it has ended.
-        Right::Resumed
+        Ownership::Resumed
     } else if known && (same_database || same_state) {
         // The machine restarted, the volume moved or was cloned, or the lease was taken and never
         // became binding. A restore takes the lease before it has a file to name.
-        Right::TakeOver
+        Ownership::TakeOver
     } else if same_database && (same_state || blank) {
         // The volume was rolled back, or is a clone of one: the process that starts last continues.
         // A rollback to before the first upload counts as lost state.
-        Right::TakeOver
+        Ownership::TakeOver
     } else if known {
         diverged()
     } else {
-        Right::Superseded {
+        Ownership::Superseded {
             by: lease.holder.clone(),
             epoch: lease.epoch,
             ours: record.epoch,
@@ -400,12 +401,12 @@ mod tests {
 
     #[test]
     fn who_may_write_follows_from_the_lease_the_record_and_the_files() {
-        let superseded = || Right::Superseded {
+        let superseded = || Ownership::Superseded {
             by: "other".into(),
             epoch: 5,
             ours: 5,
         };
-        let diverged = |holder: &str| Right::Diverged {
+        let diverged = |holder: &str| Ownership::Diverged {
             holder: holder.into(),
             epoch: 5,
         };
@@ -424,61 +425,66 @@ mod tests {
             ..ReplicaRecord::default()
         };
         for (what, lease, record, expected) in [
-            ("nobody's", None, None, Right::TakeOver),
-            ("nobody's any more", None, before(here()), Right::TakeOver),
+            ("nobody's", None, None, Ownership::TakeOver),
+            (
+                "nobody's any more",
+                None,
+                before(here()),
+                Ownership::TakeOver,
+            ),
             (
                 "ours",
                 lease("us", 1),
                 record(5, &["us"], Some(here())),
-                Right::Held { binding: true },
+                Ownership::LeaseOutcome { binding: true },
             ),
             (
                 "ours, no fence yet",
                 lease("us", 1),
                 record(4, &["x", "us"], Some(here())),
-                Right::Held { binding: false },
+                Ownership::LeaseOutcome { binding: false },
             ),
             (
                 "restart",
                 lease("before", 1),
                 before(here()),
-                Right::Resumed,
+                Ownership::Resumed,
             ),
             (
                 "database exchanged",
                 lease("before", 7),
                 before(here()),
-                Right::Resumed,
+                Ownership::Resumed,
             ),
             (
                 "restart after a lost answer",
                 lease("before", 1),
                 resuming,
-                Right::Resumed,
+                Ownership::Resumed,
             ),
             (
                 "after a lost answer a start that never got to take it",
                 lease("before", 1),
                 resuming_again,
-                Right::Resumed,
+                Ownership::Resumed,
             ),
             (
                 "taken before, no fence yet",
                 lease("before", 1),
                 record(4, &["x", "before"], Some(here())),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
             (
                 "machine started anew",
                 lease("before", 7),
                 before(home("earlier", 2)),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
             (
                 "state copied or cloned",
                 lease("before", 1),
                 before(home("boot", 7)),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
             (
                 "both copied",
@@ -496,7 +502,7 @@ mod tests {
                 "rolled back, or taken by a clone",
                 lease("other", 1),
                 before(home("earlier", 2)),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
             (
                 "taken by who lost the state",
@@ -508,20 +514,20 @@ mod tests {
                 "restored",
                 lease("other", 7),
                 Some(adopted),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
-            ("state lost", lease("other", 1), None, Right::TakeOver),
+            ("state lost", lease("other", 1), None, Ownership::TakeOver),
             (
                 "rolled back to before the first start had stored anything",
                 lease("other", 1),
                 record(0, &["x"], None),
-                Right::TakeOver,
+                Ownership::TakeOver,
             ),
             (
                 "the same, and another database",
                 lease("other", 7),
                 record(0, &["x"], None),
-                Right::Superseded {
+                Ownership::Superseded {
                     by: "other".into(),
                     epoch: 5,
                     ours: 0,
@@ -531,7 +537,7 @@ mod tests {
                 "taken from us before we had stored anything",
                 lease("other", 1),
                 record(0, &["us"], None),
-                Right::Superseded {
+                Ownership::Superseded {
                     by: "other".into(),
                     epoch: 5,
                     ours: 0,
@@ -548,7 +554,7 @@ mod tests {
                 holder: "us".into(),
                 source: Some(file(1)),
             };
-            let right = right(lease.as_ref(), record.as_ref(), &us, Some(&here()));
+            let right = decide_ownership(lease.as_ref(), record.as_ref(), &us, Some(&here()));
             assert_eq!(right, expected, "{what}");
         }
     }

@@ -44,7 +44,7 @@ impl StoreClock {
     }
 
     /// Dates files from the future as of now, so that they expire some day.
-    pub(super) fn temper(&self, files: BTreeSet<RemoteFile>) -> BTreeSet<RemoteFile> {
+    pub(super) fn clamp_to_now(&self, files: BTreeSet<RemoteFile>) -> BTreeSet<RemoteFile> {
         let now_ms = self.now_ms();
         let dated = files.into_iter().map(|file| RemoteFile {
             modified_ms: file.modified_ms.min(now_ms),

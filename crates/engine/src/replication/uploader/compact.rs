@@ -24,7 +24,7 @@ use crate::spool::queue::{Writer, queue};
 use crate::spool::state_dir::LocalState;
 
 use super::lane::{Ending, Lane};
-use super::{Connection, Target, TargetError, Upkeep};
+use super::{LeasedReplica, TargetError, Upkeep, Uploader};
 
 /// Bytes of an input that are in memory at a time, for few and for many inputs.
 const PART_BYTES: (u64, u64) = (1 << 20, 64 << 10);
@@ -45,27 +45,27 @@ pub(super) struct Compacted {
     captured_up_to: Option<Txid>,
 }
 
-impl Target {
+impl Uploader {
     /// Begins to compact what was acknowledged since the last time into one file of level 1.
     pub(super) async fn begin_compaction(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
     ) -> Result<(), TargetError> {
         let (compacted, acked) = {
             let progress = self.progress();
             (progress.merged, progress.acked)
         };
-        let (run, last) = next_run_of_captured(&connection.files, compacted, acked);
-        self.begin_run(connection, run, Some(last)).await
+        let (run, last) = next_run_of_captured(&replica.files, compacted, acked);
+        self.begin_run(replica, run, Some(last)).await
     }
 
     /// Begins to compact files of a level, if some are due.
     pub(super) async fn begin_level_compaction(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
     ) -> Result<(), TargetError> {
-        match connection.due_compaction() {
-            Some(run) => self.begin_run(connection, Some(run), None).await,
+        match replica.due_compaction() {
+            Some(run) => self.begin_run(replica, Some(run), None).await,
             None => Ok(()),
         }
     }
@@ -74,30 +74,30 @@ impl Target {
     /// than one of the database can be read.
     pub(super) async fn begin_snapshot_compaction(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
     ) -> Result<(), TargetError> {
         let acked = self.progress().acked;
-        let plan = plan_restore(&connection.files, Some(acked));
+        let plan = plan_restore(&replica.files, Some(acked));
         let files = plan.map(|plan| plan.files).unwrap_or_default();
         if files.is_empty() || files.len() > MAX_SNAPSHOT_INPUTS {
-            connection.next_snapshot = Instant::now() + SNAPSHOT_PAUSE;
+            replica.next_snapshot = Instant::now() + SNAPSHOT_PAUSE;
             return Ok(());
         }
         let level = ltx::Level::SNAPSHOT.get();
-        self.begin_run(connection, Some(Run { level, files }), None)
+        self.begin_run(replica, Some(Run { level, files }), None)
             .await
     }
 
     async fn begin_run(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         run: Option<Run>,
         captured_up_to: Option<Txid>,
     ) -> Result<(), TargetError> {
         let Some(run) = run else {
             let file = None;
             self.compacted(
-                connection,
+                replica,
                 Compacted {
                     file,
                     captured_up_to,
@@ -106,11 +106,11 @@ impl Target {
             return Ok(());
         };
         // The name of a compacted file is no claim that a later writer meets.
-        self.confirm_lease(connection).await?;
+        self.confirm_lease(replica).await?;
         let (store, budgets) = (Arc::clone(&self.settings.store), Arc::clone(&self.budgets));
-        let (local, clock) = (Arc::clone(&self.local), connection.clock);
-        let (epoch, target) = (connection.epoch, self.index);
-        connection.upkeep = Some(Lane::begin(|ending| async move {
+        let (local, clock) = (Arc::clone(&self.local), replica.clock);
+        let (epoch, target) = (replica.epoch, self.index);
+        replica.upkeep = Some(Lane::begin(|ending| async move {
             let level = run.level;
             let compaction = Compaction {
                 target,
@@ -131,11 +131,11 @@ impl Target {
     }
 
     /// Takes over what a compaction has led to.
-    pub(super) fn compacted(&self, connection: &mut Connection, compacted: Compacted) {
+    pub(super) fn compacted(&self, replica: &mut LeasedReplica, compacted: Compacted) {
         if let Some(file) = compacted.file {
-            self.stored(connection, file);
+            self.stored(replica, file);
             if file.is_snapshot() {
-                self.snapshot_stored(connection);
+                self.snapshot_stored(replica);
                 self.set_progress(|progress| progress.copied = file.max);
             }
         }
@@ -143,8 +143,8 @@ impl Target {
             self.set_progress(|progress| progress.merged = progress.merged.max(last));
             let now = Instant::now();
             let is_done = self.progress().acked <= last;
-            connection.has_step &= !is_done;
-            connection.next_compaction = match is_done {
+            replica.has_step &= !is_done;
+            replica.next_compaction = match is_done {
                 true => now + self.settings.merge_interval,
                 false => now,
             };

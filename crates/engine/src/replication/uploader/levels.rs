@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::replica::compaction::{Run, next_run};
 
-use super::Connection;
+use super::LeasedReplica;
 
 /// The first level that is made from compacted files.
 const FIRST_LEVEL: u8 = 2;
@@ -40,7 +40,7 @@ fn fraction(place: &str, level: u8) -> f64 {
     f64::from(hasher.finish() as u32) / f64::from(u32::MAX)
 }
 
-impl Connection {
+impl LeasedReplica {
     /// Time of the next compaction of any level; none while no level has files to compact.
     pub(super) fn next_level_compaction(&self) -> Option<Instant> {
         let clocks = self.levels.iter();

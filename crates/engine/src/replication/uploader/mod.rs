@@ -33,7 +33,7 @@ use crate::replica::lease::{LeaseError, SourceId};
 use crate::replica::manifest::{RemoteError, RemoteFile};
 use crate::replica::retention::RetentionPolicy;
 use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, SnapshotError};
-use crate::spool::progress::{Chain, TargetPhase, TargetProgress};
+use crate::spool::progress::{SharedProgress, TargetPhase, TargetProgress};
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
 
 use clock::StoreClock;
@@ -237,7 +237,7 @@ impl TargetError {
 }
 
 /// One target of one database.
-pub struct Target {
+pub struct Uploader {
     /// Its number in the chain.
     pub index: usize,
     /// What it is configured to do.
@@ -257,7 +257,7 @@ pub struct Target {
     /// What we know about targets between runs.
     pub records: Arc<Mutex<Replicas>>,
     /// What is captured.
-    pub chain: Arc<Chain>,
+    pub chain: Arc<SharedProgress>,
     /// What we report.
     pub report: Arc<Mutex<TargetReport>>,
     /// True: store what is captured, then end.
@@ -265,7 +265,7 @@ pub struct Target {
 }
 
 /// What a connected target knows of its store.
-struct Connection {
+struct LeasedReplica {
     files: BTreeSet<RemoteFile>,
     clock: StoreClock,
     epoch: u64,
@@ -313,22 +313,22 @@ enum Upkeep {
     Retained(Retained),
 }
 
-impl Target {
+impl Uploader {
     /// Runs until it is drained or superseded.
     pub async fn run(mut self) {
         let mut pause = MIN_PAUSE;
-        let mut connection = None;
+        let mut replica = None;
         loop {
             // In boxes: thousands of targets that wait carry no room for what they do then.
-            let went = match &mut connection {
+            let went = match &mut replica {
                 None => match Box::pin(self.connect()).await {
                     Ok(connected) => {
-                        connection = Some(connected);
+                        replica = Some(connected);
                         Ok(Went::On)
                     }
                     Err(error) => Err(error),
                 },
-                Some(connection) => Box::pin(self.go_on(connection)).await,
+                Some(replica) => Box::pin(self.go_on(replica)).await,
             };
             match went {
                 Ok(Went::On) => pause = MIN_PAUSE,
@@ -339,7 +339,7 @@ impl Target {
                         return;
                     }
                     if error.is_conflict() {
-                        connection = None;
+                        replica = None;
                     }
                     self.pause(pause).await;
                     pause = (pause * 2).min(MAX_PAUSE);
@@ -349,37 +349,37 @@ impl Target {
     }
 
     /// Does the most urgent thing, or waits until there is something to do.
-    async fn go_on(&mut self, connection: &mut Connection) -> Result<Went, TargetError> {
+    async fn go_on(&mut self, replica: &mut LeasedReplica) -> Result<Went, TargetError> {
         let mut changes = self.chain.subscribe();
-        if let Some(lane) = connection.snapshot.take_if(|lane| lane.is_over()) {
+        if let Some(lane) = replica.snapshot.take_if(|lane| lane.is_over()) {
             let stored = lane.done().await;
-            let done = self.snapshot_done(connection, stored).await;
-            self.lane_done(connection, done)?;
+            let done = self.snapshot_done(replica, stored).await;
+            self.lane_done(replica, done)?;
         }
-        if let Some(lane) = connection.upkeep.take_if(|lane| lane.is_over()) {
+        if let Some(lane) = replica.upkeep.take_if(|lane| lane.is_over()) {
             let upkeep = lane.done().await;
-            let done = self.upkeep_done(connection, upkeep).await;
-            self.lane_done(connection, done)?;
+            let done = self.upkeep_done(replica, upkeep).await;
+            self.lane_done(replica, done)?;
         }
-        let facts = self.facts(connection);
+        let facts = self.facts(replica);
         match machine::next(&facts, Instant::now()) {
-            Step::Upload => self.upload_next(connection).await?,
-            Step::NeedSnapshot { above } => self.need_snapshot(connection, above).await?,
-            Step::AskForCut => self.ask_for_cut(connection).await?,
+            Step::Upload => self.upload_next(replica).await?,
+            Step::NeedSnapshot { above } => self.need_snapshot(replica, above).await?,
+            Step::AskForCut => self.ask_for_cut(replica).await?,
             Step::TakeCut => {
-                connection.cut = self.chain.update(|chain| chain.take_cut(self.index));
+                replica.cut = self.chain.update(|chain| chain.take_cut(self.index));
             }
-            Step::BeginSnapshot { is_base } => self.begin_snapshot(connection, is_base).await?,
-            Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(connection).await?,
-            Step::BeginCompaction => self.begin_compaction(connection).await?,
-            Step::BeginLevelCompaction => self.begin_level_compaction(connection).await?,
-            Step::BeginRetention => self.begin_retention(connection),
+            Step::BeginSnapshot { is_base } => self.begin_snapshot(replica, is_base).await?,
+            Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(replica).await?,
+            Step::BeginCompaction => self.begin_compaction(replica).await?,
+            Step::BeginLevelCompaction => self.begin_level_compaction(replica).await?,
+            Step::BeginRetention => self.begin_retention(replica),
             Step::End => return Ok(Went::ToTheEnd),
             Step::Wait { until } => {
-                self.report_progress(connection);
-                let Connection {
+                self.report_progress(replica);
+                let LeasedReplica {
                     snapshot, upkeep, ..
-                } = connection;
+                } = replica;
                 tokio::select! {
                     _ = changes.changed() => {}
                     _ = self.drain.changed() => {}
@@ -390,18 +390,18 @@ impl Target {
                 return Ok(Went::On);
             }
         }
-        self.report_progress(connection);
+        self.report_progress(replica);
         Ok(Went::On)
     }
 
     /// What failed is tried until it is done, so nothing is wrong any more, unless beside the uploads.
-    fn report_progress(&self, connection: &Connection) {
-        if connection.failures.until.is_none() {
+    fn report_progress(&self, replica: &LeasedReplica) {
+        if replica.failures.until.is_none() {
             self.report_success();
         }
     }
 
-    fn facts(&self, connection: &Connection) -> Facts {
+    fn facts(&self, replica: &LeasedReplica) -> Facts {
         let chain = self.chain.lock();
         let progress = &chain.targets[self.index];
         Facts {
@@ -411,18 +411,18 @@ impl Target {
             has_next: chain.captured(progress.acked.next()).is_some(),
             snapshot: progress.copied,
             needs_snapshot: progress.needs_snapshot,
-            cut: connection.cut.as_ref().map(|cut| cut.txid),
+            cut: replica.cut.as_ref().map(|cut| cut.txid),
             is_cut_offered: chain.is_cut_offered(self.index),
             wants_cut: progress.wants_cut,
-            is_storing_snapshot: connection.snapshot.is_some(),
-            is_keeping_up: connection.upkeep.is_some(),
-            has_step: connection.has_step,
-            is_outrun: connection.is_outrun,
-            next_snapshot: connection.next_snapshot,
-            next_compaction: connection.next_compaction,
-            next_level_compaction: connection.next_level_compaction(),
-            next_retention: connection.next_retention,
-            not_before: connection.failures.until,
+            is_storing_snapshot: replica.snapshot.is_some(),
+            is_keeping_up: replica.upkeep.is_some(),
+            has_step: replica.has_step,
+            is_outrun: replica.is_outrun,
+            next_snapshot: replica.next_snapshot,
+            next_compaction: replica.next_compaction,
+            next_level_compaction: replica.next_level_compaction(),
+            next_retention: replica.next_retention,
+            not_before: replica.failures.until,
             is_draining: *self.drain.borrow(),
         }
     }
@@ -431,15 +431,15 @@ impl Target {
     /// unless it says that another writer has taken over.
     fn lane_done(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         result: Result<(), TargetError>,
     ) -> Result<(), TargetError> {
         match result {
-            Ok(()) => connection.failures = Failures::default(),
+            Ok(()) => replica.failures = Failures::default(),
             Err(error) if error.is_conflict() || error.ends_with().is_some() => return Err(error),
             Err(error) => {
                 self.report_error(&error);
-                connection.failures.failed(Instant::now());
+                replica.failures.failed(Instant::now());
             }
         }
         Ok(())
@@ -447,21 +447,21 @@ impl Target {
 
     async fn upkeep_done(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         upkeep: Result<Upkeep, TargetError>,
     ) -> Result<(), TargetError> {
         match upkeep {
             Ok(Upkeep::Compacted(compacted)) => {
-                self.compacted(connection, compacted);
+                self.compacted(replica, compacted);
                 Ok(())
             }
-            Ok(Upkeep::Retained(retained)) => self.retained(connection, retained),
+            Ok(Upkeep::Retained(retained)) => self.retained(replica, retained),
             Err(error) if error.is_lost_file() => {
                 // No restore can pass this file: request a snapshot after it.
                 let name = &self.settings.name;
                 tracing::error!(target_name = %name, "{error}: a new snapshot is stored");
                 let acked = self.progress().acked;
-                self.need_snapshot(connection, acked).await
+                self.need_snapshot(replica, acked).await
             }
             Err(error) => Err(error),
         }

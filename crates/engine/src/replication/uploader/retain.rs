@@ -12,7 +12,7 @@ use crate::replica::retention::{RetentionPlan, RetentionPolicy, plan_retention};
 
 use super::lane::Lane;
 use super::upload::confirm_lease;
-use super::{Connection, RETENTION_PAUSE, Target, TargetError, Upkeep};
+use super::{LeasedReplica, RETENTION_PAUSE, TargetError, Upkeep, Uploader};
 
 /// Files deleted in one run; there may be more.
 const DELETE_FILES: usize = 64;
@@ -38,17 +38,17 @@ pub(super) struct Retained {
     result: Result<(), TargetError>,
 }
 
-impl Target {
+impl Uploader {
     /// Begins to delete some of what no promised restore needs.
-    pub(super) fn begin_retention(&self, connection: &mut Connection) {
-        let retention = self.retention(connection);
-        connection.upkeep = Some(Lane::begin(|_| async move {
+    pub(super) fn begin_retention(&self, replica: &mut LeasedReplica) {
+        let retention = self.retention(replica);
+        replica.upkeep = Some(Lane::begin(|_| async move {
             Ok(Upkeep::Retained(retention.run().await))
         }));
     }
 
-    fn retention(&self, connection: &mut Connection) -> Retention {
-        let undeletable = &mut connection.undeletable;
+    fn retention(&self, replica: &mut LeasedReplica) -> Retention {
+        let undeletable = &mut replica.undeletable;
         if undeletable
             .since
             .is_some_and(|since| since.elapsed() >= REFUSED_PAUSE)
@@ -59,10 +59,10 @@ impl Target {
             name: self.settings.name.clone(),
             store: Arc::clone(&self.settings.store),
             holder: self.holder.clone(),
-            epoch: connection.epoch,
+            epoch: replica.epoch,
             policy: self.settings.retention,
-            now_ms: connection.clock.cautious_ms(),
-            files: connection.files.clone(),
+            now_ms: replica.clock.cautious_ms(),
+            files: replica.files.clone(),
             undeletable: undeletable.files.clone(),
         }
     }
@@ -70,19 +70,19 @@ impl Target {
     /// Takes over what a run has led to: what is gone is forgotten, what was refused is remembered.
     pub(super) fn retained(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         retained: Retained,
     ) -> Result<(), TargetError> {
         for file in &retained.deleted {
-            connection.files.remove(file);
+            replica.files.remove(file);
         }
         if let Some(refusal) = &retained.refusal {
-            self.warn_of(connection, refusal, retained.refused.len());
+            self.warn_of(replica, refusal, retained.refused.len());
         }
-        connection.undeletable.files.extend(retained.refused);
+        replica.undeletable.files.extend(retained.refused);
         let now = Instant::now();
         // After a failure there is another pause, see `Failures`.
-        connection.next_retention = match retained.has_more || retained.result.is_err() {
+        replica.next_retention = match retained.has_more || retained.result.is_err() {
             true => now,
             false => now + RETENTION_PAUSE,
         };
@@ -90,13 +90,13 @@ impl Target {
     }
 
     /// Says once, not each time for more files, that the store refuses to delete.
-    fn warn_of(&self, connection: &mut Connection, refusal: &StoreError, files: usize) {
+    fn warn_of(&self, replica: &mut LeasedReplica, refusal: &StoreError, files: usize) {
         let name = &self.settings.name;
-        if connection.undeletable.since.is_some() {
+        if replica.undeletable.since.is_some() {
             tracing::debug!(target_name = %name, files, "retention: {refusal}");
             return;
         }
-        connection.undeletable.since = Some(Instant::now());
+        replica.undeletable.since = Some(Instant::now());
         tracing::warn!(
             target_name = %name, files,
             "retention: {refusal}; what the store refuses to delete stays, and is asked for again in \

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use crate::replica::lease::Lease;
 use crate::replica::manifest::RemoteFile;
 use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
-use crate::spool::progress::ChainState;
+use crate::spool::progress::ReplicationProgress;
 
 use super::lane::Lane;
-use super::{Connection, Target, TargetError, position};
+use super::{LeasedReplica, TargetError, Uploader, position};
 
 /// What became of a snapshot.
 pub(super) struct Stored {
@@ -22,17 +22,17 @@ pub(super) struct Stored {
     bytes: Result<u64, StoreSnapshotError>,
 }
 
-impl Target {
+impl Uploader {
     /// Asks the database for a cut. Where the application has overtaken snapshots before, a read mark
     /// is taken first.
-    pub(super) async fn ask_for_cut(&self, connection: &mut Connection) -> Result<(), TargetError> {
+    pub(super) async fn ask_for_cut(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
         // A cut that is made while the store is away would be old when it comes back.
-        self.confirm_lease(connection).await?;
-        if connection.effort == Effort::Pinned && connection.pin.is_none() {
+        self.confirm_lease(replica).await?;
+        if replica.effort == Effort::Pinned && replica.pin.is_none() {
             let path = self.database.clone();
             let taken = tokio::task::spawn_blocking(move || Pin::take(&path)).await;
             // Without one a database that nobody has open is read all the same.
-            connection.pin = taken.expect("taking a read mark does not panic").ok();
+            replica.pin = taken.expect("taking a read mark does not panic").ok();
         }
         self.set_progress(|progress| progress.wants_cut = true);
         Ok(())
@@ -41,30 +41,30 @@ impl Target {
     /// Begins to stream the snapshot of the cut that was taken.
     pub(super) async fn begin_snapshot(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         is_base: bool,
     ) -> Result<(), TargetError> {
         // It stays there until nothing can fail any more: taking another one costs the database time.
-        let cut = connection.cut.clone();
+        let cut = replica.cut.clone();
         let cut = cut.expect("the machine has seen that there is one");
         if is_base {
             // Later deltas build on this snapshot, and put-if-absent cannot fence it. Announce it in
             // the lease first, so that a successor uploads a newer one.
             let announce = |lease: &mut Lease| lease.announced = lease.announced.max(cut.txid);
-            self.amend_lease(connection, announce).await?;
+            self.amend_lease(replica, announce).await?;
         } else {
             // Its name is no claim that a later writer meets.
-            self.confirm_lease(connection).await?;
+            self.confirm_lease(replica).await?;
         }
-        let snapshots = connection.files.iter().filter(|file| file.is_snapshot());
+        let snapshots = replica.files.iter().filter(|file| file.is_snapshot());
         let newest = snapshots.max_by_key(|file| file.max);
         let snapshot = Snapshot {
             cut: Arc::clone(&cut),
             database: self.database.clone(),
             target: self.index,
-            epoch: connection.epoch,
-            effort: connection.effort,
-            pin: connection.pin.take(),
+            epoch: replica.epoch,
+            effort: replica.effort,
+            pin: replica.pin.take(),
             expected_bytes: newest.map(|file| file.size),
             directory: self.local.directory().to_owned(),
             account: self.account(),
@@ -72,8 +72,8 @@ impl Target {
         let store = Arc::clone(&self.settings.store);
         let budgets = Arc::clone(&self.budgets);
         let was_pinned = snapshot.pin.is_some();
-        connection.cut = None;
-        connection.snapshot = Some(Lane::begin(|_| async move {
+        replica.cut = None;
+        replica.snapshot = Some(Lane::begin(|_| async move {
             let bytes = snapshot.store(&store, &budgets).await;
             Stored {
                 cut,
@@ -88,7 +88,7 @@ impl Target {
     /// Takes over what became of a snapshot.
     pub(super) async fn snapshot_done(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         stored: Stored,
     ) -> Result<(), TargetError> {
         let Stored {
@@ -103,7 +103,7 @@ impl Target {
                 let Some(page) = error.overwritten() else {
                     return Err(error.into());
                 };
-                self.overtaken(connection, page, is_base, was_pinned);
+                self.overtaken(replica, page, is_base, was_pinned);
                 return Ok(());
             }
             Err(StoreSnapshotError::Store(error)) => return Err(error.into()),
@@ -112,38 +112,38 @@ impl Target {
             min: Txid::FIRST,
             max: cut.txid,
         };
-        let now_ms = connection.clock.now_ms();
+        let now_ms = replica.clock.now_ms();
         let file = RemoteFile::new(Level::SNAPSHOT.get(), name, bytes, now_ms);
-        self.stored(connection, file);
+        self.stored(replica, file);
         if is_base {
             // An announced snapshot that another writer has superseded is not acknowledged.
-            self.confirm_lease(connection).await?;
+            self.confirm_lease(replica).await?;
         }
-        self.snapshot_stored(connection);
+        self.snapshot_stored(replica);
         if !is_base {
             self.set_progress(|progress| (progress.copied, progress.taken_cut) = (cut.txid, None));
             return Ok(());
         }
         let checksum = cut.table.checksum();
         self.acknowledge(position(cut.txid, checksum, cut.timestamp_ms));
-        connection.has_step = true;
+        replica.has_step = true;
         self.chain.update(|chain| self.begin_with(chain, cut.txid));
         Ok(())
     }
 
     /// A snapshot is stored: the next one is due after the interval.
-    pub(super) fn snapshot_stored(&self, connection: &mut Connection) {
+    pub(super) fn snapshot_stored(&self, replica: &mut LeasedReplica) {
         let now = Instant::now();
-        connection.effort = Effort::default();
-        connection.is_outrun = false;
-        connection.overwritten = None;
-        connection.next_snapshot = now + self.snapshot_interval;
-        connection.next_retention = now;
+        replica.effort = Effort::default();
+        replica.is_outrun = false;
+        replica.overwritten = None;
+        replica.next_snapshot = now + self.snapshot_interval;
+        replica.next_retention = now;
         self.set_report(|report| report.last_snapshot = Some(Timestamp::now()));
     }
 
     /// Everything after this snapshot is uploaded next.
-    fn begin_with(&self, chain: &mut ChainState, snapshot: Txid) {
+    fn begin_with(&self, chain: &mut ReplicationProgress, snapshot: Txid) {
         // The captured file of that very TXID is uploaded, too: level 0 must not end before it.
         let has_own_file = chain.captured(snapshot).is_some();
         let progress = &mut chain.targets[self.index];
@@ -158,29 +158,29 @@ impl Target {
     /// The application was faster: try harder, or compact what is stored.
     fn overtaken(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         page: Overwritten,
         is_base: bool,
         was_pinned: bool,
     ) {
-        let (name, pgno, effort) = (&self.settings.name, page.pgno, connection.effort);
+        let (name, pgno, effort) = (&self.settings.name, page.pgno, replica.effort);
         tracing::debug!(
             target_name = %name, pgno, ?effort,
             "a page was overwritten before it was read: the snapshot begins again"
         );
         // Under a read mark nothing is overwritten, and a commit changes what the next cut says.
-        if was_pinned || connection.overwritten == Some(page) {
+        if was_pinned || replica.overwritten == Some(page) {
             tracing::error!(
                 target_name = %name, pgno,
                 "a page differs from what the captured commits lead to: the database is read again"
             );
             self.chain.update(|chain| chain.is_in_doubt = true);
         }
-        connection.overwritten = Some(page);
-        connection.pin = None;
+        replica.overwritten = Some(page);
+        replica.pin = None;
         match effort {
-            Effort::Spooled if !is_base => connection.is_outrun = true,
-            effort => connection.effort = effort.more(),
+            Effort::Spooled if !is_base => replica.is_outrun = true,
+            effort => replica.effort = effort.more(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::spool::state_dir::{LocalFile, ReplicaRecord};
 
 /// A target of a database in a directory of its own.
 struct Bench {
-    target: Target,
+    target: Uploader,
     _drain: watch::Sender<bool>,
     _directory: tempfile::TempDir,
 }
@@ -24,9 +24,9 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("db"), "database").unwrap();
         let (drain, drained) = watch::channel(false);
-        let chain = Chain::default();
+        let chain = SharedProgress::default();
         chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
-        let target = Target {
+        let target = Uploader {
             index: 0,
             settings: TargetSettings {
                 name: "here".into(),

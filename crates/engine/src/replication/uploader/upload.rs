@@ -17,23 +17,23 @@ use crate::replica::lease::{self, Lease, LeaseError, StoredLease};
 use crate::replica::manifest::{self, RemoteFile};
 
 use super::compact::check;
-use super::{Connection, Target, TargetError, position};
+use super::{LeasedReplica, TargetError, Uploader, position};
 
-impl Target {
+impl Uploader {
     /// What follows `above` is no longer on the local disk: continue from a snapshot. The store is
     /// asked first, because a snapshot made while it is away would be too old when it comes back.
     pub(super) async fn need_snapshot(
         &self,
-        connection: &Connection,
+        replica: &LeasedReplica,
         above: Txid,
     ) -> Result<(), TargetError> {
-        self.confirm_lease(connection).await?;
+        self.confirm_lease(replica).await?;
         self.set_progress(|progress| progress.needs_snapshot = Some(above));
         Ok(())
     }
 
     /// Stores the captured file after the last acknowledged one.
-    pub(super) async fn upload_next(&self, connection: &mut Connection) -> Result<(), TargetError> {
+    pub(super) async fn upload_next(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
         let captured = {
             let chain = self.chain.lock();
             chain.captured(chain.targets[self.index].acked.next())
@@ -42,7 +42,7 @@ impl Target {
         let Some(captured) = captured else {
             return Ok(());
         };
-        self.follow_source(connection).await?;
+        self.follow_source(replica).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
         // Proven when it was sealed, and again when it has lain since an earlier run.
@@ -65,7 +65,7 @@ impl Target {
                 Err(error) => {
                     tracing::error!("{}: {error}: a new snapshot is stored", path.display());
                     let above = Txid::new(file.txid.get() - 1);
-                    return self.need_snapshot(connection, above).await;
+                    return self.need_snapshot(replica, above).await;
                 }
             }
         }
@@ -78,7 +78,7 @@ impl Target {
             path,
             len: file.bytes,
         };
-        if let Err(error) = self.put(connection, 0, name, body, file.timestamp_ms).await {
+        if let Err(error) = self.put(replica, 0, name, body, file.timestamp_ms).await {
             let is_gone = self.chain.lock().captured(file.txid).is_none();
             // It was removed to make room while it was read.
             return match is_gone && !error.is_conflict() && error.ends_with().is_none() {
@@ -110,7 +110,7 @@ impl Target {
     /// is our own, from an attempt whose answer was lost.
     pub(super) async fn put(
         &self,
-        connection: &mut Connection,
+        replica: &mut LeasedReplica,
         level: u8,
         name: FileName,
         body: Body,
@@ -121,18 +121,18 @@ impl Target {
         let size = body.size();
         match store_new(store, &key, body, timestamp_ms).await {
             Err(TargetError::Store(error)) if error.kind() == StoreErrorKind::Exists => {
-                return Err(self.explain_conflict(connection, &key, error).await);
+                return Err(self.explain_conflict(replica, &key, error).await);
             }
             stored => stored?,
         }
-        let now_ms = connection.clock.now_ms();
-        self.stored(connection, RemoteFile::new(level, name, size, now_ms));
+        let now_ms = replica.clock.now_ms();
+        self.stored(replica, RemoteFile::new(level, name, size, now_ms));
         Ok(())
     }
 
     /// A file of ours is in the store.
-    pub(super) fn stored(&self, connection: &mut Connection, file: RemoteFile) {
-        connection.files.insert(file);
+    pub(super) fn stored(&self, replica: &mut LeasedReplica, file: RemoteFile) {
+        replica.files.insert(file);
         self.set_report(|report| {
             report.uploads += 1;
             report.uploaded_bytes += file.size;
@@ -142,11 +142,11 @@ impl Target {
     /// Finds out whose file has the name that we wanted.
     pub(super) async fn explain_conflict(
         &self,
-        connection: &Connection,
+        replica: &LeasedReplica,
         key: &str,
         error: StoreError,
     ) -> TargetError {
-        match self.confirm_lease(connection).await {
+        match self.confirm_lease(replica).await {
             Err(error) => error,
             Ok(()) => {
                 tracing::warn!(key, "another writer's file has the name that comes next");
@@ -158,35 +158,35 @@ impl Target {
     /// Changes our lease.
     pub(super) async fn amend_lease(
         &self,
-        connection: &Connection,
+        replica: &LeasedReplica,
         change: impl Fn(&mut Lease),
     ) -> Result<(), TargetError> {
         if lease::amend(&self.settings.store, &self.holder, change).await? {
             return Ok(());
         }
-        self.confirm_lease(connection).await?;
+        self.confirm_lease(replica).await?;
         // Somebody removed it: connect again.
         Err(TargetError::Lease(LeaseError::Contended))
     }
 
     /// Names the database file in the lease when another one has taken its place.
-    async fn follow_source(&self, connection: &mut Connection) -> Result<(), TargetError> {
+    async fn follow_source(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
         let source = lease::identify(&self.database).ok();
-        if source.is_some() && source != connection.source {
+        if source.is_some() && source != replica.source {
             let name = |lease: &mut Lease| lease.source.clone_from(&source);
-            self.amend_lease(connection, name).await?;
-            connection.source = source;
+            self.amend_lease(replica, name).await?;
+            replica.source = source;
         }
         Ok(())
     }
 
     /// Asks who may write, before anything that put-if-absent does not protect.
-    pub(super) async fn confirm_lease(&self, connection: &Connection) -> Result<(), TargetError> {
-        confirm_lease(&self.settings.store, &self.holder, connection.epoch).await
+    pub(super) async fn confirm_lease(&self, replica: &LeasedReplica) -> Result<(), TargetError> {
+        confirm_lease(&self.settings.store, &self.holder, replica.epoch).await
     }
 }
 
-/// As [`Target::confirm_lease`], for what runs beside the target's own task.
+/// As [`Uploader::confirm_lease`], for what runs beside the target's own task.
 pub(super) async fn confirm_lease(
     store: &SharedStore,
     holder: &str,

@@ -10,7 +10,7 @@ use crate::env::budget::Budgets;
 use crate::replica::retention::RetentionPolicy;
 use crate::replication::uploader::TargetSettings;
 use crate::source::capture::unix_ms;
-use crate::spool::progress::{Chain, TargetProgress};
+use crate::spool::progress::{SharedProgress, TargetProgress};
 use crate::spool::state_dir::LocalState;
 
 const HOUR_MS: i64 = 3_600_000;
@@ -21,7 +21,7 @@ const OLD: u64 = 10;
 
 struct Bench {
     store: Arc<Faulty<Memory>>,
-    target: Target,
+    target: Uploader,
     _drain: watch::Sender<bool>,
     _directory: tempfile::TempDir,
 }
@@ -44,9 +44,9 @@ impl Bench {
             },
         };
         let (drain, drained) = watch::channel(false);
-        let chain = Chain::default();
+        let chain = SharedProgress::default();
         chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
-        let target = Target {
+        let target = Uploader {
             index: 0,
             settings,
             database: directory.path().join("db"),
@@ -69,28 +69,28 @@ impl Bench {
     }
 
     /// Connects, then stores a full copy, captured files and a merged file over all but the last.
-    async fn connected(&mut self) -> Connection {
-        let mut connection = self.target.connect().await.unwrap();
+    async fn connected(&mut self) -> LeasedReplica {
+        let mut replica = self.target.connect().await.unwrap();
         for txid in 2..=OLD + 2 {
-            self.put(&mut connection, 0, txid, txid).await;
+            self.put(&mut replica, 0, txid, txid).await;
         }
-        self.put(&mut connection, 9, 1, 1).await;
-        self.put(&mut connection, 1, 2, OLD + 1).await;
-        connection
+        self.put(&mut replica, 9, 1, 1).await;
+        self.put(&mut replica, 1, 2, OLD + 1).await;
+        replica
     }
 
-    async fn put(&self, connection: &mut Connection, level: u8, min: u64, max: u64) {
+    async fn put(&self, replica: &mut LeasedReplica, level: u8, min: u64, max: u64) {
         let (min, max) = (Txid::new(min), Txid::new(max));
         let (name, body) = (FileName { min, max }, Body::from(vec![0; 8]));
-        let put = self.target.put(connection, level, name, body, 1);
+        let put = self.target.put(replica, level, name, body, 1);
         put.await.unwrap();
     }
 
     /// One run of retention; true when there is more to delete.
-    async fn retain(&self, connection: &mut Connection) -> Result<bool, TargetError> {
-        let retained = self.target.retention(connection).run().await;
+    async fn retain(&self, replica: &mut LeasedReplica) -> Result<bool, TargetError> {
+        let retained = self.target.retention(replica).run().await;
         let has_more = retained.has_more;
-        self.target.retained(connection, retained)?;
+        self.target.retained(replica, retained)?;
         Ok(has_more)
     }
 
@@ -118,29 +118,29 @@ fn run(off_ms: i64, test: impl AsyncFnOnce(Bench)) {
 #[test]
 fn a_wall_clock_that_is_a_year_ahead_of_the_store_deletes_nothing_early() {
     run(-YEAR_MS, async |mut bench| {
-        let mut connection = bench.connected().await;
-        let dated = connection.files.first().unwrap().modified_ms;
+        let mut replica = bench.connected().await;
+        let dated = replica.files.first().unwrap().modified_ms;
         assert!((unix_ms() - YEAR_MS - dated).abs() < HOUR_MS, "{dated}");
-        assert!(!bench.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured() as u64, OLD + 1);
         // By the time that passes they get old all the same.
         tokio::time::advance(HOUR).await;
-        assert!(!bench.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured(), 1);
-        assert_eq!(connection.files.len(), 3);
+        assert_eq!(replica.files.len(), 3);
     });
 }
 
 #[test]
 fn a_store_whose_clock_is_a_year_ahead_of_the_machine_deletes_nothing_early() {
     run(YEAR_MS, async |mut bench| {
-        let mut connection = bench.connected().await;
+        let mut replica = bench.connected().await;
         let listed = |file: &RemoteFile| RemoteFile {
             modified_ms: unix_ms(),
             ..*file
         };
-        connection.files = connection.files.iter().map(listed).collect();
-        assert!(!bench.retain(&mut connection).await.unwrap());
+        replica.files = replica.files.iter().map(listed).collect();
+        assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured() as u64, OLD + 1);
     });
 }
@@ -165,17 +165,12 @@ fn files_from_the_future_are_taken_for_new_when_they_are_listed() {
             .store
             .put(&key, Body::Bytes(bytes), PutMode::Create, &meta);
         put.await.unwrap();
-        let connection = bench.target.connect().await.unwrap();
-        let now_ms = connection.clock.now_ms();
+        let replica = bench.target.connect().await.unwrap();
+        let now_ms = replica.clock.now_ms();
         assert!((now_ms - unix_ms()).abs() < HOUR_MS);
         // The fence that was stored for us is not ahead either.
-        assert_eq!(connection.files.len(), 2);
-        assert!(
-            connection
-                .files
-                .iter()
-                .all(|file| file.modified_ms <= now_ms)
-        );
+        assert_eq!(replica.files.len(), 2);
+        assert!(replica.files.iter().all(|file| file.modified_ms <= now_ms));
     });
 }
 
@@ -199,7 +194,7 @@ fn header() -> ltx::Header {
 #[test]
 fn one_refused_object_stays_known_and_keeps_no_other_one() {
     run(-YEAR_MS, async |mut bench| {
-        let mut connection = bench.connected().await;
+        let mut replica = bench.connected().await;
         tokio::time::advance(HOUR).await;
         // After the look at the lease: all at once, then one by one.
         let calls = bench.store.operations();
@@ -209,10 +204,10 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
             .set_plan(plan.at(calls + 5, Fault::Fail(StoreErrorKind::Other)));
         let log = Log::default();
         let _listening = log.listen();
-        assert!(!bench.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured(), 2);
-        assert_eq!(connection.files.len(), 4);
-        let refused: Vec<u64> = connection
+        assert_eq!(replica.files.len(), 4);
+        let refused: Vec<u64> = replica
             .undeletable
             .files
             .iter()
@@ -223,31 +218,31 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
         bench.store.set_plan(FaultPlan::none());
         let calls = bench.store.operations();
         tokio::time::advance(HOUR).await;
-        assert!(!bench.retain(&mut connection).await.unwrap());
+        assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.store.operations(), calls);
         let said = log.text();
         assert_eq!(said.matches("WARN").count(), 1, "{said}");
         assert!(said.contains("delete ltx/0/0000000000000004"), "{said}");
         tokio::time::advance(HOUR * 24).await;
-        assert!(!bench.retain(&mut connection).await.unwrap());
-        assert_eq!((bench.captured(), connection.files.len()), (1, 3));
-        assert!(connection.undeletable.files.is_empty());
+        assert!(!bench.retain(&mut replica).await.unwrap());
+        assert_eq!((bench.captured(), replica.files.len()), (1, 3));
+        assert!(replica.undeletable.files.is_empty());
     });
 }
 
 #[test]
 fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
     run(-YEAR_MS, async |mut bench| {
-        let mut connection = bench.connected().await;
+        let mut replica = bench.connected().await;
         let log = Log::default();
         let _listening = log.listen();
-        let old = connection.files.len();
+        let old = replica.files.len();
         for round in 0..3 {
             let begin = OLD + 3 + round * 200;
             for txid in begin..begin + 200 {
-                bench.put(&mut connection, 0, txid, txid).await;
+                bench.put(&mut replica, 0, txid, txid).await;
             }
-            bench.put(&mut connection, 1, begin, begin + 199).await;
+            bench.put(&mut replica, 1, begin, begin + 199).await;
             tokio::time::advance(HOUR).await;
             let lease = bench.store.operations();
             let refuse = Fault::Fail(StoreErrorKind::Denied);
@@ -255,18 +250,18 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
                 .store
                 .set_plan(FaultPlan::none().from(lease + 2, refuse));
             // The next ones would be refused, too: they wait for the next time.
-            assert!(!bench.retain(&mut connection).await.unwrap());
+            assert!(!bench.retain(&mut replica).await.unwrap());
             let calls = bench.store.operations() - lease;
             assert_eq!(calls as usize, 2 + 1 + DELETE_FILES);
             bench.store.set_plan(FaultPlan::none());
         }
-        assert_eq!(connection.files.len(), old + 3 * 201);
+        assert_eq!(replica.files.len(), old + 3 * 201);
         assert_eq!(log.text().matches("WARN").count(), 1, "{}", log.text());
         // Once it has the right, all of them go, some at a time.
         tokio::time::advance(HOUR * 24).await;
-        while bench.retain(&mut connection).await.unwrap() {}
+        while bench.retain(&mut replica).await.unwrap() {}
         // The one that no merged file covers stays, and the newest.
-        assert_eq!((bench.captured(), connection.files.len()), (2, 7));
+        assert_eq!((bench.captured(), replica.files.len()), (2, 7));
     });
 }
 
@@ -283,25 +278,21 @@ fn each_call_of_retention_may_fail_and_its_answer_may_be_lost() {
         for call in 0.. {
             let hit = std::cell::Cell::new(false);
             run(-YEAR_MS, async |mut bench| {
-                let mut connection = bench.connected().await;
+                let mut replica = bench.connected().await;
                 tokio::time::advance(HOUR).await;
                 let at = bench.store.operations() + call;
                 // One by one from the second call on.
                 let plan = FaultPlan::none().at(at - call + 2, Fault::Fail(StoreErrorKind::Denied));
                 bench.store.set_plan(plan.at(at, fault));
-                let _answer = bench.retain(&mut connection).await;
+                let _answer = bench.retain(&mut replica).await;
                 hit.set(bench.store.operations() > at);
                 // What is gone though its answer was lost is known until it is deleted again.
-                let known = connection
-                    .files
-                    .iter()
-                    .filter(|file| file.level == 0)
-                    .count();
+                let known = replica.files.iter().filter(|file| file.level == 0).count();
                 assert!(known >= bench.captured(), "{fault:?} at {call}");
                 bench.store.set_plan(FaultPlan::none());
                 tokio::time::advance(HOUR * 25).await;
-                while bench.retain(&mut connection).await.unwrap() {}
-                assert_eq!((bench.captured(), connection.files.len()), (1, 3));
+                while bench.retain(&mut replica).await.unwrap() {}
+                assert_eq!((bench.captured(), replica.files.len()), (1, 3));
             });
             calls = call;
             if !hit.get() {
