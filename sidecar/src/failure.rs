@@ -120,7 +120,7 @@ impl From<RestoreError> for Failure {
             // The data is good, but does not contain the requested point.
             RestoreError::TooEarly { .. }
             | RestoreError::Generation(GenerationError::NoTxid | GenerationError::Between { .. })
-            | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Merged { .. }) => {
+            | RestoreError::Plan(PlanError::NotStored { .. } | PlanError::Compacted { .. }) => {
                 ExitCode::NothingToRestore
             }
             error => judge_restore(error).exit_code(),

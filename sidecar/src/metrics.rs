@@ -47,7 +47,7 @@ pub fn render(databases: &[ShownDatabase]) -> String {
     let snapshot = gauges(
         &mut registry,
         "last_snapshot_timestamp_seconds",
-        "When the newest full copy was stored",
+        "When the newest snapshot was stored",
     );
     let checkpoints = counters(
         &mut registry,

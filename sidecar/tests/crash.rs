@@ -201,7 +201,7 @@ fn survive(rounds: u32, wild: bool) {
     );
     assert!(
         wild || largest.unwrap() < 2_000_000,
-        "a delta of {largest:?} bytes is a full copy"
+        "a delta of {largest:?} bytes is a snapshot"
     );
     prove_each(&url, place.path(), &files);
 }

@@ -259,7 +259,7 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetEr
     let files = fence(store, &lease).await?;
     Ok(Stored::Ours(Hold {
         epoch: lease.epoch,
-        copy_expected: lease.announced > manifest::newest_copy(&files),
+        copy_expected: lease.announced > manifest::newest_snapshot(&files),
     }))
 }
 
@@ -346,7 +346,7 @@ mod tests {
             targets: vec![TargetSettings {
                 name: "here".into(),
                 store,
-                merge_interval: Duration::from_secs(30),
+                compaction_interval: Duration::from_secs(30),
                 higher_levels: Vec::new(),
                 retention: RetentionPolicy::default(),
             }],

@@ -73,5 +73,5 @@ pub fn newest_base(shop: &Shop<'_>) -> Result<String> {
         .objects()?
         .into_iter()
         .filter(|key| key.contains("/0009/"));
-    bases.max().context("there is no full copy")
+    bases.max().context("there is no snapshot")
 }

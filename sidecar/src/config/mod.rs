@@ -462,7 +462,7 @@ pub fn targets(
     }
     let mut targets: Vec<TargetSettings> = Vec::new();
     let mut sync_interval = DEFAULT_SYNC_INTERVAL;
-    let (merge_interval, higher_levels) = levels(config)?;
+    let (compaction_interval, higher_levels) = levels(config)?;
     for (index, (replica, target)) in replicas
         .iter()
         .zip(targets_of(config, database, key, place)?)
@@ -489,7 +489,7 @@ pub fn targets(
         targets.push(TargetSettings {
             name,
             store,
-            merge_interval,
+            compaction_interval,
             higher_levels: higher_levels.clone(),
             retention: retention(config, database, replica),
         });

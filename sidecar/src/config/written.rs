@@ -250,7 +250,7 @@ impl<'de> Visitor<'de> for Map<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
         let mut entries: Vec<(String, Node)> = Vec::new();
-        let mut merged = Vec::new();
+        let mut compacted = Vec::new();
         for (name, kind) in self.0 {
             let changed = || A::Error::custom("a mapping is shorter than it was");
             let name = map.next_key_seed(Shape(name))?.ok_or_else(changed)?;
@@ -260,14 +260,14 @@ impl<'de> Visitor<'de> for Map<'_> {
                 Node::List(_) | Node::Map(_) => return Err(A::Error::custom("a key is a text")),
             };
             match (name.as_str(), value) {
-                (MERGE, Node::List(items)) => merged.extend(items),
-                (MERGE, value) => merged.push(value),
+                (MERGE, Node::List(items)) => compacted.extend(items),
+                (MERGE, value) => compacted.push(value),
                 (_, value) => entries.push((name, value)),
             }
         }
         // The end of the mapping must be consumed.
         map.next_key::<IgnoredAny>()?;
-        for other in merged {
+        for other in compacted {
             let Node::Map(other) = other else {
                 return Err(A::Error::custom("<< takes a mapping, or a list of them"));
             };

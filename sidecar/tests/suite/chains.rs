@@ -312,7 +312,7 @@ fn a_hole_at_each_object_of_a_chain_is_named() {
             continue;
         }
         let said = match min {
-            1 => "no full copy".to_owned(),
+            1 => "no snapshot".to_owned(),
             min => format!("TXID {:016x} is followed by nothing", min - 1),
         };
         history.is_refused(&[], 11, &[&said]);
@@ -551,7 +551,7 @@ fn is_taken_over(objects: &[Object], wal_offset: i64) {
     let above = files(&place.path().join("backup"), &|name| {
         name.ends_with(".ltx") && name[name.len() - 20..] > *"0000000000000006.ltx"
     });
-    assert!(above.len() >= 2, "a full copy and a capture: {above:?}");
+    assert!(above.len() >= 2, "a snapshot and a capture: {above:?}");
 
     let mut replicate = litestream();
     let config = place.write(

@@ -154,7 +154,7 @@ fn written_by_us(place: &Place, replica: &Replica) -> (String, jiff::Timestamp, 
     let first = sidecar.wait_until_stored();
     let mut middle = None;
     let mut last = first.position.unwrap().txid;
-    until("there are merged files and several full copies", || {
+    until("there are merged files and several snapshots", || {
         insert(&connection, 1);
         let status = sidecar.wait_until("the commit is stored", |status| {
             status.targets[0].position == status.position

@@ -166,8 +166,12 @@ mod tests {
         let more = [&files[..], &[(1, 8, 9, 1)]].concat();
         assert_eq!(next(&more, 2), [(7, 7), (8, 9)]);
         assert_eq!(next(&more, 3), []);
-        let copied = [&more[..], &[(9, 1, 7, 5)]].concat();
-        assert_eq!(next(&copied, 2), [], "what a full copy has left behind");
+        let newest_snapshot = [&more[..], &[(9, 1, 7, 5)]].concat();
+        assert_eq!(
+            next(&newest_snapshot, 2),
+            [],
+            "what a snapshot has left behind"
+        );
     }
 
     #[test]
@@ -256,10 +260,10 @@ mod tests {
             }
             for point in before.iter().map(|file| file.max) {
                 let plan = plan_restore(&before, Some(point));
-                let merged = plan_restore(&files, Some(point));
-                prop_assert_eq!(plan.is_ok(), merged.is_ok());
-                if let (Ok(plan), Ok(merged)) = (plan, merged) {
-                    prop_assert!(merged.files.len() <= plan.files.len());
+                let compacted = plan_restore(&files, Some(point));
+                prop_assert_eq!(plan.is_ok(), compacted.is_ok());
+                if let (Ok(plan), Ok(compacted)) = (plan, compacted) {
+                    prop_assert!(compacted.files.len() <= plan.files.len());
                 }
             }
         }

@@ -127,7 +127,7 @@ pub fn newest_with_room(layout: Layout, files: &BTreeSet<RemoteFile>) -> Result<
 }
 
 /// TXID of the newest snapshot; zero when there is none.
-pub fn newest_copy(files: &BTreeSet<RemoteFile>) -> Txid {
+pub fn newest_snapshot(files: &BTreeSet<RemoteFile>) -> Txid {
     let copies = files.iter().filter(|file| file.is_snapshot());
     copies.map(|file| file.max).max().unwrap_or(Txid::ZERO)
 }

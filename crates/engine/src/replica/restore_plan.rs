@@ -14,8 +14,8 @@ pub enum PlanError {
     #[error("there is no backup")]
     Empty,
     /// Files exist, but no snapshot to begin with.
-    #[error("no full copy at or before TXID {wanted}: the oldest one ends at {oldest:?}")]
-    NoBase {
+    #[error("no snapshot at or before TXID {wanted}: the oldest one ends at {oldest:?}")]
+    NoSnapshot {
         /// The requested position.
         wanted: Txid,
         /// End of the oldest snapshot, if one exists.
@@ -31,7 +31,7 @@ pub enum PlanError {
     },
     /// The position is inside a compacted file: its own file has expired.
     #[error("TXID {wanted} is no longer a position of its own: {before} and {next} are")]
-    Merged {
+    Compacted {
         /// The requested position.
         wanted: Txid,
         /// The last position before it.
@@ -90,7 +90,7 @@ pub fn plan_restore(files: &BTreeSet<RemoteFile>, wanted: Option<Txid>) -> Resul
         .filter(|file| file.max <= wanted)
         .max_by_key(|file| rank(file));
     let Some(base) = base else {
-        return Err(PlanError::NoBase {
+        return Err(PlanError::NoSnapshot {
             wanted,
             oldest: bases.map(|file| file.max).min(),
         });
@@ -140,7 +140,7 @@ fn no_way_on(files: &BTreeSet<RemoteFile>, after: Txid, wanted: Txid) -> PlanErr
         .map(|file| file.max)
         .min();
     if let Some(next) = across {
-        return PlanError::Merged {
+        return PlanError::Compacted {
             wanted,
             before: after,
             next,
@@ -213,14 +213,14 @@ mod tests {
                 next: Txid::new(6)
             })
         );
-        let merged = set(&[(9, 1, 3), (1, 4, 8)]);
+        let compacted = set(&[(9, 1, 3), (1, 4, 8)]);
         let wanted = Txid::new(6);
-        let expected = PlanError::Merged {
+        let expected = PlanError::Compacted {
             wanted,
             before: Txid::new(3),
             next: Txid::new(8),
         };
-        assert_eq!(plan_restore(&merged, Some(wanted)), Err(expected));
+        assert_eq!(plan_restore(&compacted, Some(wanted)), Err(expected));
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         let wanted = Txid::new(4);
         assert_eq!(
             plan_restore(&set(&[(0, 4, 4)]), None),
-            Err(PlanError::NoBase {
+            Err(PlanError::NoSnapshot {
                 wanted,
                 oldest: None
             })

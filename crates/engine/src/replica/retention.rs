@@ -187,10 +187,10 @@ struct Covering {
 
 impl Covering {
     fn of(files: &[Aged], exact: Duration) -> Covering {
-        let merged = |aged: &&Aged| (1..Level::SNAPSHOT.get()).contains(&aged.file.level);
+        let compacted = |aged: &&Aged| (1..Level::SNAPSHOT.get()).contains(&aged.file.level);
         let old = files
             .iter()
-            .filter(merged)
+            .filter(compacted)
             .filter(|aged| aged.is_older(exact));
         let mut furthest: Vec<_> = old.map(|aged| (aged.file.min, aged.file.max)).collect();
         furthest.sort_unstable();

@@ -79,7 +79,7 @@ pub(super) struct AttachedDriver {
 pub(super) struct Left {
     pub(super) committer: Committer,
     pub(super) pace: Pace,
-    /// Where the WAL stands after all that is sealed, where that is known.
+    /// Where the WAL stands after all that is written, where that is known.
     pub(super) log: Option<LogPosition>,
     pub(super) result: Result<Ended, RunError>,
 }
@@ -134,7 +134,7 @@ impl AttachedDriver {
         worker.release(self.is_closable).await;
         if let Ok(Ended::Stopped) = result {
             // Commits after the last look belong to whoever captures next.
-            database.handle.chain.lock().unsealed.clear();
+            database.handle.chain.lock().unwritten.clear();
         }
         Left {
             pace: self.machine.pace(),
@@ -379,14 +379,14 @@ impl Worker {
         let Some(batch) = self.attached.mailbox.take() else {
             return Ok(Done::Unchanged);
         };
-        self.seal(batch).await?;
+        self.write(batch).await?;
         Ok(Done::Written)
     }
 
     /// Writes a batch, and returns its pages.
-    async fn seal(&mut self, batch: Batch) -> Result<PageSet, RunError> {
+    async fn write(&mut self, batch: Batch) -> Result<PageSet, RunError> {
         let (handle, log) = (self.handle.clone(), batch.log);
-        let seal = move |committer: &mut Committer| {
+        let write = move |committer: &mut Committer| {
             let (commit, first_ms) = (batch.commit, batch.first_ms);
             let page_size = batch.pages.page_size();
             let mut delta = Delta {
@@ -395,12 +395,12 @@ impl Worker {
                 pages: batch.pages,
                 commit,
             };
-            committer.seal(&mut delta, first_ms)?;
+            committer.write(&mut delta, first_ms)?;
             handle.set_size(page_size, commit);
             committer.record(log);
             Ok(delta.pages)
         };
-        let pages = self.blocking(seal).await?;
+        let pages = self.blocking(write).await?;
         self.log = Some(log);
         Ok(pages)
     }
@@ -452,7 +452,7 @@ impl Worker {
             return Err(RunError::WalReader(WalError::Restless));
         };
         let (handle, log) = (self.handle.clone(), batch.log);
-        let seal = move |committer: &mut Committer| {
+        let write = move |committer: &mut Committer| {
             let (first_ms, commit) = (batch.first_ms, batch.commit);
             let newest = Delta {
                 pages: batch.pages,
@@ -460,12 +460,12 @@ impl Worker {
                 log: Some((log, batch.log_offset)),
                 timestamp_ms: batch.last_ms,
             };
-            committer.seal_scan(scan, newest, first_ms)?;
+            committer.write_scan(scan, newest, first_ms)?;
             handle.set_size(page_size, commit);
             committer.record(log);
             Ok(())
         };
-        self.blocking(seal).await?;
+        self.blocking(write).await?;
         self.log = Some(log);
         Ok(Done::Written)
     }
@@ -485,7 +485,7 @@ impl Worker {
         let batch = self.attached.mailbox.take();
         let is_written = batch.is_some();
         if let Some(batch) = batch {
-            let pages = self.seal(batch).await?;
+            let pages = self.write(batch).await?;
             if let Err(error) = newest.overlay(pages) {
                 return Ok(self.cut_failed(&WalError::Spill(error)));
             }
@@ -510,7 +510,7 @@ impl Worker {
     ///
     /// [`RunError::Log`] where they cannot be kept: nothing that was captured is lost.
     async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
-        // An answer to an earlier question may be older than what was sealed since.
+        // An answer to an earlier question may be older than what was written since.
         self.attached.mailbox.lock().log = None;
         self.attached.reread();
         let log = self.until(|pending| match pending.gap {

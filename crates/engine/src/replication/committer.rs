@@ -1,4 +1,4 @@
-//! What is known of a database at the newest sealed TXID, and every step that moves it on.
+//! What is known of a database at the newest written TXID, and every step that moves it on.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::pages::page_set::{PageSet, Spill};
 use crate::replication::snapshot::Cut;
 use crate::source::scan::{OnFull, Scan, ScanError, drop_unchanged};
 use crate::source::wal::LogPosition;
-use crate::spool::ltx_writer::{Delta, SealError, seal_delta};
+use crate::spool::ltx_writer::{Delta, WriteError, write_delta};
 use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
 use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
 
-/// Sealed files between two writes of the page table.
+/// Written files between two writes of the page table.
 const TABLE_EVERY: u64 = 128;
 
-/// What is known about the database at the newest sealed TXID. Moves into blocking tasks and back.
+/// What is known about the database at the newest written TXID. Moves into blocking tasks and back.
 pub(super) struct Committer {
     pub(super) local: Arc<LocalState>,
     pub(super) spill: Spill,
@@ -67,8 +67,8 @@ impl Committer {
         }
     }
 
-    /// Seals a delta as the next TXID, with a time that does not go back.
-    pub(super) fn seal(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
+    /// Writes a delta as the next TXID, with a time that does not go back.
+    pub(super) fn write(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
         let table = self
             .table
             .as_mut()
@@ -79,8 +79,8 @@ impl Committer {
             (chain.txid.next(), chain.epoch, time)
         };
         delta.timestamp_ms = timestamp_ms;
-        let sealed = seal_delta(&self.local, table, delta, txid, epoch);
-        let file = match sealed {
+        let written = write_delta(&self.local, table, delta, txid, epoch);
+        let file = match written {
             Err(error) => {
                 // The pages are gone with the delta: the next attachment compares hashes.
                 return Err(error.into());
@@ -90,7 +90,7 @@ impl Committer {
         let checksum = table.checksum();
         self.chain.update(|chain| {
             // It also holds commits that an earlier attempt has lost.
-            let taken_ms = chain.unsealed.oldest_taken_ms();
+            let taken_ms = chain.unwritten.oldest_taken_ms();
             let oldest_ms = taken_ms.map_or(oldest_ms, |ms| ms.min(oldest_ms));
             chain.txid = txid;
             chain.checksum = Some(checksum);
@@ -100,12 +100,12 @@ impl Committer {
                 checksum: Some(checksum),
                 oldest_ms,
             });
-            chain.unsealed.sealed();
+            chain.unwritten.written();
         });
         if txid.get() >= self.table_at.get() + TABLE_EVERY {
             self.store_table(txid)?;
         }
-        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
     }
 
     /// Removes captured files, because the budget of local state is used up.
@@ -123,7 +123,7 @@ impl Committer {
         if txid > self.table_at {
             self.store_table(txid)?;
         }
-        self.trim(|chain, table_at| chain.removable(table_at, Need::Merging))
+        self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
     }
 
     /// What a scan does when there is no room for changed pages: it fails while uploads will make room.
@@ -134,10 +134,10 @@ impl Committer {
         }
     }
 
-    /// Seals what a scan found under `newest`, the frames published since it began: a delta of the
+    /// Writes what a scan found under `newest`, the frames published since it began: a delta of the
     /// pages that changed, or, where nothing or too little is known, the begin of a new lineage of
     /// captured files, whose first position every target needs as a snapshot.
-    pub(super) fn seal_scan(
+    pub(super) fn write_scan(
         &mut self,
         scan: Scan,
         newest: Delta,
@@ -151,7 +151,7 @@ impl Committer {
             drop_unchanged(&mut changed, table)?;
             if changed.is_empty() && newest.commit == table.commit() {
                 self.chain.update(|chain| {
-                    chain.unsealed.sealed();
+                    chain.unwritten.written();
                     chain.is_in_doubt = false;
                 });
                 return Ok(());
@@ -160,7 +160,7 @@ impl Committer {
                 pages: changed,
                 ..newest
             };
-            self.seal(&mut delta, oldest_ms)?;
+            self.write(&mut delta, oldest_ms)?;
             self.chain.update(|chain| chain.is_in_doubt = false);
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl Committer {
         pages.truncate(newest.commit);
         if let Some(pgno) = table.first_gap(newest.commit, |pgno| pages.contains(pgno)) {
             let commit = newest.commit;
-            return Err(SealError::Uncovered { pgno, commit }.into());
+            return Err(WriteError::Uncovered { pgno, commit }.into());
         }
         let mut image = Vec::new();
         let mut hashes = Vec::with_capacity(pages.len());
@@ -227,7 +227,7 @@ impl Committer {
             let oldest_ms = chain.oldest_unstored_ms().unwrap_or(time);
             (chain.txid.max(above).next(), time, oldest_ms)
         };
-        // On the disk first: if that fails, nothing of it is sealed, and it must not seem known.
+        // On the disk first: if that fails, nothing of it is written, and it must not seem known.
         self.local.write_table(txid, &table)?;
         let checksum = table.checksum();
         let (page_size, commit, log) = (table.page_size(), newest.commit, newest.log);
@@ -261,7 +261,7 @@ impl Committer {
             log,
             timestamp_ms,
         };
-        self.seal(&mut nothing, oldest_ms)
+        self.write(&mut nothing, oldest_ms)
     }
 
     pub(super) fn record(&self, log: LogPosition) {
@@ -346,9 +346,9 @@ mod tests {
         (Scan { table, changed }, newest)
     }
 
-    fn seal_scan(committer: &mut Committer, byte: u8) -> Result<(), RunError> {
+    fn write_scan(committer: &mut Committer, byte: u8) -> Result<(), RunError> {
         let (scan, newest) = scan(committer, byte);
-        committer.seal_scan(scan, newest, 1)
+        committer.write_scan(scan, newest, 1)
     }
 
     fn newest(committer: &Committer) -> u64 {
@@ -359,12 +359,12 @@ mod tests {
     fn a_first_scan_begins_with_a_cut_and_later_ones_give_what_changed() {
         let directory = tempfile::tempdir().unwrap();
         let mut committer = committer(directory.path());
-        seal_scan(&mut committer, 1).unwrap();
+        write_scan(&mut committer, 1).unwrap();
         let cut = committer.chain.lock().take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
-        seal_scan(&mut committer, 1).unwrap();
+        write_scan(&mut committer, 1).unwrap();
         assert_eq!(newest(&committer), 2, "nothing changed");
-        seal_scan(&mut committer, 2).unwrap();
+        write_scan(&mut committer, 2).unwrap();
         assert_eq!(newest(&committer), 3);
         let chain = committer.chain.lock();
         assert!(chain.cut.is_none() && chain.continues(cut.txid));
@@ -374,13 +374,13 @@ mod tests {
     fn a_scan_that_kept_no_pages_begins_a_new_lineage() {
         let directory = tempfile::tempdir().unwrap();
         let mut committer = committer(directory.path());
-        seal_scan(&mut committer, 1).unwrap();
+        write_scan(&mut committer, 1).unwrap();
         let (found, delta) = scan(&committer, 2);
         let found = Scan {
             changed: None,
             ..found
         };
-        committer.seal_scan(found, delta, 1).unwrap();
+        committer.write_scan(found, delta, 1).unwrap();
         let mut chain = committer.chain.lock();
         let cut = chain.take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), chain.txid.get()), (3, 4));
@@ -391,7 +391,7 @@ mod tests {
     fn a_cut_is_of_the_present_position_or_begins_above_what_a_target_has() {
         let directory = tempfile::tempdir().unwrap();
         let mut committer = committer(directory.path());
-        seal_scan(&mut committer, 1).unwrap();
+        write_scan(&mut committer, 1).unwrap();
         for (above, cut_at) in [(None, 2), (Some(1), 2), (Some(2), 3), (Some(9), 10)] {
             committer.chain.update(|chain| {
                 chain.targets[0].needs_snapshot = above.map(Txid::new);
@@ -416,9 +416,9 @@ mod tests {
         let mut committer = committer(directory.path());
         let obstacle = committer.local.directory().join("pages.tmp");
         std::fs::create_dir(&obstacle).unwrap();
-        assert!(seal_scan(&mut committer, 1).is_err());
+        assert!(write_scan(&mut committer, 1).is_err());
         std::fs::remove_dir(&obstacle).unwrap();
-        seal_scan(&mut committer, 1).unwrap();
+        write_scan(&mut committer, 1).unwrap();
         let cut = committer.chain.lock().take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
     }

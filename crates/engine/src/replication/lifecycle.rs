@@ -30,7 +30,7 @@ const STABLE: Duration = Duration::from_secs(60);
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a target that says nothing is waited for. It may have higher numbers, and then begins with a
-/// full copy above them.
+/// snapshot above them.
 const FIRST_ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Pause before a file is probed again that another part of this process reads.
@@ -45,13 +45,13 @@ const OPENED_TIME: Duration = Duration::from_secs(600);
 pub(super) struct Lifecycle {
     /// None only while a blocking task has it.
     pub(super) committer: Option<Committer>,
-    /// Where the log stood at the newest sealed TXID, if nothing happened since.
+    /// Where the log stood at the newest written TXID, if nothing happened since.
     pub(super) log: Option<LogPosition>,
     /// The state in which a database that nobody has open was captured.
     pub(super) cold: Option<Fingerprint>,
     /// The state of a database and its log in which we let go of it, everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
-    /// When captured commits are sealed.
+    /// When captured commits are written.
     pub(super) pace: Pace,
     /// It has been attached before.
     pub(super) had_turn: bool,
@@ -246,7 +246,7 @@ impl Lifecycle {
             false if !self.has_table() => now_ms,
             false => return,
         };
-        database.handle.chain.lock().unsealed.changed(first_ms);
+        database.handle.chain.lock().unwritten.changed(first_ms);
     }
 
     /// Whether a database that we have let go of still is what was captured: two system calls.
@@ -313,7 +313,7 @@ impl Lifecycle {
         let began = Instant::now();
         self.blocking(move |committer| {
             if !is_known {
-                handle.chain.lock().unsealed.begin_resync();
+                handle.chain.lock().unwritten.begin_resync();
                 let (known, on_full) = (committer.table.as_ref(), committer.on_full());
                 let scan = scan_cold(&path, fingerprint, known, on_full, &committer.spill)?;
                 let page_size = scan.table.page_size();
@@ -324,7 +324,7 @@ impl Lifecycle {
                     log: None,
                     timestamp_ms: now,
                 };
-                committer.seal_scan(scan, nothing, now)?;
+                committer.write_scan(scan, nothing, now)?;
                 handle.set_size(page_size, commit);
             }
             let table = committer
@@ -422,10 +422,10 @@ impl Lifecycle {
             Start::At(log) => Some(log),
             Start::Unknown | Start::AfterClose(_) => None,
         };
-        let unsealed = Arc::clone(&database.handle.chain.lock().unsealed);
+        let unwritten = Arc::clone(&database.handle.chain.lock().unwritten);
         let path = database.settings.path.clone();
         let capture = &database.env.capture;
-        let attached = capture.attach(&path, &committer.spill, start, &unsealed);
+        let attached = capture.attach(&path, &committer.spill, start, &unwritten);
         let times = (self.pace, self.scan_time);
         let driver = AttachedDriver::new(committer, times, attached, log, database);
         let left = driver.run(database).await;

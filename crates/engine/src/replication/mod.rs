@@ -1,4 +1,4 @@
-//! The driver of one database: finds it, captures, seals, heals, copies, and ends in order.
+//! The driver of one database: finds it, captures, writes, heals, copies, and ends in order.
 
 mod attached;
 mod committer;
@@ -29,7 +29,7 @@ use crate::source::capture::Capture;
 use crate::source::probe::{Probe, probe};
 use crate::source::scan::ScanError;
 use crate::source::wal::WalError;
-use crate::spool::ltx_writer::SealError;
+use crate::spool::ltx_writer::WriteError;
 use crate::spool::progress::SharedProgress;
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
 
@@ -98,7 +98,7 @@ enum RunError {
     #[error(transparent)]
     Local(#[from] LocalError),
     #[error(transparent)]
-    Seal(#[from] SealError),
+    Write(#[from] WriteError),
     #[error(transparent)]
     Scan(#[from] ScanError),
     #[error(transparent)]
@@ -118,7 +118,7 @@ impl RunError {
     fn is_disk_full(&self) -> bool {
         match self {
             RunError::Local(error) => error.is_disk_full(),
-            RunError::Seal(error) => error.is_disk_full(),
+            RunError::Write(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
             RunError::WalReader(WalError::Spill(error)) | RunError::Log(WalError::Spill(error)) => {
                 crate::spool::state_dir::is_disk_full(error)

@@ -1,4 +1,4 @@
-//! When captured commits are sealed: a pure function of when that was done before.
+//! When captured commits are written: a pure function of when that was done before.
 
 use std::time::Duration;
 

@@ -294,10 +294,10 @@ mod tests {
     /// Three captures each second, the older ones only inside compacted files. The store reports
     /// `stored_ms` for the file that ends at a position.
     async fn replica(stored_ms: impl Fn(u64) -> i64 + Send + Sync) -> Arc<Faulty<Memory>> {
-        let merged = (2..=NEWEST).filter(|txid| txid % 30 == 0);
-        let merged = merged.map(|txid| (1, if txid == 30 { 2 } else { txid - 29 }, txid));
+        let compacted = (2..=NEWEST).filter(|txid| txid % 30 == 0);
+        let compacted = compacted.map(|txid| (1, if txid == 30 { 2 } else { txid - 29 }, txid));
         let captured = (NEWEST / 2..=NEWEST).map(|txid| (0, txid, txid));
-        let files = [(9, 1, 1)].into_iter().chain(merged).chain(captured);
+        let files = [(9, 1, 1)].into_iter().chain(compacted).chain(captured);
         store_of(files, captured_ms, stored_ms).await
     }
 
@@ -493,9 +493,9 @@ mod tests {
         }
         let (before, _) = found(&store, at(197)).await;
         assert_eq!(before.unwrap(), Txid::new(197));
-        let (merged, _) = found(&store, at(270)).await;
+        let (compacted, _) = found(&store, at(270)).await;
         assert!(
-            matches!(merged, Err(RestoreError::Remote(_))),
+            matches!(compacted, Err(RestoreError::Remote(_))),
             "271 may be of then"
         );
         let (its_own, _) = found(&store, at(180)).await;

@@ -155,7 +155,7 @@ mod tests {
         let bucket = of_a_day(1, |index, ms| ms + 100 + any(index, 900));
         let slow = of_a_day(1, |index, ms| ms + 100 + any(index, 5000));
         let skewed = of_a_day(1, |index, ms| ms + 100 + any(index, 900) - 7 * minutes);
-        let merged = of_a_day(30, |index, ms| ms + 200 + any(index, 30_000));
+        let compacted = of_a_day(30, |index, ms| ms + 200 + any(index, 30_000));
         let copied = of_a_day(1, |_, _| 90_000_000);
         let nonsense = of_a_day(1, |index, _| any(index, 86_400_000));
         for (name, (mean, max)) in [
@@ -163,13 +163,13 @@ mod tests {
             ("bucket", bucket),
             ("bucket, up to 5 s late", slow),
             ("bucket, clock 7 minutes behind", skewed),
-            ("merged files", merged),
+            ("compacted files", compacted),
             ("copied bucket", copied),
             ("nonsense", nonsense),
         ] {
             println!("{name}: {mean:.1}, at most {max}");
         }
-        for (mean, max) in [directory, bucket, merged] {
+        for (mean, max) in [directory, bucket, compacted] {
             assert!(mean < 3.0 && max <= 4, "{mean} {max}");
         }
         for (mean, max) in [slow, skewed] {

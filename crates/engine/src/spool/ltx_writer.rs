@@ -1,4 +1,4 @@
-//! Seals captured pages: writes them as an LTX file that is proven before it has a name.
+//! Writes captured pages: writes them as an LTX file that is proven before it has a name.
 
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::pages::page_set::PageSet;
 use crate::source::wal::LogPosition;
 use crate::spool::state_dir::{LocalError, LocalFile, LocalState};
 
-/// A delta about to be sealed.
+/// A delta about to be written.
 #[derive(Debug)]
 pub struct Delta {
     /// The pages that changed.
@@ -25,10 +25,10 @@ pub struct Delta {
     pub timestamp_ms: i64,
 }
 
-/// Why a file was not sealed. Nothing was published, and the page table is unchanged.
+/// Why a file was not written. Nothing was published, and the page table is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SealError {
+pub enum WriteError {
     /// A restore would miss this page: the delta does not cover the growth of the database.
     #[error("page {pgno} of {commit} is in no file")]
     Uncovered {
@@ -98,17 +98,17 @@ impl LogField {
 ///
 /// # Errors
 ///
-/// See [`SealError`]; on any error nothing has changed.
-pub fn seal_delta(
+/// See [`WriteError`]; on any error nothing has changed.
+pub fn write_delta(
     local: &LocalState,
     table: &mut PageHashes,
     delta: &mut Delta,
     txid: Txid,
     epoch: u64,
-) -> Result<LocalFile, SealError> {
+) -> Result<LocalFile, WriteError> {
     delta.pages.truncate(delta.commit);
     if let Some(pgno) = table.first_gap(delta.commit, |pgno| delta.pages.contains(pgno)) {
-        return Err(SealError::Uncovered {
+        return Err(WriteError::Uncovered {
             pgno,
             commit: delta.commit,
         });
@@ -171,8 +171,8 @@ fn write_file(
     path: &Path,
     header: Header,
     pages: &PageSet,
-) -> Result<(u64, Vec<(u32, u64)>), SealError> {
-    let failed = |source| SealError::Write {
+) -> Result<(u64, Vec<(u32, u64)>), WriteError> {
+    let failed = |source| WriteError::Write {
         path: path.to_owned(),
         source,
     };
@@ -195,8 +195,8 @@ fn write_temporary(
     temporary: &Path,
     header: Header,
     pages: &PageSet,
-) -> Result<(u64, Vec<(u32, u64)>), SealError> {
-    let failed = |source| SealError::Write {
+) -> Result<(u64, Vec<(u32, u64)>), WriteError> {
+    let failed = |source| WriteError::Write {
         path: temporary.to_owned(),
         source,
     };
@@ -221,13 +221,13 @@ fn write_temporary(
     Ok((summary.bytes, hashes))
 }
 
-impl SealError {
+impl WriteError {
     /// True when the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {
-            SealError::Local(error) => error.is_disk_full(),
-            SealError::Write { source, .. } => crate::spool::state_dir::is_disk_full(source),
-            SealError::Ltx(LtxError::Io(error)) => crate::spool::state_dir::is_disk_full(error),
+            WriteError::Local(error) => error.is_disk_full(),
+            WriteError::Write { source, .. } => crate::spool::state_dir::is_disk_full(source),
+            WriteError::Ltx(LtxError::Io(error)) => crate::spool::state_dir::is_disk_full(error),
             _ => false,
         }
     }
@@ -269,15 +269,15 @@ mod tests {
         table.set(2, &[0; 512]);
         let before = table.clone();
         let mut grown = delta(&local, &[1, 4], 4);
-        let refused = seal_delta(&local, &mut table, &mut grown, Txid::new(2), 1);
+        let refused = write_delta(&local, &mut table, &mut grown, Txid::new(2), 1);
         assert!(matches!(
             refused,
-            Err(SealError::Uncovered { pgno: 3, commit: 4 })
+            Err(WriteError::Uncovered { pgno: 3, commit: 4 })
         ));
         assert_eq!(table, before);
         assert_eq!(files(&local), 0);
         let mut whole = delta(&local, &[3, 4], 4);
-        seal_delta(&local, &mut table, &mut whole, Txid::new(2), 1).unwrap();
+        write_delta(&local, &mut table, &mut whole, Txid::new(2), 1).unwrap();
         assert_eq!((table.commit(), files(&local)), (4, 1));
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::env::budget::Account;
 use crate::replication::snapshot::Cut;
-use crate::source::capture::Unsealed;
+use crate::source::capture::UnwrittenCommits;
 use crate::spool::state_dir::LocalFile;
 
 /// A captured file and what belongs to its position.
@@ -27,8 +27,8 @@ pub struct Captured {
 /// What captured files are kept for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// For uploads to every target, and for merging without reading them back.
-    Merging,
+    /// For uploads to every target, and for compacting without reading them back.
+    Compaction,
     /// For uploads to every target.
     Uploading,
     /// For uploads to the target that is furthest.
@@ -61,12 +61,12 @@ pub struct TargetProgress {
     pub phase: TargetPhase,
     /// The newest acknowledged TXID; captured files after it are needed.
     pub acked: Txid,
-    /// The newest merged TXID; captured files after it are needed for merging.
-    pub merged: Txid,
-    /// The target can't go on from captured files: it needs a full copy above this TXID.
+    /// The newest compacted TXID; captured files after it are needed for compacting.
+    pub compacted: Txid,
+    /// The target can't go on from captured files: it needs a snapshot above this TXID.
     pub needs_snapshot: Option<Txid>,
     /// The position of the newest snapshot that the target has.
-    pub copied: Txid,
+    pub newest_snapshot: Txid,
     /// The target is about to store a snapshot and waits for a cut.
     pub wants_cut: bool,
     /// The position of the cut of which it stores a snapshot now. Files from there on are needed
@@ -147,7 +147,7 @@ pub struct ReplicationProgress {
     /// read again.
     pub is_in_doubt: bool,
     /// Commits that are captured and in no file yet.
-    pub unsealed: Arc<Unsealed>,
+    pub unwritten: Arc<UnwrittenCommits>,
     /// What `files` use of the budget of local state.
     pub account: Option<Arc<Account>>,
     /// Each target, by its number; also those that were not asked yet.
@@ -164,20 +164,20 @@ impl ReplicationProgress {
     /// Bytes that a target still needs.
     pub fn backlog_bytes(&self, target: usize) -> u64 {
         let acked = self.acked(target);
-        let sealed: u64 = self
+        let written: u64 = self
             .waiting(acked)
             .map(|captured| captured.file.bytes)
             .sum();
-        sealed + self.unsealed.bytes()
+        written + self.unwritten.bytes()
     }
 
     /// When the oldest commit that a target lacks was seen.
     pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
         let acked = self.acked(target);
-        let sealed = self.waiting(acked).map(|captured| captured.oldest_ms).min();
+        let written = self.waiting(acked).map(|captured| captured.oldest_ms).min();
         let lost = self.targets.get(target).and_then(TargetProgress::lost);
         let lost = lost.map(|lost| lost.oldest_ms);
-        [sealed, lost, self.unsealed.oldest_ms()]
+        [written, lost, self.unwritten.oldest_ms()]
             .into_iter()
             .flatten()
             .min()
@@ -221,14 +221,14 @@ impl ReplicationProgress {
     ///
     /// The newest stays: it is what tells a later run where it is. So does the newest that a
     /// target has: it proves to a later run that what is stored is ours. A target that waits for
-    /// a full copy needs what follows the copy.
+    /// a snapshot needs what follows the copy.
     pub fn removable(&self, table_at: Txid, need: Need) -> usize {
         let targets = self.targets.iter().filter(|target| !target.has_ended());
         let needed = targets.map(|target| self.needed(target, need));
         let needed = match need {
-            // Those that lag most begin again with a full copy; the others must not wait for them.
+            // Those that lag most begin again with a snapshot; the others must not wait for them.
             Need::Furthest => needed.max(),
-            Need::Merging | Need::Uploading => needed.min(),
+            Need::Compaction | Need::Uploading => needed.min(),
         };
         let needed = needed.unwrap_or(Txid::ZERO).min(table_at);
         let old = self
@@ -247,13 +247,13 @@ impl ReplicationProgress {
         }
         match need {
             _ if !target.is_connected() => Txid::ZERO,
-            Need::Merging => target.merged.min(target.acked),
+            Need::Compaction => target.compacted.min(target.acked),
             Need::Uploading | Need::Furthest => target.acked,
         }
     }
 
     /// As [`ReplicationProgress::removable`], when the budget of local state is used up: first those that are
-    /// kept for merging only; then, while one target nearly keeps up, what only slower ones need.
+    /// kept for compacting only; then, while one target nearly keeps up, what only slower ones need.
     pub fn removable_under_pressure(&self) -> usize {
         match self.removable(self.txid, Need::Uploading) {
             0 if self.least_waiting_bytes() < self.local_bytes() / 2 => {
@@ -265,7 +265,7 @@ impl ReplicationProgress {
 
     /// True when captured files that no target needs any more take much room.
     pub fn has_leftovers(&self) -> bool {
-        let count = self.removable(self.txid, Need::Merging);
+        let count = self.removable(self.txid, Need::Compaction);
         let bytes: u64 = self.files.iter().take(count).map(|it| it.file.bytes).sum();
         bytes >= LEFTOVER_BYTES
     }
@@ -273,7 +273,7 @@ impl ReplicationProgress {
     /// True when the budget of local state has no room for more files of this database.
     pub fn is_full(&self) -> bool {
         let account = self.account.as_ref();
-        let bytes = self.unsealed.bytes().max(FILE_BYTES);
+        let bytes = self.unwritten.bytes().max(FILE_BYTES);
         account.is_some_and(|account| !account.has_room(bytes))
     }
 
@@ -472,10 +472,10 @@ mod tests {
         }
     }
 
-    fn target(acked: u64, merged: u64) -> TargetProgress {
+    fn target(acked: u64, compacted: u64) -> TargetProgress {
         TargetProgress {
             acked: Txid::new(acked),
-            merged: Txid::new(merged),
+            compacted: Txid::new(compacted),
             phase: TargetPhase::Connected,
             ..TargetProgress::default()
         }
@@ -493,7 +493,7 @@ mod tests {
             (chain.oldest_waiting_ms(1), chain.backlog_bytes(1)),
             (None, 0)
         );
-        chain.unsealed.changed(450);
+        chain.unwritten.changed(450);
         assert_eq!(chain.oldest_waiting_ms(1), Some(450));
         assert_eq!(chain.oldest_waiting_ms(0), Some(450));
     }
@@ -522,7 +522,7 @@ mod tests {
             ..target(4, 4)
         };
         chain.targets = vec![base];
-        for need in [Need::Merging, Need::Uploading, Need::Furthest] {
+        for need in [Need::Compaction, Need::Uploading, Need::Furthest] {
             assert_eq!(chain.removable(Txid::new(9), need), 3, "{need:?}");
         }
         assert!(!chain.needs_no_cut());
@@ -535,8 +535,9 @@ mod tests {
     fn files_stay_while_a_target_the_merge_or_the_table_needs_them() {
         let mut chain = chain(3, 9);
         chain.targets = vec![target(9, 8)];
-        let removable =
-            |chain: &ReplicationProgress, table| chain.removable(Txid::new(table), Need::Merging);
+        let removable = |chain: &ReplicationProgress, table| {
+            chain.removable(Txid::new(table), Need::Compaction)
+        };
         assert_eq!(removable(&chain, 9), 5);
         assert_eq!(removable(&chain, 5), 2, "the table is behind");
         chain.targets.push(TargetProgress {
@@ -553,7 +554,7 @@ mod tests {
         let mut chain = chain(3, 9);
         chain.targets = vec![target(8, 4), target(5, 5)];
         let removable = |need| chain.removable(Txid::new(9), need);
-        assert_eq!(removable(Need::Merging), 1);
+        assert_eq!(removable(Need::Compaction), 1);
         assert_eq!(removable(Need::Uploading), 2);
         assert_eq!(removable(Need::Furthest), 5);
     }
@@ -571,7 +572,7 @@ mod tests {
             ..target(4, 4)
         };
         chain.targets = vec![target(9, 9), ended];
-        assert_eq!(chain.removable(Txid::new(9), Need::Merging), 6);
+        assert_eq!(chain.removable(Txid::new(9), Need::Compaction), 6);
         assert!(!chain.lacks_cut());
         assert_eq!(chain.snapshot_above(), None);
         assert_eq!(chain.verdict(), None, "the other one goes on");

@@ -3,7 +3,7 @@
 //! ```text
 //! lock              held by flock while a process uses the directory
 //! pages             page table at some TXID (table.rs); written now and then
-//! capture.json      the last sealed TXID and the position in the WAL; a hint, never fsynced
+//! capture.json      the last written TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
 //! ltx/0/MIN-MAX.ltx captured files, each one TXID; the truth about what was captured
 //! ```
@@ -37,10 +37,10 @@ pub struct LocalState {
     _lock: LockFile,
 }
 
-/// The position in the WAL when a TXID was sealed.
+/// The position in the WAL when a TXID was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureRecord {
-    /// The sealed TXID.
+    /// The written TXID.
     pub txid: u64,
     /// The position in the WAL.
     pub log: LogPosition,
@@ -103,7 +103,7 @@ pub struct LocalFile {
 /// Content of a state directory.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The newest sealed TXID, zero when nothing was sealed.
+    /// The newest written TXID, zero when nothing was written.
     pub txid: Txid,
     /// The page hashes at that TXID; none when the database must be read.
     pub table: Option<PageHashes>,

@@ -286,7 +286,9 @@ fn a_snapshot_that_is_ahead_of_its_log_is_never_mixed_with_it() {
             for (wanted, (_, ms, state)) in states.iter().enumerate() {
                 let expected = if copied > wanted { newer } else { state };
                 match replica.restore(Some(*ms)) {
-                    Ok(found) => assert_eq!(found.bytes, expected.bytes, "{copied}, {wanted}"),
+                    Ok(found) => {
+                        assert_eq!(found.bytes, expected.bytes, "{copied}, {wanted}")
+                    }
                     Err(RestoreError::Generation(error)) => {
                         let expected = format!("{snapshot} is further");
                         assert!(error.to_string().starts_with(&expected), "{error}");

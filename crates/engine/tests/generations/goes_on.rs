@@ -28,7 +28,7 @@ fn settings(directory: &Path, stores: &[SharedStore], holder: &str) -> DatabaseS
     let target = |(index, store): (usize, &SharedStore)| TargetSettings {
         name: format!("target{index}"),
         store: Arc::clone(store),
-        merge_interval: Duration::from_secs(3600),
+        compaction_interval: Duration::from_secs(3600),
         higher_levels: Vec::new(),
         retention: RetentionPolicy::default(),
     };

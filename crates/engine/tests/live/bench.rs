@@ -65,7 +65,7 @@ pub fn settings(path: &Path, state: &Path, stores: &[SharedStore]) -> DatabaseSe
     let target = |(index, store): (usize, &SharedStore)| TargetSettings {
         name: format!("target{index}"),
         store: Arc::clone(store),
-        merge_interval: Duration::from_millis(300),
+        compaction_interval: Duration::from_millis(300),
         higher_levels: vec![Duration::from_millis(700), Duration::from_millis(1500)],
         retention: RetentionPolicy::default(),
     };
@@ -256,7 +256,7 @@ pub fn assert_every_point(store: &SharedStore) -> usize {
         .filter(|file| file.level == 9)
         .map(|file| file.max)
         .min();
-    let first = first.expect("a full copy is stored");
+    let first = first.expect("a snapshot is stored");
     let points: Vec<Txid> = files
         .iter()
         .filter(|file| file.level == 0 && file.max >= first)

@@ -136,7 +136,7 @@ fn an_idle_database_with_a_long_log_costs_nothing() {
     write_for(&mut app, &place.database(), Duration::from_millis(800));
     assert!(log_bytes(&place.database()) > 2000 * 4096);
     assert_stored(&replication, &mut app, &store);
-    // What goes on after the last commit: merging, a checkpoint, looks while hot.
+    // What goes on after the last commit: compacting, a checkpoint, looks while hot.
     wait_for("silence", || {
         let before = (faulty.operations(), capture_wakeups());
         std::thread::sleep(Duration::from_secs(1)); // bounded: one pause of a load
@@ -260,7 +260,7 @@ fn a_crowd_lets_quiet_databases_go_and_still_gets_what_is_written_later() {
         app.sql(&format!("PRAGMA wal_checkpoint({})", modes[round]));
     }
     let copies = || files(&store).iter().filter(|file| file.level == 9).count();
-    wait_for("a full copy in time", || (copies() > 1).then_some(()));
+    wait_for("a snapshot in time", || (copies() > 1).then_some(()));
     wait_for("the database to be let go", let_go);
     app.sql("INSERT INTO item VALUES(NULL, 'right before the end')");
     let expected = app.dump();
@@ -469,7 +469,7 @@ fn retention_keeps_every_point_that_it_promises() {
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
     let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
     settings.snapshot_interval = Duration::from_millis(300);
-    settings.targets[0].merge_interval = Duration::from_millis(100);
+    settings.targets[0].compaction_interval = Duration::from_millis(100);
     let policy = &mut settings.targets[0].retention;
     policy.exact = Duration::from_secs(3);
     policy.window = Duration::from_secs(4);
@@ -517,7 +517,7 @@ fn stored_files_become_fewer_in_higher_levels_and_a_lost_one_is_left_behind() {
     let store: SharedStore = Arc::clone(&concrete) as SharedStore;
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
     let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-    settings.targets[0].merge_interval = Duration::from_millis(50);
+    settings.targets[0].compaction_interval = Duration::from_millis(50);
     settings.targets[0].higher_levels = vec![Duration::from_millis(300), Duration::from_secs(1)];
     let replication = Replication::start(&settings);
     let of_level = |level| {
@@ -536,22 +536,21 @@ fn stored_files_become_fewer_in_higher_levels_and_a_lost_one_is_left_behind() {
     });
     assert_stored(&replication, &mut app, &store);
     for level in [2, 3] {
-        let merged = of_level(level).next().unwrap();
-        let parts = of_level(level - 1).filter(|it| merged.min <= it.min && it.max <= merged.max);
+        let compacted = of_level(level).next().unwrap();
+        let parts =
+            of_level(level - 1).filter(|it| compacted.min <= it.min && it.max <= compacted.max);
         assert!(parts.count() > 1, "level {level}");
     }
     assert_every_point(&store);
-    // A file that is to be merged is lost: nobody can go over it.
+    // A file that is to be compacted is lost: nobody can go over it.
     let newest = of_level(2).map(|it| it.max).max();
     let unmerged = || of_level(1).find(|it| Some(it.min) > newest);
-    write_until(&mut app, "a file to be merged", &|| unmerged().is_some());
+    write_until(&mut app, "a file to be compacted", &|| unmerged().is_some());
     let copies = of_level(9).count();
     let lost = unmerged().unwrap();
     let key = engine::replica::manifest::key(store.layout(), 1, lost.name());
     block_on(store.delete(&[key])).unwrap();
-    write_until(&mut app, "a new full copy", &|| {
-        of_level(9).count() > copies
-    });
+    write_until(&mut app, "a new snapshot", &|| of_level(9).count() > copies);
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
 }

@@ -30,7 +30,7 @@ fn live_with(fault: Fault, call: u64, seed: u64) -> bool {
     let habits = Habits::calm(&place.database(), seed);
     let mut app = App::start(&habits);
     let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-    settings.targets[0].merge_interval = Duration::from_millis(30);
+    settings.targets[0].compaction_interval = Duration::from_millis(30);
     for _ in 0..2 {
         let replication = Replication::start(&settings);
         for _ in 0..3 {
@@ -299,7 +299,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
     let store: SharedStore = memory();
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
     let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-    settings.targets[0].merge_interval = Duration::from_secs(3600);
+    settings.targets[0].compaction_interval = Duration::from_secs(3600);
     let replication = Replication::start(&settings);
     for _ in 0..6 {
         app.sql("INSERT INTO item VALUES(NULL, randomblob(300))");
@@ -321,7 +321,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
     for file in &captured[..captured.len() - 1] {
         std::fs::remove_file(place.state().join("ltx/0").join(file.name().to_string())).unwrap();
     }
-    settings.targets[0].merge_interval = Duration::from_millis(10);
+    settings.targets[0].compaction_interval = Duration::from_millis(10);
     let replication = Replication::start(&settings);
     wait_for("a new copy", || {
         let mut copies = files(&store).into_iter().filter(|file| file.level == 9);
@@ -357,7 +357,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
     let mut settings = settings(&place.database(), &place.state(), &[Arc::clone(&store)]);
-    settings.targets[0].merge_interval = Duration::from_secs(3600);
+    settings.targets[0].compaction_interval = Duration::from_secs(3600);
     let replication = Replication::start(&settings);
     for _ in 0..4 {
         app.sql("INSERT INTO item VALUES(NULL, randomblob(300))");
@@ -370,7 +370,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
         .filter(|file| file.level == 0)
         .collect();
     damage(&place, captured[captured.len() - 2].max);
-    settings.targets[0].merge_interval = Duration::from_millis(10);
+    settings.targets[0].compaction_interval = Duration::from_millis(10);
     let replication = Replication::start(&settings);
     wait_for("a merge", || {
         files(&store)

@@ -62,7 +62,7 @@ fn checkpoints_of_each_mode_while_we_run_lose_nothing() {
             assert_stored(replication, app, store);
         }
         let copies = files(store).iter().filter(|file| file.level == 9).count();
-        assert_eq!(copies, 1, "no checkpoint makes a full copy");
+        assert_eq!(copies, 1, "no checkpoint makes a snapshot");
     });
 }
 
@@ -205,23 +205,24 @@ fn restored_while_files_expire(merged_appear: bool) -> (Result<Vec<u8>, RestoreE
     ));
     // The first one is stored at once, for the step to the snapshot.
     let is_wide = |file: &RemoteFile| file.level == 1 && file.min < file.max;
-    wait_for("a merged file", || {
+    wait_for("a compacted file", || {
         app.sql("INSERT INTO item VALUES(NULL, randomblob(500))");
         files(&all).iter().any(is_wide).then_some(())
     });
     assert_stored(&replication, &mut app, &all);
     assert!(replication.stop());
 
-    let merged = files(&all).into_iter().find(is_wide);
-    let merged = merged.unwrap();
+    let compacted = files(&all).into_iter().find(is_wide);
+    let compacted = compacted.unwrap();
     let store: SharedStore = memory();
     put(&store, &objects(&all, |file| matches!(file.level, 0 | 9)));
-    let expires =
-        |file: &RemoteFile| file.level == 0 && merged.min <= file.min && file.max <= merged.max;
+    let expires = |file: &RemoteFile| {
+        file.level == 0 && compacted.min <= file.min && file.max <= compacted.max
+    };
     let expired = objects(&all, expires).into_iter().map(|(key, _)| key);
     let expired: Vec<String> = expired.collect();
     assert!(expired.len() > 1);
-    let merged = objects(&all, |file| *file == merged);
+    let compacted = objects(&all, |file| *file == compacted);
     let first = AtomicBool::new(true);
     let output = place.directory.path().join("restored");
     let options = RestoreOptions {
@@ -234,7 +235,7 @@ fn restored_while_files_expire(merged_appear: bool) -> (Result<Vec<u8>, RestoreE
     let expire = |_, _| {
         if first.swap(false, Ordering::SeqCst) {
             if merged_appear {
-                put(&store, &merged);
+                put(&store, &compacted);
             }
             store.delete(&expired).now_or_never().unwrap().unwrap();
         }

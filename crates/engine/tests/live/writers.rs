@@ -88,7 +88,7 @@ fn take_over_during(change: impl Fn(&Place, &mut DatabaseSettings), key: &'stati
     let memory = Arc::clone(&old.memory);
     let new_place = Place::new();
     let mut new_settings = another_writer(&new_place, &memory);
-    new_settings.targets[0].merge_interval = Duration::from_secs(3600);
+    new_settings.targets[0].compaction_interval = Duration::from_secs(3600);
     new_settings.targets[0].higher_levels = Vec::new();
     assert!(matches!(
         ready(&new_settings).unwrap(),
@@ -165,7 +165,7 @@ fn a_writer_cut_off_in_a_copy_of_what_is_stored_adds_no_more_than_that() {
 #[test]
 fn a_writer_cut_off_in_a_merge_of_what_is_stored_adds_no_more_than_that() {
     let often = |_: &Place, settings: &mut DatabaseSettings| {
-        settings.targets[0].merge_interval = Duration::from_millis(1);
+        settings.targets[0].compaction_interval = Duration::from_millis(1);
     };
     // As for the snapshot above.
     assert!(take_over_during(often, "ltx/1/").len() <= 1);
@@ -249,7 +249,7 @@ fn a_copied_directory_never_writes_into_the_backup_of_its_original() {
     let mut other = App::start(&Habits::calm(&copy.database(), 3));
     other.sql("INSERT INTO item VALUES(NULL, 'of the copy')");
     let mut copied = another_writer(&copy, &memory);
-    copied.targets[0].merge_interval = Duration::from_secs(3600);
+    copied.targets[0].compaction_interval = Duration::from_secs(3600);
     let before = content(&memory);
     let second = Replication::start(&copied);
     second.wait_target(0, TargetState::Diverged);
@@ -304,7 +304,7 @@ fn what_was_sealed_before_a_take_over_is_never_laid_over_its_fence() {
     let restored = restore_in_place(&settings, &shared, &options, &|_, _| {});
     let restored = block_on(restored).unwrap().txid;
     let mut app = App::start(&Habits::calm(&place.database(), 7));
-    // Sealed while the store does not answer, on pages that no later step changes.
+    // Written while the store does not answer, on pages that no later step changes.
     gated.gate.send_replace(Gate::Closed("lock"));
     let replication = Replication::start_with(&settings, Duration::from_secs(1));
     let change = |app: &mut App, replication: &Replication| {
@@ -383,13 +383,13 @@ fn a_database_that_the_backup_is_not_of_is_blocked_or_begins_a_lineage() {
     let store: SharedStore = Arc::clone(&memory) as SharedStore;
     let mut app = App::start(&Habits::calm(&one.database(), seed()));
     let mut ours = another_writer(&one, &memory);
-    ours.targets[0].merge_interval = Duration::from_secs(3600);
+    ours.targets[0].compaction_interval = Duration::from_secs(3600);
     let first = Replication::start(&ours);
     assert_stored(&first, &mut app, &store);
     let mut other = App::start(&Habits::calm(&two.database(), 5));
     other.sql("INSERT INTO item VALUES(NULL, 'another database')");
     let mut theirs = another_writer(&two, &memory);
-    theirs.targets[0].merge_interval = Duration::from_secs(3600);
+    theirs.targets[0].compaction_interval = Duration::from_secs(3600);
     let before = content(&memory);
     let second = Replication::start(&theirs);
     second.wait_target(0, TargetState::Diverged);

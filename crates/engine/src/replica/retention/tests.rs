@@ -343,7 +343,7 @@ struct Life {
     files: BTreeSet<RemoteFile>,
     txid: u64,
     /// End of level 1.
-    merged: u64,
+    compacted: u64,
     now_ms: i64,
     /// The promised points: TXID, whether its file is of level 0, and when that file was stored.
     points: Vec<(u64, bool, i64)>,
@@ -355,7 +355,7 @@ impl Life {
             policy,
             files: [file(9, 1, 1, 0)].into(),
             txid: 1,
-            merged: 1,
+            compacted: 1,
             now_ms: 0,
             points: Vec::new(),
         }
@@ -367,8 +367,8 @@ impl Life {
         let txid = self.txid;
         self.store(0, txid, txid, stamp);
         if merge {
-            self.store(1, self.merged + 1, txid, stamp);
-            self.merged = txid;
+            self.store(1, self.compacted + 1, txid, stamp);
+            self.compacted = txid;
         }
         if copy {
             self.store(9, 1, txid, stamp);

@@ -61,7 +61,7 @@ impl World {
         self.start(&place, state);
     }
 
-    /// A writer that begins with a full copy is superseded while that is under way.
+    /// A writer that begins with a snapshot is superseded while that is under way.
     pub(super) async fn late_copy(&mut self) {
         let Some(index) = self.some_process() else {
             return;

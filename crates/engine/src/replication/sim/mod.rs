@@ -1,21 +1,21 @@
 //! Writers in a virtual world: time, network, stores, clocks, disks and power come from a seed.
 //!
-//! Everything that decides is the real thing: state directory, committer, sealing, chain, targets,
-//! lease, fence, merging, retention, restore. SQLite and the capture thread are replaced by a model
+//! Everything that decides is the real thing: state directory, committer, writing, chain, targets,
+//! lease, fence, compacting, retention, restore. SQLite and the capture thread are replaced by a model
 //! that knows every state the database ever had.
 //!
 //! What goes wrong: requests that are refused, lost, not answered, late or repeated; stores that are
 //! away; processes that are killed, at a moment between two calls of their disk, too; a power failure
 //! that takes back what was not made durable ([`machine`]); disks that are full or fail; volumes that
 //! are copied or rolled back; state without a database, databases without state; clocks of machines
-//! or of stores that jump by minutes and days; a take-over while a full copy is on its way.
+//! or of stores that jump by minutes and days; a take-over while a snapshot is on its way.
 //!
 //! The same seed gives the same run, line by line. Not determined, and of no influence: times in
 //! `lock.json` and in reports, which are for people, and directory names.
 //!
 //! What is checked, and what was broken in the engine to see each check fail, each within 24 seeds:
 //! - [`oracle::p1`], every point that can be restored is what its writer had, and what it was told:
-//!   a page left out by `seal_delta`, no fence, no announcement of a base, a fence behind a copy that
+//!   a page left out by `write_delta`, no fence, no announcement of a base, a fence behind a copy that
 //!   may still come, every process a successor in `connect::right`, every epoch binding there;
 //! - [`oracle::p2`], what was acknowledged is there (`is_kept`): captured files acknowledged before
 //!   they are stored; a process that ended and said that all is stored told the truth (`is_this`):
@@ -23,7 +23,7 @@
 //! - [`oracle::p3`], no name is given twice, and no earlier epoch goes on behind a later one
 //!   (`overwrites`): captured files put over what is there; the newest point is the holder's
 //!   (`is_the_holders`): a lease that is not confirmed; who lost it does nothing more that
-//!   put-if-absent does not protect (`is_unsure`): not confirmed before full copies, or merges;
+//!   put-if-absent does not protect (`is_unsure`): not confirmed before snapshots, or merges;
 //! - [`oracle::retention`], promised points stay: a fourth of the exact span, or of the window.
 //!
 //! Hardly found, so that `uploader/tests.rs` has a test for each: a start without `Target::has_stored` (of 120
@@ -32,7 +32,7 @@
 //!
 //! Faults of disks were seen to matter: without fsync of captured files, and without a look at those
 //! of an earlier run before they are uploaded, P1 fails. One of the two is enough, and so it is with
-//! other fsyncs: checksums find what was lost, and a full copy follows.
+//! other fsyncs: checksums find what was lost, and a snapshot follows.
 //!
 //! Left out: SQLite, capture, and the driver's own waiting (`Follow`), which `tests/live` runs.
 //! Threads that merge do their work in no time.

@@ -1,4 +1,4 @@
-//! What has to be true of a store, from what the writers sealed and what they were told.
+//! What has to be true of a store, from what the writers written and what they were told.
 //!
 //! What is known is here; what has to be, by the promise that says so, in [`p1`], [`p2`], [`p3`] and
 //! [`retention`].
@@ -37,9 +37,9 @@ pub(super) enum Promise {
     Retention,
 }
 
-/// What was sealed: an LTX file, by the digest of its bytes.
+/// What was written: an LTX file, by the digest of its bytes.
 #[derive(Clone)]
-struct Sealed {
+struct Written {
     writer: String,
     /// The database that a restore has to give.
     image: Arc<Image>,
@@ -49,7 +49,7 @@ struct Sealed {
 struct Acked {
     writer: String,
     checksum: u64,
-    /// The writer had sealed it itself.
+    /// The writer had written it itself.
     own: bool,
 }
 
@@ -69,7 +69,7 @@ struct Stored {
     captured: BTreeMap<Txid, Landed>,
     copies: BTreeMap<Txid, Landed>,
     /// When the last TXID of a file of level 1 first was one.
-    merged: BTreeMap<Txid, u64>,
+    compacted: BTreeMap<Txid, u64>,
     acked: BTreeMap<Txid, Acked>,
     /// Who holds the lease.
     holder: String,
@@ -81,7 +81,7 @@ struct Stored {
 
 #[derive(Default)]
 struct State {
-    sealed: HashMap<u64, Sealed>,
+    written: HashMap<u64, Written>,
     /// The database at the cuts of each writer.
     cuts: HashMap<(String, Txid), Arc<Image>>,
     stores: BTreeMap<usize, Stored>,
@@ -97,18 +97,18 @@ pub(super) struct Oracle(Mutex<State>);
 struct Look<'a> {
     files: &'a BTreeSet<RemoteFile>,
     objects: &'a Objects,
-    sealed: &'a HashMap<u64, Sealed>,
+    written: &'a HashMap<u64, Written>,
     stored: &'a Stored,
     now_ms: u64,
 }
 
 impl Oracle {
-    /// A writer sealed a file; restored, it gives `image`.
-    pub(super) fn sealed(&self, writer: &str, bytes: &[u8], image: &Arc<Image>) {
+    /// A writer written a file; restored, it gives `image`.
+    pub(super) fn written(&self, writer: &str, bytes: &[u8], image: &Arc<Image>) {
         let (writer, image) = (writer.to_owned(), Arc::clone(image));
-        let sealed = Sealed { writer, image };
+        let written = Written { writer, image };
         let state = &mut *self.0.lock().unwrap();
-        state.sealed.entry(digest(bytes)).or_insert(sealed);
+        state.written.entry(digest(bytes)).or_insert(written);
     }
 
     /// A writer took a cut for a snapshot.
@@ -125,15 +125,15 @@ impl Oracle {
             let state = &*self.0.lock().unwrap();
             let captured = state.stores.get(&store).and_then(|stored| {
                 let landed = stored.captured.get(&file.max)?;
-                let sealed = state.sealed.get(&landed.digest)?;
-                Some(Arc::clone(&sealed.image))
+                let written = state.written.get(&landed.digest)?;
+                Some(Arc::clone(&written.image))
             });
             let cut = state.cuts.get(&(name.to_owned(), file.max)).cloned();
             cut.or(captured)
         };
         let objects = Objects::from([(file, bytes.to_vec())]);
         match (image, apply(&[file], &objects)) {
-            (Some(image), Ok(stored)) if *image == stored => self.sealed(name, bytes, &image),
+            (Some(image), Ok(stored)) if *image == stored => self.written(name, bytes, &image),
             (_, stored) => {
                 let why = stored.err().unwrap_or_else(|| "other pages".to_owned());
                 let what = format!("store {store}: snapshot {} by {name}: {why}", file.max);
@@ -178,14 +178,14 @@ impl Oracle {
         if file.level == 9 {
             self.snapshot_landed(store, name, file, bytes);
         }
-        self.store(store, |sealed, stored| {
+        self.store(store, |written, stored| {
             let landed = Landed {
                 digest: digest(bytes),
                 epoch: stored.epochs.get(name).copied().unwrap_or(0),
                 at_ms: now_ms,
             };
             if file.level == 1 {
-                stored.merged.entry(file.max).or_insert(now_ms);
+                stored.compacted.entry(file.max).or_insert(now_ms);
             }
             if !matches!(file.level, 0 | 9) {
                 return None;
@@ -198,19 +198,19 @@ impl Oracle {
             };
             // One that comes twice is as old as it was when it came first.
             landed_before.entry(file.max).or_insert(landed);
-            let known = sealed.contains_key(&landed.digest) || !file.has_pages();
-            let unknown = || (Promise::P1, format!("{key} by {name} was never sealed"));
+            let known = written.contains_key(&landed.digest) || !file.has_pages();
+            let unknown = || (Promise::P1, format!("{key} by {name} was never written"));
             broken.or_else(|| (!known).then(unknown))
         });
     }
 
     /// A writer was told that a position is stored.
     pub(super) fn acked(&self, store: usize, writer: &str, txid: Txid, checksum: u64) {
-        self.store(store, |sealed, stored| {
+        self.store(store, |written, stored| {
             let files = [stored.captured.get(&txid), stored.copies.get(&txid)];
             let own = files.into_iter().flatten().any(|file| {
-                let sealed = sealed.get(&file.digest);
-                sealed.is_some_and(|sealed| sealed.writer == writer)
+                let written = written.get(&file.digest);
+                written.is_some_and(|written| written.writer == writer)
             });
             let writer = writer.to_owned();
             match stored.acked.get(&txid) {
@@ -249,11 +249,11 @@ impl Oracle {
     fn store(
         &self,
         index: usize,
-        change: impl FnOnce(&HashMap<u64, Sealed>, &mut Stored) -> Option<(Promise, String)>,
+        change: impl FnOnce(&HashMap<u64, Written>, &mut Stored) -> Option<(Promise, String)>,
     ) {
         let state = &mut *self.0.lock().unwrap();
         let stored = state.stores.entry(index).or_default();
-        if let Some((promise, what)) = change(&state.sealed, stored) {
+        if let Some((promise, what)) = change(&state.written, stored) {
             state
                 .broken
                 .push((promise, format!("store {index}: {what}")));
@@ -277,7 +277,7 @@ impl Oracle {
         let look = Look {
             files: &files,
             objects: &objects,
-            sealed: &state.sealed,
+            written: &state.written,
             stored,
             now_ms: server.log.now_ms(),
         };

@@ -32,7 +32,7 @@ pub(super) struct Server {
     pub(super) one_in: AtomicU64,
     /// Until when nobody reaches it.
     pub(super) down_until_ms: AtomicU64,
-    /// Until when full copies come late.
+    /// Until when snapshots come late.
     pub(super) late_until_ms: AtomicU64,
     /// How far its clock is off.
     pub(super) off_ms: Arc<AtomicI64>,

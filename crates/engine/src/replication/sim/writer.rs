@@ -187,7 +187,7 @@ pub(super) fn settings(
                 threads: chance(2000),
                 restores: name.starts_with("restore"),
             }),
-            merge_interval: Duration::from_secs(5),
+            compaction_interval: Duration::from_secs(5),
             higher_levels: vec![Duration::from_secs(20), Duration::from_secs(60)],
             retention: RETENTION,
         }
@@ -232,7 +232,7 @@ struct Driver {
     chance: Chance,
 }
 
-/// The commit up to which everything is sealed; none: the database has to be read.
+/// The commit up to which everything is written; none: the database has to be read.
 type Seen = Option<usize>;
 
 impl Driver {
@@ -363,7 +363,7 @@ impl Driver {
         }
         let chain = self.handle.chain.lock();
         if chain.txid != before {
-            let line = format!("sealed {} {:x?}", chain.txid, chain.checksum);
+            let line = format!("written {} {:x?}", chain.txid, chain.checksum);
             drop(chain);
             self.note(line);
         }
@@ -389,7 +389,7 @@ impl Driver {
             Some(at) if committer.table.is_some() && !is_in_doubt => at,
             _ => {
                 let (scan, delta) = app.scan(committer.table.as_ref(), &spill, now_ms);
-                self.sealing(&image, || committer.seal_scan(scan, delta, now_ms))?;
+                self.writing(&image, || committer.write_scan(scan, delta, now_ms))?;
                 committer.record(app.log());
                 *seen = Some(newest);
                 return Ok(());
@@ -405,24 +405,24 @@ impl Driver {
         }
         if at < newest {
             let mut delta = app.delta(Some(at), &spill, now_ms);
-            self.sealing(&image, || committer.seal(&mut delta, now_ms))?;
+            self.writing(&image, || committer.write(&mut delta, now_ms))?;
             committer.record(app.log());
             *seen = Some(newest);
         }
         if lacks_cut {
-            self.sealing(&image, || committer.offer_cut(app.in_wal(&spill)))?;
+            self.writing(&image, || committer.offer_cut(app.in_wal(&spill)))?;
         }
         Ok(())
     }
 
-    /// Does something that seals, and says what the new files are.
-    fn sealing(
+    /// Does something that writes, and says what the new files are.
+    fn writing(
         &self,
         image: &Arc<Image>,
-        seal: impl FnOnce() -> Result<(), RunError>,
+        write: impl FnOnce() -> Result<(), RunError>,
     ) -> Result<(), RunError> {
         let before = self.handle.chain.lock().txid;
-        let sealed = seal();
+        let written = write();
         // What failed may have its name nevertheless, and is found at the next start.
         let captured = std::fs::read_dir(self.settings.state.join("ltx/0"));
         let paths: Vec<PathBuf> = captured
@@ -434,10 +434,10 @@ impl Driver {
             self.oracle.cut(&self.name, cut.txid, image);
         }
         for path in paths {
-            let bytes = std::fs::read(path).expect("what was sealed is there");
-            self.oracle.sealed(&self.name, &bytes, image);
+            let bytes = std::fs::read(path).expect("what was written is there");
+            self.oracle.written(&self.name, &bytes, image);
         }
-        sealed
+        written
     }
 
     /// Hears what the targets say.

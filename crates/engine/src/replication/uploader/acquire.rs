@@ -57,30 +57,30 @@ impl Uploader {
         })?;
         let stored = manifest::newest_with_room(store.layout(), &files)?;
         let ours = continued && self.has_stored(&store, stored).await?;
-        let copied = manifest::newest_copy(&files);
+        let newest_snapshot = manifest::newest_snapshot(&files);
         // An announced snapshot that is missing may still arrive. So our next upload has to be a
         // newer snapshot.
-        let expected = Some(lease.announced).filter(|announced| *announced > copied);
+        let expected = Some(lease.announced).filter(|announced| *announced > newest_snapshot);
         let ours = ours && expected.is_none();
         // No restore would reach the files that follow an unnoticed hole.
         let leads_on = stored == Txid::ZERO || plan_restore(&files, Some(stored)).is_ok();
         if ours && !leads_on {
             let name = &self.settings.name;
-            tracing::error!(target_name = %name, "files are missing before TXID {stored}: a new full copy is stored");
+            tracing::error!(target_name = %name, "files are missing before TXID {stored}: a new snapshot is stored");
         }
         let ours = ours && leads_on;
         let above = stored.max(expected.unwrap_or(Txid::ZERO));
-        let merged = files
+        let compacted = files
             .iter()
             .filter(|file| file.level == 1 || file.is_snapshot())
             .map(|file| file.max)
             .max()
             .unwrap_or(Txid::ZERO);
         let snapshots = files.iter().filter(|file| file.is_snapshot());
-        let copied_at_ms = snapshots.map(|file| file.modified_ms).max();
+        let snapshot_at_ms = snapshots.map(|file| file.modified_ms).max();
         self.set_report(|report| {
             report.epoch = epoch;
-            let at = copied_at_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            let at = snapshot_at_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
             report.last_snapshot = at;
         });
         let newest_ms = newest_time(&store, &files).await?;
@@ -97,9 +97,9 @@ impl Uploader {
             let lost = chain.targets[self.index].lost;
             let progress = TargetProgress {
                 acked: stored,
-                merged: merged.min(stored),
+                compacted: compacted.min(stored),
                 needs_snapshot: (!continues).then_some(above),
-                copied,
+                newest_snapshot,
                 wants_cut: false,
                 taken_cut: None,
                 lost,
@@ -114,23 +114,23 @@ impl Uploader {
         }
         let now = Instant::now();
         let place = store.describe();
-        let age = copied_at_ms.map_or(Duration::ZERO, |ms| {
+        let age = snapshot_at_ms.map_or(Duration::ZERO, |ms| {
             let ms = u64::try_from(clock.now_ms() - ms).unwrap_or(0);
             Duration::from_millis(ms)
         });
         // A restart does not postpone the snapshot.
         let next_snapshot = now + self.snapshot_interval.saturating_sub(age);
         // Hundreds of databases connect at the same moment, also after an outage.
-        let spread = spread(&place, 1, self.settings.merge_interval);
+        let spread = spread(&place, 1, self.settings.compaction_interval);
         Ok(LeasedReplica {
             files,
             clock,
             epoch,
             source: lease.source,
             has_step: false,
-            next_compaction: now + self.settings.merge_interval + spread,
+            next_compaction: now + self.settings.compaction_interval + spread,
             levels: LevelClock::all(&self.settings.higher_levels, &place, now),
-            next_retention: now + self.settings.merge_interval,
+            next_retention: now + self.settings.compaction_interval,
             undeletable: UndeletableObjects::default(),
             next_snapshot,
             effort: Effort::default(),

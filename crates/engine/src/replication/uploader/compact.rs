@@ -53,7 +53,7 @@ impl Uploader {
     ) -> Result<(), TargetError> {
         let (compacted, acked) = {
             let progress = self.progress();
-            (progress.merged, progress.acked)
+            (progress.compacted, progress.acked)
         };
         let (run, last) = next_run_of_captured(&replica.files, compacted, acked);
         self.begin_run(replica, run, Some(last)).await
@@ -136,16 +136,16 @@ impl Uploader {
             self.stored(replica, file);
             if file.is_snapshot() {
                 self.snapshot_stored(replica);
-                self.set_progress(|progress| progress.copied = file.max);
+                self.set_progress(|progress| progress.newest_snapshot = file.max);
             }
         }
         if let Some(last) = compacted.captured_up_to {
-            self.set_progress(|progress| progress.merged = progress.merged.max(last));
+            self.set_progress(|progress| progress.compacted = progress.compacted.max(last));
             let now = Instant::now();
             let is_done = self.progress().acked <= last;
             replica.has_step &= !is_done;
             replica.next_compaction = match is_done {
-                true => now + self.settings.merge_interval,
+                true => now + self.settings.compaction_interval,
                 false => now,
             };
         }
@@ -207,9 +207,9 @@ impl Compaction {
         })?;
         let (tell_header, header) = oneshot::channel();
         let merge = move || merge(inputs, epoch, tell_header, writer);
-        let merging = run_on_a_thread(merge);
+        let compacting = run_on_a_thread(merge);
         let Ok(header) = header.await else {
-            return Err(explain(merging.await, &keys));
+            return Err(explain(compacting.await, &keys));
         };
         let name = header.file_name();
         let key = manifest::key(store.layout(), run.level, name);
@@ -227,7 +227,7 @@ impl Compaction {
                     None => Err(error.into()),
                 }
             }
-            Err(error) => match merging.await {
+            Err(error) => match compacting.await {
                 Err(LtxError::Io(ours)) if ours.kind() == io::ErrorKind::BrokenPipe => {
                     Err(error.into())
                 }
@@ -244,11 +244,11 @@ fn run_on_a_thread(
 ) -> futures::future::BoxFuture<'static, Result<(), LtxError>> {
     #[cfg(test)]
     let merge = match crate::replication::simulated_thread(merge) {
-        Ok(merged) => return Box::pin(std::future::ready(merged)),
+        Ok(compacted) => return Box::pin(std::future::ready(compacted)),
         Err(merge) => merge,
     };
-    let merging = tokio::task::spawn_blocking(merge);
-    Box::pin(async move { merging.await.expect("merging does not panic") })
+    let compacting = tokio::task::spawn_blocking(merge);
+    Box::pin(async move { compacting.await.expect("compacting does not panic") })
 }
 
 fn merge(

@@ -95,7 +95,7 @@ pub async fn fence(
 /// process that takes over from there. A fence carries the size of the database before it. If the
 /// snapshot arrived after all, a restore of the newest point would apply that fence on top of it.
 fn is_copy_coming(files: &BTreeSet<RemoteFile>, announced: Txid) -> bool {
-    announced > manifest::newest_copy(files) && announced >= manifest::newest(files)
+    announced > manifest::newest_snapshot(files) && announced >= manifest::newest(files)
 }
 
 /// The header of the newest file that has one: a damaged file must not keep every writer out.

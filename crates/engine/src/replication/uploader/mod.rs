@@ -60,7 +60,7 @@ pub struct TargetSettings {
     /// Where it stores.
     pub store: SharedStore,
     /// Time that one file of level 1 covers.
-    pub merge_interval: Duration,
+    pub compaction_interval: Duration,
     /// Time that one file of each level from level 2 on covers.
     pub higher_levels: Vec<Duration>,
     /// How long each kind of file is kept.
@@ -80,7 +80,7 @@ pub struct TargetReport {
     pub position: Option<Position>,
     /// When the store last acknowledged anything.
     pub last_sync: Option<Timestamp>,
-    /// When the newest full copy was stored.
+    /// When the newest snapshot was stored.
     pub last_snapshot: Option<Timestamp>,
     /// Our epoch.
     pub epoch: u64,
@@ -406,10 +406,10 @@ impl Uploader {
         let progress = &chain.targets[self.index];
         Facts {
             acked: progress.acked,
-            compacted: progress.merged,
+            compacted: progress.compacted,
             newest: chain.txid,
             has_next: chain.captured(progress.acked.next()).is_some(),
-            snapshot: progress.copied,
+            snapshot: progress.newest_snapshot,
             needs_snapshot: progress.needs_snapshot,
             cut: replica.cut.as_ref().map(|cut| cut.txid),
             is_cut_offered: chain.is_cut_offered(self.index),

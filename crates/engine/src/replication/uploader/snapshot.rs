@@ -121,7 +121,9 @@ impl Uploader {
         }
         self.snapshot_stored(replica);
         if !is_base {
-            self.set_progress(|progress| (progress.copied, progress.taken_cut) = (cut.txid, None));
+            self.set_progress(|progress| {
+                (progress.newest_snapshot, progress.taken_cut) = (cut.txid, None)
+            });
             return Ok(());
         }
         let checksum = cut.table.checksum();
@@ -147,9 +149,9 @@ impl Uploader {
         // The captured file of that very TXID is uploaded, too: level 0 must not end before it.
         let has_own_file = chain.captured(snapshot).is_some();
         let progress = &mut chain.targets[self.index];
-        progress.copied = snapshot;
+        progress.newest_snapshot = snapshot;
         progress.acked = Txid::new(snapshot.get() - u64::from(has_own_file));
-        progress.merged = snapshot;
+        progress.compacted = snapshot;
         progress.needs_snapshot = None;
         progress.taken_cut = None;
         chain.release_cut();

@@ -31,7 +31,7 @@ impl Bench {
             settings: TargetSettings {
                 name: "here".into(),
                 store,
-                merge_interval: Duration::from_secs(30),
+                compaction_interval: Duration::from_secs(30),
                 higher_levels: Vec::new(),
                 retention: RetentionPolicy::default(),
             },

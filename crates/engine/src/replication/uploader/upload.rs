@@ -45,7 +45,7 @@ impl Uploader {
         self.follow_source(replica).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
-        // Proven when it was sealed, and again when it has lain since an earlier run.
+        // Proven when it was written, and again when it has lain since an earlier run.
         if captured.checksum.is_none() {
             // It may hold all that was written in an outage: neither in memory nor on this thread.
             let checked = path.clone();

@@ -10,7 +10,7 @@ use crate::source::wal::{Batch, GapReason, Polled, WalError};
 /// What the capture thread has found in one database, until the driver takes it.
 #[derive(Debug, Default)]
 pub struct PendingCapture {
-    /// Commits, merged in order.
+    /// Commits, compacted in order.
     pub batch: Option<Batch>,
     /// Commits before `batch` may have been missed; `batch` holds the whole present log.
     pub gap: Option<GapReason>,
@@ -48,10 +48,10 @@ impl PendingCapture {
 /// Age and size of the commits of one database that no captured file holds yet.
 ///
 /// The reported lag is read from here, so it is true at every moment, whatever the driver of the
-/// database does. Each change happens under the lock of the mailbox, except [`Unsealed::sealed`] and
-/// [`Unsealed::changed`].
+/// database does. Each change happens under the lock of the mailbox, except [`UnwrittenCommits::written`] and
+/// [`UnwrittenCommits::changed`].
 #[derive(Debug, Default)]
-pub struct Unsealed(Mutex<Ages>);
+pub struct UnwrittenCommits(Mutex<Ages>);
 
 /// Time of the oldest commit, in Unix milliseconds, and bytes of page images.
 type Age = Option<(i64, u64)>;
@@ -81,7 +81,7 @@ fn add(age: &mut Age, more: Age) {
     };
 }
 
-impl Unsealed {
+impl UnwrittenCommits {
     /// When the oldest such commit was seen, in Unix milliseconds.
     pub fn oldest_ms(&self) -> Option<i64> {
         self.lock().all().map(|(first_ms, _)| first_ms).min()
@@ -98,7 +98,7 @@ impl Unsealed {
     }
 
     /// Everything that was taken is in a captured file, or turned out to change nothing.
-    pub(crate) fn sealed(&self) {
+    pub(crate) fn written(&self) {
         self.lock().taken = None;
     }
 
@@ -127,7 +127,7 @@ impl Unsealed {
         ages.waiting = Some((first_ms, bytes));
     }
 
-    /// The driver takes what waits. It counts until it is sealed: after a failure, the resync that
+    /// The driver takes what waits. It counts until it is written: after a failure, the resync that
     /// follows takes it again.
     fn take(&self) {
         let mut ages = self.lock();
@@ -151,16 +151,16 @@ impl Unsealed {
 #[derive(Debug, Default)]
 pub struct Mailbox {
     pending: Mutex<PendingCapture>,
-    unsealed: Arc<Unsealed>,
+    unwritten: Arc<UnwrittenCommits>,
     /// Counts changes of `pending`.
     version: watch::Sender<u64>,
 }
 
 impl Mailbox {
-    /// An empty one, whose commits count in `unsealed`.
-    pub(crate) fn new(unsealed: Arc<Unsealed>) -> Mailbox {
+    /// An empty one, whose commits count in `unwritten`.
+    pub(crate) fn new(unwritten: Arc<UnwrittenCommits>) -> Mailbox {
         Mailbox {
-            unsealed,
+            unwritten,
             ..Mailbox::default()
         }
     }
@@ -178,7 +178,7 @@ impl Mailbox {
     pub fn take(&self) -> Option<Batch> {
         let mut pending = self.lock();
         // Under one lock: commits that arrive right after it must count as waiting.
-        self.unsealed.take();
+        self.unwritten.take();
         pending.batch.take()
     }
 
@@ -186,16 +186,16 @@ impl Mailbox {
     /// from here on is a new reason.
     pub(crate) fn begin_resync(&self) -> Option<GapReason> {
         let mut pending = self.lock();
-        self.unsealed.begin_resync();
+        self.unwritten.begin_resync();
         pending.gap.take()
     }
 
     /// Says that the driver holds nothing that it has not written. Where nothing waits either, no
-    /// commit is unsealed: what seemed to be a change was none.
+    /// commit is unwritten: what seemed to be a change was none.
     pub(crate) fn settle(&self) {
         let pending = self.lock();
         if pending.batch.is_none() && pending.gap.is_none() {
-            self.unsealed.clear();
+            self.unwritten.clear();
         }
     }
 
@@ -216,13 +216,13 @@ impl Mailbox {
             Polled::Quiet | Polled::Moved => return,
             Polled::Captured(batch) => match &mut pending.batch {
                 None => {
-                    self.unsealed.pending(batch.first_ms, batch.pages.bytes());
+                    self.unwritten.pending(batch.first_ms, batch.pages.bytes());
                     pending.batch = Some(batch);
                 }
                 Some(earlier) => match earlier.append(batch) {
                     // Whoever will take the batch knows of it: a wake-up would cost more than this.
                     Ok(()) => {
-                        self.unsealed
+                        self.unwritten
                             .pending(earlier.first_ms, earlier.pages.bytes());
                         return;
                     }
@@ -230,14 +230,14 @@ impl Mailbox {
                         pending.batch = None;
                         pending.failed = Some(WalError::Spill(error));
                         pending.has_ended = true;
-                        self.unsealed.drop_pages();
+                        self.unwritten.drop_pages();
                     }
                 },
             },
             // Earlier pages may be older than what the database file holds by now: drop them.
             Polled::Gap(reason, batch) => {
-                self.unsealed.drop_pages();
-                self.unsealed.pending(batch.first_ms, batch.pages.bytes());
+                self.unwritten.drop_pages();
+                self.unwritten.pending(batch.first_ms, batch.pages.bytes());
                 pending.batch = Some(batch);
                 pending.gap = Some(reason);
             }
@@ -318,46 +318,46 @@ mod tests {
     #[test]
     fn commits_count_from_the_moment_they_are_seen_until_they_are_sealed() {
         let directory = tempfile::tempdir().unwrap();
-        let unsealed = Arc::new(Unsealed::default());
-        let mailbox = Mailbox::new(Arc::clone(&unsealed));
+        let unwritten = Arc::new(UnwrittenCommits::default());
+        let mailbox = Mailbox::new(Arc::clone(&unwritten));
         let seen = |first_ms, pages| Batch {
             first_ms,
             ..batch(pages, directory.path())
         };
-        assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (None, 0));
+        assert_eq!((unwritten.oldest_ms(), unwritten.bytes()), (None, 0));
         mailbox.deliver(Polled::Captured(seen(100, 1..3)));
         mailbox.deliver(Polled::Captured(seen(200, 2..5)));
         assert_eq!(
-            (unsealed.oldest_ms(), unsealed.bytes()),
+            (unwritten.oldest_ms(), unwritten.bytes()),
             (Some(100), 4 * 512)
         );
         assert!(mailbox.take().is_some());
         mailbox.deliver(Polled::Captured(seen(300, 1..2)));
         assert_eq!(
-            (unsealed.oldest_ms(), unsealed.bytes()),
+            (unwritten.oldest_ms(), unwritten.bytes()),
             (Some(100), 5 * 512)
         );
-        unsealed.sealed();
-        assert_eq!((unsealed.oldest_ms(), unsealed.bytes()), (Some(300), 512));
+        unwritten.written();
+        assert_eq!((unwritten.oldest_ms(), unwritten.bytes()), (Some(300), 512));
         // Commits that were missed are as old as those that were found before, also where the driver
         // was writing others just then.
         assert!(mailbox.take().is_some());
         mailbox.deliver(Polled::Captured(seen(350, 1..2)));
         mailbox.deliver(Polled::Gap(GapReason::CommitsMissed, seen(400, 1..2)));
-        unsealed.sealed();
-        assert_eq!(unsealed.oldest_ms(), Some(350));
+        unwritten.written();
+        assert_eq!(unwritten.oldest_ms(), Some(350));
         assert!(mailbox.begin_resync().is_some() && mailbox.take().is_some());
-        assert_eq!(unsealed.oldest_ms(), Some(350), "until it is sealed");
+        assert_eq!(unwritten.oldest_ms(), Some(350), "until it is written");
         mailbox.deliver(Polled::Gap(GapReason::CommitsMissed, seen(500, 1..2)));
-        unsealed.sealed();
-        assert_eq!(unsealed.oldest_ms(), Some(500), "missed during the resync");
+        unwritten.written();
+        assert_eq!(unwritten.oldest_ms(), Some(500), "missed during the resync");
         mailbox.settle();
-        assert_eq!(unsealed.oldest_ms(), Some(500), "a resync is due");
+        assert_eq!(unwritten.oldest_ms(), Some(500), "a resync is due");
         assert!(mailbox.begin_resync().is_some() && mailbox.take().is_some());
-        unsealed.changed(50);
-        unsealed.sealed();
-        assert_eq!(unsealed.oldest_ms(), Some(50));
+        unwritten.changed(50);
+        unwritten.written();
+        assert_eq!(unwritten.oldest_ms(), Some(50));
         mailbox.settle();
-        assert_eq!(unsealed.oldest_ms(), None);
+        assert_eq!(unwritten.oldest_ms(), None);
     }
 }

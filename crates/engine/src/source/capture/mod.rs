@@ -32,7 +32,7 @@ use crate::source::wal::Start;
 use attachment::{AttachRequest, Requests};
 pub use file_events::IdleWatch;
 use file_events::{Events, Wake, Watches};
-pub use mailbox::{Mailbox, PendingCapture, Unsealed};
+pub use mailbox::{Mailbox, PendingCapture, UnwrittenCommits};
 use thread::{Command, Thread};
 
 /// Pause between polls of a database that changed recently. An application's blocking checkpoint
@@ -148,9 +148,9 @@ impl Capture {
         path: &Path,
         spill: &Spill,
         start: Start,
-        unsealed: &Arc<Unsealed>,
+        unwritten: &Arc<UnwrittenCommits>,
     ) -> Attached {
-        let mailbox = Arc::new(Mailbox::new(Arc::clone(unsealed)));
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(unwritten)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.attached.fetch_add(1, Ordering::Relaxed);
         self.send(Command::Attach {

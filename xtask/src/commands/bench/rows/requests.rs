@@ -17,7 +17,7 @@ pub(super) const ROW: Row = Row {
     name: "requests",
     about: "Requests and bytes: first sync, a minute idle, a minute with a commit a second",
     remark: "Bytes of the first sync are those that went to the store until it had been quiet and the \
-             first merges were due (45 s), over the size of one full copy as LTX file with LZ4 pages. \
+             first merges were due (45 s), over the size of one snapshot as LTX file with LZ4 pages. \
              Here, and only here, both programs run at the same time, each with its own proxy and \
              its own database: what is counted does not depend on time. Idle means that the \
              application has the database open and writes nothing.",
@@ -69,7 +69,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     outcome.figures.push(Figure {
         row: ROW.name,
-        what: "first sync, bytes over one full copy".to_owned(),
+        what: "first sync, bytes over one snapshot".to_owned(),
         unit: Unit::Times,
         ours: first[0].sent_bytes as f64 / full_copy as f64,
         peer: Some(first[1].sent_bytes as f64 / full_copy as f64),
@@ -114,7 +114,7 @@ fn run(bench: &Bench) -> Result<Outcome> {
     let full_mib = full_copy as f64 / MIB;
     outcome
         .notes
-        .push(format!("one full copy is {full_mib:.1} MiB"));
+        .push(format!("one snapshot is {full_mib:.1} MiB"));
     for (n, name) in ["ours", "Litestream"].iter().enumerate() {
         let sent = first[n].sent_bytes as f64 / MIB;
         let hour = (60.0 / minutes) * busy[n].requests() as f64;

@@ -18,7 +18,7 @@ pub(super) const ROW: Row = Row {
     about: "Restore of one database with a base and many captured transactions",
     remark: "Each program restores its own replica, made with `sync-interval: 1s` by the same load with a \
              pause of 2 ms between transactions, so there is about one captured file a second, less \
-             what the program has merged. Both run with their usual flags: ours then includes \
+             what the program has compacted. Both run with their usual flags: ours then includes \
              `PRAGMA quick_check` and proves page checksums and coverage, Litestream's includes no \
              check; ours without that look is in the notes. Each restores several times: time and CPU \
              are medians, memory is the highest.",

@@ -10,7 +10,7 @@ use crate::replica::restore_plan::plan_restore;
 use super::{Look, apply, checksum, digest};
 use crate::replication::sim::model::Image;
 
-/// Restores a point and compares it with what was sealed and what was acknowledged. False when
+/// Restores a point and compares it with what was written and what was acknowledged. False when
 /// nothing leads there: not every TXID is a position of its own.
 pub(super) fn is_what_its_writer_had(look: &Look<'_>, point: Txid) -> Result<bool, String> {
     let Ok(plan) = plan_restore(look.files, Some(point)) else {
@@ -38,15 +38,15 @@ fn expected(look: &Look<'_>, plan: &[RemoteFile]) -> Result<Arc<Image>, String> 
         return Err("nothing leads here".to_owned());
     };
     if last.is_snapshot() {
-        return match look.sealed.get(&digest(&look.objects[last])) {
-            Some(sealed) => Ok(Arc::clone(&sealed.image)),
-            None => Err(format!("nobody sealed {}", last.name())),
+        return match look.written.get(&digest(&look.objects[last])) {
+            Some(written) => Ok(Arc::clone(&written.image)),
+            None => Err(format!("nobody written {}", last.name())),
         };
     }
     // A file that changes nothing leads to what was there before it.
     for (_, file) in look.stored.captured.range(last.min..=last.max).rev() {
-        if let Some(sealed) = look.sealed.get(&file.digest) {
-            return Ok(Arc::clone(&sealed.image));
+        if let Some(written) = look.written.get(&file.digest) {
+            return Ok(Arc::clone(&written.image));
         }
     }
     expected(look, before)

@@ -75,11 +75,11 @@ fn owner(look: &Look<'_>) -> Option<String> {
     let mut txid = manifest::newest(look.files);
     loop {
         let mut files = look.files.iter();
-        let copied = files.any(|file| file.is_snapshot() && file.max == txid);
-        let copy = look.stored.copies.get(&txid).filter(|_| copied);
+        let is_snapshot = files.any(|file| file.is_snapshot() && file.max == txid);
+        let copy = look.stored.copies.get(&txid).filter(|_| is_snapshot);
         let file = copy.or_else(|| look.stored.captured.get(&txid));
-        if let Some(sealed) = file.and_then(|file| look.sealed.get(&file.digest)) {
-            return Some(sealed.writer.clone());
+        if let Some(written) = file.and_then(|file| look.written.get(&file.digest)) {
+            return Some(written.writer.clone());
         }
         txid = Txid::new(txid.get().checked_sub(1)?);
     }

@@ -25,8 +25,8 @@ pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
     for (txid, _) in captured {
         is_restorable(look, *txid, "exact")?;
     }
-    for (txid, merged_ms) in &look.stored.merged {
-        // A merged file may come late; its point is as old as what it was captured with.
+    for (txid, merged_ms) in &look.stored.compacted {
+        // A compacted file may come late; its point is as old as what it was captured with.
         let captured = look.stored.captured.get(txid);
         if captured.map_or(*merged_ms, |file| file.at_ms) > window {
             is_restorable(look, *txid, "window")?;

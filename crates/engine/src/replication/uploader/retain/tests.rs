@@ -16,7 +16,7 @@ use crate::spool::state_dir::LocalState;
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 365 * 24 * HOUR_MS;
 const HOUR: Duration = Duration::from_secs(3600);
-/// Captured files before the newest: all of them are merged, and old.
+/// Captured files before the newest: all of them are compacted, and old.
 const OLD: u64 = 10;
 
 struct Bench {
@@ -36,7 +36,7 @@ impl Bench {
         let settings = TargetSettings {
             name: "here".into(),
             store: Arc::clone(&store) as SharedStore,
-            merge_interval: Duration::from_secs(30),
+            compaction_interval: Duration::from_secs(30),
             higher_levels: Vec::new(),
             retention: RetentionPolicy {
                 exact: HOUR,
@@ -68,7 +68,7 @@ impl Bench {
         }
     }
 
-    /// Connects, then stores a full copy, captured files and a merged file over all but the last.
+    /// Connects, then stores a snapshot, captured files and a compacted file over all but the last.
     async fn connected(&mut self) -> LeasedReplica {
         let mut replica = self.target.connect().await.unwrap();
         for txid in 2..=OLD + 2 {
@@ -260,7 +260,7 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
         // Once it has the right, all of them go, some at a time.
         tokio::time::advance(HOUR * 24).await;
         while bench.retain(&mut replica).await.unwrap() {}
-        // The one that no merged file covers stays, and the newest.
+        // The one that no compacted file covers stays, and the newest.
         assert_eq!((bench.captured(), replica.files.len()), (2, 7));
     });
 }
