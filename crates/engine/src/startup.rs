@@ -15,6 +15,7 @@ use ltx::Txid;
 use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
+use crate::env::files;
 use crate::replica::lease::{self, Claim};
 use crate::replica::manifest;
 use crate::replication::DatabaseSettings;
@@ -211,7 +212,7 @@ pub async fn restore_in_place(
 /// Names the restored file in our lease, so that it is recognised without our state as well. This
 /// is only a help: the next writer names it otherwise.
 async fn name_source(target: &TargetSettings, settings: &DatabaseSettings) {
-    let source = lease::identify(&settings.path).ok();
+    let source = files::identify(&settings.path).ok();
     let name = |lease: &mut lease::Lease| lease.source.clone_from(&source);
     if let Err(error) = lease::amend(&target.store, &settings.holder, name).await {
         tracing::warn!(target_name = %target.name, "name the restored file: {error}");

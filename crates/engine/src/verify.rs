@@ -361,7 +361,7 @@ pub fn judge_restore(error: &RestoreError) -> VerifyResult {
         | RestoreError::HoleAtTime { .. }
         | RestoreError::MissingPage { .. } => VerifyResult::Hole,
         RestoreError::Integrity { .. } => VerifyResult::IntegrityFailed,
-        RestoreError::Io { source, .. } if crate::spool::state_dir::is_disk_full(source) => {
+        RestoreError::Io { source, .. } if crate::env::disk::is_disk_full(source) => {
             VerifyResult::ScratchTooSmall
         }
         RestoreError::Sqlite(_)

@@ -29,6 +29,25 @@ const EDGES: &[(&str, &[&str])] = &[
     ("demo-app", &[]),
 ];
 
+/// The folders (and single files) of the engine, from the ground up, and those that each may use.
+const ENGINE_FOLDERS: &[(&str, &[&str])] = &[
+    ("env", &[]),
+    ("pages", &["env"]),
+    ("source", &["env", "pages"]),
+    ("replica", &["env"]),
+    ("spool", &["env", "pages", "source"]),
+    (
+        "replication",
+        &["env", "pages", "source", "replica", "spool"],
+    ),
+    ("restore", &["env", "pages", "source", "replica"]),
+    (
+        "startup",
+        &["env", "replica", "spool", "replication", "restore"],
+    ),
+    ("verify", &["env", "source", "replica", "restore"]),
+];
+
 /// Folders of pure code, and words that they must not contain.
 const PURE: &[&str] = &[
     "crates/sqlite-format/src",
@@ -184,6 +203,9 @@ fn check_file(file: &str, text: &str, complaints: &mut Vec<String>) {
     let mut in_tests = ["/tests/", "/benches/", "tests.rs"]
         .iter()
         .any(|part| file.contains(part));
+    if let Some(path) = file.strip_prefix("crates/engine/src/") {
+        check_engine_folder(path, text, &mut complain);
+    }
     for (index, line) in text.lines().enumerate() {
         let line_number = index + 1;
         in_tests |= line.contains("#[cfg(test)]");
@@ -220,6 +242,39 @@ fn check_file(file: &str, text: &str, complaints: &mut Vec<String>) {
     }
 }
 
+/// A folder of the engine uses only folders below it. Tests may use all.
+fn check_engine_folder(path: &str, text: &str, complain: &mut impl FnMut(usize, &str)) {
+    if path.ends_with("tests.rs") || path.contains("/sim/") || path == "lib.rs" {
+        return;
+    }
+    let name = path.split(['/', '.']).next().unwrap_or_default();
+    let Some((_, allowed)) = ENGINE_FOLDERS.iter().find(|(folder, _)| *folder == name) else {
+        complain(
+            1,
+            "the folder has no line in xtask's table of engine folders",
+        );
+        return;
+    };
+    for (index, line) in text.lines().enumerate() {
+        if line == "mod tests {" {
+            return;
+        }
+        for path in line.split("crate::").skip(1) {
+            let other = path
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next();
+            let other = other.unwrap_or_default();
+            let is_folder = ENGINE_FOLDERS.iter().any(|(folder, _)| *folder == other);
+            if is_folder && other != name && !allowed.contains(&other) {
+                complain(
+                    index + 1,
+                    &format!("engine folder {name} must not use {other}"),
+                );
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +303,15 @@ mod tests {
     #[test]
     fn each_habit_is_noticed_where_it_counts() {
         assert_eq!(complaints("crates/ltx/src/a.rs", "use std::fs;\n"), 1);
-        assert_eq!(complaints("crates/engine/src/a.rs", "use std::fs;\n"), 0);
+        assert_eq!(
+            complaints("crates/engine/src/env/a.rs", "use std::fs;\n"),
+            0
+        );
+        let up = "use crate::source::scan;\n";
+        assert_eq!(complaints("crates/engine/src/spool/a.rs", up), 0);
+        assert_eq!(complaints("crates/engine/src/pages/a.rs", up), 1);
+        let test = format!("mod tests {{\n{up}");
+        assert_eq!(complaints("crates/engine/src/pages/a.rs", &test), 0);
         assert_eq!(complaints("sidecar/src/a.rs", "std::env::var(\"A\")\n"), 1);
         assert_eq!(
             complaints("sidecar/src/args.rs", "std::env::var(\"A\")\n"),

@@ -61,6 +61,14 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// True when a local error means that there is no space left.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// The decision on a call.
 pub(crate) enum Answer {
     /// Make the call.
@@ -77,4 +85,4 @@ fn ask(_call: Call<'_>) -> io::Result<Answer> {
 }
 
 #[cfg(test)]
-use crate::replication::simulated_call as ask;
+use super::simulated::disk_call as ask;

@@ -12,8 +12,8 @@ use crate::replica::manifest::RemoteFile;
 
 /// Captured files compacted into one of level 1.
 pub const MAX_CAPTURED: usize = 256;
-/// Files compacted into one of level 2 or above. Each is read in parts of
-/// [`PART_BYTES`](crate::replication::uploader), so this bounds memory.
+/// Files compacted into one of level 2 or above. Each is read in parts of at most 1 MiB, so this
+/// bounds memory.
 pub const MAX_INPUTS: usize = 24;
 /// Bytes compacted into one file. Larger files stay as they are.
 pub const MAX_BYTES: u64 = 64 << 20;

@@ -10,6 +10,7 @@ use ltx::Txid;
 use serde::{Deserialize, Serialize};
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
+use crate::env::files::SourceId;
 use crate::replica::manifest::LAST_TXID;
 
 /// Key of the lease under the replica's prefix. Litestream ignores it.
@@ -20,28 +21,6 @@ const MAX_BYTES: u64 = 65_536;
 const LAST_EPOCH: u64 = u64::MAX / 2;
 /// Attempts to take a lease that other processes take at the same time.
 const ATTEMPTS: u32 = 10;
-
-/// Identity of a file. By the identity of the database, a later process without local state
-/// recognises the backed-up file at the path: we never write into the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceId {
-    /// File system identity, from `statvfs`.
-    pub filesystem: String,
-    /// Inode number.
-    pub inode: u64,
-    /// Time of birth of the inode, as text; empty where the file system does not keep it.
-    pub born: String,
-}
-
-impl SourceId {
-    /// Whether both are of one file. On some file systems their own number changes when a volume
-    /// moves to another machine. So it decides only where no birth time is kept.
-    pub fn is_same_file(&self, other: &SourceId) -> bool {
-        self.inode == other.inode
-            && self.born == other.born
-            && (!self.born.is_empty() || self.filesystem == other.filesystem)
-    }
-}
 
 /// The content of `lock.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,27 +259,6 @@ fn mode(store: &SharedStore, stored: Option<&StoredLease>) -> PutMode {
     }
 }
 
-/// The identity of a database file.
-///
-/// # Errors
-///
-/// The file is missing or its metadata cannot be read.
-pub fn identify(path: &std::path::Path) -> std::io::Result<SourceId> {
-    use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::metadata(path)?;
-    let born = meta
-        .created()
-        .ok()
-        .and_then(|time| Timestamp::try_from(time).ok())
-        .map_or_else(String::new, |time| time.to_string());
-    let filesystem = rustix::fs::statvfs(path)?.f_fsid;
-    Ok(SourceId {
-        filesystem: format!("{filesystem:016x}"),
-        inode: meta.ino(),
-        born,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,30 +369,5 @@ mod tests {
             let proven = block_on(prove_conditions(&careless, &taken(&careless, "a", 0)));
             assert!(matches!(proven, Err(LeaseError::Unconditional)));
         }
-    }
-
-    #[test]
-    fn a_file_keeps_its_identity_and_a_new_one_has_another() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("db");
-        std::fs::write(&path, "one").unwrap();
-        let first = identify(&path).unwrap();
-        std::fs::write(&path, "two, in place").unwrap();
-        assert_eq!(identify(&path).unwrap(), first);
-        let other = directory.path().join("other");
-        std::fs::write(&other, "one").unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        let second = identify(&path).unwrap();
-        assert!(!second.is_same_file(&first));
-        let moved = |born: &str| SourceId {
-            filesystem: "of another machine".into(),
-            born: born.into(),
-            ..second.clone()
-        };
-        assert!(moved(&second.born).is_same_file(&second) || second.born.is_empty());
-        assert!(!moved("").is_same_file(&SourceId {
-            born: String::new(),
-            ..second
-        }));
     }
 }

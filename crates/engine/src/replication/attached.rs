@@ -17,9 +17,10 @@ use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundi
 use super::pacer::Pace;
 use super::status::DatabaseHandle;
 use super::{Database, PROBE_PAUSE, RunError};
+use crate::env::files::{Fingerprint, fingerprint, live_fingerprint};
 use crate::pages::page_set::PageSet;
 use crate::source::capture::{Attached, PendingCapture};
-use crate::source::scan::{Fingerprint, ScanError, fingerprint, live_fingerprint, scan_live};
+use crate::source::scan::{ScanError, scan_live};
 use crate::source::sqlite::{Connection, SqliteError};
 use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
 use crate::spool::ltx_writer::Delta;

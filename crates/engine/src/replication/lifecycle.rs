@@ -11,12 +11,14 @@ use super::attached::{AttachedDriver, Ended, on_another_thread};
 use super::committer::Committer;
 use super::pacer::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
-use crate::pages::page_set::PageSet;
-use crate::source::capture::{IdleWatch, unix_ms};
-use crate::source::probe::{Probe, probe};
-use crate::source::scan::{
-    Fingerprint, ScanError, cold_fingerprint, fingerprint, live_fingerprint, scan_cold, with_suffix,
+use crate::env::clock::unix_ms;
+use crate::env::files::{
+    Fingerprint, cold_fingerprint, fingerprint, live_fingerprint, with_suffix,
 };
+use crate::pages::page_set::PageSet;
+use crate::source::capture::IdleWatch;
+use crate::source::probe::{Probe, probe};
+use crate::source::scan::{ScanError, scan_cold};
 use crate::source::sqlite::Connection;
 use crate::source::wal::{LogPosition, Start};
 use crate::spool::ltx_writer::Delta;

@@ -37,9 +37,7 @@ use committer::Committer;
 use lifecycle::Lifecycle;
 use pacer::Pace;
 #[cfg(test)]
-pub(crate) use sim::{
-    on_this_machine, simulated_call, simulated_ms, simulated_thread, simulated_wait,
-};
+pub(crate) use sim::{on_this_machine, simulated_thread, simulated_wait};
 pub use status::DatabaseHandle;
 use status::lock;
 
@@ -121,7 +119,7 @@ impl RunError {
             RunError::Write(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
             RunError::WalReader(WalError::Spill(error)) | RunError::Log(WalError::Spill(error)) => {
-                crate::spool::state_dir::is_disk_full(error)
+                crate::env::disk::is_disk_full(error)
             }
             RunError::WalReader(_)
             | RunError::Log(_)

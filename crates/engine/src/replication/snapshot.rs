@@ -13,16 +13,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
+use ltx::{Encoder, Header, LtxError, page_checksum};
 use sqlite_format::PageSize;
 use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
 use crate::env::budget::{Account, Budgets, Work};
-use crate::pages::page_hashes::PageHashes;
-use crate::pages::page_set::PageSet;
 use crate::replica::manifest;
 use crate::source::open_files::PlainFile;
 use crate::source::sqlite::{Connection, SqliteError};
+use crate::spool::cut::Cut;
 use crate::spool::ltx_writer::snapshot_header;
 use crate::spool::queue::{Writer, queue};
 
@@ -33,26 +32,6 @@ const WORK_BYTES: u64 = 22 << 20;
 /// A WAL of this size in bytes, or of a fourth of the database if that is more, ends a pinned
 /// snapshot: its read mark is what lets the WAL grow.
 const PINNED_WAL_BYTES: u64 = 256 << 20;
-
-/// The database at one position: what a snapshot of it has to hold.
-#[derive(Debug)]
-pub struct Cut {
-    /// The position.
-    pub txid: Txid,
-    /// When it was captured, in Unix milliseconds.
-    pub timestamp_ms: i64,
-    /// The hash of each page there.
-    pub table: PageHashes,
-    /// Images of pages that the database file may not hold yet: those that were in the WAL.
-    pub newest: PageSet,
-}
-
-impl Cut {
-    /// Size of the database in bytes.
-    pub fn database_bytes(&self) -> u64 {
-        u64::from(self.table.commit()) * u64::from(self.table.page_size().get())
-    }
-}
 
 /// How a snapshot keeps ahead of an application that overwrites its pages. A snapshot that the
 /// application has overtaken is followed by one with more effort.
@@ -135,7 +114,7 @@ impl SnapshotError {
 
     /// True when the local disk is full, or the budget for it used up.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, SnapshotError::Spill(error) if crate::spool::state_dir::is_disk_full(error))
+        matches!(self, SnapshotError::Spill(error) if crate::env::disk::is_disk_full(error))
     }
 }
 
@@ -402,12 +381,13 @@ fn fill(file: &fs::File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use ltx::Decoder;
+    use ltx::{Decoder, Txid};
     use store::Memory;
 
     use super::*;
     use crate::env::budget::Limits;
-    use crate::pages::page_set::Spill;
+    use crate::pages::page_hashes::PageHashes;
+    use crate::pages::page_set::{PageSet, Spill};
 
     const PAGES: u32 = 3000;
 

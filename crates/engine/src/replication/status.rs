@@ -8,8 +8,8 @@ use sqlite_format::PageSize;
 use store::CredentialsState;
 
 use crate::env::budget::Account;
+use crate::env::clock::unix_ms;
 use crate::replication::uploader::{TargetReport, TargetSettings};
-use crate::source::capture::unix_ms;
 use crate::spool::progress::SharedProgress;
 
 /// What a database reports about itself, shared with whoever shows it.

@@ -16,13 +16,13 @@ use store::{Layout, SharedStore, Store};
 use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
+use crate::env::disk::sync_directory;
 use crate::pages::page_bitmap::PageNumbers;
 use crate::pages::page_hashes::PageHashes;
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::{Plan, PlanError, plan_from};
 use crate::restore::litestream03::GenerationId;
 use crate::source::sqlite::{Checked, Inspection, Stop};
-use crate::spool::state_dir::sync_directory;
 
 /// Bytes read at once from an object, and from the result.
 const READ_BYTES: usize = 256 << 10;

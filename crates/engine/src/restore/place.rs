@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Flock, FlockType};
 
 use super::RestoreError;
-use crate::source::scan::{fingerprint, with_suffix};
+use crate::env::files::{fingerprint, with_suffix};
 
 pub(super) fn exists(path: &Path) -> Result<bool, RestoreError> {
     match fs::metadata(path) {

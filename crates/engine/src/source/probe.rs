@@ -12,8 +12,8 @@ use sqlite_format::{
     Chain, DatabaseHeader, FRAME_HEADER_BYTES, FormatError, PageSize, WAL_HEADER_BYTES, WalHeader,
 };
 
+use crate::env::files::{Fingerprint, cold_fingerprint, with_suffix};
 use crate::source::open_files::{PlainFile, has_open_lock};
-use crate::source::scan::{Fingerprint, cold_fingerprint, with_suffix};
 
 /// File in which the kernel lists the mounts that this process sees.
 const MOUNTS: &str = "/proc/self/mountinfo";

@@ -6,22 +6,19 @@
 //! WAL that was published since the scan began. So the scan is good once those frames are applied
 //! to it, in whatever order the pages were read.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use ltx::page_checksum;
 use sqlite_format::{DatabaseHeader, FormatError, PageSize};
 
+use crate::env::files::{Fingerprint, cold_fingerprint};
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::open_files::PlainFile;
 use crate::source::sqlite::{Connection, SqliteError};
 
-/// Age of a file's times from which on every write changes them.
-const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Changed pages that a scan keeps in any case, in bytes; beyond that, at most half of the
@@ -101,94 +98,6 @@ pub fn scan_live(
     )
 }
 
-/// Identity of the state of a database that is not open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    /// Whether both are of one file, whatever its content.
-    pub fn is_same_file(&self, other: &Fingerprint) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
-    }
-
-    /// True when the file has no byte.
-    pub fn is_empty(&self) -> bool {
-        self.size == 0
-    }
-
-    /// When the file was modified, in Unix milliseconds.
-    pub fn modified_ms(&self) -> i64 {
-        self.modified.0.saturating_mul(1000) + self.modified.1 / 1_000_000
-    }
-
-    /// Whether the file's times are so old that any later write changes them: they advance in steps
-    /// of up to 10 ms.
-    pub fn is_settled(&self, now: SystemTime) -> bool {
-        let seconds = u64::try_from(self.changed.0).unwrap_or(0);
-        let nanos = u32::try_from(self.changed.1).unwrap_or(0);
-        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-        now.duration_since(changed)
-            .is_ok_and(|age| age >= SETTLED_AFTER)
-    }
-}
-
-/// The fingerprint of a database without `-wal`; none when the file is missing or has a WAL.
-///
-/// # Errors
-///
-/// The directory cannot be read.
-pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
-    if with_suffix(path, "-wal").try_exists()? {
-        return Ok(None);
-    }
-    fingerprint(path)
-}
-
-/// The fingerprints of a database and of its WAL; none when one of them is missing.
-///
-/// Equal fingerprints prove that nothing was written since, but only if the files had been idle for
-/// a while: file times advance in steps of some milliseconds.
-///
-/// # Errors
-///
-/// The directory cannot be read.
-pub fn live_fingerprint(path: &Path) -> io::Result<Option<(Fingerprint, Fingerprint)>> {
-    let log = fingerprint(&with_suffix(path, "-wal"))?;
-    Ok(fingerprint(path)?.zip(log))
-}
-
-/// The fingerprint of a file; none when it is missing.
-///
-/// # Errors
-///
-/// The directory cannot be read.
-pub fn fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
-    match fs::metadata(path) {
-        Ok(meta) => Ok(Some(Fingerprint {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// A path with a suffix, as SQLite names the files beside a database.
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// Reads a database that is not open, and must not be opened meanwhile.
 ///
 /// It opens the file itself, which it does not do while this process has a SQLite connection to it.
@@ -215,7 +124,7 @@ pub fn scan_cold(
     file.read_exact_at(&mut start, 0).map_err(failed)?;
     let page_size = DatabaseHeader::parse(&start)?.page_size;
     let known = known.filter(|table| table.page_size() == page_size);
-    let bytes = fingerprint.size;
+    let bytes = fingerprint.size();
     let found = scan(
         page_size,
         bytes,
@@ -303,7 +212,7 @@ fn is_over_budget(error: &io::Error) -> bool {
 impl ScanError {
     /// True when the local disk is full.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, ScanError::Spill(error) if crate::spool::state_dir::is_disk_full(error))
+        matches!(self, ScanError::Spill(error) if crate::env::disk::is_disk_full(error))
     }
 }
 
@@ -357,17 +266,5 @@ mod tests {
             assert_eq!(found_pages, kept.then_some(changed), "{changed}");
             assert_eq!(found.table.commit(), pages);
         }
-    }
-
-    #[test]
-    fn times_tell_every_write_only_when_they_are_old() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("db");
-        fs::write(&path, "x").unwrap();
-        let found = fingerprint(&path).unwrap().unwrap();
-        let changed = fs::metadata(&path).unwrap().modified().unwrap();
-        assert!(!found.is_settled(changed));
-        assert!(!found.is_settled(changed - Duration::from_secs(60)));
-        assert!(found.is_settled(changed + Duration::from_secs(1)));
     }
 }

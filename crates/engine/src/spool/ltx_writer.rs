@@ -226,8 +226,8 @@ impl WriteError {
     pub fn is_disk_full(&self) -> bool {
         match self {
             WriteError::Local(error) => error.is_disk_full(),
-            WriteError::Write { source, .. } => crate::spool::state_dir::is_disk_full(source),
-            WriteError::Ltx(LtxError::Io(error)) => crate::spool::state_dir::is_disk_full(error),
+            WriteError::Write { source, .. } => crate::env::disk::is_disk_full(source),
+            WriteError::Ltx(LtxError::Io(error)) => crate::env::disk::is_disk_full(error),
             _ => false,
         }
     }

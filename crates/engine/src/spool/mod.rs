@@ -1,5 +1,6 @@
 //! Our own files of one database on the local disk, and how far each target is with them.
 
+pub mod cut;
 pub mod ltx_writer;
 pub mod progress;
 pub(crate) mod queue;

@@ -9,8 +9,8 @@ use protocol::status::DatabaseState;
 use tokio::sync::watch;
 
 use crate::env::budget::Account;
-use crate::replication::snapshot::Cut;
 use crate::source::capture::UnwrittenCommits;
+use crate::spool::cut::Cut;
 use crate::spool::state_dir::LocalFile;
 
 /// A captured file and what belongs to its position.

@@ -23,11 +23,10 @@ use ltx::{Decoder, FileName, Txid, page_checksum};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::env::disk;
-pub(crate) use crate::env::disk::sync_directory;
+use crate::env::disk::{self, is_disk_full};
+use crate::env::files::{SourceId, identify};
 use crate::env::lock_file::LockFile;
 use crate::pages::page_hashes::PageHashes;
-use crate::replica::lease::{SourceId, identify};
 use crate::source::wal::LogPosition;
 
 /// The directory of one database, held exclusively.
@@ -144,14 +143,6 @@ impl LocalError {
     pub fn is_disk_full(&self) -> bool {
         matches!(self, LocalError::Io { source, .. } if is_disk_full(source))
     }
-}
-
-/// True when a local error means that there is no space left.
-pub fn is_disk_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 impl LocalState {

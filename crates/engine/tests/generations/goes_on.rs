@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::env::clock::unix_ms;
 use engine::replica::manifest;
 use engine::replica::retention::RetentionPolicy;
 use engine::replication::uploader::TargetSettings;
 use engine::replication::{Database, DatabaseSettings, Env};
 use engine::restore::{IntegrityCheck, Point, RestoreOptions};
-use engine::source::capture::{Capture, unix_ms};
+use engine::source::capture::Capture;
 use engine::spool::state_dir::LocalState;
 use engine::startup::{Ready, StartupError, make_ready, restore_in_place};
 use ltx::Txid;

@@ -68,7 +68,7 @@ impl Numbers {
 pub fn seed() -> u64 {
     let given = std::env::var("ENGINE_TEST_SEED").ok();
     let seed = given.map_or_else(
-        || engine::source::capture::unix_ms() as u64,
+        || engine::env::clock::unix_ms() as u64,
         |text| text.parse().expect("ENGINE_TEST_SEED is a number"),
     );
     println!("ENGINE_TEST_SEED={seed}");

@@ -18,7 +18,7 @@ use crate::bench::{
 type Deed = fn(&Path, &mut Habits, older: &[u8]);
 
 fn with_suffix(path: &Path, suffix: &str) -> std::path::PathBuf {
-    engine::source::scan::with_suffix(path, suffix)
+    engine::env::files::with_suffix(path, suffix)
 }
 
 fn remove(path: &Path, suffixes: &[&str]) {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::env::budget::{Budgets, Limits};
+use engine::env::clock::unix_ms;
 use engine::replica::manifest::{self, RemoteFile};
 use engine::replica::restore_plan::plan_restore;
 use engine::replica::retention::RetentionPolicy;
@@ -15,7 +16,7 @@ use engine::replication::{Database, DatabaseHandle, DatabaseSettings, Env};
 use engine::restore::{
     Assembly, IntegrityCheck, Point, RestoreError, RestoreOptions, Restored, restore,
 };
-use engine::source::capture::{Capture, unix_ms};
+use engine::source::capture::Capture;
 use engine::source::sqlite::{Checked, Inspection};
 use ltx::Txid;
 use protocol::config::OnDivergence;

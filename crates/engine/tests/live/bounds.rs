@@ -20,7 +20,7 @@ use crate::gated::{Gate, Gated};
 use crate::large::make_large;
 
 fn log_bytes(path: &Path) -> u64 {
-    let log = engine::source::scan::with_suffix(path, "-wal");
+    let log = engine::env::files::with_suffix(path, "-wal");
     std::fs::metadata(log).map_or(0, |meta| meta.len())
 }
 
@@ -57,7 +57,7 @@ fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
             FaultPlan::none()
         };
         let faulty = Arc::new(Faulty::new(
-            Memory::with_clock(engine::source::capture::unix_ms),
+            Memory::with_clock(engine::env::clock::unix_ms),
             plan,
         ));
         let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -119,7 +119,7 @@ fn an_idle_database_with_a_long_log_costs_nothing() {
     }
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none(),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -189,7 +189,7 @@ fn own_locks(path: &Path) -> (usize, usize) {
     let locks = std::fs::read_to_string("/proc/locks").unwrap();
     let own = format!(" {} ", std::process::id());
     let on = |suffix: &str| {
-        let inode = std::fs::metadata(engine::source::scan::with_suffix(path, suffix))
+        let inode = std::fs::metadata(engine::env::files::with_suffix(path, suffix))
             .unwrap()
             .ino();
         let file = format!(":{inode} ");
@@ -300,7 +300,7 @@ fn no_mark_stands_in_the_way_of_a_checkpoint_while_nothing_is_written() {
 fn a_database_that_was_closed_while_we_waited_is_not_opened() {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none().from(1, Fault::Fail(StoreErrorKind::Unreachable)),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -486,7 +486,7 @@ fn retention_keeps_every_point_that_it_promises() {
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
     // What is younger than `exact` now was so whenever retention ran.
-    let exact_from = engine::source::capture::unix_ms() - 3000;
+    let exact_from = engine::env::clock::unix_ms() - 3000;
     let files = crate::bench::files(&store);
     let captured: Vec<_> = files.iter().filter(|file| file.level == 0).collect();
     let newest = captured.last().unwrap().max.get();

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use engine::env::files::with_suffix;
 use engine::restore::Point;
-use engine::source::scan::with_suffix;
 use store::SharedStore;
 
 use crate::app::{App, Habits, seed};

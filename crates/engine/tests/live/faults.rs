@@ -23,7 +23,7 @@ use crate::bench::{
 fn live_with(fault: Fault, call: u64, seed: u64) -> bool {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none().at(call, fault),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -88,7 +88,7 @@ fn the_answer_to_each_call_may_be_lost() {
 fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none(),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -112,7 +112,7 @@ fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
     let kept: u64 = disk_bytes(&place.state());
     assert!(kept < 1_000_000, "{kept} bytes are kept");
     let log =
-        std::fs::metadata(engine::source::scan::with_suffix(&place.database(), "-wal")).unwrap();
+        std::fs::metadata(engine::env::files::with_suffix(&place.database(), "-wal")).unwrap();
     assert!(log.len() < 40 << 20, "the log has {} bytes", log.len());
     // The oldest waiting commit is from before the outage was noticed.
     let waited = began.elapsed().as_millis() as u64;
@@ -134,7 +134,7 @@ fn a_dead_store_bounds_the_disk_and_heals_by_a_delta() {
 fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
     let place = Place::new();
     let dead = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none().from(0, Fault::Fail(StoreErrorKind::Unreachable)),
     ));
     let stores: [SharedStore; 2] = [memory(), Arc::clone(&dead) as SharedStore];
@@ -177,7 +177,7 @@ fn a_dead_target_does_not_hold_another_back_and_comes_back_with_a_copy() {
 fn files_that_wait_for_a_store_survive_a_restart() {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none(),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -351,7 +351,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
     };
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none(),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -402,7 +402,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
 fn a_restore_by_time_begins_anew_when_a_file_that_it_looks_at_has_gone() {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
-        Memory::with_clock(engine::source::capture::unix_ms),
+        Memory::with_clock(engine::env::clock::unix_ms),
         FaultPlan::none(),
     ));
     let store: SharedStore = Arc::clone(&faulty) as SharedStore;
@@ -442,7 +442,7 @@ fn a_stop_waits_for_a_store_that_comes_back_and_then_needs_the_database() {
     for is_open in [true, false] {
         let place = Place::new();
         let failing = Fault::Fail(StoreErrorKind::Unreachable);
-        let memory = Memory::with_clock(engine::source::capture::unix_ms);
+        let memory = Memory::with_clock(engine::env::clock::unix_ms);
         let faulty = Arc::new(Faulty::new(memory, FaultPlan::none()));
         let store: SharedStore = Arc::clone(&faulty) as SharedStore;
         let mut app = App::start(&Habits::calm(&place.database(), seed()));

@@ -156,11 +156,8 @@ fn a_log_that_is_cut_or_taken_away_after_a_crash_while_we_are_down_is_followed()
         assert!(replication.stop());
         app.work(40);
         app.kill();
-        deed(&engine::source::scan::with_suffix(
-            &place.database(),
-            "-wal",
-        ));
-        fs::remove_file(engine::source::scan::with_suffix(&place.database(), "-shm")).unwrap();
+        deed(&engine::env::files::with_suffix(&place.database(), "-wal"));
+        fs::remove_file(engine::env::files::with_suffix(&place.database(), "-shm")).unwrap();
         let mut app = App::start(&habits);
         let replication = Replication::start(&settings);
         assert_stored(&replication, &mut app, &store);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::source::capture::unix_ms;
+use engine::env::clock::unix_ms;
 use engine::source::probe::{Probe, probe};
 use protocol::status::TargetState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};

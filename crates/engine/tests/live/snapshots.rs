@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::env::budget::{Budgets, Limits};
+use engine::env::clock::unix_ms;
 use engine::replication::{DatabaseSettings, Env};
 use engine::restore::Point;
-use engine::source::capture::{Capture, unix_ms};
+use engine::source::capture::Capture;
 use protocol::status::TargetState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 

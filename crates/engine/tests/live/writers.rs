@@ -363,7 +363,7 @@ fn a_damaged_newest_file_does_not_keep_the_next_writer_out() {
 fn a_store_that_ignores_conditions_gets_no_backup_and_says_why() {
     let place = Place::new();
     let store: SharedStore =
-        Arc::new(Memory::with_clock(engine::source::capture::unix_ms).ignoring_create());
+        Arc::new(Memory::with_clock(engine::env::clock::unix_ms).ignoring_create());
     let _app = App::start(&Habits::calm(&place.database(), seed()));
     let replication = Replication::start_with(
         &settings(&place.database(), &place.state(), &[Arc::clone(&store)]),
@@ -571,7 +571,7 @@ fn each_call_of_a_startup_may_fail_and_the_next_attempt_restores() {
     let mut app = App::start(&Habits::calm(&source.database(), seed()));
     for call in 0.. {
         let faulty = Arc::new(Faulty::new(
-            Memory::with_clock(engine::source::capture::unix_ms),
+            Memory::with_clock(engine::env::clock::unix_ms),
             FaultPlan::none(),
         ));
         let store: SharedStore = Arc::clone(&faulty) as SharedStore;

@@ -48,9 +48,9 @@ mod writer;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-pub(crate) use machine::{
-    on_this_machine, simulated_call, simulated_ms, simulated_thread, simulated_wait,
-};
+use crate::env::simulated::Hooks;
+pub(crate) use machine::{on_this_machine, simulated_thread, simulated_wait};
+use machine::{simulated_call, simulated_ms};
 use oracle::Broken;
 
 /// What one seed led to.
@@ -61,6 +61,10 @@ struct Run {
 
 impl Run {
     fn of(seed: u64) -> Run {
+        crate::env::simulated::install(Hooks {
+            now_ms: simulated_ms,
+            disk_call: simulated_call,
+        });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)

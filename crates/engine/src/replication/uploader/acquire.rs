@@ -10,6 +10,7 @@ use protocol::config::OnDivergence;
 use store::{Body, SharedStore, Store, StoreErrorKind};
 use tokio::time::Instant;
 
+use crate::env::files;
 use crate::replica::lease::{self, Claim, Lease, LeaseError};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::plan_restore;
@@ -173,7 +174,7 @@ impl Uploader {
         let record = self.record();
         let mut claim = Claim {
             holder: self.holder.clone(),
-            source: lease::identify(&self.database).ok(),
+            source: files::identify(&self.database).ok(),
         };
         let home = self.local.home().ok();
         let stored = lease::read(store).await?.map(|stored| stored.lease);
@@ -362,7 +363,7 @@ async fn newest_time(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::lease::SourceId;
+    use crate::env::files::SourceId;
 
     fn file(inode: u64) -> SourceId {
         SourceId {

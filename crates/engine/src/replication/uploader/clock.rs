@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use store::{SharedStore, Store, StoreError};
 use tokio::time::Instant;
 
+use crate::env::clock::unix_ms;
 use crate::replica::lease::LEASE_KEY;
 use crate::replica::manifest::RemoteFile;
-use crate::source::capture::unix_ms;
 
 /// A clock that is never ahead of the store's.
 ///

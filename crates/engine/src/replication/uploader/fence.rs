@@ -7,9 +7,9 @@ use ltx::{Encoder, FileName, Header, Txid};
 use sqlite_format::Salts;
 use store::{Body, PutMeta, PutMode, SharedStore, StoreErrorKind};
 
+use crate::env::clock::unix_ms;
 use crate::replica::lease::{self, Lease, LeaseError};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
-use crate::source::capture::unix_ms;
 
 use super::{FENCE_ATTEMPTS, TargetError};
 

@@ -29,10 +29,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::env::budget::Budgets;
-use crate::replica::lease::{LeaseError, SourceId};
+use crate::env::files::SourceId;
+use crate::replica::lease::LeaseError;
 use crate::replica::manifest::{RemoteError, RemoteFile};
 use crate::replica::retention::RetentionPolicy;
-use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, SnapshotError};
+use crate::replication::snapshot::{Effort, Overwritten, Pin, SnapshotError};
+use crate::spool::cut::Cut;
 use crate::spool::progress::{SharedProgress, TargetPhase, TargetProgress};
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
 

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use crate::replica::lease::Lease;
 use crate::replica::manifest::RemoteFile;
-use crate::replication::snapshot::{Cut, Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
+use crate::replication::snapshot::{Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
+use crate::spool::cut::Cut;
 use crate::spool::progress::ReplicationProgress;
 
 use super::lane::Lane;

@@ -13,6 +13,7 @@ use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKi
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::env::budget::Account;
+use crate::env::files;
 use crate::replica::lease::{self, Lease, LeaseError, StoredLease};
 use crate::replica::manifest::{self, RemoteFile};
 
@@ -171,7 +172,7 @@ impl Uploader {
 
     /// Names the database file in the lease when another one has taken its place.
     async fn follow_source(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
-        let source = lease::identify(&self.database).ok();
+        let source = files::identify(&self.database).ok();
         if source.is_some() && source != replica.source {
             let name = |lease: &mut Lease| lease.source.clone_from(&source);
             self.amend_lease(replica, name).await?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Mailbox, PendingCapture};
-use super::{HOT_PAUSE, QUIET_PAUSE, unix_ms};
+use super::{HOT_PAUSE, QUIET_PAUSE};
+use crate::env::clock::unix_ms;
 use crate::pages::page_set::Spill;
 use crate::source::wal::{Polled, Start, WalReader};
 

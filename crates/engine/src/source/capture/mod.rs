@@ -22,7 +22,7 @@ mod thread;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
@@ -262,18 +262,6 @@ impl Drop for Attached {
     fn drop(&mut self) {
         self.detach();
     }
-}
-
-/// Milliseconds since the Unix epoch, by the system's clock.
-pub fn unix_ms() -> i64 {
-    #[cfg(test)]
-    if let Some(now_ms) = crate::replication::simulated_ms() {
-        return now_ms;
-    }
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

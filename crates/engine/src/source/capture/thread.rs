@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::attachment::{AttachRequest, Attachment, PollResult, Requests};
 use super::file_events::{Events, Wake};
 use super::{BLIND_PAUSE, HOT_PAUSE, HOT_TIME, QUIET_PAUSE, STANDING_PAUSE};
-use crate::source::scan::with_suffix;
+use crate::env::files::with_suffix;
 
 pub(super) enum Command {
     /// Attach a database; long work for it goes to this runtime's pool.

@@ -297,8 +297,8 @@ mod tests {
     use sqlite_format::Salts;
 
     use super::*;
+    use crate::env::files::with_suffix;
     use crate::pages::page_set::Spill;
-    use crate::source::scan::with_suffix;
     use crate::source::wal::{Polled, Start};
 
     fn application(path: &Path) -> rusqlite::Connection {
@@ -521,9 +521,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db");
         drop(application(&path));
-        let closed = crate::source::scan::cold_fingerprint(&path)
-            .unwrap()
-            .unwrap();
+        let closed = crate::env::files::cold_fingerprint(&path).unwrap().unwrap();
         let writer = application(&path);
         let attach = || {
             let spill = Spill::with_memory(directory.path(), 1 << 20);

@@ -35,8 +35,8 @@ use std::time::Instant;
 
 use sqlite_format::PageSize;
 
+use crate::env::files::{Fingerprint, with_suffix};
 use crate::pages::page_set::Spill;
-use crate::source::scan::{Fingerprint, with_suffix};
 use crate::source::sqlite::{Connection, SqliteError};
 
 use frames::{Kept, ReadError};

@@ -9,7 +9,7 @@ use sqlite_format::WalChecksum;
 
 use super::frames::{Kept, ReadError};
 use super::{Batch, GapReason, Polled, WalError, WalReader};
-use crate::source::scan::{Fingerprint, fingerprint};
+use crate::env::files::{Fingerprint, fingerprint};
 use crate::source::sqlite::WalView;
 
 /// Pause before a second attempt to park in slot 0: a checkpoint may have held the slot.

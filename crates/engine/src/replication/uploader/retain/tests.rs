@@ -7,9 +7,9 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::env::budget::Budgets;
+use crate::env::clock::unix_ms;
 use crate::replica::retention::RetentionPolicy;
 use crate::replication::uploader::TargetSettings;
-use crate::source::capture::unix_ms;
 use crate::spool::progress::{SharedProgress, TargetProgress};
 use crate::spool::state_dir::LocalState;
 

@@ -1,0 +1,30 @@
+//! The clock and the disk of simulated machines, in their place.
+
+use std::io;
+use std::sync::OnceLock;
+
+use super::disk::{Answer, Call};
+
+/// The functions of a simulation. Outside of its machines they answer as if there was none.
+pub(crate) struct Hooks {
+    pub(crate) now_ms: fn() -> Option<i64>,
+    pub(crate) disk_call: fn(Call<'_>) -> io::Result<Answer>,
+}
+
+static HOOKS: OnceLock<Hooks> = OnceLock::new();
+
+/// Lets a simulation answer from now on.
+pub(crate) fn install(hooks: Hooks) {
+    // The second one is the same.
+    let _installed = HOOKS.set(hooks);
+}
+
+pub(super) fn now_ms() -> Option<i64> {
+    HOOKS.get().and_then(|hooks| (hooks.now_ms)())
+}
+
+pub(super) fn disk_call(call: Call<'_>) -> io::Result<Answer> {
+    HOOKS
+        .get()
+        .map_or(Ok(Answer::Go), |hooks| (hooks.disk_call)(call))
+}
