@@ -54,8 +54,8 @@ pub struct OpenFileGuard {
 }
 
 impl OpenFileGuard {
-    /// Requests the right to open `path` through SQLite; none while it is open as a plain file. Waits
-    /// up to a second for plain reads to end.
+    /// Requests the right to open `path` through SQLite; none while it is open as a plain file.
+    /// Waits up to a second for plain reads to end.
     ///
     /// # Errors
     ///
