@@ -25,7 +25,7 @@ use crate::source::sqlite::{Connection, SqliteError};
 use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
 use crate::spool::ltx_writer::Delta;
 
-/// WAL length that PASSIVE checkpoints evidently cannot reduce: 128 MiB with pages of 4 KiB.
+/// Frames of a WAL that PASSIVE checkpoints evidently do not shorten: 128 MiB with 4 KiB pages.
 const LAST_RESORT_FRAMES: u32 = 32_768;
 /// Frames that may be copied while writers wait. This takes some milliseconds.
 const FEW_FRAMES: u32 = 1_000;
@@ -38,7 +38,7 @@ const QUICK: Duration = Duration::from_millis(20);
 const PASSES: u32 = 8;
 /// Pause before file times are read again that are too recent to show a change.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
-/// Resyncs of a database before a shutdown, while its frames are missed.
+/// Most resyncs of a database during a shutdown, while frames are missed.
 const LAST_RESYNCS: u32 = 5;
 
 /// How an attachment ended.

@@ -49,7 +49,7 @@ pub(super) struct Lifecycle {
     pub(super) committer: Option<Committer>,
     /// WAL position at the newest written TXID, if nothing has happened since.
     pub(super) log: Option<LogPosition>,
-    /// Fingerprint at which a database that no process has open was captured.
+    /// Fingerprint of the database when it was captured while no process had it open.
     pub(super) cold: Option<Fingerprint>,
     /// Fingerprints of a database and its WAL when it was detached with everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,

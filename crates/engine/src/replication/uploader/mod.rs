@@ -241,7 +241,7 @@ impl TargetError {
 
 /// One target of one database.
 pub struct Uploader {
-    /// Its index in the chain.
+    /// Its index among the targets in `chain`.
     pub index: usize,
     /// Its settings.
     pub settings: TargetSettings,
