@@ -1,8 +1,9 @@
 //! Capture, upload, compaction, retention, restore and verification of SQLite databases.
 //!
-//! A commit passes the folders in this order: [`source`] reads it from the WAL, [`spool`] keeps it as
-//! an LTX file, [`replication`] decides what happens when and uploads it, [`replica`] knows what is
-//! stored, and [`restore`] makes a database of that. [`env`] and [`pages`] serve all of them.
+//! A commit passes the folders in this order: [`source`] reads it from the WAL, [`spool`] stores
+//! it as an LTX file, [`replication`] schedules the work and uploads the file. [`replica`] tracks
+//! the stored files, and [`restore`] builds a database from them. [`env`] and [`pages`] serve all
+//! of them.
 //!
 //! Decisions are pure and drivers are thin. One module opens SQLite and one thread captures.
 //! Everything else is asynchronous: it may fail, wait and be retried without losing a commit.

@@ -1,8 +1,8 @@
 //! Limits of the process: local state on disk and memory for page images, snapshots, compaction and
 //! uploads, shared by all of its databases.
 //!
-//! A limit for each database would add up to more than the Pod has: its volume and its memory are
-//! limits of the whole Pod. So each database takes from one budget here, and gives back.
+//! Limits per database would add up to more than the Pod has, because its volume and its memory
+//! are limits of the whole Pod. So all databases take from one budget, and give back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,18 +14,18 @@ const PERMIT_BYTES: u64 = 64 << 10;
 /// Uploads up to this size need no permit: 64 of them at once are 16 MiB.
 const SMALL_UPLOAD_BYTES: u64 = 256 << 10;
 
-/// What the process may use.
+/// Limits on the disk space and memory that the process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of local state of all databases together: captured files, page tables and page images
     /// that do not fit into memory.
     pub state_bytes: u64,
-    /// Bytes of memory of the process. A part of it bounds what grows with the load.
+    /// Bytes of memory of the process. A part of it bounds the memory that grows with the load.
     pub memory_bytes: u64,
 }
 
 impl Default for Limits {
-    /// For a process whose surroundings set no limits: 4 GiB of local state, 256 MiB of memory.
+    /// For a process whose environment sets no limits: 4 GiB of local state, 256 MiB of memory.
     fn default() -> Limits {
         Limits {
             state_bytes: 4 << 30,
@@ -34,15 +34,15 @@ impl Default for Limits {
     }
 }
 
-/// Work that holds its bytes in memory. Each kind has memory of its own: a kind that waits for a store
-/// must not hold the others back.
+/// Work that holds its bytes in memory. Each kind has separate memory: a kind that waits for a
+/// store must not delay the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// A snapshot on its way.
+    /// A snapshot in progress.
     Snapshot,
     /// A compaction.
     Compaction,
-    /// A captured file on its way.
+    /// The upload of a captured file.
     Upload,
 }
 
@@ -57,7 +57,7 @@ pub struct Budgets {
 }
 
 impl Budgets {
-    /// Budgets within these limits.
+    /// Creates budgets within these limits.
     pub fn new(limits: Limits) -> Arc<Budgets> {
         let part = |divisor: u64, least: u64, most: u64| {
             (limits.memory_bytes / divisor).clamp(least << 20, most << 20)
@@ -66,14 +66,14 @@ impl Budgets {
         Arc::new(Budgets {
             pages: Arc::new(PageMemory::new(pages)),
             state: Arc::new(StateBudget::new(limits.state_bytes)),
-            // Of 256 MiB: 24 for page images, and twice 24, 24 and 16.
+            // Of 256 MiB: 24 for page images, and twice 25.6, 25.6 and 16.
             snapshots: Shares::new(part(10, 8, 32)),
             compactions: Shares::new(part(10, 8, 32)),
             uploads: Shares::new(part(16, 8, 32)),
         })
     }
 
-    /// The account of one database in the budget of local state, as long as it lives.
+    /// The account of one database in the local-state budget, until it is dropped.
     pub fn account(&self) -> Arc<Account> {
         self.state.databases.fetch_add(1, Ordering::Relaxed);
         Arc::new(Account {
@@ -87,7 +87,7 @@ impl Budgets {
         Arc::clone(&self.pages)
     }
 
-    /// Waits for memory for work of one target, by its number; for at most as much as there is in all.
+    /// Waits for memory for work of the target with this index. Grants at most the whole share.
     pub async fn memory(&self, work: Work, target: usize, bytes: u64) -> OwnedSemaphorePermit {
         let shares = match work {
             Work::Snapshot => &self.snapshots,
@@ -97,7 +97,7 @@ impl Budgets {
         shares.acquire(target, bytes).await
     }
 
-    /// Waits for memory for an upload. Small ones never wait behind large ones.
+    /// Waits for memory for an upload. Small ones need none, so they never wait behind large ones.
     pub async fn upload(&self, target: usize, bytes: u64) -> Option<OwnedSemaphorePermit> {
         if bytes <= SMALL_UPLOAD_BYTES {
             return None;
@@ -116,9 +116,8 @@ impl Budgets {
     }
 }
 
-/// Memory for one kind of work: a share for the first target of each database, and one for all other
-/// targets. So a store that does not answer holds work for the other one back at most where it is
-/// itself one of several further targets.
+/// Memory for one kind of work: one share for the first target of each database, and one for all
+/// other targets. So while a store does not answer, work for targets of the other share continues.
 #[derive(Debug)]
 struct Shares {
     /// Permits of each share.
@@ -128,7 +127,7 @@ struct Shares {
 }
 
 impl Shares {
-    /// Two shares of so many bytes each.
+    /// Creates two shares of this many bytes each.
     fn new(bytes: u64) -> Shares {
         let permits = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX);
         let share = || Arc::new(Semaphore::new(permits as usize));
@@ -154,9 +153,9 @@ impl Shares {
 
 /// Local state of all databases.
 ///
-/// One half of the limit is common; the other half is divided into equal shares. A database that has
-/// used up its share grows while less than half of the limit is in use, so that no database takes
-/// the share of another one, and all together stay within the limit but for the file in work.
+/// One half of the limit is common. The other half is divided into equal shares. A database that
+/// has used its share grows only while less than half of the limit is in use. So no database takes
+/// the share of another, and the sum stays within the limit, except for the file being written.
 #[derive(Debug)]
 struct StateBudget {
     limit: u64,
@@ -173,7 +172,7 @@ impl StateBudget {
         }
     }
 
-    /// What each database may use in any case, in bytes.
+    /// Bytes that each database may use in any case.
     fn share(&self) -> u64 {
         let databases = self.databases.load(Ordering::Relaxed).max(1) as u64;
         self.limit / 2 / databases
@@ -185,7 +184,7 @@ impl StateBudget {
     }
 }
 
-/// What one database uses of the budget of local state.
+/// The part of the local-state budget that one database uses.
 #[derive(Debug)]
 pub struct Account {
     budget: Arc<StateBudget>,
@@ -193,7 +192,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether the database may use so many bytes more.
+    /// Whether the database may use this many bytes more.
     pub fn has_room(&self, more_bytes: u64) -> bool {
         self.budget
             .has_room(self.bytes.load(Ordering::Relaxed), more_bytes)
@@ -214,7 +213,7 @@ impl Account {
         has_room
     }
 
-    /// Takes bytes that are on the disk already.
+    /// Takes bytes that are already on the disk.
     pub fn take(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.budget.used.fetch_add(bytes, Ordering::Relaxed);
@@ -226,8 +225,8 @@ impl Account {
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Takes up to `wanted` bytes of what is free beyond the shares of others, for as long as the
-    /// reservation lives.
+    /// Takes up to `wanted` bytes that are free beyond the shares of others, until the reservation
+    /// is dropped.
     pub fn reserve(self: &Arc<Account>, wanted: u64) -> Reservation {
         let used = self.budget.used.load(Ordering::Relaxed);
         let common = (self.budget.limit / 2).saturating_sub(used);
@@ -250,7 +249,7 @@ impl Drop for Account {
     }
 }
 
-/// Bytes of local state that are set aside while this lives.
+/// Bytes of local state that are reserved until this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
     account: Arc<Account>,
@@ -258,7 +257,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// How many bytes.
+    /// Number of reserved bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -285,7 +284,7 @@ impl PageMemory {
         }
     }
 
-    /// Takes memory, if there is some, or in any case.
+    /// Takes memory if enough is free, or in any case with `always`. True if it was taken.
     pub(crate) fn take(&self, bytes: usize, always: bool) -> bool {
         let fits = |used: usize| (always || used + bytes <= self.limit).then_some(used + bytes);
         let taken = self

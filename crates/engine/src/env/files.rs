@@ -23,7 +23,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Whether both are of one file, whatever its content.
+    /// Whether both belong to the same file, whatever its content.
     pub fn is_same_file(&self, other: &Fingerprint) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
@@ -33,7 +33,7 @@ impl Fingerprint {
         self.size
     }
 
-    /// True when the file has no byte.
+    /// True when the file is empty.
     pub fn is_empty(&self) -> bool {
         self.size == 0
     }
@@ -105,8 +105,8 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Identity of a file. By the identity of the database, a later process without local state
-/// recognises the backed-up file at the path: we never write into the database.
+/// Identity of a file. By it, a later process without local state recognises the backed-up
+/// database at the path, because we never write into the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceId {
     /// File system identity, from `statvfs`.
@@ -118,8 +118,8 @@ pub struct SourceId {
 }
 
 impl SourceId {
-    /// Whether both are of one file. On some file systems their own number changes when a volume
-    /// moves to another machine. So it decides only where no birth time is kept.
+    /// Whether both belong to the same file. Some file systems get another identity when a volume
+    /// moves to another machine. So that identity decides only where no birth time is kept.
     pub fn is_same_file(&self, other: &SourceId) -> bool {
         self.inode == other.inode
             && self.born == other.born

@@ -1,11 +1,11 @@
-//! The clock and the disk of simulated machines, in their place.
+//! Hooks that replace the clock and the disk in simulated machines.
 
 use std::io;
 use std::sync::OnceLock;
 
 use super::disk::{Answer, Call};
 
-/// The functions of a simulation. Outside of its machines they answer as if there was none.
+/// The functions of a simulation. Outside its machines they answer as if there were no simulation.
 pub(crate) struct Hooks {
     pub(crate) now_ms: fn() -> Option<i64>,
     pub(crate) disk_call: fn(Call<'_>) -> io::Result<Answer>,
@@ -13,9 +13,9 @@ pub(crate) struct Hooks {
 
 static HOOKS: OnceLock<Hooks> = OnceLock::new();
 
-/// Lets a simulation answer from now on.
+/// Installs the hooks of a simulation.
 pub(crate) fn install(hooks: Hooks) {
-    // The second one is the same.
+    // Later calls bring the same hooks.
     let _installed = HOOKS.set(hooks);
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 /// Pages in a block.
 const BLOCK: u32 = 4096;
 
-/// A set of page numbers, one bit for each page. Its memory follows the pages in the set and never
-/// the greatest number, because a file can state any number.
+/// A set of page numbers, one bit for each page. Its memory depends on the pages in the set, never
+/// on the greatest number, because a file can state any number.
 #[derive(Debug, Default)]
 pub(crate) struct PageNumbers {
     /// Every page up to this one is in the set.

@@ -110,7 +110,7 @@ impl PageHashes {
             gone.iter().for_each(|hash| self.toggle(*hash));
         }
         self.chunks.resize_with(chunks, Arc::default);
-        // Only the new chunks, and the last chunk of before or after.
+        // Only new chunks and the last chunk before or after the change have another length.
         for index in (0..chunks).rev() {
             let wanted = (commit - index * CHUNK).min(CHUNK);
             let chunk = &mut self.chunks[index];

@@ -1,5 +1,5 @@
-//! A set of page images, newest wins, in memory while the process has some to spare and in an unnamed
-//! file beyond that.
+//! A set of page images. The newest image of a page wins. Images are in memory while the process
+//! has some to spare, and in an unnamed file beyond that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,10 +13,10 @@ use sqlite_format::PageSize;
 
 use crate::env::budget::{Account, Budgets, PageMemory};
 
-/// Bytes that each set may keep in memory, however much the others use.
+/// Bytes that each set may keep in memory, however much other sets use.
 const SET_MEMORY_BYTES: usize = 16 << 10;
 
-/// Where the images of page sets are kept: memory that the process shares, and a directory.
+/// The storage for images of page sets: memory that the process shares, and a directory.
 #[derive(Debug, Clone)]
 pub struct Spill {
     directory: Arc<Path>,
@@ -26,7 +26,8 @@ pub struct Spill {
 }
 
 impl Spill {
-    /// Images beyond the process's memory for them go to `directory`, whose bytes `disk` counts.
+    /// Images that exceed the process's memory for them go to `directory`, whose bytes `disk`
+    /// counts.
     pub fn new(directory: &Path, budgets: &Budgets, disk: Arc<Account>) -> Spill {
         Spill {
             directory: directory.into(),
@@ -35,7 +36,7 @@ impl Spill {
         }
     }
 
-    /// With budgets of its own and so many bytes of memory.
+    /// With separate budgets and this many bytes of memory.
     #[cfg(test)]
     pub(crate) fn with_memory(directory: &Path, bytes: usize) -> Spill {
         let budgets = Budgets::new(crate::env::budget::Limits::default());
@@ -46,7 +47,7 @@ impl Spill {
     }
 }
 
-/// Page images by number. What does not fit into memory lives in an unnamed file.
+/// Page images by number. Images that do not fit into memory are in an unnamed file.
 #[derive(Debug)]
 pub struct PageSet {
     page_size: PageSize,
@@ -60,12 +61,12 @@ pub struct PageSet {
 #[derive(Debug)]
 enum Image {
     Memory(Box<[u8]>),
-    /// Its number in the file.
+    /// Its slot in the file.
     Disk(u32),
 }
 
 impl PageSet {
-    /// An empty set.
+    /// Creates an empty set.
     pub fn new(page_size: PageSize, spill: &Spill) -> PageSet {
         PageSet {
             page_size,
@@ -111,8 +112,8 @@ impl PageSet {
     ///
     /// # Errors
     ///
-    /// The file cannot be made or written, for example because the disk is full, or, with
-    /// [`io::ErrorKind::QuotaExceeded`], because the budget of local state is used up.
+    /// The file cannot be created or written, for example because the disk is full. With
+    /// [`io::ErrorKind::QuotaExceeded`], the local-state budget is used up.
     pub fn insert(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
         debug_assert_eq!(image.len(), self.page_size.as_usize());
         match self.images.get_mut(&pgno) {
@@ -136,7 +137,7 @@ impl PageSet {
         }
     }
 
-    /// As [`PageSet::insert`], for a page that is not kept when it would have to go to the disk.
+    /// As [`PageSet::insert`], but drops a page that would have to go to the disk.
     pub fn insert_into_memory(&mut self, pgno: u32, image: &[u8]) {
         match self.images.get_mut(&pgno) {
             Some(Image::Memory(bytes)) => bytes.copy_from_slice(image),
@@ -170,7 +171,7 @@ impl PageSet {
         Ok(true)
     }
 
-    /// Moves every page of `newer`, which wins, into this set.
+    /// Moves every page of `newer` into this set, replacing older images.
     ///
     /// # Errors
     ///
@@ -179,7 +180,8 @@ impl PageSet {
         let mut buffer = Vec::new();
         for (pgno, image) in std::mem::take(&mut newer.images) {
             match (image, self.images.get_mut(&pgno)) {
-                // It brings its memory along; that of an image that it replaces is free again.
+                // A moved image brings its memory along. The memory of the replaced image becomes
+                // free.
                 (Image::Memory(bytes), Some(Image::Memory(old))) => *old = bytes,
                 (Image::Memory(bytes), None) => {
                     newer.memory_bytes -= bytes.len();
@@ -199,7 +201,7 @@ impl PageSet {
         Ok(())
     }
 
-    /// Drops pages behind `commit`, the size of the database in pages.
+    /// Drops pages after `commit`, the size of the database in pages.
     pub fn truncate(&mut self, commit: u32) {
         self.retain(|pgno| pgno <= commit);
     }
@@ -217,7 +219,7 @@ impl PageSet {
         self.spill.memory.give_back(before - self.memory_bytes);
     }
 
-    /// Memory for one more image.
+    /// Takes memory for one more image.
     fn take_memory(&mut self) -> bool {
         let bytes = self.page_size.as_usize();
         let always = self.memory_bytes + bytes <= SET_MEMORY_BYTES;
@@ -237,7 +239,7 @@ impl PageSet {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
         }
         let slot = self.file_slots;
-        // It counts before it is written: what was begun may take room, too.
+        // Count the slot before writing it: a write that fails may use space, too.
         self.file_slots += 1;
         self.write_slot(slot, image)?;
         Ok(Image::Disk(slot))
@@ -265,11 +267,11 @@ impl Drop for PageSet {
     }
 }
 
-/// A file without a name: it vanishes with its last descriptor, however the process ends.
+/// A file without a name. It vanishes with its last descriptor, however the process ends.
 ///
 /// # Errors
 ///
-/// The directory cannot be made or written.
+/// The directory cannot be created or written.
 pub fn unnamed_file(directory: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::create_dir_all(directory)?;

@@ -1,4 +1,4 @@
-//! The files of one database in a store: who may write them, which ones there are, what they lead to.
+//! The files of one database in a store: the right to write them, their list, and their positions.
 
 pub mod compaction;
 pub mod holes;

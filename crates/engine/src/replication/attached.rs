@@ -1,4 +1,4 @@
-//! The driver of one attached database: carries out what the machine decides.
+//! The driver of one attached database: carries out the actions that the machine decides on.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,36 +25,36 @@ use crate::source::sqlite::{Connection, SqliteError};
 use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
 use crate::spool::ltx_writer::Delta;
 
-/// Frames of a WAL that PASSIVE checkpoints evidently do not keep short: 128 MiB with pages of 4 KiB.
+/// Frames of a WAL that PASSIVE checkpoints evidently do not shorten: 128 MiB with 4 KiB pages.
 const LAST_RESORT_FRAMES: u32 = 32_768;
-/// Frames that may be copied while writers wait: some milliseconds.
+/// Frames that may be copied while writers wait. This takes some milliseconds.
 const FEW_FRAMES: u32 = 1_000;
-/// How long writers wait for readers of the WAL at most.
+/// Longest time that writers wait for readers of the WAL.
 const READERS_TIME: Duration = Duration::from_millis(20);
-/// Longest PASSIVE checkpoint of the frames before: the disk is quick enough to copy, and to sync, the
-/// rest while writers wait.
+/// Longest duration of the preceding PASSIVE checkpoint. Up to this, the disk is fast enough to
+/// copy and sync the remaining frames while writers wait.
 const QUICK: Duration = Duration::from_millis(20);
-/// PASSIVE checkpoints in a row: each leaves what was written during the one before.
+/// PASSIVE checkpoints in a row. Each copies the frames written during the one before.
 const PASSES: u32 = 8;
-/// Pause before the times of a database file are read again that are too new to show a change.
+/// Pause before file times are read again that are too recent to show a change.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
-/// Attempts to read a database that is to be left, while it loses frames.
+/// Most resyncs of a database during a shutdown, while frames are missed.
 const LAST_RESYNCS: u32 = 5;
 
 /// How an attachment ended.
 pub(super) enum Ended {
-    /// We are to stop.
+    /// The driver was asked to stop.
     Stopped,
-    /// Nothing is written, and others need the room: to be attached again when these files change.
+    /// The database is quiet and others need its place. Attach it again when these files change.
     Resting((Fingerprint, Fingerprint)),
-    /// No other process has the database open, and this file holds everything that is captured.
+    /// No other process has the database open, and this file holds every captured commit.
     Closed(Fingerprint),
 }
 
-/// An action of the commit lane under way; it gives its worker back.
+/// A running action of the commit lane. It returns its worker.
 type CommitLane = BoxFuture<'static, (Worker, Result<Done, RunError>)>;
 
-/// What an action of the commit lane led to.
+/// Result of an action of the commit lane.
 enum Done {
     Written,
     Unchanged,
@@ -72,7 +72,7 @@ pub(super) struct AttachedDriver {
     pub(super) machine: Machine,
     commit: Option<CommitLane>,
     checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
-    /// The database file holds everything, and no other process has it open.
+    /// The database file holds every commit, and no other process has it open.
     is_closable: bool,
 }
 
@@ -80,13 +80,13 @@ pub(super) struct AttachedDriver {
 pub(super) struct Left {
     pub(super) committer: Committer,
     pub(super) pace: Pace,
-    /// Where the WAL stands after all that is written, where that is known.
+    /// WAL position after the newest written file, if known.
     pub(super) log: Option<LogPosition>,
     pub(super) result: Result<Ended, RunError>,
 }
 
 impl AttachedDriver {
-    /// For a database that capture was asked to attach to. `log` is where it is to go on.
+    /// Creates the driver of a database that capture was asked to attach. It continues at `log`.
     pub(super) fn new(
         committer: Committer,
         (pace, scan_time): (Pace, Duration),
@@ -113,15 +113,17 @@ impl AttachedDriver {
         }
     }
 
-    /// Replicates until the database goes away, rests, or we stop. No lock of ours is left then.
+    /// Replicates until the database is gone, idle or closed, or until we stop. Leaves none of our
+    /// locks.
     pub(super) async fn run(mut self, database: &mut Database) -> Left {
         let mut result = self.drive(database).await;
-        // What is under way has the page table.
+        // A running action owns the page table.
         let worker = match (self.worker.take(), self.commit.take()) {
             (Some(worker), _) => worker,
             (None, Some(lane)) => {
                 let (worker, done) = lane.await;
-                // Only the first of the two that saw the end of the attachment received the reason.
+                // The mailbox hands out the reason once. If the lane received it, return the
+                // lane's error.
                 if let (Err(RunError::Detached), Err(error)) = (&result, done) {
                     result = Err(error);
                 }
@@ -134,7 +136,7 @@ impl AttachedDriver {
         }
         worker.release(self.is_closable).await;
         if let Ok(Ended::Stopped) = result {
-            // Commits after the last look belong to whoever captures next.
+            // Commits after the last poll are left to the next process that captures.
             database.handle.chain.lock().unwritten.clear();
         }
         Left {
@@ -149,7 +151,7 @@ impl AttachedDriver {
         let mut pending = self.attached.mailbox.subscribe();
         let mut changes = database.handle.chain.subscribe();
         {
-            // Everything that is there now is captured before anything is reported.
+            // Capture everything that exists now before any state is reported.
             let worker = self.worker.as_mut().expect("nothing is under way yet");
             worker.until(|pending| pending.page_size).await?;
             worker.barrier().await?;
@@ -186,11 +188,11 @@ impl AttachedDriver {
         }
     }
 
-    /// Tells the machine what it decides by.
+    /// Reports the current state to the machine.
     fn observe(&mut self, database: &Database) -> Result<(), RunError> {
         let has_table = match &self.worker {
             Some(worker) => worker.has_table(),
-            // It is being read, or is there already.
+            // The running action has the table or reads it.
             None => true,
         };
         let captured = {
@@ -287,7 +289,7 @@ impl AttachedDriver {
         let name = &database.handle.path;
         let helped = match done.expect("a checkpoint does not panic") {
             Ok(helped) => helped,
-            // It fails when the application checkpoints, and then it is not needed.
+            // It fails while the application runs a checkpoint, and then ours is not needed.
             Err(error) => {
                 tracing::debug!(database = %name, %error, "checkpoint");
                 None
@@ -309,7 +311,7 @@ impl AttachedDriver {
     }
 }
 
-/// Waits for what is under way in a lane; for ever when nothing is.
+/// Waits for the work that runs in a lane. Without work, waits forever.
 async fn lane<F: Future + Unpin>(work: &mut Option<F>) -> F::Output {
     match work {
         Some(work) => work.await,
@@ -326,7 +328,7 @@ async fn sleep_until(until: Option<Instant>) {
 
 /// Carries out the actions of the commit lane, one at a time.
 struct Worker {
-    /// None only while a blocking task has it.
+    /// None only while a blocking task owns it.
     committer: Option<Committer>,
     attached: Arc<Attached>,
     handle: DatabaseHandle,
@@ -372,7 +374,7 @@ impl Worker {
         result
     }
 
-    /// Writes what was captured as the next TXID.
+    /// Writes the captured commits as the next TXID.
     async fn commit(&mut self) -> Result<Done, RunError> {
         if self.attached.mailbox.lock().gap.is_some() {
             return Ok(Done::Unchanged);
@@ -384,7 +386,7 @@ impl Worker {
         Ok(Done::Written)
     }
 
-    /// Writes a batch, and returns its pages.
+    /// Writes a batch and returns its pages.
     async fn write(&mut self, batch: Batch) -> Result<PageSet, RunError> {
         let (handle, log) = (self.handle.clone(), batch.log);
         let write = move |committer: &mut Committer| {
@@ -406,17 +408,17 @@ impl Worker {
         Ok(pages)
     }
 
-    /// Reads the whole database and writes what differs from what we know.
+    /// Reads the whole database and writes the pages that differ from the page table.
     async fn resync(&mut self) -> Result<Done, RunError> {
         let page_size = {
-            // From here on the mailbox has the whole present WAL, then everything after it.
+            // From here on the mailbox receives the whole present WAL, then everything after it.
             let reason = self.attached.mailbox.begin_resync();
             tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
             let page_size = self.attached.mailbox.lock().page_size;
             page_size.expect("the machine has seen that it is attached")
         };
         if self.handle.chain.lock().is_in_doubt {
-            // Pages that only the WAL has are compared, too.
+            // Compare pages that only the WAL holds, too.
             let Some(newest) = self.whole_log().await? else {
                 return Ok(Done::Unchanged);
             };
@@ -444,11 +446,11 @@ impl Worker {
         let scan = self.blocking(scan).await?;
         self.barrier().await?;
         if self.attached.mailbox.lock().gap.is_some() {
-            // Frames were missed while we read: begin again.
+            // Frames were missed during the scan: start again.
             return Ok(Done::Unchanged);
         }
         let Some(batch) = self.attached.mailbox.take() else {
-            // A first attachment always brings the present WAL; later ones may find no change.
+            // A first attachment always delivers the present WAL. Later ones may find no change.
             self.attached.mailbox.lock().gap = Some(GapReason::Fresh);
             return Err(RunError::WalReader(WalError::Restless));
         };
@@ -509,9 +511,9 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`RunError::Log`] where they cannot be kept: nothing that was captured is lost.
+    /// [`RunError::Log`] if they cannot be read or kept. Nothing that was captured is lost.
     async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
-        // An answer to an earlier question may be older than what was written since.
+        // Drop an earlier answer: it may be older than recent commits.
         self.attached.mailbox.lock().log = None;
         self.attached.reread();
         let log = self.until(|pending| match pending.gap {
@@ -521,11 +523,11 @@ impl Worker {
         log.await?.transpose().map_err(RunError::Log)
     }
 
-    /// Takes a last look. Gives the files as they are when everything in them is captured.
+    /// Polls a last time. Returns the state of the files if everything in them is captured.
     async fn rest(&mut self) -> Result<Done, RunError> {
         let path = self.path.clone();
         let look = || live_fingerprint(&path).ok().flatten();
-        // What is written from here on changes them, what was written before is in the WAL.
+        // Later writes change these files. Earlier writes are in the WAL.
         let before = look();
         let token = self.next_barrier();
         self.until(|pending| (pending.barrier >= token).then_some(()))
@@ -537,8 +539,8 @@ impl Worker {
         })
     }
 
-    /// Brings everything into the database file and proves that it is captured. Then SQLite's close
-    /// has nothing left to write, and a change of the file shows every later commit.
+    /// Copies every commit into the database file and proves that it is captured. Then SQLite's
+    /// close has nothing to write, and every later commit is visible as a change of the file.
     async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
         let path = self.path.clone();
         self.attached.checkpoint_alone();
@@ -568,8 +570,8 @@ impl Worker {
         Ok(pending.is_all_taken() && pending.is_backfilled && pending.is_alone)
     }
 
-    /// Captures and writes what there is, and stays while a target may need a cut: its snapshot is read
-    /// from the database.
+    /// Captures and writes the remaining commits. Stays attached while a target may need a cut,
+    /// because its snapshot is read from the database.
     async fn finish(&mut self) -> Result<Done, RunError> {
         let mut changes = self.handle.chain.subscribe();
         loop {
@@ -590,7 +592,7 @@ impl Worker {
         }
     }
 
-    /// Takes a last look and writes what it finds.
+    /// Polls a last time and writes the commits that it finds.
     async fn capture_all(&mut self) -> Result<(), RunError> {
         self.until(|pending| pending.page_size).await?;
         self.barrier().await?;
@@ -614,14 +616,14 @@ impl Worker {
         self.barrier
     }
 
-    /// Waits until everything that is published by now is captured.
+    /// Waits until everything that has been published by now is captured.
     async fn barrier(&mut self) -> Result<(), RunError> {
         let token = self.next_barrier();
         self.until(|pending| (pending.barrier >= token).then_some(()))
             .await
     }
 
-    /// Waits until the mailbox has what `ready` looks for.
+    /// Waits until `ready` returns a value from the mailbox.
     async fn until<T>(
         &self,
         mut ready: impl FnMut(&mut PendingCapture) -> Option<T>,
@@ -641,7 +643,7 @@ impl Worker {
         }
     }
 
-    /// Detaches, or closes the database as an application would, and waits until that is done.
+    /// Detaches, or closes the database as an application would. Waits until that is done.
     async fn release(&self, is_closable: bool) {
         match is_closable {
             true => self.attached.close(),
@@ -655,7 +657,7 @@ impl Worker {
     }
 }
 
-/// Runs slow work with a committer on another thread, and gives the committer back.
+/// Runs slow work with a committer on another thread, and returns the committer.
 pub(super) async fn on_another_thread<T: Send + 'static>(
     mut committer: Committer,
     work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
@@ -667,9 +669,9 @@ pub(super) async fn on_another_thread<T: Send + 'static>(
     task.await.expect("blocking work does not panic")
 }
 
-/// Copies the WAL into the database, waiting for nobody. Where writers never pause, the WAL goes on
-/// growing all the same: then, as a last resort, makes them begin it anew. None when that was not
-/// tried, else whether it helped.
+/// Copies the WAL into the database with PASSIVE checkpoints, which wait for no connection. If
+/// writers never pause, the WAL still grows: as a last resort, makes them restart it. Returns none
+/// if that was not tried, else whether it helped.
 fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, SqliteError> {
     for _ in 0..PASSES {
         let began = std::time::Instant::now();
@@ -692,7 +694,7 @@ fn shorten(connection: &Connection, may_resort: bool) -> Result<Option<bool>, Sq
     Ok(None)
 }
 
-/// Fails when the attachment has ended.
+/// Fails if the attachment has ended.
 fn check(pending: &mut PendingCapture) -> Result<(), RunError> {
     if let Some(error) = pending.failed.take() {
         return Err(error.into());
@@ -710,8 +712,8 @@ fn check(pending: &mut PendingCapture) -> Result<(), RunError> {
 mod tests {
     use super::*;
 
-    /// A log that nobody shortens: one commit more than [`LAST_RESORT_FRAMES`] frames, then as many as
-    /// `behind` that a reader does not let be copied. Returns writer and reader.
+    /// A WAL that is never shortened: one commit longer than [`LAST_RESORT_FRAMES`] frames, then
+    /// `behind` frames that a reader keeps from being copied. Returns writer and reader.
     fn long_log(path: &std::path::Path, behind: u32) -> [rusqlite::Connection; 2] {
         let open = || rusqlite::Connection::open(path).unwrap();
         let [writer, reader] = [open(), open()];
@@ -743,7 +745,7 @@ mod tests {
             assert_eq!(shorten(&ours, false).unwrap(), None, "not asked for");
             let began = std::time::Instant::now();
             let helped = shorten(&ours, true).unwrap();
-            // Where the disk was slow just then it is not tried either.
+            // If the disk was slow at that moment, it is not tried either.
             assert!(
                 helped.is_none() || (tried && helped == Some(false)),
                 "{helped:?}"

@@ -1,4 +1,4 @@
-//! What is known of a database at the newest written TXID, and every step that moves it on.
+//! The known state of a database at the newest written TXID, and every step that advances it.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use crate::spool::ltx_writer::{Delta, WriteError, write_delta};
 use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
 use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
 
-/// Written files between two writes of the page table.
+/// Number of written files between two writes of the page table.
 const TABLE_EVERY: u64 = 128;
 
-/// What is known about the database at the newest written TXID. Moves into blocking tasks and back.
+/// The known state of the database at the newest written TXID. Moves into blocking tasks and back.
 pub(super) struct Committer {
     pub(super) local: Arc<LocalState>,
     pub(super) spill: Spill,
     pub(super) chain: Arc<SharedProgress>,
-    /// None until the database was read once, or after its state was lost.
+    /// None until the first read of the database, or after its state was lost.
     pub(super) table: Option<PageHashes>,
     /// TXID of the stored page table.
     pub(super) table_at: Txid,
 }
 
 impl Committer {
-    /// Goes on where the local state ends, and says so in `chain`, of which nothing is removed before
-    /// each of `targets` has said what it has.
+    /// Resumes from local state and reports it in `chain`. No captured file is removed until each
+    /// of `targets` has reported its position.
     pub(super) fn resume(
         local: Arc<LocalState>,
         spill: Spill,
@@ -67,7 +67,7 @@ impl Committer {
         }
     }
 
-    /// Writes a delta as the next TXID, with a time that does not go back.
+    /// Writes a delta as the next TXID. Its time is never before that of the previous file.
     pub(super) fn write(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
         let table = self
             .table
@@ -82,14 +82,14 @@ impl Committer {
         let written = write_delta(&self.local, table, delta, txid, epoch);
         let file = match written {
             Err(error) => {
-                // The pages are gone with the delta: the next attachment compares hashes.
+                // The pages are lost with the delta: the next attachment compares hashes.
                 return Err(error.into());
             }
             Ok(file) => file,
         };
         let checksum = table.checksum();
         self.chain.update(|chain| {
-            // It also holds commits that an earlier attempt has lost.
+            // The file also holds commits that an earlier attempt lost.
             let taken_ms = chain.unwritten.oldest_taken_ms();
             let oldest_ms = taken_ms.map_or(oldest_ms, |ms| ms.min(oldest_ms));
             chain.txid = txid;
@@ -108,7 +108,7 @@ impl Committer {
         self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
     }
 
-    /// Removes captured files, because the budget of local state is used up.
+    /// Removes captured files because the local-state budget is used up.
     pub(super) fn make_room(&mut self) -> Result<(), RunError> {
         let txid = self.chain.lock().txid;
         if txid > self.table_at {
@@ -126,7 +126,7 @@ impl Committer {
         self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
     }
 
-    /// What a scan does when there is no room for changed pages: it fails while uploads will make room.
+    /// How a scan reacts if changed pages do not fit: it fails while uploads will make room.
     pub(super) fn on_full(&self) -> OnFull {
         match self.chain.lock().keeps_up() {
             true => OnFull::KeepHashes,
@@ -134,9 +134,9 @@ impl Committer {
         }
     }
 
-    /// Writes what a scan found under `newest`, the frames published since it began: a delta of the
-    /// pages that changed, or, where nothing or too little is known, the begin of a new lineage of
-    /// captured files, whose first position every target needs as a snapshot.
+    /// Writes the result of a scan, overlaid with `newest`, the frames published since it began.
+    /// Normally this is a delta of the changed pages. If nothing or too little is known, a new
+    /// lineage of captured files begins, and every target needs its first position as a snapshot.
     pub(super) fn write_scan(
         &mut self,
         scan: Scan,
@@ -182,8 +182,8 @@ impl Committer {
     }
 
     /// Offers a cut at the present position to the targets that wait for one. `newest` holds every
-    /// page that the database file may lack. Where a target needs a snapshot above the present
-    /// position, a new lineage begins above that.
+    /// page that the database file may lack. If a target needs a snapshot above the present
+    /// position, a new lineage begins above it.
     pub(super) fn offer_cut(&mut self, newest: PageSet) -> Result<(), RunError> {
         let table = self.table.clone();
         let table = table.expect("a cut is taken of a known state");
@@ -209,25 +209,26 @@ impl Committer {
         };
         self.chain.update(|chain| {
             chain.cut = Some(Arc::new(cut));
-            // They may have ended meanwhile.
+            // The targets may have ended meanwhile.
             chain.release_cut();
         });
         Ok(())
     }
 
-    /// Begins a new lineage above everything that any target has: captured files before it cannot be
-    /// continued, so every target takes a snapshot of its first position. A first file behind that
-    /// follows at once.
+    /// Begins a new lineage above the position of every target. Earlier captured files cannot be
+    /// continued, so every target takes a snapshot of its first position. A first file without
+    /// pages follows at once.
     fn begin(&mut self, table: PageHashes, newest: Delta) -> Result<(), RunError> {
         let (txid, timestamp_ms, oldest_ms) = {
             let chain = self.chain.lock();
             let above = chain.snapshot_above().unwrap_or(Txid::ZERO);
             let time = chain.time_of_next(newest.timestamp_ms);
-            // Captured files that are dropped count as not stored until the snapshot is.
+            // Dropped captured files count as not stored until the snapshot is stored.
             let oldest_ms = chain.oldest_unstored_ms().unwrap_or(time);
             (chain.txid.max(above).next(), time, oldest_ms)
         };
-        // On the disk first: if that fails, nothing of it is written, and it must not seem known.
+        // Write to disk first. If that fails, nothing was written, and the state must not count as
+        // known.
         self.local.write_table(txid, &table)?;
         let checksum = table.checksum();
         let (page_size, commit, log) = (table.page_size(), newest.commit, newest.log);
@@ -244,7 +245,7 @@ impl Committer {
             chain.checksum = Some(checksum);
             chain.timestamp_ms = timestamp_ms;
             chain.is_in_doubt = false;
-            // The others say what they need when they connect.
+            // Other targets report their needs when they connect.
             let connected = chain.targets.iter_mut().filter(|it| it.is_connected());
             for target in connected {
                 target.needs_snapshot.get_or_insert(target.acked);
@@ -254,7 +255,7 @@ impl Committer {
             chain.remove_oldest(chain.files.len())
         });
         self.local.remove_captured(&stale)?;
-        // The newest file of level 0 has to exist and to be a single TXID.
+        // The newest file of level 0 must exist and cover a single TXID.
         let mut nothing = Delta {
             pages: PageSet::new(page_size, &self.spill),
             commit,
@@ -269,7 +270,7 @@ impl Committer {
             txid: self.chain.lock().txid.get(),
             log,
         };
-        // A hint: without it the next start compares page hashes.
+        // This is only a hint: without it the next start compares page hashes.
         if let Err(error) = self.local.write_capture(&record) {
             tracing::debug!("{error}");
         }
@@ -283,7 +284,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes captured files that nobody needs.
+    /// Removes the oldest captured files, as many as `count` returns.
     pub(super) fn trim(
         &self,
         count: impl FnOnce(&ReplicationProgress, Txid) -> usize,
@@ -296,7 +297,7 @@ impl Committer {
         Ok(self.local.remove_captured(&gone)?)
     }
 
-    /// Stores what makes the next start quick.
+    /// Stores the page table, so that the next start is quick.
     pub(super) fn save(&mut self) {
         let txid = self.chain.lock().txid;
         if txid > self.table_at
@@ -328,7 +329,7 @@ mod tests {
         committer
     }
 
-    /// A scan of a database of two pages that all hold one byte, and nothing newer.
+    /// A scan of a database of two pages filled with one byte, and no newer frames.
     fn scan(committer: &Committer, byte: u8) -> (Scan, Delta) {
         let mut table = PageHashes::new(PageSize::MIN);
         let mut changed = PageSet::new(PageSize::MIN, &committer.spill);

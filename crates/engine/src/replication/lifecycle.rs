@@ -23,55 +23,55 @@ use crate::source::sqlite::Connection;
 use crate::source::wal::{LogPosition, Start};
 use crate::spool::ltx_writer::Delta;
 
-/// Longest pause between attempts that fail.
+/// Longest pause between failed attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
-/// After an attempt that went well for so long the first pause is short again.
+/// After an attempt that ran for this long, the first pause is short again.
 const STABLE: Duration = Duration::from_secs(60);
 
-/// Time from an application's opening of a database to its first commit, about.
+/// Approximate time from an application's open of a database to its first commit.
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a target that says nothing is waited for. It may have higher numbers, and then begins with a
-/// snapshot above them.
+/// Longest wait for the first answer of a target. A target that answers later may have higher
+/// TXIDs. Then it starts with a snapshot above them.
 const FIRST_ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Pause before a file is probed again that another part of this process reads.
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);
-/// Probes in a row after which another driver of this process evidently has the file.
+/// Probes in a row after which another driver of this process evidently uses the file.
 const MAX_IN_USE_PROBES: u32 = 50;
 
-/// How long a database that was opened, and not changed, is looked at each second.
+/// Time for which a database that was opened but not changed is polled every second.
 const OPENED_TIME: Duration = Duration::from_secs(600);
 
 /// The lifecycle of one database, with the state that is kept across attachments.
 pub(super) struct Lifecycle {
-    /// None only while a blocking task has it.
+    /// None only while a blocking task owns it.
     pub(super) committer: Option<Committer>,
-    /// Where the log stood at the newest written TXID, if nothing happened since.
+    /// WAL position at the newest written TXID, if nothing has happened since.
     pub(super) log: Option<LogPosition>,
-    /// The state in which a database that nobody has open was captured.
+    /// Fingerprint of the database when it was captured while no process had it open.
     pub(super) cold: Option<Fingerprint>,
-    /// The state of a database and its log in which we let go of it, everything captured.
+    /// Fingerprints of a database and its WAL when it was detached with everything captured.
     pub(super) resting: Option<(Fingerprint, Fingerprint)>,
-    /// When captured commits are written.
+    /// The pace of captured files.
     pub(super) pace: Pace,
-    /// It has been attached before.
+    /// True once the database has been attached.
     pub(super) had_turn: bool,
-    /// What it took to read the whole database after it was closed; zero: that was not necessary.
+    /// Duration of the read of the whole database after a close; zero if it was not necessary.
     pub(super) scan_time: Duration,
     /// Probes in a row that found the file in use by this process.
     pub(super) in_use_probes: u32,
     /// The watch on an idle database.
     pub(super) watch: Option<IdleWatch>,
-    /// When it may be watched again. After an event that led to nothing there are looks each second
-    /// for a while: who has opened the file commits without another event, when it pleases, and
-    /// somebody may read the file all the time.
+    /// Earliest time of the next watch. After an event without a change, the database is polled
+    /// every second for a while. An open connection can commit without a further event, and
+    /// another process may read the file all the time.
     pub(super) next_watch: Instant,
 }
 
 impl Lifecycle {
-    /// Follows the database, however often that fails, until it is time to stop and everything is
-    /// captured. The caller gives up when that takes too long.
+    /// Replicates the database until a stop, with a new attempt after each failure. Then captures
+    /// everything. The caller limits the time.
     pub(super) async fn run_to_the_end(&mut self, database: &mut Database) {
         let mut pause = PROBE_PAUSE;
         loop {
@@ -87,14 +87,14 @@ impl Lifecycle {
             // Each attempt may read the whole database.
             if error.is_over_budget() {
                 database.pause(PROBE_PAUSE).await;
-                // What is in the database file need not be kept in local state to attach.
+                // Pages that the database file holds need no local state to attach.
                 if matches!(probe(&database.settings.path), Probe::Live) {
                     checkpoint(&database.settings.path).await;
                 }
                 self.wait_for_room(database).await;
             } else if !matches!(error, RunError::Moved) {
                 if error.is_disk_full() {
-                    // If it fails, too, the error that is reported says all.
+                    // If this fails, too, the error that is reported already explains it.
                     let _made = self.blocking(Committer::make_room).await;
                 }
                 database.pause(pause).await;
@@ -103,8 +103,8 @@ impl Lifecycle {
         }
     }
 
-    /// Waits until the budget of local state has room for this database again. Detached meanwhile, it
-    /// is read again then, and what has changed becomes one delta.
+    /// Waits until the local-state budget has room for this database again. It is detached
+    /// meanwhile, and then read again, and the changes become one delta.
     async fn wait_for_room(&mut self, database: &mut Database) {
         let mut changes = database.handle.chain.subscribe();
         loop {
@@ -113,7 +113,7 @@ impl Lifecycle {
                 let can_make_room = chain.removable_under_pressure() > 0;
                 (chain.is_full(), chain.keeps_up(), can_make_room)
             };
-            // A target that has everything leaves nothing to wait for.
+            // Once a target has every file, waiting makes no more room.
             if !is_full || keeps_up || *database.stop.borrow() {
                 return;
             }
@@ -127,16 +127,17 @@ impl Lifecycle {
         }
     }
 
-    /// Follows the database from state to state until it is time to stop.
+    /// Follows the database from state to state until a stop.
     pub(super) async fn run(&mut self, database: &mut Database) -> Result<(), RunError> {
         loop {
-            // Asked before the look: what was written until we were told to stop is captured.
+            // Read the flag before the probe, so that everything written before the stop is
+            // captured.
             let stopping = *database.stop.borrow();
             let verdict = database.handle.chain.lock().verdict();
             if let Some((state, message)) = verdict {
                 database.report(state, message);
                 if !stopping {
-                    // Only a new process, or a person, changes this.
+                    // Only a new process or a person changes this.
                     database.stop.changed().await.unwrap_or_default();
                 }
                 return Ok(());
@@ -163,7 +164,7 @@ impl Lifecycle {
             match probe(&database.settings.path) {
                 Probe::Live => {
                     self.in_use_probes = 0;
-                    // In boxes: thousands of idle databases carry no room for it.
+                    // Boxed, so that thousands of idle databases do not reserve memory for it.
                     let to_the_end = Box::pin(self.follow(database)).await?;
                     if to_the_end && *database.stop.borrow() {
                         return Ok(());
@@ -175,7 +176,7 @@ impl Lifecycle {
                 }
                 Probe::Cold(fingerprint) => {
                     match Box::pin(self.capture_cold(database, fingerprint)).await {
-                        // The application came meanwhile: it is live now.
+                        // The application has opened it meanwhile, so it is live now.
                         Err(RunError::Scan(ScanError::Disturbed)) => continue,
                         captured => captured?,
                     }
@@ -183,7 +184,7 @@ impl Lifecycle {
                         self.until_a_cut_or_none_is_needed(database).await;
                     }
                 }
-                // A snapshot is being read: in between it has the file closed.
+                // A snapshot is being read. It closes the file between two reads.
                 Probe::InUse if self.in_use_probes < MAX_IN_USE_PROBES => {
                     self.in_use_probes += 1;
                     tokio::time::sleep(IN_USE_PAUSE).await;
@@ -211,7 +212,7 @@ impl Lifecycle {
         }
     }
 
-    /// While stopping: waits until a target wants a cut, or none will want one any more.
+    /// While stopping: waits until a target wants a cut, or no target will want one.
     async fn until_a_cut_or_none_is_needed(&self, database: &Database) {
         let handle = &database.handle;
         let mut changes = handle.chain.subscribe();
@@ -221,17 +222,17 @@ impl Lifecycle {
             if handle.needs_no_cut() || handle.chain.lock().lacks_cut() {
                 return;
             }
-            // Its sender lives as long as the handle.
+            // The sender lives as long as the handle.
             let _changed = changes.changed().await;
         }
     }
 
-    /// Lets changes that were made while the database was not attached count as not stored.
+    /// Counts changes made while the database was not attached as not stored.
     fn count_changes(&self, database: &Database) {
         let path = &database.settings.path;
         let file = fingerprint(path).ok().flatten();
         let Some(file) = file.filter(|file| !file.is_empty()) else {
-            // Nothing is there that could be stored.
+            // There is no data that could be stored.
             return;
         };
         let was_known = self.cold.is_some() || self.resting.is_some();
@@ -244,14 +245,14 @@ impl Lifecycle {
                 let newest = files.map(|file| file.modified_ms()).max();
                 newest.map_or(now_ms, |ms| ms.min(now_ms))
             }
-            // It is no backup yet, for however long it has been there.
+            // Without a page table it has no backup yet, however old it is.
             false if !self.has_table() => now_ms,
             false => return,
         };
         database.handle.chain.lock().unwritten.changed(first_ms);
     }
 
-    /// Whether a database that we have let go of still is what was captured: two system calls.
+    /// Whether a detached database is still as it was captured. Takes two system calls.
     fn is_as_it_was(&self, path: &Path) -> bool {
         match (self.cold, self.resting) {
             (None, None) => false,
@@ -260,18 +261,18 @@ impl Lifecycle {
         }
     }
 
-    /// Waits until a database that is as it was may not be so any more, or a target wants a copy.
+    /// Waits until an unchanged database may have changed, or a target wants a snapshot.
     async fn idle(&mut self, database: &mut Database) {
         let path = &database.settings.path;
         let mut changes = database.handle.chain.subscribe();
         if self.watch.is_none() && self.next_watch <= Instant::now() {
-            // Who has it open writes to its log; who has not opens the file first.
+            // A process that has it open writes to its WAL. Any other opens the file first.
             let file = match self.cold {
                 Some(_) => path.clone(),
                 None => with_suffix(path, "-wal"),
             };
             self.watch = database.env.capture.watch_idle(&file);
-            // What happened before gives no event.
+            // Earlier changes give no event.
             if !self.is_as_it_was(path) {
                 return;
             }
@@ -296,7 +297,7 @@ impl Lifecycle {
         }
     }
 
-    /// Captures a database that nobody has open.
+    /// Captures a database that no process has open.
     pub(super) async fn capture_cold(
         &mut self,
         database: &mut Database,
@@ -334,7 +335,7 @@ impl Lifecycle {
                 .as_ref()
                 .expect("it was read just now, or before");
             let nothing = PageSet::new(table.page_size(), &committer.spill);
-            // The scan may have brought one.
+            // The scan may have offered one.
             match lacks_cut && handle.chain.lock().lacks_cut() {
                 true => committer.offer_cut(nothing),
                 false => Ok(()),
@@ -344,7 +345,7 @@ impl Lifecycle {
         if !is_known {
             self.scan_time = began.elapsed();
         }
-        // Times that are too new do not tell a change right after this: look once more.
+        // File times this recent may hide a change right after them: probe once more.
         self.cold = fingerprint
             .is_settled(SystemTime::now())
             .then_some(fingerprint);
@@ -353,8 +354,9 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Waits until we may give numbers: with local state at once; without it, only after a target said
-    /// what numbers it has, and the others did, or said nothing for a while. False when none will.
+    /// Waits until we may assign TXIDs. With local state this is at once. Without it, one target
+    /// must have reported its TXIDs, and the others must have answered or exceeded their time.
+    /// False if no target will report.
     pub(super) async fn may_number(&self, database: &mut Database) -> bool {
         let known = self
             .committer
@@ -387,18 +389,19 @@ impl Lifecycle {
         }
     }
 
-    /// Captures a database that the application has open, until it goes away or we stop. False when
-    /// there may be more to capture: it was closed before we came, or has gone to rest.
+    /// Captures a database that the application has open, until it is gone or we stop. False when
+    /// there may be more to capture: it was closed before we attached, or it became idle or
+    /// closed.
     pub(super) async fn follow(&mut self, database: &mut Database) -> Result<bool, RunError> {
         if !self.may_number(database).await {
             return Ok(true);
         }
-        // One that was here before comes because it was written.
+        // A database that was attached before comes back because it was written: it does not wait.
         if !std::mem::replace(&mut self.had_turn, true) {
             database.env.capture.turn().await;
         }
-        // Both may have taken long. Of a database that was closed meanwhile we would make a log, which
-        // stays, and which may have another owner than the next to open it.
+        // Both steps may take long. If the database was closed meanwhile, attaching would create a
+        // WAL that stays, perhaps with another owner than the next process to open it.
         if !matches!(probe(&database.settings.path), Probe::Live) {
             return Ok(false);
         }
@@ -408,7 +411,7 @@ impl Lifecycle {
                 .flatten()
                 .is_some_and(|now| now.is_same_file(file))
         {
-            // Another file under the log that we know: its pages have to be compared.
+            // Another file under the WAL that we know: its pages must be compared.
             self.log = None;
         }
         let closed = self.cold.take();
@@ -440,7 +443,7 @@ impl Lifecycle {
                 Ok(false)
             }
             Ended::Closed(file) => {
-                // Where another process was quicker, the WAL is still there.
+                // If another process opened it first, the WAL still exists.
                 match cold_fingerprint(&path).ok().flatten() {
                     None => self.log = left.log,
                     now => {
@@ -470,28 +473,28 @@ impl Lifecycle {
         result
     }
 
-    /// Stores what makes the next start quick. It waits for the disk, so not on this thread:
-    /// thousands of databases end at the same time.
+    /// Stores the page table for a quick next start. Writing waits for the disk, so it runs on
+    /// another thread: thousands of databases end at the same time.
     pub(super) async fn close(&mut self) {
         if self.committer.is_some() {
             let save = |committer: &mut Committer| {
                 committer.save();
                 Ok(())
             };
-            // What failed is logged; it costs a comparison.
+            // A failure is logged, and costs a comparison at the next start.
             let _saved = self.blocking(save).await;
         }
     }
 }
 
-/// Copies what it can of the WAL into the database file. Waits for no other process. The database
-/// must be open in WAL mode.
+/// Copies as much of the WAL into the database file as is possible without waiting for another
+/// process. The database must be open in WAL mode.
 async fn checkpoint(path: &Path) {
     let path = path.to_owned();
     let work = move || Connection::open(&path)?.checkpoint_passive();
     let done = tokio::task::spawn_blocking(work).await;
     if let Err(error) = done.expect("a checkpoint does not panic") {
-        // It fails when the application checkpoints, and then it is not needed.
+        // It fails while the application runs a checkpoint, and then ours is not needed.
         tracing::debug!(%error, "checkpoint");
     }
 }
@@ -510,7 +513,8 @@ mod tests {
     use crate::spool::progress::{TargetPhase, TargetProgress};
     use crate::spool::state_dir::LocalState;
 
-    /// A lifecycle that knows an earlier state of the database, and a driver that is to stop.
+    /// A lifecycle that knows an earlier state of the database, and a driver that was asked to
+    /// stop.
     fn stopping(directory: &Path) -> (Lifecycle, Database) {
         let state = directory.join("state");
         let local = Arc::new(LocalState::open(&state).unwrap());
@@ -557,7 +561,7 @@ mod tests {
         let (mut lifecycle, mut database) = stopping(directory.path());
         let path = database.settings.path.clone();
         drop(application(&path));
-        // As it was when we came, and it was open.
+        // The caller's probe found it open, but it was closed since.
         assert!(!lifecycle.follow(&mut database).await.unwrap());
         assert!(!with_suffix(&path, "-wal").exists());
         lifecycle.run(&mut database).await.unwrap();

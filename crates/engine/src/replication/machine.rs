@@ -1,12 +1,13 @@
-//! What an attached database does next: a state machine without I/O, without a clock.
+//! Decides the next action of an attached database: a state machine without I/O or clock.
 //!
-//! It has two lanes. The *commit lane* writes what capture found, reads the whole database where
-//! commits were missed, makes room, and takes cuts for snapshots: one of these at a time, because
-//! each needs the page table. The *checkpoint lane* runs beside it. Snapshots and compaction have
-//! lanes of their own at each target, so nothing here ever waits for a store.
+//! There are two lanes. The *commit lane* writes captured commits, reads the whole database after
+//! missed commits, makes room, and takes cuts for snapshots. It runs one of these at a time,
+//! because each needs the page table. The *checkpoint lane* runs beside it. Snapshots and
+//! compaction have separate lanes in each uploader, so nothing here ever waits for a store.
 //!
-//! The driver reports what happened with `handle_*`, carries out what [`Machine::poll_action`]
-//! returns until that is none, and then waits for an event or until [`Machine::poll_timeout`].
+//! The driver reports events with `handle_*` and carries out each action that
+//! [`Machine::poll_action`] returns. Once that returns none, the driver waits for an event or
+//! until [`Machine::poll_timeout`].
 
 use std::time::Duration;
 
@@ -14,53 +15,53 @@ use tokio::time::Instant;
 
 use super::pacer::Pace;
 
-/// Pause between two PASSIVE checkpoints of ours, from the end of the one before.
+/// Pause between two PASSIVE checkpoints of ours, from the end of the first one.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(1);
-/// Shortest and longest pause after a last resort that did not help; it doubles.
+/// Shortest and longest pause after a last resort that did not help. The pause doubles.
 const RESORT_PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
-/// Time without a write after which a database is detached when too many are attached. File times
-/// move in steps of some milliseconds: it must be much longer than that.
+/// Time without a write after which a database is detached when too many are attached. It must be
+/// much longer than the resolution of file times, which is some milliseconds.
 const REST_AFTER: Duration = Duration::from_secs(5);
-/// The same while other databases wait to be attached.
+/// The same, while other databases wait to be attached.
 const REST_SOON: Duration = Duration::from_secs(1);
 /// Time without a write after which a database that no other process has open is closed.
 const CLOSE_AFTER: Duration = Duration::from_millis(300);
-/// Pause before the budget of local state is looked at again.
+/// Pause before the local-state budget is checked again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
-/// Pause after a cut that failed: a snapshot waits, commits do not.
+/// Pause after a failed cut: the snapshot waits, commits do not.
 const CUT_PAUSE: Duration = Duration::from_secs(10);
 
-/// What capture has found.
+/// State of the capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Captured {
     /// The database is attached.
     pub(super) is_attached: bool,
-    /// Commits wait to be written to a file.
+    /// Captured commits wait to be written to a file.
     pub(super) has_commits: bool,
-    /// Commits may have been missed, or nothing is known of the database: it has to be read.
+    /// Commits may have been missed, or no page table exists: the database must be read.
     pub(super) has_gap: bool,
-    /// The WAL is far longer than applications let it grow.
+    /// The WAL is far longer than applications normally let it grow.
     pub(super) wants_checkpoint: bool,
-    /// The WAL has frames, so the database can be attached again at this place.
+    /// The WAL has frames, so a later attachment can continue at this position.
     pub(super) can_resume: bool,
     /// No other process has the database open.
     pub(super) is_alone: bool,
 }
 
-/// What the targets and the budgets say.
+/// State of the targets, the budgets and the other databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Surroundings {
-    /// A target waits for a cut that is not there.
+    /// A target waits for a cut that is not available.
     pub(super) lacks_cut: bool,
-    /// A snapshot found pages that differ from what the captured changes lead to.
+    /// A snapshot found pages that differ from the captured state.
     pub(super) is_in_doubt: bool,
     /// A target has every captured file.
     pub(super) keeps_up: bool,
-    /// The budget of local state has no room for this database.
+    /// The local-state budget has no room for this database.
     pub(super) is_full: bool,
     /// Captured files can be removed to make room.
     pub(super) can_make_room: bool,
-    /// Captured files that no target needs any more take much room.
+    /// Captured files that no target needs any more occupy much space.
     pub(super) has_leftovers: bool,
     /// Too many databases are attached.
     pub(super) is_crowded: bool,
@@ -68,12 +69,12 @@ pub(super) struct Surroundings {
     pub(super) others_wait: bool,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Write the commits that were found as the next captured file.
+    /// Write the captured commits as the next LTX file.
     Commit,
-    /// Read the whole database and write what differs.
+    /// Read the whole database and write the pages that differ.
     Resync,
     /// Remove captured files that no upload needs.
     MakeRoom,
@@ -81,34 +82,34 @@ pub(super) enum Action {
     Tidy,
     /// Freeze the page hashes at the present position for a snapshot.
     TakeCut,
-    /// Checkpoint; as a last resort make the application begin its WAL anew.
+    /// Run a checkpoint. As a last resort, make the application restart its WAL.
     Checkpoint { may_resort: bool },
-    /// Detach if nothing was written meanwhile.
+    /// Detach, unless something was written meanwhile.
     Detach,
-    /// Let the WAL go as the last close of the application would have, if nothing was written
-    /// meanwhile.
+    /// Let SQLite remove the WAL, as the application's last close would have, unless something was
+    /// written meanwhile.
     Close,
-    /// Capture what there is and end.
+    /// Capture and write the remaining commits, then end.
     Finish,
 }
 
-/// What an action of the commit lane led to.
+/// Result of an action of the commit lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// A file was written.
     Written,
-    /// There was nothing to write, or it has to be done again.
+    /// There was nothing to write, or the action must be repeated.
     Unchanged,
-    /// The cut that was to be taken is not there. Nothing was lost.
+    /// No cut was taken. No commit was lost.
     CutFailed,
 }
 
-/// What a checkpoint of ours led to.
+/// Result of one of our checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checkpointed {
-    /// It waited for nobody.
+    /// It waited for no other connection.
     Passive,
-    /// Writers waited a moment; whether the WAL begins anew.
+    /// Writers waited for a moment. `helped`: the WAL restarts.
     LastResort { helped: bool },
 }
 
@@ -121,7 +122,7 @@ struct CheckpointLane {
     resort_pause: Duration,
 }
 
-/// See the module.
+/// The state machine; see the module documentation.
 #[derive(Debug)]
 pub(super) struct Machine {
     captured: Captured,
@@ -130,21 +131,22 @@ pub(super) struct Machine {
     pace: Pace,
     commit_is_busy: bool,
     checkpoint: CheckpointLane,
-    /// When something was written last.
+    /// Time of the last write.
     quiet_since: Instant,
-    /// When the budget is looked at again.
+    /// Time at which the budget is checked again.
     full_until: Option<Instant>,
-    /// After a cut that failed: no other one before that.
+    /// Earliest time of the next cut after a failed one.
     next_cut: Instant,
     /// Time without a write before the database is closed.
     close_after: Duration,
 }
 
 impl Machine {
-    /// For a database that is about to be attached; `pace` goes on from an earlier attachment.
+    /// Creates the machine of a database that is about to be attached. `pace` continues from an
+    /// earlier attachment.
     ///
-    /// `scan_time` is what it takes to read the whole database, if that was necessary. After a close
-    /// it may be necessary again, so the machine waits ten times as long before it closes.
+    /// `scan_time` is the duration of the last read of the whole database, if there was one. A
+    /// close may require another, so the machine waits ten times as long before it closes.
     pub(super) fn new(pace: Pace, scan_time: Duration, now: Instant) -> Machine {
         Machine {
             captured: Captured::default(),
@@ -170,12 +172,12 @@ impl Machine {
         self.pace
     }
 
-    /// Capture has found something, or nothing any more.
+    /// The state of the capture has changed.
     pub(super) fn handle_captured(&mut self, captured: Captured) {
         self.captured = captured;
     }
 
-    /// A target, a budget or another database has changed something.
+    /// The state of a target, a budget or another database has changed.
     pub(super) fn handle_surroundings(&mut self, surroundings: Surroundings) {
         if self.surroundings.is_full && !surroundings.is_full {
             self.full_until = None;
@@ -183,12 +185,12 @@ impl Machine {
         self.surroundings = surroundings;
     }
 
-    /// It is time to stop.
+    /// The driver is asked to stop.
     pub(super) fn handle_stop(&mut self) {
         self.is_stopping = true;
     }
 
-    /// The action of the commit lane is over.
+    /// The action of the commit lane has ended.
     pub(super) fn handle_commit_done(&mut self, outcome: Outcome, now: Instant) {
         self.commit_is_busy = false;
         match outcome {
@@ -201,17 +203,17 @@ impl Machine {
         }
     }
 
-    /// Something was written between the decision to detach and the last look.
+    /// Something was written after the decision to detach or close.
     pub(super) fn handle_not_quiet(&mut self, now: Instant) {
         self.commit_is_busy = false;
         self.quiet_since = now;
     }
 
-    /// The checkpoint is over.
+    /// The checkpoint has ended.
     pub(super) fn handle_checkpoint_done(&mut self, done: Checkpointed, now: Instant) {
         let lane = &mut self.checkpoint;
         lane.is_busy = false;
-        // From its end: one that takes long leaves time for everything else.
+        // Counted from its end, so that a long checkpoint leaves time for other work.
         lane.next = now + CHECKPOINT_PAUSE;
         match done {
             Checkpointed::Passive => {}
@@ -223,7 +225,7 @@ impl Machine {
         }
     }
 
-    /// The next thing to begin; none: nothing before an event or [`Machine::poll_timeout`].
+    /// The next action to start. None: wait for an event or [`Machine::poll_timeout`].
     pub(super) fn poll_action(&mut self, now: Instant) -> Option<Action> {
         if let Some(action) = self.poll_checkpoint(now) {
             self.checkpoint.is_busy = true;
@@ -252,7 +254,7 @@ impl Machine {
             return None;
         }
         if self.is_stopping {
-            // A checkpoint of ours has the database open, too.
+            // Our checkpoint has the database open, too.
             return (!self.checkpoint.is_busy).then_some(Action::Finish);
         }
         if captured.has_gap || surroundings.is_in_doubt {
@@ -290,7 +292,7 @@ impl Machine {
         closes.then(|| self.quiet_since + self.close_after)
     }
 
-    /// When the database may be detached for being quiet.
+    /// When the database may be detached because it is quiet.
     fn rest_at(&self) -> Option<Instant> {
         let after = match self.surroundings.others_wait {
             true => REST_SOON,
@@ -300,7 +302,7 @@ impl Machine {
         rests.then(|| self.quiet_since + after)
     }
 
-    /// When to ask for an action again without an event; none: never. Call it after
+    /// When to call [`Machine::poll_action`] again without an event; none: never. Call this after
     /// [`Machine::poll_action`] has returned none.
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let captured = self.captured;
@@ -313,7 +315,8 @@ impl Machine {
         let cut = wants_cut.then_some(self.next_cut).filter(|at| *at > now);
         let commit = match (self.commit_is_busy, captured.has_commits) {
             (true, _) => None,
-            // One that is quiet and not in the way stays: whether it is, an event says.
+            // A quiet database stays attached while there is room. An event reports when there is
+            // not.
             (false, false) => self.rest_at().filter(|at| *at > now),
             (false, true) => match self.full_until {
                 Some(until) => Some(until),
@@ -373,7 +376,7 @@ mod tests {
             machine.handle_commit_done(Outcome::Written, now);
             now = machine.poll_timeout(now).expect("the pace says when");
         }
-        // One that takes longer than its pause is followed by commits, too.
+        // A checkpoint that takes longer than its pause is followed by commits, too.
         machine.handle_checkpoint_done(Checkpointed::Passive, now);
         assert_eq!(machine.poll_action(now), Some(Action::Commit));
         now += CHECKPOINT_PAUSE;
@@ -609,8 +612,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the other lane does and however long it takes, commits that are found while a
-        /// target keeps up are written within the interval, once the commit lane is free.
+        /// While a target keeps up, captured commits are written within the interval, once the
+        /// commit lane is free. The other lane never delays them, however long it takes.
         #[test]
         fn commits_wait_for_no_other_lane(
             steps in prop::collection::vec((0u64..700, any::<bool>(), any::<bool>()), 1..200),

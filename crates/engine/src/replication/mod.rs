@@ -1,4 +1,5 @@
-//! The driver of one database: finds it, captures, writes, heals, copies, and ends in order.
+//! The driver of one database: finds it, captures, writes, resyncs, takes snapshots, and stops in
+//! order.
 
 mod attached;
 mod committer;
@@ -41,20 +42,20 @@ pub(crate) use sim::{on_this_machine, simulated_thread, simulated_wait};
 pub use status::DatabaseHandle;
 use status::lock;
 
-/// Pause between looks for a database that is not there, not ready, or failed.
+/// Pause between two probes of a database that is missing, not ready, or failed.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the databases of a process share.
+/// State that all databases of a process share.
 #[derive(Clone)]
 pub struct Env {
-    /// The thread that captures.
+    /// The capture thread.
     pub capture: Capture,
-    /// What the process may use.
+    /// Limits on the memory and disk space that the process may use.
     pub budgets: Arc<Budgets>,
 }
 
 impl Env {
-    /// With the default limits.
+    /// Creates an environment with the default limits.
     pub fn new(capture: Capture) -> Env {
         Env {
             capture,
@@ -63,22 +64,22 @@ impl Env {
     }
 }
 
-/// How one database is replicated.
+/// Settings for the replication of one database.
 #[derive(Clone)]
 pub struct DatabaseSettings {
     /// The database file.
     pub path: PathBuf,
     /// Directory of our local state.
     pub state: PathBuf,
-    /// Where backups go, in order of preference for restores.
+    /// Targets of backups, in order of preference for restores.
     pub targets: Vec<TargetSettings>,
-    /// Under load, one object each interval on average, sooner after quiet times; no commit waits longer.
+    /// Average time between objects under load; shorter after quiet times. No commit waits longer.
     pub sync_interval: Duration,
     /// Time between snapshots while the database changes.
     pub snapshot_interval: Duration,
-    /// Who writes, for the lease.
+    /// Name of this writer in the lease.
     pub holder: String,
-    /// What to do when a stored backup is not from this database.
+    /// Policy for a stored backup that is not from this database.
     pub on_divergence: OnDivergence,
 }
 
@@ -90,7 +91,7 @@ pub struct Database {
     stop: watch::Receiver<bool>,
 }
 
-/// Why a run of the driver ended early; it begins again.
+/// Why a run of the driver ended early. The driver then starts again.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error(transparent)]
@@ -129,7 +130,7 @@ impl RunError {
         }
     }
 
-    /// True when the budget of local state is used up: the disk may well have room.
+    /// True when the local-state budget is used up. The disk may still have space.
     fn is_over_budget(&self) -> bool {
         let error = match self {
             RunError::Scan(ScanError::Spill(error))
@@ -142,7 +143,7 @@ impl RunError {
 }
 
 impl Database {
-    /// A driver for one database.
+    /// Creates the driver of one database and the handle that reports its status.
     pub fn new(
         settings: DatabaseSettings,
         env: &Env,
@@ -178,22 +179,23 @@ impl Database {
         (database, handle)
     }
 
-    /// Where page images go that memory has no room for.
+    /// Storage for page images that do not fit in memory.
     fn spill(&self) -> Spill {
         let account = self.handle.account();
         Spill::new(&self.settings.state, &self.env.budgets, account)
     }
 
-    /// Replicates until told to stop; then captures and stores what there is, for at most `drain`.
+    /// Replicates until `stop` turns true. Then captures and stores the remaining commits, for at
+    /// most `drain`.
     ///
-    /// Returns true when every target has everything.
+    /// Returns true when every target has every commit.
     pub async fn run(mut self, drain: Duration) -> bool {
         let Some(local) = self.open_state().await else {
             return false;
         };
         let local = Arc::new(local);
         let loaded = loop {
-            // It reads a hash for each page, and captured files.
+            // Loading reads a hash for each page, and the captured files.
             let loading = Arc::clone(&local);
             let loaded = tokio::task::spawn_blocking(move || loading.load());
             match loaded.await.expect("loading does not panic") {
@@ -232,7 +234,7 @@ impl Database {
             .wait_for_file_and_start_targets(&local, &records, &drain_receiver)
             .await;
         let Some(targets) = targets else {
-            // What is there, and was never captured, is not stored.
+            // A database that exists but was never captured is not stored.
             return lock(&self.handle.state).0 == DatabaseState::Missing;
         };
         let time_over = time_over(self.stop.clone(), drain).shared();
@@ -241,13 +243,13 @@ impl Database {
             () = time_over.clone() => false,
         };
         lifecycle.close().await;
-        // A last look that failed leaves commits that nobody has counted.
+        // After a failed last poll, commits may be left that no counter includes.
         drain_targets(targets, drain_sender, time_over).await
             && captured
             && self.handle.is_all_stored()
     }
 
-    /// Starts the target drivers once the database exists: what they may do depends on it.
+    /// Starts the uploaders once the database exists: their right to write depends on it.
     async fn wait_for_file_and_start_targets(
         &mut self,
         local: &Arc<LocalState>,
@@ -255,7 +257,7 @@ impl Database {
         drain: &watch::Receiver<bool>,
     ) -> Option<Vec<JoinHandle<()>>> {
         loop {
-            // Asked before the look: what was made until we were told to stop is found.
+            // Read the flag before the probe, so that a database created before the stop is found.
             let stopping = *self.stop.borrow();
             match probe(&self.settings.path) {
                 Probe::Live | Probe::Cold(_) => break,
@@ -328,7 +330,7 @@ impl Database {
         }
     }
 
-    /// Waits; true when it is time to stop.
+    /// Waits for `time` or a stop. Returns true when it is time to stop.
     async fn pause(&mut self, time: Duration) -> bool {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
@@ -338,15 +340,15 @@ impl Database {
     }
 }
 
-/// Ends when the time for stopping is over.
+/// Completes when the time for the shutdown has passed.
 async fn time_over(mut stop: watch::Receiver<bool>, drain: Duration) {
-    // Without its sender nobody is there to tell us anything else.
+    // A dropped sender counts as a stop, because no other message can arrive.
     let _stopped = stop.wait_for(|stop| *stop).await;
     tokio::time::sleep(drain).await;
 }
 
-/// Lets the target drivers finish while there is time. True when all did; none is left in any case, so
-/// that the local state is free for who comes next.
+/// Lets the uploaders finish until `time_over`. True when all did. Aborts the others, so that the
+/// local state is free for the next process.
 async fn drain_targets(
     targets: Vec<JoinHandle<()>>,
     sender: watch::Sender<bool>,
@@ -366,7 +368,7 @@ async fn drain_targets(
     false
 }
 
-/// Where our state of a database lies when nothing else is configured: beside it.
+/// Default directory of the local state: beside the database.
 pub fn default_state_directory(database: &Path) -> PathBuf {
     let name = database.file_name().unwrap_or_default().to_string_lossy();
     database.with_file_name(format!(".{name}-sqlite-backup"))

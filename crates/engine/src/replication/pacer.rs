@@ -1,26 +1,26 @@
-//! When captured commits are written: a pure function of when that was done before.
+//! Decides when captured commits are written, as a pure function of earlier times.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Files that can be saved up.
+/// Most files that can be saved up.
 const SAVED: u32 = 60;
 
-/// The pace of captured files: one each interval on average, sooner out of what quiet times saved. In
-/// any span of time there are at most [`SAVED`] and one more files than intervals. See
+/// The pace of captured files: one per interval on average, and sooner after quiet times, which
+/// save up files. Any span of time has at most [`SAVED`] and one more files than intervals. See
 /// `docs/decisions/0015-pace.md`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
     interval: Duration,
-    /// The newest file.
+    /// Time of the newest file.
     last: Option<Instant>,
-    /// Time that has passed without as many files as it had intervals.
+    /// Elapsed time whose intervals were not used by files.
     saved: Duration,
 }
 
 impl Pace {
-    /// Before the first file, with all saved that can be.
+    /// The pace before the first file, with the maximum saved.
     pub(super) fn new(interval: Duration) -> Pace {
         Pace {
             interval,
@@ -29,19 +29,19 @@ impl Pace {
         }
     }
 
-    /// When the next file is due; none: at once. `keeps_up`: a target has every file up to now.
+    /// When the next file is due; none: at once. `keeps_up`: a target has every file so far.
     pub(super) fn due(&self, keeps_up: bool) -> Option<Instant> {
         let pause = if keeps_up {
             self.shortest()
                 .max(self.interval.saturating_sub(self.saved))
         } else {
-            // More files would only wait.
+            // More files would only wait for their upload.
             self.interval
         };
         Some(self.last? + pause)
     }
 
-    /// A file was made.
+    /// Records a file that was written at `now`.
     pub(super) fn made(&mut self, now: Instant) {
         let passed = self.last.map_or(self.interval, |last| now - last);
         self.saved = (self.saved + passed)
@@ -50,8 +50,8 @@ impl Pace {
         self.last = Some(now);
     }
 
-    /// The shortest time between two files: what waits and what is on its way are then half an interval
-    /// old at most, where an upload takes a tenth of it.
+    /// The shortest time between two files. If an upload takes a tenth of an interval, commits
+    /// that wait or are being uploaded are then at most half an interval old.
     fn shortest(&self) -> Duration {
         self.interval * 2 / 5
     }
@@ -65,7 +65,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Times of files, in milliseconds, for a load that never pauses, from `start` on.
+    /// Times of files in milliseconds, from `start` on, under a load that never pauses.
     fn steady(pace: &mut Pace, start: Instant, end: Duration, keeps_up: bool) -> Vec<u128> {
         let mut made = Vec::new();
         let mut now = start;
@@ -89,7 +89,7 @@ mod tests {
         let last = &made[made.len() - 100..];
         assert!(last.windows(2).all(|pair| pair[1] - pair[0] == 1000));
 
-        // Ten quiet seconds are ten files.
+        // Ten quiet seconds save up ten files.
         let later = start + Duration::from_secs(610);
         let again = steady(&mut pace, later, Duration::from_secs(60), true);
         assert!((69..=71).contains(&again.len()), "{}", again.len());

@@ -1,11 +1,11 @@
-//! A snapshot on its way to a store: every page of the database as it was at one position, read
-//! while the application writes, and streamed without a copy on our disk.
+//! A snapshot: every page of the database as it was at one position, read while the application
+//! writes. It is streamed to a store without a copy on our disk.
 //!
-//! A [`Cut`] says what the pages are: a hash for each. A page is taken from the database file when
-//! its image there has that hash. One that was only in the WAL at that position is in the cut itself.
-//! So each page is proven, whatever the application does meanwhile, and no lock is needed. A page
-//! that was overwritten before it was read ends the snapshot, and the next one reads faster than the
-//! store takes ([`Effort`]).
+//! A [`Cut`] defines the pages by a hash for each. A page is taken from the database file if its
+//! image there has that hash. The cut itself holds the pages that were only in the WAL at its
+//! position. So each page is proven without a lock, whatever the application does meanwhile. A
+//! page that is overwritten before it is read ends the snapshot. The next attempt reads faster
+//! than the store accepts data ([`Effort`]).
 
 use std::fs;
 use std::io;
@@ -25,31 +25,31 @@ use crate::spool::cut::Cut;
 use crate::spool::ltx_writer::snapshot_header;
 use crate::spool::queue::{Writer, queue};
 
-/// Bytes of the database that are read at once.
+/// Bytes of the database per read.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Memory of one snapshot on its way: what is read, pieces that wait, parts of the upload.
+/// Memory of one snapshot in progress: the read buffer, queued pieces, parts of the upload.
 const WORK_BYTES: u64 = 22 << 20;
-/// A WAL of this size in bytes, or of a fourth of the database if that is more, ends a pinned
-/// snapshot: its read mark is what lets the WAL grow.
+/// WAL size in bytes that ends a pinned snapshot, or a fourth of the database if that is more. The
+/// read mark of the snapshot is what lets the WAL grow.
 const PINNED_WAL_BYTES: u64 = 256 << 20;
 
-/// How a snapshot keeps ahead of an application that overwrites its pages. A snapshot that the
-/// application has overtaken is followed by one with more effort.
+/// How a snapshot keeps ahead of an application that overwrites its pages. After the application
+/// has overtaken a snapshot, the next one uses more effort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Effort {
-    /// Read as the store takes it: nothing on disk, no lock.
+    /// Read at the speed of the store: nothing on disk, no lock.
     #[default]
     Streamed,
-    /// Read as fast as the disk is, into what the budget of local state allows.
+    /// Read at the speed of the disk, into the free part of the local-state budget.
     Spooled,
-    /// The same under a read mark, so that no page is overwritten while it is read. The WAL may grow
-    /// meanwhile, and a blocking checkpoint of the application waits: only where nothing that is
-    /// stored could be compacted into a snapshot.
+    /// The same under a read mark, so that no page is overwritten while it is read. Meanwhile the
+    /// WAL may grow, and a blocking checkpoint of the application waits. Used only where stored
+    /// files cannot be compacted into a snapshot.
     Pinned,
 }
 
 impl Effort {
-    /// The next one after a failure.
+    /// The effort after a failure.
     #[must_use]
     pub fn more(self) -> Effort {
         match self {
@@ -59,8 +59,8 @@ impl Effort {
     }
 }
 
-/// A page that has another hash than the cut says. Where the next cut says the same and the page has
-/// not changed either, no commit has overwritten it: what is known of the database is wrong.
+/// A page whose hash differs from that of the cut. If the next cut and the page both have the same
+/// hashes again, no commit overwrote the page: the captured state is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overwritten {
     /// The page.
@@ -71,20 +71,20 @@ pub struct Overwritten {
     pub found: u64,
 }
 
-/// Why a snapshot was not made. Nothing was stored.
+/// Why no snapshot was made. Nothing was stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The application has changed a page before it was read. Another attempt may succeed.
+    /// The application changed a page before it was read. Another attempt may succeed.
     #[error("page {} was overwritten before it was read", .0.pgno)]
     Overwritten(Overwritten),
-    /// The WAL has grown too long under the read mark of a pinned snapshot.
+    /// The WAL grew too long under the read mark of a pinned snapshot.
     #[error("the WAL has grown to {bytes} bytes while the snapshot was read")]
     WalTooLong {
-        /// Its size.
+        /// Size of the WAL.
         bytes: u64,
     },
-    /// SQLite refused.
+    /// SQLite returned an error.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
     /// The database file cannot be read.
@@ -92,19 +92,19 @@ pub enum SnapshotError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: io::Error,
     },
     /// Our own disk failed.
     #[error("keep a part of the snapshot: {0}")]
     Spill(#[source] io::Error),
-    /// The encoder refused what we gave it.
+    /// The encoder rejected our input.
     #[error("encode the snapshot: {0}")]
     Encode(#[source] LtxError),
 }
 
 impl SnapshotError {
-    /// The page that was lost to the application's writes, if that is why: more [`Effort`] helps.
+    /// The page that the application overwrote, if that is the reason. More [`Effort`] helps then.
     pub fn overwritten(&self) -> Option<Overwritten> {
         match self {
             SnapshotError::Overwritten(page) => Some(*page),
@@ -112,24 +112,24 @@ impl SnapshotError {
         }
     }
 
-    /// True when the local disk is full, or the budget for it used up.
+    /// True when the local disk is full or its budget is used up.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, SnapshotError::Spill(error) if crate::env::disk::is_disk_full(error))
     }
 }
 
-/// A read mark on the database, taken before a cut: no checkpoint overwrites a page of the cut while
-/// it is held.
+/// A read mark on the database, taken before a cut. While it is held, no checkpoint overwrites a
+/// page of the cut.
 #[derive(Debug)]
-// In a mutex only because a connection is not to be shared between threads.
+// The mutex is needed only because a connection must not be shared between threads.
 pub struct Pin(Mutex<Connection>);
 
 impl Pin {
-    /// Takes a read mark. Waits for nothing.
+    /// Takes a read mark without waiting.
     ///
     /// # Errors
     ///
-    /// SQLite's refusal; the database is not open by the application.
+    /// The error of SQLite, or the application does not have the database open.
     pub fn take(path: &Path) -> Result<Pin, SqliteError> {
         let connection = Connection::open(path)?;
         connection.begin_read()?;
@@ -137,13 +137,13 @@ impl Pin {
     }
 }
 
-/// Everything that a snapshot is made of, and where it goes.
+/// The input and the destination of a snapshot.
 pub struct Snapshot {
-    /// What it holds.
+    /// Its content.
     pub cut: Arc<Cut>,
     /// The database file.
     pub database: PathBuf,
-    /// The number of the target.
+    /// Index of the target.
     pub target: usize,
     /// Our epoch at the target.
     pub epoch: u64,
@@ -151,9 +151,9 @@ pub struct Snapshot {
     pub effort: Effort,
     /// The read mark of [`Effort::Pinned`].
     pub pin: Option<Pin>,
-    /// Bytes of the last snapshot, if there was one: about what this one will have.
+    /// Bytes of the last snapshot, if there was one: an estimate for this one.
     pub expected_bytes: Option<u64>,
-    /// Where pieces wait that the store does not take yet.
+    /// Directory for pieces that the store does not accept yet.
     pub directory: PathBuf,
     /// The budget of that directory.
     pub account: Arc<Account>,
@@ -162,7 +162,7 @@ pub struct Snapshot {
 /// Why [`Snapshot::store`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreSnapshotError {
-    /// It could not be read.
+    /// The snapshot could not be read.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// The store failed.
@@ -171,8 +171,9 @@ pub enum StoreSnapshotError {
 }
 
 impl Snapshot {
-    /// Streams the snapshot to its place in a store, and returns its size in bytes there. An object
-    /// of that name that has our own header is taken for this one: an attempt whose answer was lost.
+    /// Streams the snapshot to the store and returns its size there in bytes. An existing object
+    /// of that name with our own header counts as this snapshot: the answer to an earlier attempt
+    /// was lost.
     ///
     /// # Errors
     ///
@@ -180,7 +181,7 @@ impl Snapshot {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it stores nothing, and its thread ends with the next piece.
+    /// If dropped, it stores nothing, and its thread ends at the next piece.
     pub async fn store(
         self,
         store: &SharedStore,
@@ -196,7 +197,7 @@ impl Snapshot {
         let database_bytes = cut.database_bytes();
         let memory = WORK_BYTES.min(database_bytes * 3);
         let _memory = budgets.memory(Work::Snapshot, self.target, memory).await;
-        // Without an earlier one: what does not compress is a little longer than its pages.
+        // Without an earlier snapshot: incompressible data is a little longer than its pages.
         let most = database_bytes + database_bytes / 64 + 4096;
         let expected_bytes = self
             .expected_bytes
@@ -217,7 +218,7 @@ impl Snapshot {
         let stored = store
             .put_stream(&key, stream, expected_bytes, PutMode::Create, &meta)
             .await;
-        // It ends with the stream, whoever ended it.
+        // Reading ends with the stream, whichever side ended it.
         let read = read.await.expect("reading a snapshot does not panic");
         match (stored, read) {
             (Ok(bytes), _) => Ok(bytes),
@@ -233,7 +234,7 @@ impl Snapshot {
     }
 }
 
-/// The size of an object with this very header; none when it has another one.
+/// The size of an object with exactly this header; none if its header differs.
 pub(crate) async fn stored_by_us(
     store: &SharedStore,
     key: &str,
@@ -248,7 +249,7 @@ pub(crate) async fn stored_by_us(
     }
 }
 
-/// Writes the snapshot; fails with none when nobody takes it any more.
+/// Encodes the snapshot. Fails with none when the reader of the stream is gone.
 fn encode(
     database: &Path,
     cut: &Cut,
@@ -269,7 +270,7 @@ fn encode(
     writer.finish().map_err(|error| failed(error.into()))
 }
 
-/// Reads each page of the cut, in order, and proves it.
+/// Reads and proves each page of the cut, in order.
 fn read_pages(
     database: &Path,
     cut: &Cut,
@@ -329,9 +330,9 @@ fn check_wal(
     }
 }
 
-/// The database file. Without a read mark it is open only while a chunk is read: while it is open as
-/// a plain file, capture waits to attach, and while it is open through SQLite, the application's last
-/// close does not remove the WAL.
+/// The database file. Without a read mark it is open only while a chunk is read. While a plain
+/// file is open, capture waits to attach. While a SQLite connection is open, the application's
+/// last close does not remove the WAL.
 struct DatabaseFile<'a> {
     path: &'a Path,
     /// The connection that holds the read mark.
@@ -346,7 +347,7 @@ impl DatabaseFile<'_> {
         }
     }
 
-    /// Fills the buffer; what lies behind the end of the file reads as zeros.
+    /// Fills the buffer. Bytes behind the end of the file read as zeros.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
         let failed = |source| SnapshotError::Read {
             path: self.path.to_owned(),
@@ -391,7 +392,7 @@ mod tests {
 
     const PAGES: u32 = 3000;
 
-    /// A file of pages that are all of one byte each, and a cut of it.
+    /// A file whose pages each repeat one byte, and a cut of it.
     fn database(directory: &Path) -> (PathBuf, Cut) {
         let path = directory.join("db");
         let page_size = PageSize::MIN;
@@ -441,7 +442,7 @@ mod tests {
     async fn a_snapshot_holds_each_page_as_it_was_at_the_cut() {
         let directory = tempfile::tempdir().unwrap();
         let (path, mut cut) = database(directory.path());
-        // Only the WAL had this one, and the file has it by now in a newer version.
+        // Only the WAL had page 8 at the cut. The file now has a newer version of it.
         cut.newest.insert(8, &[8; 512]).unwrap();
         cut.newest.insert(9, &[77; 512]).unwrap();
         overwrite(&path, 8);

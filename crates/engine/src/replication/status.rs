@@ -1,4 +1,4 @@
-//! What a database shows of itself.
+//! The reported status of a database.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use crate::env::clock::unix_ms;
 use crate::replication::uploader::{TargetReport, TargetSettings};
 use crate::spool::progress::SharedProgress;
 
-/// What a database reports about itself, shared with whoever shows it.
+/// Status of a database, shared with the components that report it.
 #[derive(Clone)]
 pub struct DatabaseHandle {
     pub(super) path: String,
@@ -30,13 +30,13 @@ impl DatabaseHandle {
         &self.path
     }
 
-    /// Checkpoints of ours, since the start, for which the application's writers had to wait.
+    /// Our checkpoints since the start that made the application's writers wait.
     pub fn blocking_checkpoints(&self) -> u64 {
         self.blocking_checkpoints
             .load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// What each target is configured to do.
+    /// The settings of each target.
     pub fn targets(&self) -> impl Iterator<Item = &TargetSettings> {
         self.targets.iter().map(|(settings, _)| settings)
     }
@@ -49,7 +49,7 @@ impl DatabaseHandle {
             .collect()
     }
 
-    /// The status at this moment.
+    /// The current status.
     pub fn status(&self) -> DatabaseStatus {
         let (state, message) = lock(&self.state).clone();
         let chain = self.chain.lock();
@@ -115,13 +115,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl DatabaseHandle {
-    /// True when every target has everything that was captured, and none has ended.
+    /// True when every target has every captured file, and none has ended.
     pub(super) fn is_all_stored(&self) -> bool {
         let chain = self.chain.lock();
         chain.verdict().is_none() && chain.is_stored()
     }
 
-    /// The account in the budget of local state.
+    /// The account in the local-state budget.
     pub(super) fn account(&self) -> Arc<Account> {
         let account = self.chain.lock().account.clone();
         account.expect("it is there from the beginning")
@@ -133,7 +133,7 @@ impl DatabaseHandle {
         chain.verdict().is_some() || chain.needs_no_cut()
     }
 
-    /// Asks for a cut in the place of each target that cannot go on without a snapshot.
+    /// Asks for a cut on behalf of each target that cannot continue without a snapshot.
     pub(super) fn ask_for_needed_cuts(&self) {
         self.chain.update_if(|chain| {
             let (is_offered, mut changed) = (chain.cut.is_some(), false);

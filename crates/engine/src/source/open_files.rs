@@ -28,8 +28,8 @@ enum OpenMode {
     Plain,
 }
 
-/// Longest wait for plain reads to end: each is of a megabyte, but for that of a whole database that
-/// nobody has open.
+/// Longest wait for plain reads to end. Each is of a megabyte, except the read of a whole database
+/// that no process has open.
 const PLAIN_READ_TIME: Duration = Duration::from_secs(1);
 
 /// One open file.
@@ -37,8 +37,8 @@ const PLAIN_READ_TIME: Duration = Duration::from_secs(1);
 struct Entry {
     way: OpenMode,
     count: usize,
-    /// Its wal-index, opened to ask for the locks of others. It stays open as long as the file is:
-    /// closing it earlier would drop our own locks on it.
+    /// Its wal-index, opened to query the locks of other processes. It stays open as long as the
+    /// file does: closing it earlier would drop our own locks on it.
     index: Option<File>,
 }
 
@@ -47,15 +47,15 @@ static OPEN: LazyLock<Mutex<HashMap<FileId, Entry>>> = LazyLock::new(Mutex::defa
 /// Signalled after a file was closed.
 static CLOSED: Condvar = Condvar::new();
 
-/// The right to have a file open in one way, for as long as this lives.
+/// The right to have a file open in one way, until this is dropped.
 #[derive(Debug)]
 pub struct OpenFileGuard {
     id: FileId,
 }
 
 impl OpenFileGuard {
-    /// Requests the right to open `path` through SQLite; none while it is open as a plain file. Waits
-    /// up to a second for plain reads to end.
+    /// Requests the right to open `path` through SQLite; none while it is open as a plain file.
+    /// Waits up to a second for plain reads to end.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl OpenFileGuard {
         OpenFileGuard::take(path, OpenMode::Sqlite, PLAIN_READ_TIME)
     }
 
-    /// Whether `path` leads to the file of this right.
+    /// Whether `path` leads to the file of this guard.
     pub fn is_for(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
     }
@@ -89,7 +89,7 @@ impl OpenFileGuard {
         Ok(Some(OpenFileGuard { id }))
     }
 
-    /// Whether another process has the database open in WAL mode: each of its connections that has
+    /// Whether another process has the database open in WAL mode. Each of its connections that has
     /// read holds a lock on the wal-index at `index`.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ fn register() -> MutexGuard<'static, HashMap<FileId, Entry>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether another process holds the lock on a wal-index that each connection to it holds.
+/// Whether another process holds the lock that each connection holds on the wal-index.
 ///
 /// # Errors
 ///
@@ -161,8 +161,8 @@ impl PlainFile {
         let file = File::open(path)?;
         let meta = file.metadata()?;
         if (meta.dev(), meta.ino()) != hold.id {
-            // Another file has taken the path meanwhile, and SQLite may have that one open. Closing
-            // it could drop locks; a descriptor that stays open costs nothing.
+            // Another file has taken the path meanwhile, and SQLite may have it open. Closing this
+            // descriptor could drop SQLite's locks. Leaving it open costs nothing.
             let _leaked = file.into_raw_fd();
             return Ok(None);
         }
@@ -196,7 +196,7 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
-        // What reads it now is waited for.
+        // SQLite's turn waits for the plain read to end.
         std::thread::scope(|scope| {
             let waiting =
                 scope.spawn(|| OpenFileGuard::take(&path, OpenMode::Sqlite, Duration::MAX));

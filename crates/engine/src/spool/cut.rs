@@ -5,16 +5,16 @@ use ltx::Txid;
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::PageSet;
 
-/// The database at one position: what a snapshot of it has to hold.
+/// The database at one position: the content of a snapshot.
 #[derive(Debug)]
 pub struct Cut {
     /// The position.
     pub txid: Txid,
-    /// When it was captured, in Unix milliseconds.
+    /// Time of its capture, in Unix milliseconds.
     pub timestamp_ms: i64,
-    /// The hash of each page there.
+    /// The hash of each page at the position.
     pub table: PageHashes,
-    /// Images of pages that the database file may not hold yet: those that were in the WAL.
+    /// Images of pages that were in the WAL: the database file may not hold them yet.
     pub newest: PageSet,
 }
 

@@ -1,4 +1,4 @@
-//! Writes captured pages: writes them as an LTX file that is proven before it has a name.
+//! Writes captured pages as an LTX file, which is proven before it has a name.
 
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ impl LogField {
     }
 }
 
-/// Writes `delta` as the captured file of `txid` and brings `table` forward.
+/// Writes `delta` as the captured file of `txid` and advances `table`.
 ///
 /// The file is durable before it has its name. Before that it is proven: the delta holds every page
 /// that the database gained.
@@ -113,8 +113,8 @@ pub fn write_delta(
             commit: delta.commit,
         });
     }
-    // Litestream searches the pages for the last frame of the range, and reads on after the range
-    // even where it finds that it needs a snapshot. So without pages the file has no range.
+    // Litestream searches the pages for the last frame of the range. It reads on after the range
+    // even if it then needs a snapshot. So a file without pages has no range.
     let known = delta.log.filter(|_| !delta.pages.is_empty());
     let log = LogField::new(known, table.page_size());
     let header = Header {

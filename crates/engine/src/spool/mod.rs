@@ -1,4 +1,4 @@
-//! Our own files of one database on the local disk, and how far each target is with them.
+//! The local files of one database, and the progress of each target with them.
 
 pub mod cut;
 pub mod ltx_writer;

@@ -1,5 +1,5 @@
-//! What one database has captured and what each target still needs of it: the state that the
-//! database driver and its target drivers share.
+//! Captured files of one database and the needs of each target: the state that the database driver
+//! and its target drivers share.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use crate::source::capture::UnwrittenCommits;
 use crate::spool::cut::Cut;
 use crate::spool::state_dir::LocalFile;
 
-/// A captured file and what belongs to its position.
+/// A captured file and the data of its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Captured {
     /// The file.
@@ -24,59 +24,60 @@ pub struct Captured {
     pub oldest_ms: i64,
 }
 
-/// What captured files are kept for.
+/// The purpose that captured files are kept for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// For uploads to every target, and for compacting without reading them back.
+    /// Uploads to every target, and compaction without reading the files back.
     Compaction,
-    /// For uploads to every target.
+    /// Uploads to every target.
     Uploading,
-    /// For uploads to the target that is furthest.
+    /// Uploads to the most advanced target.
     Furthest,
 }
 
-/// How it stands with one target, for decisions about the database; what people see is a report.
+/// The phase of one target, for decisions about the database. Users see a report instead.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum TargetPhase {
-    /// It was not asked yet, or has not answered.
+    /// The target was not asked yet, or has not answered.
     #[default]
     Starting,
-    /// The last attempt to connect failed. What it has is not known.
+    /// The last attempt to connect failed. The files of the target are not known.
     Failing,
-    /// It was asked, and `acked` is what it said. Failures since then change nothing about that.
+    /// The target was asked, and `acked` is its answer. Later failures do not change that.
     Connected,
-    /// It takes no backups of this database any more, until a person or a new process decides.
+    /// The target takes no backups of this database any more, until a person or a new process
+    /// decides.
     Ended {
-        /// The database's state that follows.
+        /// The resulting state of the database.
         state: DatabaseState,
-        /// Why, for people.
+        /// The reason, for people.
         message: String,
     },
 }
 
-/// How far one target is.
+/// The progress of one target.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TargetProgress {
-    /// How it stands.
+    /// Its phase.
     pub phase: TargetPhase,
-    /// The newest acknowledged TXID; captured files after it are needed.
+    /// The newest acknowledged TXID. Captured files after it are needed.
     pub acked: Txid,
-    /// The newest compacted TXID; captured files after it are needed for compacting.
+    /// The newest compacted TXID. Captured files after it are needed for compaction.
     pub compacted: Txid,
-    /// The target can't go on from captured files: it needs a snapshot above this TXID.
+    /// The target cannot continue from captured files: it needs a snapshot above this TXID.
     pub needs_snapshot: Option<Txid>,
     /// The position of the newest snapshot that the target has.
     pub newest_snapshot: Txid,
     /// The target is about to store a snapshot and waits for a cut.
     pub wants_cut: bool,
-    /// The position of the cut of which it stores a snapshot now. Files from there on are needed
-    /// where the target cannot go on without that snapshot.
+    /// The position of the cut whose snapshot the target is storing. If the target cannot continue
+    /// without that snapshot, it needs the files from there on.
     pub taken_cut: Option<Txid>,
     /// Captured files that the target lacks and that were removed to make room.
     pub lost: Option<Lost>,
 }
 
-/// Captured files that were removed before a target had them: a snapshot brings what they held.
+/// Captured files that were removed before a target had them. A snapshot will hold their content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     /// The newest of them.
@@ -86,7 +87,7 @@ pub struct Lost {
 }
 
 impl TargetProgress {
-    /// True when it was asked what it has, and has answered.
+    /// True when the target was asked for its files and has answered.
     pub fn is_connected(&self) -> bool {
         self.phase == TargetPhase::Connected
     }
@@ -95,12 +96,12 @@ impl TargetProgress {
         matches!(self.phase, TargetPhase::Ended { .. })
     }
 
-    /// What was removed and the target still lacks.
+    /// The removed files that the target still lacks.
     pub fn lost(&self) -> Option<Lost> {
         self.lost.filter(|lost| lost.txid > self.acked)
     }
 
-    /// A captured file is removed.
+    /// Records the removal of a captured file.
     fn lose(&mut self, captured: &Captured) {
         if captured.file.txid > self.acked && !self.has_ended() {
             let earlier = self.lost().map(|lost| lost.oldest_ms);
@@ -112,12 +113,12 @@ impl TargetProgress {
     }
 }
 
-/// Least room that there has to be for one more captured file, in bytes.
+/// Minimum room for one more captured file, in bytes.
 const FILE_BYTES: u64 = 64 << 10;
-/// Captured files that no target needs are removed with the next one, or at once when they have so
-/// many bytes.
+/// Captured files that no target needs are removed with the next one, or at once when they reach
+/// this many bytes.
 const LEFTOVER_BYTES: u64 = 1 << 20;
-/// File systems keep files in blocks of this size.
+/// File systems allocate files in blocks of this size.
 const BLOCK_BYTES: u64 = 4096;
 
 /// Bytes that a captured file takes on the disk.
@@ -125,38 +126,39 @@ fn disk_bytes(file: &LocalFile) -> u64 {
     file.bytes.next_multiple_of(BLOCK_BYTES)
 }
 
-/// The state behind the lock.
+/// The shared state.
 #[derive(Debug, Default)]
 pub struct ReplicationProgress {
     /// The newest captured TXID.
     pub txid: Txid,
-    /// Checksum of the whole database there; none until the page hashes are known.
+    /// Checksum of the whole database at that TXID; none until the page hashes are known.
     pub checksum: Option<u64>,
-    /// When it was captured, in Unix milliseconds.
+    /// Time of that capture, in Unix milliseconds.
     pub timestamp_ms: i64,
-    /// The newest time in any target's files, in Unix milliseconds: another machine's clock may
+    /// The newest time in any target's files, in Unix milliseconds. Another machine's clock may
     /// have been ahead of ours.
     pub stored_ms: i64,
-    /// Captured files on the local disk, consecutive, the newest is `txid`'s if there is any.
+    /// Captured files on the local disk, consecutive. The newest is that of `txid`, if there is
+    /// one.
     pub files: VecDeque<Captured>,
     /// The newest cut, while targets wait for one.
     pub cut: Option<Arc<Cut>>,
     /// Our epoch: the highest that any target gave us.
     pub epoch: u64,
-    /// A snapshot found pages that are not what the captured changes lead to: the database has to be
-    /// read again.
+    /// A snapshot found pages that differ from the captured state: the database must be read
+    /// again.
     pub is_in_doubt: bool,
-    /// Commits that are captured and in no file yet.
+    /// Commits that are captured but not in a file yet.
     pub unwritten: Arc<UnwrittenCommits>,
-    /// What `files` use of the budget of local state.
+    /// The use of the local-state budget by `files`.
     pub account: Option<Arc<Account>>,
-    /// Each target, by its number; also those that were not asked yet.
+    /// Each target by its index, including those that were not asked yet.
     pub targets: Vec<TargetProgress>,
 }
 
 impl ReplicationProgress {
-    /// The time of what is captured now, by our clock: times never go back with TXIDs, whatever
-    /// the clock does, because restores by time rely on it.
+    /// The time of a capture made now. Times never decrease as TXIDs grow, even if the clock goes
+    /// back, because restores by time rely on it.
     pub fn time_of_next(&self, now_ms: i64) -> i64 {
         now_ms.max(self.timestamp_ms).max(self.stored_ms)
     }
@@ -202,7 +204,7 @@ impl ReplicationProgress {
             .filter(move |captured| captured.file.txid > acked)
     }
 
-    /// The captured file of a TXID, if it is still here.
+    /// The captured file of a TXID, if it still exists.
     pub fn captured(&self, txid: Txid) -> Option<Captured> {
         let first = self.files.front()?.file.txid;
         let index = usize::try_from(txid.get().checked_sub(first.get())?).ok()?;
@@ -211,22 +213,22 @@ impl ReplicationProgress {
         captured
     }
 
-    /// True when a target that has everything up to `txid` can go on from captured files.
+    /// True when a target that has everything up to `txid` can continue from captured files.
     pub fn continues(&self, txid: Txid) -> bool {
         txid == self.txid || self.captured(txid.next()).is_some()
     }
 
-    /// How many captured files, from the oldest, nobody needs any more, given the TXID of the
-    /// stored page table.
+    /// Number of captured files, from the oldest, that no target needs any more, given the TXID of
+    /// the stored page table.
     ///
-    /// The newest stays: it is what tells a later run where it is. So does the newest that a
-    /// target has: it proves to a later run that what is stored is ours. A target that waits for
-    /// a snapshot needs what follows the copy.
+    /// The newest file stays, because it tells a later run its position. So does the newest file
+    /// that a target has: it proves to a later run that the stored backup is ours. A target that
+    /// waits for a snapshot needs the files after that snapshot.
     pub fn removable(&self, table_at: Txid, need: Need) -> usize {
         let targets = self.targets.iter().filter(|target| !target.has_ended());
         let needed = targets.map(|target| self.needed(target, need));
         let needed = match need {
-            // Those that lag most begin again with a snapshot; the others must not wait for them.
+            // The slowest targets start again with a snapshot. The others must not wait for them.
             Need::Furthest => needed.max(),
             Need::Compaction | Need::Uploading => needed.min(),
         };
@@ -252,8 +254,9 @@ impl ReplicationProgress {
         }
     }
 
-    /// As [`ReplicationProgress::removable`], when the budget of local state is used up: first those that are
-    /// kept for compacting only; then, while one target nearly keeps up, what only slower ones need.
+    /// As [`ReplicationProgress::removable`], when the local-state budget is used up. First, files
+    /// kept for compaction only; then, while one target nearly keeps up, files that only slower
+    /// ones need.
     pub fn removable_under_pressure(&self) -> usize {
         match self.removable(self.txid, Need::Uploading) {
             0 if self.least_waiting_bytes() < self.local_bytes() / 2 => {
@@ -263,14 +266,14 @@ impl ReplicationProgress {
         }
     }
 
-    /// True when captured files that no target needs any more take much room.
+    /// True when captured files that no target needs any more occupy much space.
     pub fn has_leftovers(&self) -> bool {
         let count = self.removable(self.txid, Need::Compaction);
         let bytes: u64 = self.files.iter().take(count).map(|it| it.file.bytes).sum();
         bytes >= LEFTOVER_BYTES
     }
 
-    /// True when the budget of local state has no room for more files of this database.
+    /// True when the local-state budget has no room for more files of this database.
     pub fn is_full(&self) -> bool {
         let account = self.account.as_ref();
         let bytes = self.unwritten.bytes().max(FILE_BYTES);
@@ -282,7 +285,7 @@ impl ReplicationProgress {
         self.least_waiting_bytes() == 0
     }
 
-    /// Bytes that the target that is furthest still needs.
+    /// Bytes that the most advanced target still needs.
     fn least_waiting_bytes(&self) -> u64 {
         let targets = self.targets.iter();
         let able =
@@ -295,14 +298,14 @@ impl ReplicationProgress {
         waiting.min().unwrap_or(u64::MAX)
     }
 
-    /// True when a target waits for a cut, and none is offered that it can use.
+    /// True when a target waits for a cut, and no cut that it can use is offered.
     pub fn lacks_cut(&self) -> bool {
         let waits = |target: &&TargetProgress| target.wants_cut && !target.has_ended();
         let mut waiting = self.targets.iter().filter(waits);
         waiting.any(|target| self.usable_cut(target).is_none())
     }
 
-    /// The TXID above which a target wants its snapshot; none when no target needs one to go on.
+    /// The TXID above which a target wants its snapshot; none if no target needs one to continue.
     pub fn snapshot_above(&self) -> Option<Txid> {
         let targets = self.targets.iter().filter(|target| !target.has_ended());
         targets.filter_map(|target| target.needs_snapshot).max()
@@ -314,13 +317,14 @@ impl ReplicationProgress {
         cut.filter(|cut| cut.txid > above && self.continues(cut.txid))
     }
 
-    /// True when there is a cut that a target waits for.
+    /// True when a target waits for a cut, and one that it can use is offered.
     pub fn is_cut_offered(&self, target: usize) -> bool {
         let progress = &self.targets[target];
         progress.wants_cut && self.usable_cut(progress).is_some()
     }
 
-    /// The cut that a target waits for, if it is there. It is let go once nobody waits for it.
+    /// Takes the cut that a target waits for, if it is offered. Drops it once no target waits for
+    /// it.
     pub fn take_cut(&mut self, target: usize) -> Option<Arc<Cut>> {
         let cut = Arc::clone(self.usable_cut(&self.targets[target])?);
         let progress = &mut self.targets[target];
@@ -329,7 +333,7 @@ impl ReplicationProgress {
         Some(cut)
     }
 
-    /// Lets go of the cut when no target waits for one.
+    /// Drops the cut when no target waits for one.
     pub fn release_cut(&mut self) {
         let waits = |target: &TargetProgress| target.wants_cut && !target.has_ended();
         if !self.targets.iter().any(waits) {
@@ -337,7 +341,7 @@ impl ReplicationProgress {
         }
     }
 
-    /// Why no target takes backups of this database any more, when that is so.
+    /// The state and the reason, if no target takes backups of this database any more.
     pub fn verdict(&self) -> Option<(DatabaseState, String)> {
         let mut verdict = None;
         for target in &self.targets {
@@ -351,19 +355,19 @@ impl ReplicationProgress {
         verdict
     }
 
-    /// True when every target has been asked once, whatever came of it.
+    /// True when every target was asked once, whether it answered or not.
     pub fn every_target_was_tried(&self) -> bool {
         let mut phases = self.targets.iter().map(|target| &target.phase);
         phases.all(|phase| *phase != TargetPhase::Starting)
     }
 
-    /// True when a target has said what it has.
+    /// True when a target has reported its files.
     pub fn a_target_answered(&self) -> bool {
         self.targets.iter().any(TargetProgress::is_connected)
     }
 
-    /// True when no target will ask for a cut of the database any more: each has ended, or continues
-    /// from captured files.
+    /// True when no target will ask for a cut of the database any more: each has ended or
+    /// continues from captured files.
     pub fn needs_no_cut(&self) -> bool {
         self.targets.iter().all(|target| {
             let continues = target.needs_snapshot.is_none() && self.continues(target.acked);
@@ -371,7 +375,7 @@ impl ReplicationProgress {
         })
     }
 
-    /// True when every target has everything that was captured.
+    /// True when every target has every captured file.
     pub fn is_stored(&self) -> bool {
         let stored = |target: &TargetProgress| {
             let goes_on = target.is_connected() && target.needs_snapshot.is_none();
@@ -393,7 +397,7 @@ impl ReplicationProgress {
         self.files.push_back(captured);
     }
 
-    /// Removes the oldest captured files from here; the caller removes them from the disk.
+    /// Removes the oldest captured files from this list. The caller removes them from the disk.
     pub fn remove_oldest(&mut self, count: usize) -> Vec<LocalFile> {
         let gone: Vec<Captured> = self.files.drain(..count).collect();
         for target in &mut self.targets {
@@ -407,7 +411,7 @@ impl ReplicationProgress {
     }
 }
 
-/// The shared state and the way to learn that it changed.
+/// The shared state, with notifications of its changes.
 #[derive(Debug)]
 pub struct SharedProgress {
     state: Mutex<ReplicationProgress>,
@@ -424,26 +428,26 @@ impl Default for SharedProgress {
 }
 
 impl SharedProgress {
-    /// The state, to be read.
+    /// Locks the state, to read it.
     pub fn lock(&self) -> MutexGuard<'_, ReplicationProgress> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and tells everybody.
+    /// Changes the state and notifies all receivers.
     pub fn update<T>(&self, change: impl FnOnce(&mut ReplicationProgress) -> T) -> T {
         let result = change(&mut self.lock());
         self.version.send_modify(|version| *version += 1);
         result
     }
 
-    /// Changes the state, and tells everybody only when `change` says that it did.
+    /// Changes the state, and notifies all receivers only if `change` returns true.
     pub fn update_if(&self, change: impl FnOnce(&mut ReplicationProgress) -> bool) {
         if change(&mut self.lock()) {
             self.version.send_modify(|version| *version += 1);
         }
     }
 
-    /// A receiver that is told of every change after this call.
+    /// A receiver that sees every change after this call.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }

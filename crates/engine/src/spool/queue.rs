@@ -1,8 +1,7 @@
-//! Bytes on their way from a thread that makes them to the task that uploads them.
+//! A queue of bytes from the thread that produces them to the task that uploads them.
 //!
-//! The thread may run ahead: by a few pieces in memory, and where it may use disk space, by as much
-//! as that. So the time that it takes does not depend on the speed of the store, and what waits
-//! is bounded all the same.
+//! The thread may run ahead by a few pieces in memory and, if allowed, by some bytes on disk. So
+//! its duration does not depend on the speed of the store, and the queue is still bounded.
 
 use std::fs::File;
 use std::io;
@@ -20,14 +19,15 @@ use crate::pages::page_set::unnamed_file;
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 256 << 10;
-/// Pieces in memory between thread and uploader.
+/// Pieces in memory between the thread and the upload.
 const MEMORY_PIECES: usize = 8;
 
-/// Makes a queue. Up to `disk_bytes` wait in an unnamed file in `directory`, beside 2 MiB in memory.
+/// Creates a queue. Up to `disk_bytes` wait in an unnamed file in `directory`, besides 2 MiB in
+/// memory.
 ///
 /// # Errors
 ///
-/// The file cannot be made.
+/// The file cannot be created.
 pub(crate) fn queue(directory: &Path, disk_bytes: u64) -> io::Result<(Writer, ByteStream)> {
     let slots = u32::try_from(disk_bytes / PIECE_BYTES as u64).unwrap_or(u32::MAX);
     let file = match slots {
@@ -58,10 +58,10 @@ pub(crate) fn queue(directory: &Path, disk_bytes: u64) -> io::Result<(Writer, By
     Ok((writer, stream.boxed()))
 }
 
-/// Where pieces may be.
+/// The places for pieces.
 struct Shared {
     places: Mutex<Places>,
-    /// Signalled after a place became free, or the uploader ended.
+    /// Signalled after a place became free, or the upload ended.
     freed: Condvar,
     file: Option<File>,
 }
@@ -124,7 +124,7 @@ enum Item {
     End,
 }
 
-/// The end of the thread. The bytes are complete only after [`Writer::finish`].
+/// The end for the thread. The bytes are complete only after [`Writer::finish`].
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     sender: mpsc::UnboundedSender<Item>,
@@ -143,12 +143,12 @@ impl Writer {
                 Item::Disk { slot, len }
             }
         };
-        // Without a receiver the next place is refused.
+        // Without a receiver, the request for the next place fails.
         let _gone = self.sender.send(item);
         Ok(())
     }
 
-    /// Ends the stream: this was everything.
+    /// Ends the stream, which is then complete.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl io::Write for Writer {
     }
 }
 
-/// The end of the task that uploads.
+/// The end for the task that uploads.
 struct Reader {
     shared: Arc<Shared>,
     receiver: mpsc::UnboundedReceiver<Item>,
@@ -204,7 +204,7 @@ impl Reader {
                 Some(read.map_err(BoxError::from))
             }
             Some(Item::End) => None,
-            // An object that ended here would look whole.
+            // An object that ended here would look complete.
             None => Some(Err("the bytes are not complete".into())),
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! lock              held by flock while a process uses the directory
-//! pages             page table at some TXID (table.rs); written now and then
+//! pages             page table at some TXID (page_hashes.rs); written now and then
 //! capture.json      the last written TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
-//! ltx/0/MIN-MAX.ltx captured files, each one TXID; the truth about what was captured
+//! ltx/0/MIN-MAX.ltx captured files, one TXID each; the authoritative record of captured commits
 //! ```
 //!
 //! A crash at any point leaves a state that [`LocalState::load`] understands. Files get their names
@@ -212,7 +212,7 @@ impl LocalState {
             .and_then(|bytes| PageHashes::decode(&bytes).ok());
         let newest = files.last().map_or(Txid::ZERO, |file| file.txid);
         let files = match &stored {
-            // A later chain began with a snapshot, so these files lead to no position any more.
+            // A later lineage began with a snapshot, so these files lead to no position any more.
             Some((at, _)) if *at > newest => {
                 self.remove_all_captured()?;
                 Vec::new()
@@ -333,8 +333,8 @@ impl LocalState {
         Ok(())
     }
 
-    /// Begins anew with a restored database. With a position, the next start compares the database
-    /// with the table. Without one, the next start reads it as an unknown database.
+    /// Starts again with a restored database. With a position, the next start compares the
+    /// database with the table. Without one, the next start reads it as an unknown database.
     ///
     /// # Errors
     ///

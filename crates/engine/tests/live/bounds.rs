@@ -1,4 +1,5 @@
-//! What replication costs: the length of the log, latency, CPU, locks; and databases of odd sizes.
+//! The cost of replication: length of the WAL, latency, CPU, locks. Also databases of unusual
+//! sizes.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,7 +25,7 @@ fn log_bytes(path: &Path) -> u64 {
     std::fs::metadata(log).map_or(0, |meta| meta.len())
 }
 
-/// Lets the application write for a while and returns the longest log.
+/// Lets the application write for a while and returns the greatest length of the WAL.
 fn write_for(app: &mut App, path: &Path, time: Duration) -> u64 {
     let (until, mut longest) = (Instant::now() + time, 0);
     app.go();
@@ -71,8 +72,8 @@ fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
             app.latencies(),
             app.commits()
         );
-        // Without a bound it holds all that was written. A machine that gives us no time lets it
-        // grow, but not with the writing.
+        // Without a bound the WAL holds everything that was written. A machine that gives us no
+        // time lets it grow, but not in proportion to the writes.
         let bound = (app.written() / 2).max(40 << 20);
         assert!(
             longest < bound,
@@ -136,7 +137,7 @@ fn an_idle_database_with_a_long_log_costs_nothing() {
     write_for(&mut app, &place.database(), Duration::from_millis(800));
     assert!(log_bytes(&place.database()) > 2000 * 4096);
     assert_stored(&replication, &mut app, &store);
-    // What goes on after the last commit: compacting, a checkpoint, looks while hot.
+    // Work after the last commit: compaction, a checkpoint, frequent polls.
     wait_for("silence", || {
         let before = (faulty.operations(), capture_wakeups());
         std::thread::sleep(Duration::from_secs(1)); // bounded: one pause of a load
@@ -218,12 +219,12 @@ fn our_locks_outlive_every_other_look_at_the_file() {
         (database > 0 && index > 0).then_some(())
     };
     wait_for("our locks", held);
-    // The application is the only one that may see it closed.
+    // Only the application may find it closed. Our own probes must report it in use.
     for _ in 0..20 {
         assert_eq!(probe(&path), Probe::InUse);
     }
     wait_for("our locks after a look", held);
-    // A second driver for the same file, as a mistake in a configuration would make.
+    // A second driver for the same file, as a mistake in a configuration would create.
     let second = Replication::start(&settings(
         &path,
         &place.directory.path().join("other"),
@@ -255,7 +256,7 @@ fn a_crowd_lets_quiet_databases_go_and_still_gets_what_is_written_later() {
         app.sql(&format!("INSERT INTO item VALUES(NULL, 'round {round}')"));
         assert_stored(&replication, &mut app, &store);
         wait_for("the database to be let go", let_go);
-        // The log is restarted, or copied, while nobody looks.
+        // The WAL is restarted or copied while the database is detached.
         let modes = ["TRUNCATE", "PASSIVE", "NOOP"];
         app.sql(&format!("PRAGMA wal_checkpoint({})", modes[round]));
     }
@@ -281,7 +282,7 @@ fn no_mark_stands_in_the_way_of_a_checkpoint_while_nothing_is_written() {
     ));
     app.sql("INSERT INTO item VALUES(NULL, 'a short log')");
     assert_stored(&replication, &mut app, &store);
-    // One lock says that `-shm` is in use; a mark is another one.
+    // One lock shows that `-shm` is in use. A read mark is another lock.
     let path = place.database();
     let mut since = Instant::now();
     wait_for("the mark to be given back for good", || {
@@ -331,7 +332,7 @@ fn a_database_that_was_closed_while_we_waited_is_not_opened() {
     );
 }
 
-/// Whether nobody has a database open; none when that is not known.
+/// Whether no process has a database open; none if that is not known.
 fn probe_is_cold(path: &Path) -> Option<bool> {
     match probe(path) {
         Probe::Cold(_) => Some(true),
@@ -357,7 +358,7 @@ fn a_file_that_is_exchanged_while_its_database_rests_is_compared() {
     wait_for("the database to be let go", || {
         (own_locks(&path) == (0, 0)).then_some(())
     });
-    // The log stays, and the file beside it is another one with other content.
+    // The WAL stays, but the database file is replaced by one with other content.
     app.kill();
     let other = place.directory.path().join("other.db");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -396,7 +397,7 @@ fn a_cold_database_that_changed_gets_its_periodic_copy() {
     let copied = || {
         let copies = files(&store);
         let copies = copies.iter().filter(|file| file.level == 9);
-        // The file that follows a copy at once is not in it.
+        // The file that directly follows a snapshot is not in it.
         copies.map(|file| file.max.next()).max() >= newest()
     };
     wait_for("a copy of the newest state", || copied().then_some(()));
@@ -414,7 +415,7 @@ fn tiny_and_empty_databases_are_restored() {
         .execute_batch("PRAGMA journal_mode=WAL; PRAGMA user_version=7")
         .unwrap();
     drop(connection);
-    // Nobody has it open: one page, no table.
+    // No process has it open: one page, no table.
     let replication = Replication::start(&settings(
         &place.database(),
         &place.state(),
@@ -444,7 +445,7 @@ fn a_database_beyond_the_lock_page_is_restored() {
         &place.state(),
         &[Arc::clone(&store)],
     ));
-    // Grows behind the end, too.
+    // The database grows at its end, too.
     app.sql("INSERT INTO large VALUES(zeroblob(3000000))");
     app.sql("INSERT INTO large VALUES(randomblob(300000))");
     let before = replication.settled().position.unwrap();
@@ -476,7 +477,7 @@ fn retention_keeps_every_point_that_it_promises() {
     (policy.daily, policy.weekly, policy.monthly) = (0, 0, 0);
     let replication = Replication::start(&settings);
     app.go();
-    // Spans of retention pass by the clock: until a good part of them has.
+    // The spans of retention pass in real time: wait until a good part has passed.
     wait_for("retention", || {
         let files = crate::bench::files(&store);
         let captured: Vec<_> = files.iter().filter(|file| file.level == 0).collect();
@@ -485,7 +486,7 @@ fn retention_keeps_every_point_that_it_promises() {
     app.pause();
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
-    // What is younger than `exact` now was so whenever retention ran.
+    // Files that are younger than `exact` now were so at every run of retention.
     let exact_from = engine::env::clock::unix_ms() - 3000;
     let files = crate::bench::files(&store);
     let captured: Vec<_> = files.iter().filter(|file| file.level == 0).collect();
@@ -542,7 +543,7 @@ fn stored_files_become_fewer_in_higher_levels_and_a_lost_one_is_left_behind() {
         assert!(parts.count() > 1, "level {level}");
     }
     assert_every_point(&store);
-    // A file that is to be compacted is lost: nobody can go over it.
+    // A file that is to be compacted is lost: no restore can pass it.
     let newest = of_level(2).map(|it| it.max).max();
     let unmerged = || of_level(1).find(|it| Some(it.min) > newest);
     write_until(&mut app, "a file to be compacted", &|| unmerged().is_some());

@@ -1,4 +1,4 @@
-//! Files after the application's last close: what SQLite would have left without us.
+//! Files after the application's last close: the same that SQLite would have left without us.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ fn running() -> (Place, SharedStore, App, Replication) {
     (place, store, app, replication)
 }
 
-/// Puts another database in the place of this one, as a person who restores one by hand.
+/// Replaces this database by another one, as a person does who restores by hand.
 fn copy_over(path: &Path) {
     let other = path.with_file_name("other.db");
     let connection = rusqlite::Connection::open(&other).unwrap();
@@ -100,7 +100,7 @@ fn an_application_that_comes_and_goes_loses_no_commit() {
         } else if round % 3 == 1 {
             app.close();
         } else {
-            // It leaves its WAL, and all that we have.
+            // The application is killed: its WAL stays, and so do our files.
             drop(app);
         }
         app = App::start(&Habits::calm(&path, seed + round));

@@ -1,4 +1,4 @@
-//! Stores and disks that fail, at each point and in each way.
+//! Stores and disks that fail at each point and in each way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::bench::{
     restored, settings, wait_for,
 };
 
-/// Runs a whole life over a store whose call number `call` fails. Returns whether the run came that
-/// far.
+/// Runs a whole life cycle over a store whose call number `call` fails. Returns whether the run
+/// reached that call.
 fn live_with(fault: Fault, call: u64, seed: u64) -> bool {
     let place = Place::new();
     let faulty = Arc::new(Faulty::new(
@@ -230,7 +230,7 @@ fn disk_bytes(directory: &std::path::Path) -> u64 {
         .sum()
 }
 
-/// A small file system of our own, for as long as this lives.
+/// A small file system of our own, mounted until this is dropped.
 struct SmallDisk {
     directory: tempfile::TempDir,
 }
@@ -306,7 +306,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
         assert_stored(&replication, &mut app, &store);
     }
     assert!(replication.stop());
-    // Damaged in the store, and no longer on our disk.
+    // Damage a file in the store, and remove the files from our disk.
     let captured: Vec<_> = files(&store)
         .into_iter()
         .filter(|file| file.level == 0)
@@ -332,7 +332,7 @@ fn a_stored_file_that_is_found_damaged_is_left_behind_with_a_new_copy() {
     assert_stored(&replication, &mut app, &store);
     replication.wait_target(0, TargetState::Ok);
     assert!(replication.stop());
-    // The positions that it led to are lost, and the restore says so.
+    // The positions that it led to are lost, and the restore reports that.
     assert!(restored(&store, Point::Txid(damaged.max)).is_err());
 }
 
@@ -364,7 +364,7 @@ fn a_captured_file_that_our_disk_damages_is_neither_merged_nor_uploaded() {
         assert_stored(&replication, &mut app, &store);
     }
     assert!(replication.stop());
-    // A file that is stored: compaction reads it in the store.
+    // A stored file: compaction reads it from the store.
     let captured: Vec<_> = files(&store)
         .into_iter()
         .filter(|file| file.level == 0)
@@ -450,7 +450,7 @@ fn a_stop_waits_for_a_store_that_comes_back_and_then_needs_the_database() {
         let replication = Replication::start_with(&first, PATIENCE);
         assert_stored(&replication, &mut app, &store);
         assert!(replication.stop());
-        // Another process's state, of which the store has nothing: it needs a snapshot.
+        // The state of another process. The store has no file of it, so it needs a snapshot.
         app.sql("INSERT INTO item VALUES(NULL, 'new')");
         let expected = app.dump();
         if !is_open {

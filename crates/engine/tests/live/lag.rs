@@ -1,4 +1,4 @@
-//! The reported lag is true wherever commits are not stored.
+//! The reported lag is correct wherever commits are not stored.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

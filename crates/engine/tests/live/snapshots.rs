@@ -1,4 +1,4 @@
-//! Snapshots beside everything else: what is stored and reported meanwhile, and what they cost.
+//! Snapshots beside all other work: stored commits, reported lag, and cost.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::bench::{
 };
 use crate::gated::{Gate, Gated};
 
-/// Rows of random bytes: so many kilobytes that LZ4 does not shorten.
+/// Inserts rows of random bytes: this many kilobytes, which LZ4 does not shorten.
 fn fill(app: &mut App, kilobytes: u32) {
     let sql = format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {kilobytes})
@@ -56,7 +56,7 @@ fn commits_are_stored_and_lag_is_true_while_a_large_snapshot_hangs() {
     let store: SharedStore = Arc::clone(&concrete) as SharedStore;
     let through: SharedStore = Arc::clone(&gated) as SharedStore;
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
-    // More than what waits in memory between reader and uploader.
+    // More than the queue between reader and upload holds in memory.
     fill(&mut app, 6000);
     let settings = DatabaseSettings {
         snapshot_interval: Duration::from_millis(200),
@@ -73,7 +73,7 @@ fn commits_are_stored_and_lag_is_true_while_a_large_snapshot_hangs() {
         app.sql("INSERT INTO item VALUES(NULL, 'meanwhile')");
         assert_stored(&replication, &mut app, &store);
     }
-    // What cannot be stored is told, whatever else is under way.
+    // Commits that cannot be stored show as lag, whatever else is in progress.
     gated.gate.send_replace(Gate::Closed("ltx/"));
     let committed = Instant::now();
     app.sql("INSERT INTO item VALUES(NULL, 'not stored')");
@@ -153,9 +153,9 @@ fn databases_share_one_budget_while_the_store_is_away_and_all_come_back() {
             .iter()
             .map(|(place, ..)| disk_bytes(&place.state()))
             .sum();
-        // Page tables and what a file needs while it is written are not in the budget.
+        // Page tables and the space of a file that is being written are not in the budget.
         assert!(used <= limit + (1 << 20), "{used} bytes of local state");
-        std::thread::sleep(Duration::from_millis(20)); // bounded: a look at the disk
+        std::thread::sleep(Duration::from_millis(20)); // bounded: one read of the disk
     }
     for (_, _, _, app, replication) in &mut all {
         app.pause();
@@ -192,7 +192,7 @@ fn a_page_that_differs_from_what_is_known_is_found_and_the_database_read_again()
     };
     let replication = Replication::start(&settings);
     assert_stored(&replication, &mut app, &store);
-    // A program that knows nothing of SQLite changes the file in place.
+    // A program that does not use SQLite changes the file in place.
     let mut bytes = std::fs::read(place.database()).unwrap();
     let at = bytes
         .windows(6)
@@ -202,7 +202,7 @@ fn a_page_that_differs_from_what_is_known_is_found_and_the_database_read_again()
     {
         use std::os::unix::fs::FileExt;
         let file = std::fs::File::options().write(true).open(place.database());
-        // Closing it would cost this process its locks on the file.
+        // Closing it would drop this process's locks on the file.
         let file = std::mem::ManuallyDrop::new(file.unwrap());
         file.write_all_at(&bytes[at..at + 6], at as u64).unwrap();
     }

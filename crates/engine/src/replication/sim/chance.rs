@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Virtual times of actors repeat after so many milliseconds. All pauses of the engine are multiples
-/// of it, so that an actor keeps its own residue and no two actors act at the same moment: what
-/// happens first never depends on threads.
+/// Virtual times of actors repeat after this many milliseconds. All pauses of the engine are
+/// multiples of it. So each actor keeps its own residue, no two actors act at the same moment, and
+/// the order never depends on threads.
 const STEP_MS: u64 = 100;
 
 /// A sequence of numbers: SplitMix64.
@@ -15,7 +15,7 @@ const STEP_MS: u64 = 100;
 pub(super) struct Chance(u64);
 
 impl Chance {
-    /// One sequence for each seed and purpose.
+    /// Creates one sequence per seed and purpose.
     pub(super) fn new(seed: u64, purpose: u64) -> Chance {
         let mut chance = Chance(seed ^ purpose.wrapping_mul(0xd6e8_feb8_6659_fd93));
         chance.draw();
@@ -29,7 +29,7 @@ impl Chance {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 to below `end`.
+    /// A number from 0 to below `end`.
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.draw() % end.max(1)
     }
@@ -44,7 +44,7 @@ impl Chance {
     }
 }
 
-/// Virtual time, and everything that happened in it.
+/// Virtual time, and a log of everything that happened in it.
 #[derive(Debug)]
 pub(super) struct Log {
     start: Instant,
@@ -68,7 +68,7 @@ impl Log {
         self.lines.lock().unwrap().push((now_ms, actor, line));
     }
 
-    /// The next moment of an actor that is at least so far away.
+    /// The next moment of an actor that is at least this far away.
     pub(super) fn moment(&self, actor: u64, after_ms: u64) -> Instant {
         let earliest = self.now_ms() + after_ms.max(1);
         let residue = actor % STEP_MS;
@@ -80,7 +80,7 @@ impl Log {
         tokio::time::sleep_until(self.moment(actor, after_ms)).await;
     }
 
-    /// All lines by time.
+    /// All lines, by time.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = self.lines.lock().unwrap().clone();
         lines.sort_by_key(|(ms, actor, _)| (*ms, *actor));

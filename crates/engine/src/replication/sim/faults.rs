@@ -1,4 +1,4 @@
-//! What goes wrong with clocks, disks, machines, and at the moment of a take-over.
+//! Faults of clocks, disks and machines, and faults at the moment of a take-over.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ impl World {
         }
     }
 
-    /// Lets calls of a disk fail for a while.
+    /// Makes calls of a disk fail for a while.
     pub(super) fn disk_trouble(&mut self) {
         if let Some(index) = self.some_process() {
             let (after, count) = (self.chance.below(20), 1 + self.chance.below(12));
@@ -38,7 +38,7 @@ impl World {
         }
     }
 
-    /// A process ends in the middle of what it does with its disk, and starts again.
+    /// Ends a process in the middle of its disk calls, and starts it again.
     pub(super) async fn crash(&mut self) {
         let Some(index) = self.some_process() else {
             return;
@@ -61,7 +61,7 @@ impl World {
         self.start(&place, state);
     }
 
-    /// A writer that begins with a snapshot is superseded while that is under way.
+    /// Supersedes a writer that begins with a snapshot while that snapshot is being stored.
     pub(super) async fn late_copy(&mut self) {
         let Some(index) = self.some_process() else {
             return;

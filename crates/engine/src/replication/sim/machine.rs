@@ -1,4 +1,4 @@
-//! The machine of a simulated process: its clock and its disk, and what the engine asks of them.
+//! The machine of a simulated process: its clock, its disk, and the engine's calls to them.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use crate::env::disk::{Answer, Call};
 
 use super::chance::{Chance, Log};
 
-/// Wall clocks begin here, in Unix milliseconds.
+/// Wall clocks begin at this time, in Unix milliseconds.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
 tokio::task_local! {
@@ -23,22 +23,22 @@ tokio::task_local! {
 }
 
 thread_local! {
-    /// Inside of what would be another thread.
+    /// True inside work that would run on another thread.
     static THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The wall clock of a simulated machine, in Unix milliseconds; none outside of simulations.
+/// The wall clock of a simulated machine, in Unix milliseconds; none outside simulations.
 pub(crate) fn simulated_ms() -> Option<i64> {
     MACHINE.try_with(|machine| machine.clock.now_ms()).ok()
 }
 
-/// What a simulated disk says to a call.
+/// The answer of a simulated disk to a call.
 pub(crate) fn simulated_call(call: Call<'_>) -> io::Result<Answer> {
     let answer = MACHINE.try_with(|machine| machine.disk.answer(call));
     answer.unwrap_or(Ok(Answer::Go))
 }
 
-/// Lets a task that a simulated process begins run on its machine, too.
+/// Makes a task that a simulated process starts run on its machine, too.
 pub(crate) fn on_this_machine<F: Future>(task: F) -> impl Future<Output = F::Output> + use<F> {
     let machine = MACHINE.try_with(Clone::clone).ok();
     async move {
@@ -49,8 +49,8 @@ pub(crate) fn on_this_machine<F: Future>(task: F) -> impl Future<Output = F::Out
     }
 }
 
-/// Does at once, in a simulation, what another thread is to do: virtual time stands still while a
-/// thread waits for it.
+/// In a simulation, runs the work of another thread at once, because virtual time stands still
+/// while a thread waits.
 pub(crate) fn simulated_thread<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
     if MACHINE.try_with(|_| ()).is_err() {
         return Err(work);
@@ -61,7 +61,7 @@ pub(crate) fn simulated_thread<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
     Ok(done)
 }
 
-/// What a thread waits for: it has come already, in a simulation.
+/// In a simulation, returns the result that a thread waits for, which is already available.
 pub(crate) fn simulated_wait<F: Future>(future: F) -> Result<F::Output, F> {
     if !in_a_thread() {
         return Err(future);
@@ -70,7 +70,7 @@ pub(crate) fn simulated_wait<F: Future>(future: F) -> Result<F::Output, F> {
     Ok(now.expect("simulated stores answer threads at once"))
 }
 
-/// Whether a request comes from what would be another thread.
+/// Whether a request comes from work that would run on another thread.
 pub(super) fn in_a_thread() -> bool {
     THREAD.get()
 }
@@ -82,7 +82,7 @@ pub(super) struct Machine {
     pub(super) disk: Arc<Disk>,
 }
 
-/// A machine's clock: virtual time and how far it is off.
+/// A machine's clock: virtual time plus its error.
 #[derive(Clone)]
 pub(super) struct Clock {
     pub(super) log: Arc<Log>,
@@ -95,8 +95,8 @@ impl Clock {
     }
 }
 
-/// The disk below one state directory. Calls go to a real directory; here is what of them a lost
-/// power may take back.
+/// The disk below one state directory. Calls go to a real directory. This records the changes that
+/// a power failure may take back.
 #[derive(Default)]
 pub(super) struct Disk(Mutex<Content>);
 
@@ -115,40 +115,40 @@ enum Change {
     Renamed {
         from: PathBuf,
         to: PathBuf,
-        /// What had the name before, and whether its bytes were not durable.
+        /// The earlier file of that name, and whether its bytes were not durable.
         replaced: Option<(Vec<u8>, bool)>,
     },
     Removed(PathBuf, Vec<u8>),
 }
 
-/// What a disk does instead of what it is told.
+/// A fault of a disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Trouble {
-    /// It has no room for so many calls. What is there can be removed.
+    /// It has no space for this many calls. Files can still be removed.
     Full(u64),
-    /// So many calls fail.
+    /// This many calls fail.
     Broken(u64),
-    /// The process ends in the middle of it: nothing reaches the disk any more.
+    /// The process ends during a call: nothing reaches the disk any more.
     Crash,
 }
 
 impl Disk {
-    /// Begins some calls from now.
+    /// Starts a fault after this many more calls.
     pub(super) fn trouble(&self, calls: u64, trouble: Trouble) {
         self.0.lock().unwrap().trouble = Some((calls, trouble));
     }
 
-    /// Trouble is over, for the next process.
+    /// Ends the fault, for the next process.
     pub(super) fn heal(&self) {
         self.0.lock().unwrap().trouble = None;
     }
 
-    /// The process on it has ended in the middle of something.
+    /// True when the process on it has ended during a call.
     pub(super) fn is_frozen(&self) -> bool {
         matches!(self.0.lock().unwrap().trouble, Some((0, Trouble::Crash)))
     }
 
-    /// Forgets everything: other files were put there, and are durable.
+    /// Forgets all changes: other files were put in place, and they are durable.
     pub(super) fn forget(&self) {
         *self.0.lock().unwrap() = Content::default();
     }
@@ -159,8 +159,8 @@ impl Disk {
         Ok(content.note(call))
     }
 
-    /// Takes back what is not durable: of the names in a directory those that changed last, of bytes
-    /// any part.
+    /// Takes back changes that are not durable: the last changes of names in each directory, and
+    /// any part of the bytes.
     pub(super) fn lose_power(&self, chance: &mut Chance) {
         let content = std::mem::take(&mut *self.0.lock().unwrap());
         let (mut dirty, names) = (content.dirty, content.names);
@@ -207,7 +207,7 @@ impl Content {
         Err(kind.into())
     }
 
-    /// Notes what a call is about to do.
+    /// Records the effect of a call before it is made.
     fn note(&mut self, call: Call<'_>) -> Answer {
         match call {
             Call::Create(path) => {
@@ -257,7 +257,7 @@ impl Change {
                 let _gone = fs::remove_file(path);
             }
             Change::Renamed { from, to, replaced } => {
-                // It may have been removed by who does not tell.
+                // The file may have been removed without a recorded call.
                 if let Ok(bytes) = fs::read(&to) {
                     fs::write(&from, bytes).unwrap();
                     fs::remove_file(&to).unwrap();

@@ -1,41 +1,47 @@
-//! Writers in a virtual world: time, network, stores, clocks, disks and power come from a seed.
+//! Writers in a virtual world: a seed decides time, network, stores, clocks, disks and power.
 //!
-//! Everything that decides is the real thing: state directory, committer, writing, chain, targets,
-//! lease, fence, compacting, retention, restore. SQLite and the capture thread are replaced by a model
-//! that knows every state the database ever had.
+//! Every part that decides is real: state directory, committer, LTX writer, progress, targets,
+//! lease, fence, compaction, retention, restore. A model that knows every state the database ever
+//! had replaces SQLite and the capture thread.
 //!
-//! What goes wrong: requests that are refused, lost, not answered, late or repeated; stores that are
-//! away; processes that are killed, at a moment between two calls of their disk, too; a power failure
-//! that takes back what was not made durable ([`machine`]); disks that are full or fail; volumes that
-//! are copied or rolled back; state without a database, databases without state; clocks of machines
-//! or of stores that jump by minutes and days; a take-over while a snapshot is on its way.
+//! The faults are: requests that are refused, lost, unanswered, late or repeated; stores that are
+//! unreachable; processes that are killed, also between two calls of their disk; a power failure
+//! that takes back changes that were not durable ([`machine`]); disks that are full or fail;
+//! volumes that are copied or rolled back; state without a database, databases without state;
+//! clocks of machines or of stores that jump by minutes and days; a take-over while a snapshot is
+//! being stored.
 //!
-//! The same seed gives the same run, line by line. Not determined, and of no influence: times in
-//! `lock.json` and in reports, which are for people, and directory names.
+//! The same seed gives the same run, line by line. Times in `lock.json` and in reports, which are
+//! for people, and directory names are not determined, and have no influence.
 //!
-//! What is checked, and what was broken in the engine to see each check fail, each within 24 seeds:
-//! - [`oracle::p1`], every point that can be restored is what its writer had, and what it was told:
-//!   a page left out by `write_delta`, no fence, no announcement of a base, a fence behind a copy that
-//!   may still come, every process a successor in `connect::right`, every epoch binding there;
-//! - [`oracle::p2`], what was acknowledged is there (`is_kept`): captured files acknowledged before
-//!   they are stored; a process that ended and said that all is stored told the truth (`is_this`):
-//!   one target asked in the place of all;
-//! - [`oracle::p3`], no name is given twice, and no earlier epoch goes on behind a later one
-//!   (`overwrites`): captured files put over what is there; the newest point is the holder's
-//!   (`is_the_holders`): a lease that is not confirmed; who lost it does nothing more that
-//!   put-if-absent does not protect (`is_unsure`): not confirmed before snapshots, or merges;
-//! - [`oracle::retention`], promised points stay: a fourth of the exact span, or of the window.
+//! The checks, with the faults that were planted in the engine to see each check fail. Each fault
+//! was found within 24 seeds:
+//! - [`oracle::p1`]: every point that can be restored is the state that its writer had and that
+//!   was acknowledged to it. Faults: a page left out by `write_delta`; no fence; no announcement
+//!   of a first snapshot; a fence after a snapshot that may still arrive; every process a
+//!   successor in `decide_ownership`; every epoch binding there;
+//! - [`oracle::p2`]: acknowledged commits are stored (`is_kept`). Fault: captured files
+//!   acknowledged before they are stored. A process that ended and reported everything stored was
+//!   right (`is_this`). Fault: one target asked instead of all;
+//! - [`oracle::p3`]: no name is used twice, and no earlier epoch continues after a later one
+//!   (`overwrites`). Fault: captured files stored over existing objects. The newest point is the
+//!   holder's (`is_the_holders`). Fault: a lease that is not confirmed. A process that lost the
+//!   lease does nothing more that put-if-absent does not protect (`is_unsure`). Fault: no
+//!   confirmation before snapshots, or before compactions;
+//! - [`oracle::retention`]: promised points stay. Faults: a fourth of the exact span, or of the
+//!   window.
 //!
-//! Hardly found, so that `uploader/tests.rs` has a test for each: a start without `Target::has_stored` (of 120
-//! seeds, 69 alone), and one that may go on from deltas although an announced copy is missing. Most cannot:
-//! their chain begins with that copy.
+//! Two faults are hardly ever found, so `uploader/tests.rs` has a test for each. One is a start
+//! without `Uploader::has_stored`: of 120 seeds, only seed 69 finds it. The other is a start that
+//! may continue from deltas although an announced snapshot is missing. Most starts cannot, because
+//! their captured files begin with that snapshot.
 //!
-//! Faults of disks were seen to matter: without fsync of captured files, and without a look at those
-//! of an earlier run before they are uploaded, P1 fails. One of the two is enough, and so it is with
-//! other fsyncs: checksums find what was lost, and a snapshot follows.
+//! Faults of disks have an effect: without fsync of captured files, and without a check of an
+//! earlier run's files before their upload, P1 fails. One of the two is enough. The same holds for
+//! other fsyncs: checksums find the loss, and a snapshot follows.
 //!
-//! Left out: SQLite, capture, and the driver's own waiting (`Follow`), which `tests/live` runs.
-//! Threads that merge do their work in no time.
+//! Left out: SQLite, capture, and the waiting of the driver (`AttachedDriver`), which `tests/live`
+//! runs. Threads that compact take no virtual time.
 
 mod chance;
 mod faults;
@@ -53,7 +59,7 @@ pub(crate) use machine::{on_this_machine, simulated_thread, simulated_wait};
 use machine::{simulated_call, simulated_ms};
 use oracle::Broken;
 
-/// What one seed led to.
+/// The result of one seed.
 struct Run {
     verdict: Result<u64, Broken>,
     lines: Vec<String>,

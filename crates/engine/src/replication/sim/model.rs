@@ -16,7 +16,7 @@ use crate::spool::ltx_writer::Delta;
 
 use super::chance::Chance;
 
-/// Page images by number, from 1 without a hole.
+/// Page images by number, from 1 without a gap.
 pub(super) type Image = BTreeMap<u32, Arc<[u8]>>;
 
 pub(super) fn page_size() -> PageSize {
@@ -35,20 +35,20 @@ pub(super) fn checksum(image: &Image) -> u64 {
 struct Commit {
     image: Arc<Image>,
     changed: BTreeSet<u32>,
-    /// Unlike that of any other commit, as a frame's checksum is.
+    /// Differs from that of every other commit, as a frame's checksum does.
     salt: u32,
 }
 
 /// An application with its database.
 pub(super) struct App {
     commits: Vec<Commit>,
-    /// The commit up to which the database file is brought; what came later is in the WAL.
+    /// The commit up to which the database file is checkpointed. Later ones are in the WAL.
     checkpointed: usize,
     chance: Chance,
 }
 
 impl App {
-    /// With a database that holds `image`, or a new one.
+    /// Creates an application whose database holds `image`, or a new one.
     pub(super) fn new(image: Option<Image>, mut chance: Chance) -> App {
         let first = image.unwrap_or_else(|| {
             let pages = 1 + chance.below(12) as u32;
@@ -67,7 +67,7 @@ impl App {
         }
     }
 
-    /// Brings the database file to the newest commit, in place.
+    /// Checkpoints the newest commit into the database file, in place.
     pub(super) fn checkpoint(&mut self, path: &Path) {
         let image = self.image();
         let mut bytes = Vec::new();
@@ -85,14 +85,14 @@ impl App {
         self.checkpointed = self.newest();
     }
 
-    /// Checkpoints now and then.
+    /// Checkpoints at random, once in three calls.
     pub(super) fn may_checkpoint(&mut self, path: &Path) {
         if self.chance.one_in(3) {
             self.checkpoint(path);
         }
     }
 
-    /// What a scan of the database under its WAL finds, and the pages that only the WAL has.
+    /// The result of a scan of the database under its WAL, and the pages that only the WAL has.
     pub(super) fn scan(
         &self,
         known: Option<&PageHashes>,
@@ -123,7 +123,7 @@ impl App {
         Arc::clone(&self.commits[self.newest()].image)
     }
 
-    /// Changes pages at random, and now and then the size.
+    /// Changes random pages, and sometimes the size.
     pub(super) fn commit(&mut self) {
         let mut image = (*self.image()).clone();
         let mut changed = BTreeSet::new();
@@ -155,13 +155,13 @@ impl App {
         });
     }
 
-    /// Goes back to an earlier commit, as a volume that is rolled back does.
+    /// Rolls back to an earlier commit, as the rollback of a volume does.
     pub(super) fn roll_back(&mut self, to: usize) {
         self.commits.truncate(to + 1);
         self.checkpointed = self.checkpointed.min(to);
     }
 
-    /// Where the log stands after the newest commit.
+    /// WAL position after the newest commit.
     pub(super) fn log(&self) -> LogPosition {
         LogPosition {
             salts: (self.commits[self.newest()].salt, 1),
@@ -172,14 +172,14 @@ impl App {
         }
     }
 
-    /// The commit that a position in the log names, if it is in this history.
+    /// The commit that a WAL position names, if it is in this history.
     pub(super) fn at(&self, log: &LogPosition) -> Option<usize> {
         let number = log.change as usize;
         let commit = self.commits.get(number)?;
         (commit.salt == log.salts.0).then_some(number)
     }
 
-    /// What changed after a commit, or everything.
+    /// The changes after a commit, or all pages.
     pub(super) fn delta(&self, after: Option<usize>, spill: &Spill, now_ms: i64) -> Delta {
         let image = self.image();
         let commit = image.len() as u32;
@@ -226,7 +226,7 @@ impl Place {
     }
 }
 
-/// The pages of a file, or of what a restore gave.
+/// The pages of a file, or of the output of a restore.
 pub(super) fn image_of(bytes: &[u8]) -> Image {
     let pages = bytes.chunks(page_size().as_usize());
     (1..).zip(pages.map(Arc::from)).collect()

@@ -1,7 +1,7 @@
-//! What has to be true of a store, from what the writers written and what they were told.
+//! Checks stores against the files that writers wrote and the positions acknowledged to them.
 //!
-//! What is known is here; what has to be, by the promise that says so, in [`p1`], [`p2`], [`p3`] and
-//! [`retention`].
+//! The known state is here. The rules are in [`p1`], [`p2`], [`p3`] and [`retention`], one for
+//! each promise.
 
 mod p1;
 mod p2;
@@ -24,10 +24,10 @@ use super::chance::Chance;
 use super::model::{Image, checksum};
 use super::wire::Server;
 
-/// Points of one store that one check restores, at most.
+/// Most points of one store that one check restores.
 const POINTS: usize = 12;
 
-/// What is broken, as DESIGN.md and docs/guarantees.md number it.
+/// A broken promise, as docs/guarantees.md numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Promise {
     P1,
@@ -37,43 +37,43 @@ pub(super) enum Promise {
     Retention,
 }
 
-/// What was written: an LTX file, by the digest of its bytes.
+/// A written LTX file, by the digest of its bytes.
 #[derive(Clone)]
 struct Written {
     writer: String,
-    /// The database that a restore has to give.
+    /// The database that a restore must give.
     image: Arc<Image>,
 }
 
-/// A position that a writer was told is stored.
+/// A position that was acknowledged to a writer.
 struct Acked {
     writer: String,
     checksum: u64,
-    /// The writer had written it itself.
+    /// The writer had written the file itself.
     own: bool,
 }
 
-/// A file of level 0 or 9 that came under its name.
+/// A file of level 0 or 9 that was stored under its name.
 #[derive(Clone, Copy)]
 struct Landed {
     digest: u64,
-    /// With which its writer held the lease. That in the file may be older: it is captured before it
-    /// is known who may store it.
+    /// The epoch with which its writer held the lease. The epoch in the file may be older: a file
+    /// is captured before it is known which process may store it.
     epoch: u64,
     at_ms: u64,
 }
 
 #[derive(Default)]
 struct Stored {
-    /// The file of each TXID that ever came under its name.
+    /// The file of each TXID that was ever stored under its name.
     captured: BTreeMap<Txid, Landed>,
     copies: BTreeMap<Txid, Landed>,
-    /// When the last TXID of a file of level 1 first was one.
+    /// When each TXID first was the last one of a file of level 1.
     compacted: BTreeMap<Txid, u64>,
     acked: BTreeMap<Txid, Acked>,
-    /// Who holds the lease.
+    /// The holder of the lease.
     holder: String,
-    /// With which epoch each process held it.
+    /// The epoch with which each process held it.
     epochs: BTreeMap<String, u64>,
     /// When each process last saw that it holds the lease.
     sure_ms: BTreeMap<String, u64>,
@@ -86,14 +86,14 @@ struct State {
     cuts: HashMap<(String, Txid), Arc<Image>>,
     stores: BTreeMap<usize, Stored>,
     broken: Vec<(Promise, String)>,
-    /// Restored points that were compared.
+    /// Number of restored points that were compared.
     compared: u64,
 }
 
 #[derive(Default)]
 pub(super) struct Oracle(Mutex<State>);
 
-/// A store as it is now, and what is known of it.
+/// A store at this moment, and what is known of it.
 struct Look<'a> {
     files: &'a BTreeSet<RemoteFile>,
     objects: &'a Objects,
@@ -103,7 +103,7 @@ struct Look<'a> {
 }
 
 impl Oracle {
-    /// A writer written a file; restored, it gives `image`.
+    /// A writer wrote a file. Restored, it gives `image`.
     pub(super) fn written(&self, writer: &str, bytes: &[u8], image: &Arc<Image>) {
         let (writer, image) = (writer.to_owned(), Arc::clone(image));
         let written = Written { writer, image };
@@ -118,8 +118,8 @@ impl Oracle {
         state.cuts.entry(key).or_insert_with(|| Arc::clone(image));
     }
 
-    /// A snapshot came under its name: it has to be the database at its cut or, where it was compacted
-    /// from what is stored, the database that the captured file of its position leads to.
+    /// A snapshot was stored. It must be the database at its cut. If it was compacted from stored
+    /// files, it must be the database that the captured file of its position leads to.
     fn snapshot_landed(&self, store: usize, name: &str, file: RemoteFile, bytes: &[u8]) {
         let image = {
             let state = &*self.0.lock().unwrap();
@@ -152,7 +152,7 @@ impl Oracle {
         });
     }
 
-    /// A process sends what changes a store.
+    /// A process sends a request that changes a store.
     pub(super) fn sends(&self, store: usize, name: &str, what: &str, key: &str, now_ms: u64) {
         self.store(store, |_, stored| {
             let unsure = p3::is_unsure(stored, name, key, now_ms).err();
@@ -160,7 +160,7 @@ impl Oracle {
         });
     }
 
-    /// An object got its bytes.
+    /// An object was stored.
     pub(super) fn landed(&self, store: usize, name: &str, key: &str, bytes: &[u8], now_ms: u64) {
         if key == LEASE_KEY {
             let lease: Lease = serde_json::from_slice(bytes).expect("we wrote it");
@@ -196,7 +196,7 @@ impl Oracle {
                 0 => &mut stored.captured,
                 _ => &mut stored.copies,
             };
-            // One that comes twice is as old as it was when it came first.
+            // A file that arrives twice keeps the age of its first arrival.
             landed_before.entry(file.max).or_insert(landed);
             let known = written.contains_key(&landed.digest) || !file.has_pages();
             let unknown = || (Promise::P1, format!("{key} by {name} was never written"));
@@ -204,7 +204,7 @@ impl Oracle {
         });
     }
 
-    /// A writer was told that a position is stored.
+    /// A position was acknowledged to a writer.
     pub(super) fn acked(&self, store: usize, writer: &str, txid: Txid, checksum: u64) {
         self.store(store, |written, stored| {
             let files = [stored.captured.get(&txid), stored.copies.get(&txid)];
@@ -232,7 +232,7 @@ impl Oracle {
         });
     }
 
-    /// Something that must not be was seen.
+    /// Records a broken promise.
     pub(super) fn broken(&self, promise: Promise, what: String) {
         self.0.lock().unwrap().broken.push((promise, what));
     }
@@ -245,7 +245,7 @@ impl Oracle {
         }
     }
 
-    /// Changes what is known of a store; what is broken then is noted.
+    /// Changes the known state of a store, and records a promise that this breaks.
     fn store(
         &self,
         index: usize,
@@ -260,7 +260,7 @@ impl Oracle {
         }
     }
 
-    /// Holds a store against all that is known of it.
+    /// Checks a store against its known state.
     pub(super) async fn check(&self, server: &Server, chance: &mut Chance) {
         let files = manifest::list(&server.direct()).await.unwrap();
         if files.is_empty() {
@@ -303,7 +303,7 @@ impl Oracle {
         state.broken.extend(said);
     }
 
-    /// The restored newest point has to be this very database, if the process still writes there.
+    /// The restored newest point must be this very database, if the process still writes there.
     pub(super) async fn check_newest(&self, server: &Server, writer: &str, image: &Image) {
         let lease = lease::read(&server.direct()).await.unwrap();
         if lease.is_none_or(|lease| lease.lease.holder != writer) {
@@ -319,7 +319,7 @@ impl Oracle {
     }
 }
 
-/// All that was broken.
+/// All broken promises.
 #[derive(Debug)]
 pub(super) struct Broken(Vec<(Promise, String)>);
 
@@ -361,7 +361,7 @@ async fn objects(server: &Server, files: &BTreeSet<RemoteFile>) -> Objects {
     objects
 }
 
-/// What the files give, one after the other.
+/// The database that the files give when they are applied in order.
 fn apply(files: &[RemoteFile], objects: &Objects) -> Result<Image, String> {
     let mut image = Image::new();
     for file in files {

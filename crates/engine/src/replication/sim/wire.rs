@@ -1,4 +1,4 @@
-//! A store behind a network that delays, loses, repeats and brings things late.
+//! A store behind a network that delays, loses, repeats, and delivers late.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -19,52 +19,52 @@ use super::chance::{Chance, Log};
 use super::machine::in_a_thread;
 use super::oracle::Oracle;
 
-/// How long a caller waits for an answer.
+/// Time that a caller waits for an answer.
 const TIMEOUT_MS: u64 = 10_000;
-/// How long a request may be under way, whoever sent it and however he ended.
+/// Longest time that a request may be in transit, even after its sender has ended.
 pub(super) const LATEST_MS: u64 = 90_000;
 
-/// A store as its users share it.
+/// A store, shared by its users.
 pub(super) struct Server {
     pub(super) index: usize,
     pub(super) inner: Arc<Memory>,
-    /// One request in so many goes wrong; zero for none.
+    /// One request in this many fails; zero for none.
     pub(super) one_in: AtomicU64,
-    /// Until when nobody reaches it.
+    /// Until this time no request reaches it.
     pub(super) down_until_ms: AtomicU64,
-    /// Until when snapshots come late.
+    /// Until this time snapshots arrive late.
     pub(super) late_until_ms: AtomicU64,
-    /// How far its clock is off.
+    /// The error of its clock.
     pub(super) off_ms: Arc<AtomicI64>,
-    /// Objects are as old as their writers say, as files in a directory are; else as the store's clock
-    /// says.
+    /// True: objects have the times that their writers state, as files in a directory do. False:
+    /// they have the times of the store's clock.
     pub(super) dated_by_writers: bool,
     pub(super) log: Arc<Log>,
     pub(super) oracle: Arc<Oracle>,
 }
 
 impl Server {
-    /// For looks that take no time and go well.
+    /// For reads that take no time and never fail.
     pub(super) fn direct(&self) -> SharedStore {
         self.inner.clone()
     }
 }
 
-/// One user's way to a store.
+/// The connection of one user to a store.
 pub(super) struct Wire {
     pub(super) server: Arc<Server>,
     pub(super) actor: u64,
-    /// Who uses it, as in the lease.
+    /// The name of the user, as in the lease.
     pub(super) name: String,
     pub(super) chance: Mutex<Chance>,
-    /// For requests of threads.
+    /// For requests from threads.
     pub(super) threads: Mutex<Chance>,
-    /// A restore writes on another thread while it fetches, and virtual time stands still meanwhile:
-    /// what it fetches comes at once, or not at all.
+    /// A restore writes on another thread while it fetches, and virtual time stands still
+    /// meanwhile. So its fetches succeed at once, or fail.
     pub(super) restores: bool,
 }
 
-/// What becomes of one request.
+/// The fate of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Fine,
@@ -76,7 +76,7 @@ enum Fate {
     Unanswered,
     /// Done when the caller no longer waits.
     Late,
-    /// Done, answered, and done once more later.
+    /// Done, answered, and done again later.
     Twice,
 }
 
@@ -104,7 +104,7 @@ impl Wire {
             }
         };
         let refused = failure("refused");
-        // The network goes on when the caller has died.
+        // The request travels on even if its caller has died.
         let travel = async move {
             log.pause(actor, there_ms).await;
             if fate == Fate::Refused {
@@ -169,7 +169,7 @@ impl Wire {
         }
     }
 
-    /// What becomes of the next request, and how long its parts take.
+    /// Decides the fate of the next request, and the duration of its parts.
     fn draw(&self, chance: &Mutex<Chance>, operation: &str, key: &str) -> (Fate, u64, u64, u64) {
         let chance = &mut *chance.lock().unwrap();
         let one_in = self.server.one_in.load(Ordering::Relaxed);
@@ -376,7 +376,7 @@ impl Store for Wire {
     }
 }
 
-/// What is sent is what the file holds when it is sent.
+/// Reads the content of a file at the time of sending.
 fn read(body: &Body) -> std::io::Result<Bytes> {
     match body {
         Body::Bytes(bytes) => Ok(bytes.clone()),

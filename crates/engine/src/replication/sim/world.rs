@@ -1,4 +1,4 @@
-//! What happens to the processes, their volumes and their stores.
+//! The events that processes, their volumes and their stores go through.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,21 +21,21 @@ use super::oracle::{Broken, Oracle, Promise};
 use super::wire::{LATEST_MS, Server};
 use super::writer::{Process, settings};
 
-/// The world's own residue of virtual time.
+/// The residue of virtual time of the world itself.
 pub(super) const WORLD: u64 = 0;
-/// Processes in one run: each has three residues.
+/// Most processes in one run. Each has three residues.
 const MOST_PROCESSES: u64 = 30;
-/// Processes that live at the same time.
+/// Most processes that live at the same time.
 const MOST_ALIVE: usize = 3;
 /// Virtual time that the last writer has to store everything.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// A volume as it was.
+/// A copy of a volume at one moment.
 struct Backup {
     place: Arc<Place>,
     state: usize,
     commit: usize,
-    /// The log's own mark, so that a history that was cut meanwhile is noticed.
+    /// The WAL position at that moment, to notice a history that was cut since.
     mark: crate::source::wal::LogPosition,
     files: BTreeMap<String, Vec<u8>>,
 }
@@ -54,9 +54,10 @@ pub(super) struct World {
     disks: BTreeMap<(usize, usize), Arc<Disk>>,
     /// Clocks jump.
     clocks_jump: bool,
-    /// Those of stores, not of machines. Retention keeps its promises while one of both is right.
+    /// The clocks of stores jump, not those of machines. Retention holds while one of both is
+    /// right.
     pub(super) stores_jump: bool,
-    /// Places and numbers of state directories that were used, by the name of the last process.
+    /// Places and numbers of used state directories, by the name of the last process.
     pub(super) homes: BTreeMap<String, (Arc<Place>, usize)>,
     serial: u64,
 }
@@ -103,7 +104,7 @@ impl World {
         }
     }
 
-    /// Runs the whole story. Returns how many restored points were compared, and the log.
+    /// Runs the whole scenario. Returns how many restored points were compared, and the log.
     pub(super) async fn run(mut self) -> (Result<u64, Broken>, Vec<String>) {
         self.new_node().await;
         for _ in 0..20 + self.chance.below(25) {
@@ -186,7 +187,7 @@ impl World {
         }
     }
 
-    /// A process on a new machine, with what is stored. Others may live on.
+    /// Starts a process on a new machine from the stored backup. Others may live on.
     pub(super) async fn new_node(&mut self) {
         let number = self.places.len();
         let directory = self.directory.path().join(format!("place{number}"));
@@ -202,7 +203,7 @@ impl World {
         }
     }
 
-    /// A database is gone, and the state beside it is not.
+    /// Removes a database, but not the state beside it.
     async fn lose_database(&mut self) {
         let Some(index) = self.some_process() else {
             return;
@@ -229,7 +230,7 @@ impl World {
         }
     }
 
-    /// Brings a database to a place that has none. False when that fails again and again.
+    /// Restores a database to a place that has none. False if every attempt fails.
     async fn is_made_ready(&mut self, place: &Arc<Place>, state: usize) -> bool {
         let machine = self.machine(place.number, state);
         let serial = self.next_serial();
@@ -279,7 +280,7 @@ impl World {
         false
     }
 
-    /// A process in the place of another with its state, in order or not.
+    /// Replaces a process by one with the same state, after a graceful stop or a kill.
     async fn restart(&mut self, graceful: bool) {
         let (place, state) = match self.some_process() {
             Some(index) => {
@@ -303,7 +304,7 @@ impl World {
         self.start(&place, state);
     }
 
-    /// A process beside another, or after it, that knows nothing.
+    /// Starts a process without local state, beside another one or after it.
     async fn second_state(&mut self) {
         let Some(index) = self.some_process() else {
             return;
@@ -317,7 +318,7 @@ impl World {
         self.start(&place, state);
     }
 
-    /// A copy of a volume, with the state on it.
+    /// Copies a volume with the state on it.
     async fn clone_volume(&mut self) {
         let Some(index) = self.some_process() else {
             return;
@@ -354,7 +355,7 @@ impl World {
         self.start(&copy, state);
     }
 
-    /// Keeps a volume as it is now.
+    /// Saves a copy of a volume.
     fn back_up(&mut self) {
         let Some(index) = self.some_process() else {
             return;
@@ -374,7 +375,7 @@ impl World {
         self.backups.push(backup);
     }
 
-    /// Brings a volume back as it was, files in their places.
+    /// Rolls a volume back to a saved copy, with its files in the same places.
     async fn roll_back(&mut self) {
         if self.backups.is_empty() {
             return;
@@ -407,7 +408,7 @@ impl World {
         self.start(&backup.place, backup.state);
     }
 
-    /// Ends a process in order. What it says is stored is stored.
+    /// Stops a process gracefully. If it reports everything stored, that must be true.
     async fn stop(&mut self, process: Process) {
         let (name, place) = (process.name.clone(), Arc::clone(&process.place));
         let alone = |other: &Process| !Arc::ptr_eq(&other.place, &place);
@@ -422,7 +423,7 @@ impl World {
         }
     }
 
-    /// Kills a process, now and then with its machine: what was not durable may be lost then.
+    /// Kills a process, and sometimes its machine. Then changes that were not durable may be lost.
     pub(super) async fn kill(&mut self, process: Process) {
         let (name, disk) = (process.name.clone(), Arc::clone(&process.machine.disk));
         process.kill().await;
@@ -433,7 +434,7 @@ impl World {
         }
     }
 
-    /// Faults end, the last writer stores everything, and it is all there.
+    /// Ends all faults, lets the last writer store everything, and checks that it is stored.
     async fn end(&mut self) {
         self.check().await;
         for server in &self.servers {
@@ -445,7 +446,8 @@ impl World {
             self.kill(process).await;
         }
         if self.chance.one_in(2) {
-            // What is still under way comes before, or while, the last one writes.
+            // Requests in transit then arrive before the last writer starts, otherwise while it
+            // writes.
             self.log.pause(WORLD, LATEST_MS).await;
         }
         let mut holders = Vec::new();
@@ -516,8 +518,8 @@ impl World {
         Chance::new(self.chance.draw(), 2)
     }
 
-    /// A machine for one process: a clock, up to a second off at first, and a disk that others may have
-    /// used.
+    /// Creates the machine of one process: a clock that is up to a second off at first, and a disk
+    /// that others may have used.
     fn machine(&mut self, place: usize, state: usize) -> Machine {
         let off_ms = self.chance.below(2000) as i64 - 1000;
         let clock = Clock {
@@ -539,7 +541,7 @@ impl World {
     }
 }
 
-/// The files below a directory, by their paths in it.
+/// The files below a directory, by their relative paths.
 fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for level in ["", "ltx/0", "ltx/9"] {

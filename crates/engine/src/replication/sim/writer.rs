@@ -1,5 +1,6 @@
-//! A process that replicates: the real state directory, committer, chain and targets, driven as
-//! `Follow` drives them, with the model in the place of SQLite and the capture thread.
+//! A process that replicates: the real state directory, committer, progress and targets. They are
+//! driven as `AttachedDriver` drives them, with the model in the place of SQLite and the capture
+//! thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,8 +33,8 @@ use super::wire::{Server, Wire};
 /// Local state of a process, in bytes: some 30 captured files.
 const STATE_BYTES: u64 = 240 << 10;
 
-/// What of a store is kept: everything for longer than a request may be under way, or what comes late
-/// would find the name of a fence free again.
+/// The retention of a store. Everything stays longer than a request may be in transit. Otherwise a
+/// late request would find the name of a fence free again.
 pub(super) const RETENTION: RetentionPolicy = RetentionPolicy {
     enabled: true,
     exact: Duration::from_secs(120),
@@ -43,7 +44,7 @@ pub(super) const RETENTION: RetentionPolicy = RetentionPolicy {
     monthly: 0,
 };
 
-/// A process, alive until its tasks are ended.
+/// A process. It lives until its tasks end.
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) place: Arc<Place>,
@@ -53,7 +54,7 @@ pub(super) struct Process {
     /// The application writes.
     pub(super) busy: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
-    /// Here, so that targets never outlive it.
+    /// Kept here, so that targets never outlive it.
     _drain: Arc<watch::Sender<bool>>,
     driver: JoinHandle<bool>,
     targets: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -135,7 +136,7 @@ impl Process {
         self.end_targets().await;
     }
 
-    /// Ends it in order; true when everything is stored.
+    /// Ends it gracefully. True when everything is stored.
     pub(super) async fn stop(mut self) -> bool {
         self.stop.send_replace(true);
         let drained = tokio::time::timeout(Duration::from_secs(30), &mut self.driver).await;
@@ -160,12 +161,12 @@ impl Process {
     }
 }
 
-/// The residue of a process; those of its targets follow.
+/// The residue of a process. Those of its targets follow.
 pub(super) fn actor(serial: u64) -> u64 {
     1 + serial * 3
 }
 
-/// What a process is configured to do.
+/// The settings of a process.
 pub(super) fn settings(
     serial: u64,
     seed: u64,
@@ -203,7 +204,7 @@ pub(super) fn settings(
     }
 }
 
-/// What a task gave, unless it was aborted. A panic in it is one of ours.
+/// The result of a task, unless it was aborted. A panic in it becomes ours.
 fn ended<T>(task: Result<T, JoinError>) -> Option<T> {
     match task.map_err(JoinError::try_into_panic) {
         Ok(value) => Some(value),
@@ -225,14 +226,14 @@ struct Driver {
     stop: watch::Receiver<bool>,
     drain: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
-    /// The newest position that each target said is stored.
+    /// The newest position that each target acknowledged.
     told: Vec<Txid>,
     budgets: Arc<Budgets>,
     spill: Spill,
     chance: Chance,
 }
 
-/// The commit up to which everything is written; none: the database has to be read.
+/// The commit up to which everything is written; none: the database must be read.
 type Seen = Option<usize>;
 
 impl Driver {
@@ -347,14 +348,14 @@ impl Driver {
         }
     }
 
-    /// Where a log position leads, unless the log was begun anew meanwhile.
+    /// The commit at a WAL position, unless the WAL was restarted meanwhile.
     fn seen(&mut self, log: &LogPosition) -> Seen {
         let restarted = self.chance.one_in(3);
         let at = self.place.app.lock().unwrap().at(log);
         at.filter(|_| !restarted)
     }
 
-    /// What `Follow` would do next, without a pause in it.
+    /// The next step of `AttachedDriver`, without a pause in it.
     fn step(&mut self, committer: &mut Committer, seen: &mut Seen) {
         let before = self.handle.chain.lock().txid;
         if let Err(error) = self.try_step(committer, seen) {
@@ -415,7 +416,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Does something that writes, and says what the new files are.
+    /// Runs work that writes, and reports the new files to the oracle.
     fn writing(
         &self,
         image: &Arc<Image>,
@@ -423,7 +424,7 @@ impl Driver {
     ) -> Result<(), RunError> {
         let before = self.handle.chain.lock().txid;
         let written = write();
-        // What failed may have its name nevertheless, and is found at the next start.
+        // A failed write may still have published its file. The next start finds it.
         let captured = std::fs::read_dir(self.settings.state.join("ltx/0"));
         let paths: Vec<PathBuf> = captured
             .expect("our directory can be read")
@@ -440,7 +441,7 @@ impl Driver {
         written
     }
 
-    /// Hears what the targets say.
+    /// Reads the reports of the targets.
     fn listen(&mut self) {
         for (index, (_, report)) in self.handle.targets.iter().enumerate() {
             let position = lock(report).position.clone();
@@ -457,7 +458,7 @@ impl Driver {
         }
     }
 
-    /// Without names that differ from run to run.
+    /// Notes an error without names that differ from run to run.
     fn note_error(&self, error: &dyn std::error::Error) {
         let directory = self.place.directory.display().to_string();
         self.note(error.to_string().replace(&directory, ""));
@@ -478,7 +479,7 @@ fn lock(report: &Mutex<TargetReport>) -> std::sync::MutexGuard<'_, TargetReport>
     report.lock().unwrap()
 }
 
-/// Ends tasks with the one that waits for them.
+/// Aborts tasks together with the task that waits for them.
 struct AbortOnDrop(Vec<tokio::task::AbortHandle>);
 
 impl Drop for AbortOnDrop {

@@ -107,7 +107,7 @@ impl Uploader {
                 phase: TargetPhase::Connected,
             };
             chain.targets[self.index] = progress;
-            // An attempt before may have asked for it.
+            // An earlier attempt may have asked for a cut.
             chain.release_cut();
         });
         if let Some((txid, checksum, ms)) = current {

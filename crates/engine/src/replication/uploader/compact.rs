@@ -1,5 +1,5 @@
-//! Compaction: neighbouring files become one of the next level, as they stream from our disk or from
-//! the store.
+//! Compaction: neighbouring files become one file of the next level. They are streamed from our
+//! disk or from the store.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -28,25 +28,27 @@ use super::{LeasedReplica, TargetError, Upkeep, Uploader};
 
 /// Bytes of an input that are in memory at a time, for few and for many inputs.
 const PART_BYTES: (u64, u64) = (1 << 20, 64 << 10);
-/// Bytes of all inputs that are in memory at a time, unless they are very many.
+/// Bytes of all inputs that are in memory at a time, unless there are very many.
 const INPUT_BYTES: u64 = 16 << 20;
-/// Inputs of a snapshot: more are compacted first.
+/// Most inputs of a snapshot. More are compacted into fewer first.
 const MAX_SNAPSHOT_INPUTS: usize = 256;
 /// Pause before another attempt to compact a snapshot that has too many inputs.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(60);
-/// Memory of one compaction beside its inputs: pieces that wait, parts of the upload.
+/// Memory of one compaction besides its inputs: queued pieces, parts of the upload.
 const OUTPUT_BYTES: u64 = 18 << 20;
 
-/// What a compaction has led to.
+/// Result of a compaction.
 pub(super) struct Compacted {
-    /// The new file; none when there was nothing worth it.
+    /// The new file; none when nothing was worth compacting.
     file: Option<RemoteFile>,
-    /// The newest captured TXID that needs no compaction any more, after one of captured files.
+    /// The newest captured TXID that needs no more compaction, after a compaction of captured
+    /// files.
     captured_up_to: Option<Txid>,
 }
 
 impl Uploader {
-    /// Begins to compact what was acknowledged since the last time into one file of level 1.
+    /// Starts to compact the files acknowledged since the last compaction into one file of level
+    /// 1.
     pub(super) async fn begin_compaction(
         &self,
         replica: &mut LeasedReplica,
@@ -59,7 +61,7 @@ impl Uploader {
         self.begin_run(replica, run, Some(last)).await
     }
 
-    /// Begins to compact files of a level, if some are due.
+    /// Starts to compact files of a level, if some are due.
     pub(super) async fn begin_level_compaction(
         &self,
         replica: &mut LeasedReplica,
@@ -70,8 +72,8 @@ impl Uploader {
         }
     }
 
-    /// Begins to compact what is stored into a snapshot, where the application overwrites pages faster
-    /// than one of the database can be read.
+    /// Starts to compact stored files into a snapshot. Used when the application overwrites pages
+    /// faster than a snapshot of the database can be read.
     pub(super) async fn begin_snapshot_compaction(
         &self,
         replica: &mut LeasedReplica,
@@ -105,7 +107,8 @@ impl Uploader {
             );
             return Ok(());
         };
-        // The name of a compacted file is no claim that a later writer meets.
+        // A later writer does not use this name, so put-if-absent cannot fence it. Check the
+        // lease.
         self.confirm_lease(replica).await?;
         let (store, budgets) = (Arc::clone(&self.settings.store), Arc::clone(&self.budgets));
         let (local, clock) = (Arc::clone(&self.local), replica.clock);
@@ -130,7 +133,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// Takes over what a compaction has led to.
+    /// Records the result of a compaction.
     pub(super) fn compacted(&self, replica: &mut LeasedReplica, compacted: Compacted) {
         if let Some(file) = compacted.file {
             self.stored(replica, file);
@@ -152,7 +155,7 @@ impl Uploader {
     }
 }
 
-/// Files that become one.
+/// Files to be compacted into one.
 struct Compaction {
     /// The number of the target.
     target: usize,
@@ -164,7 +167,7 @@ struct Compaction {
 }
 
 impl Compaction {
-    /// Streams the compacted file to its place; returns its name and size.
+    /// Streams the compacted file to the store. Returns its name and size.
     async fn store(self, budgets: &Budgets) -> Result<(ltx::FileName, u64), TargetError> {
         let Compaction {
             target,
@@ -238,7 +241,7 @@ impl Compaction {
     }
 }
 
-/// Runs the merge, which may wait for the store.
+/// Runs the merge, which may wait for the store, on a thread.
 fn run_on_a_thread(
     merge: impl FnOnce() -> Result<(), LtxError> + Send + 'static,
 ) -> futures::future::BoxFuture<'static, Result<(), LtxError>> {
@@ -266,13 +269,13 @@ fn merge(
     let decoders = decoders.collect::<Result<Vec<_>, _>>()?;
     let options = MergeOptions { node_id: epoch };
     let header = ltx::merged_header(&decoders, options)?;
-    // Without a receiver nobody takes the bytes, either.
+    // Without a receiver, the bytes have no reader, either.
     let _told = tell_header.send(header);
     let (writer, _merged) = ltx::merge(decoders, options, writer)?;
     Ok(writer.finish()?)
 }
 
-/// What failed: the store, a stored file, or our disk.
+/// Tells whether the store, a stored file, or our disk failed.
 fn explain(result: Result<(), LtxError>, keys: &[String]) -> TargetError {
     let error = match result {
         Err(error) => error,
@@ -300,13 +303,13 @@ fn explain(result: Result<(), LtxError>, keys: &[String]) -> TargetError {
 /// One file to be compacted.
 struct Input {
     part_bytes: u64,
-    /// Where it may still be on our disk.
+    /// Its path on our disk, where it may still exist.
     local: Option<PathBuf>,
     stored: Stored,
 }
 
 impl Input {
-    /// Opens the captured file while it is whole on our disk, else the stored one.
+    /// Opens the captured file if it is intact on our disk, else the stored one.
     fn open(self) -> Result<Source, LtxError> {
         let mut source = Source {
             part_bytes: self.part_bytes,
@@ -372,7 +375,7 @@ impl Read for Source {
     }
 }
 
-/// A stored file, read from a thread that may wait.
+/// A stored file, read from a thread that may block.
 struct Stored {
     runtime: Handle,
     store: SharedStore,
@@ -400,7 +403,7 @@ impl Stored {
     }
 }
 
-/// Reads a whole file, with its checksums, one page at a time.
+/// Reads a whole file one page at a time, and verifies its checksums.
 pub(super) fn check(file: impl Read) -> Result<(), LtxError> {
     let mut decoder = Decoder::new(file)?;
     let mut image = Vec::new();

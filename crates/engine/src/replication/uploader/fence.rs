@@ -98,7 +98,8 @@ fn is_copy_coming(files: &BTreeSet<RemoteFile>, announced: Txid) -> bool {
     announced > manifest::newest_snapshot(files) && announced >= manifest::newest(files)
 }
 
-/// The header of the newest file that has one: a damaged file must not keep every writer out.
+/// The header of the newest file with a readable one. A damaged file must not keep every writer
+/// out.
 async fn newest_header(
     store: &SharedStore,
     files: &BTreeSet<RemoteFile>,

@@ -1,31 +1,31 @@
-//! Work that runs beside the uploads of captured files, and is given up when its target ends.
+//! Work that runs beside the uploads of captured files, and is abandoned when its target ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::{JoinError, JoinHandle};
 
-/// Work on its way. Dropped, it is given up.
+/// Work in progress. Dropping it abandons the work.
 pub(super) struct Lane<T> {
     task: JoinHandle<T>,
-    /// Its end, once it was waited for.
+    /// Its result, once it was awaited.
     end: Option<Result<T, JoinError>>,
     ending: Arc<AtomicBool>,
 }
 
-/// Tells a thread, which cannot be ended from outside, that its result is not wanted any more.
+/// Tells a thread, which cannot be aborted, that its result is no longer wanted.
 #[derive(Clone)]
 pub(super) struct Ending(Arc<AtomicBool>);
 
 impl Ending {
-    /// True when it is to end.
+    /// True when the thread should end.
     pub(super) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 impl<T: Send + 'static> Lane<T> {
-    /// Begins.
+    /// Starts the work.
     pub(super) fn begin<F>(work: impl FnOnce(Ending) -> F) -> Lane<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -67,11 +67,11 @@ impl<T> Drop for Lane<T> {
     }
 }
 
-/// Waits until a lane is over; for ever when nothing is on its way.
+/// Waits until the work of a lane has ended. Without work, waits forever.
 ///
 /// # Cancel safety
 ///
-/// Dropped, it has changed nothing.
+/// Dropping it changes nothing.
 pub(super) async fn over<T>(lane: &mut Option<Lane<T>>) {
     match lane {
         Some(lane) if lane.end.is_none() => lane.end = Some((&mut lane.task).await),

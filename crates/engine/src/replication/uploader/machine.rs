@@ -1,13 +1,14 @@
-//! What a connected target does next: decided from facts, without I/O and without a clock.
+//! Decides the next step of a connected target, without I/O and without a clock.
 //!
-//! Captured files are uploaded one after another. Beside them runs one snapshot, and one piece of
-//! upkeep: a compaction or a run of retention. What is compacted must not expire meanwhile, so these
-//! two share a lane. Work of these lanes begins when it is due, even while uploads are behind.
+//! Captured files are uploaded one after another. Beside them run one snapshot and one upkeep
+//! task: a compaction or a run of retention. These two share a lane, because a file must not
+//! expire while it is compacted. Work in these lanes starts when it is due, even while uploads are
+//! behind.
 
 use ltx::Txid;
 use tokio::time::Instant;
 
-/// What a target decides by.
+/// The state that the next step of a target depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
     /// The newest acknowledged TXID.
@@ -20,23 +21,23 @@ pub(super) struct Facts {
     pub(super) has_next: bool,
     /// The position of the newest snapshot of the target.
     pub(super) snapshot: Txid,
-    /// The target cannot go on without a snapshot above this TXID.
+    /// The target cannot continue without a snapshot above this TXID.
     pub(super) needs_snapshot: Option<Txid>,
     /// The position of the cut that the target has taken for its next snapshot.
     pub(super) cut: Option<Txid>,
-    /// A cut that it can use is offered.
+    /// A cut that the target can use is offered.
     pub(super) is_cut_offered: bool,
-    /// It has asked for a cut.
+    /// The target has asked for a cut.
     pub(super) wants_cut: bool,
-    /// A snapshot is on its way.
+    /// A snapshot is being stored.
     pub(super) is_storing_snapshot: bool,
-    /// A compaction or a run of retention is on its way.
+    /// A compaction or a run of retention is in progress.
     pub(super) is_keeping_up: bool,
-    /// Level 0 has no file for the step to the newest snapshot. A Litestream that takes over compacts
-    /// from the end of level 1, so level 1 has to reach behind that step, soon.
+    /// Level 0 has no file for the TXID of the newest snapshot itself. A Litestream that takes
+    /// over compacts from the end of level 1, so level 1 must soon reach past that TXID.
     pub(super) has_step: bool,
-    /// The application overwrites pages faster than periodic snapshots are read: the next one is
-    /// compacted from what is stored.
+    /// The application overwrites pages faster than periodic snapshots are read. The next snapshot
+    /// is compacted from stored files.
     pub(super) is_outrun: bool,
     /// When the next periodic snapshot is due, if the database has changed by then.
     pub(super) next_snapshot: Instant,
@@ -46,13 +47,13 @@ pub(super) struct Facts {
     pub(super) next_level_compaction: Option<Instant>,
     /// When retention runs next.
     pub(super) next_retention: Instant,
-    /// After a failure beside the uploads: nothing begins there before that.
+    /// After a failure beside the uploads: earliest time of new work there.
     pub(super) not_before: Option<Instant>,
-    /// Store what is captured, then end.
+    /// Store every captured file, then end.
     pub(super) is_draining: bool,
 }
 
-/// What a target does.
+/// A step of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// Store the next captured file.
@@ -63,19 +64,20 @@ pub(super) enum Step {
     AskForCut,
     /// Take the cut that is offered.
     TakeCut,
-    /// Begin to store a snapshot, which everything that follows builds on (`is_base`), or a periodic one.
+    /// Start to store a snapshot: one that all later files build on (`is_base`), or a periodic
+    /// one.
     BeginSnapshot { is_base: bool },
-    /// Begin to compact what is stored into a snapshot.
+    /// Start to compact stored files into a snapshot.
     BeginSnapshotCompaction,
-    /// Begin to compact captured files into one of level 1.
+    /// Start to compact captured files into one file of level 1.
     BeginCompaction,
-    /// Begin to compact files of a level into one of the next.
+    /// Start to compact files of a level into one file of the next.
     BeginLevelCompaction,
-    /// Begin to delete what no promised restore needs.
+    /// Start to delete files that no promised restore needs.
     BeginRetention,
-    /// Wait for an event, or until then.
+    /// Wait for an event, or until this time.
     Wait { until: Option<Instant> },
-    /// Everything is stored, and it is time to end.
+    /// Everything is stored, and the target may end.
     End,
 }
 
@@ -102,7 +104,7 @@ pub(super) fn next(facts: &Facts, now: Instant) -> Step {
         return Step::NeedSnapshot { above: facts.acked };
     }
     if facts.is_draining {
-        // The step above is worth a wait; all else can be done by the next process.
+        // Compacting past the snapshot is worth a wait. The next process can do everything else.
         return match (facts.has_step, facts.is_keeping_up) {
             (true, true) => Step::Wait { until: None },
             (true, false) if is_behind(facts) => Step::BeginCompaction,
@@ -114,12 +116,12 @@ pub(super) fn next(facts: &Facts, now: Instant) -> Step {
     }
 }
 
-/// True when captured files are stored that level 1 does not have.
+/// True when captured files are stored that level 1 does not cover.
 fn is_behind(facts: &Facts) -> bool {
     facts.acked > facts.compacted
 }
 
-/// What begins beside the uploads: a step as an error, or when one is due.
+/// Work beside the uploads: a step as an error, or the time when one is due.
 fn next_beside(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if facts.has_step && is_behind(facts) && !facts.is_keeping_up {
         return Err(Step::BeginCompaction);
@@ -129,7 +131,7 @@ fn next_beside(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     Ok(snapshot.into_iter().chain(upkeep).min())
 }
 
-/// Nothing else is stored before the snapshot that it would build on.
+/// No other file is stored before the snapshot that it would build on.
 fn next_with_need(facts: &Facts, above: Txid) -> Step {
     if facts.is_storing_snapshot {
         return Step::Wait { until: None };
@@ -142,7 +144,7 @@ fn next_with_need(facts: &Facts, above: Txid) -> Step {
     }
 }
 
-/// A periodic snapshot: a step as an error, or when one is due.
+/// A periodic snapshot: a step as an error, or the time when one is due.
 fn next_snapshot(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if facts.is_storing_snapshot {
         return Ok(None);
@@ -159,7 +161,7 @@ fn next_snapshot(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
             false => Ok(None),
         };
     }
-    // The file that follows a first snapshot at once is no change.
+    // The file that directly follows a first snapshot is no change.
     if facts.acked <= facts.snapshot.next() {
         return Ok(None);
     }
@@ -173,7 +175,7 @@ fn next_snapshot(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     }
 }
 
-/// A compaction or a run of retention: a step as an error, or when one is due.
+/// A compaction or a run of retention: a step as an error, or the time when one is due.
 fn next_upkeep(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if facts.is_keeping_up {
         return Ok(None);
@@ -190,7 +192,7 @@ fn next_upkeep(facts: &Facts, now: Instant) -> Result<Option<Instant>, Step> {
     if now >= facts.next_retention {
         return Err(Step::BeginRetention);
     }
-    // Nothing expires without something new, so retention alone is no reason to wake up.
+    // Without new files nothing expires, so retention alone is no reason to wake up.
     let next = captured.into_iter().chain(facts.next_level_compaction);
     Ok(next.min())
 }

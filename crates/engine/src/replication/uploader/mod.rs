@@ -1,8 +1,8 @@
 //! The driver of one target of one database: lease, uploads, snapshots, compaction, retention.
 //!
-//! Each target has its own position and its own pace; none holds another back. After its start it
-//! never lists: it knows what is stored, because no other writer may write. `machine` decides what
-//! is done next, the other modules do it.
+//! Each target has its own position and pace, and delays no other one. It lists the store only
+//! when it connects. After that it knows what is stored, because no other writer may write.
+//! `machine` decides the next step, the other modules carry it out.
 
 mod acquire;
 mod clock;
@@ -45,21 +45,21 @@ use levels::LevelClock;
 use machine::{Facts, Step};
 use retain::{Retained, UndeletableObjects};
 
-/// Pause after a first failure; doubles up to [`MAX_PAUSE`].
+/// Pause after a first failure. It doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Pause between runs of retention while the database changes.
 const RETENTION_PAUSE: Duration = Duration::from_secs(600);
-/// Attempts to claim the next name when another writer is still at it.
+/// Attempts to claim the next name while another writer still stores files.
 const FENCE_ATTEMPTS: u32 = 20;
 
-/// What a target is configured to do.
+/// The settings of a target.
 #[derive(Clone)]
 pub struct TargetSettings {
     /// Name in logs and status.
     pub name: String,
-    /// Where it stores.
+    /// The store.
     pub store: SharedStore,
     /// Time that one file of level 1 covers.
     pub compaction_interval: Duration,
@@ -69,16 +69,16 @@ pub struct TargetSettings {
     pub retention: RetentionPolicy,
 }
 
-/// What a target reports about itself.
+/// The reported status of a target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TargetReport {
-    /// How it goes.
+    /// Its state.
     pub state: TargetState,
-    /// What failed last; empty when nothing did.
+    /// The last failure; empty if there was none.
     pub message: String,
-    /// The store's part in what failed last, if any.
+    /// Kind of the store's error in the last failure, if it was one.
     pub failure: Option<StoreErrorKind>,
-    /// The newest acknowledged position, where its checksum is known.
+    /// The newest acknowledged position, if its checksum is known.
     pub position: Option<Position>,
     /// When the store last acknowledged anything.
     pub last_sync: Option<Timestamp>,
@@ -86,7 +86,7 @@ pub struct TargetReport {
     pub last_snapshot: Option<Timestamp>,
     /// Our epoch.
     pub epoch: u64,
-    /// Objects and bytes stored since the start.
+    /// Objects stored since the start.
     pub uploads: u64,
     /// Bytes stored since the start.
     pub uploaded_bytes: u64,
@@ -111,11 +111,11 @@ impl Default for TargetReport {
     }
 }
 
-/// Why a target cannot go on.
+/// Why a target cannot continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// The store failed; trying again may help.
+    /// The store failed. Another attempt may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Another writer has taken over. Final for this process.
@@ -124,26 +124,26 @@ pub enum TargetError {
          database up in its place, remove its local state and set startup.onDivergence to NewLineage"
     )]
     Superseded {
-        /// Who.
+        /// Its holder.
         by: String,
         /// Its epoch.
         epoch: u64,
         /// Ours.
         ours: u64,
     },
-    /// What is stored is not from this database. Final until a person decides.
+    /// The stored backup is not from this database. Final until a person decides.
     #[error(
         "the backup comes from another database file (holder {holder}, epoch {epoch}); to go on from \
          it, restore it with the same configuration; to back this database up in its place, set \
          startup.onDivergence to NewLineage, or use --on-divergence new-lineage"
     )]
     Diverged {
-        /// Who wrote it.
+        /// Holder of its lease.
         holder: String,
-        /// With which epoch.
+        /// Epoch of its lease.
         epoch: u64,
     },
-    /// What is stored cannot be understood.
+    /// The stored data cannot be understood.
     #[error(transparent)]
     Remote(RemoteError),
     /// The lease failed.
@@ -158,14 +158,14 @@ pub enum TargetError {
     /// A captured file on our disk could not be read.
     #[error("{action} {}: {source}", path.display())]
     Captured {
-        /// What we did.
+        /// The action that failed.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// The encoder refused what we gave it.
+    /// The encoder rejected our input.
     #[error("encode: {0}")]
     Encode(#[source] ltx::LtxError),
 }
@@ -210,7 +210,8 @@ impl TargetError {
         }
     }
 
-    /// The state of a database whose targets have all ended so; none when trying again may help.
+    /// The state of a database whose targets have all ended so; none if another attempt may
+    /// succeed.
     fn ends_with(&self) -> Option<DatabaseState> {
         match self {
             TargetError::Superseded { .. } => Some(DatabaseState::Superseded),
@@ -219,7 +220,7 @@ impl TargetError {
         }
     }
 
-    /// Whether a stored file is damaged or gone.
+    /// Whether a stored file is damaged or missing.
     fn is_lost_file(&self) -> bool {
         match self {
             TargetError::Remote(_) => true,
@@ -228,7 +229,7 @@ impl TargetError {
         }
     }
 
-    /// Whether another writer may have written: who may write has to be found out again.
+    /// Whether another writer may have written. Then the right to write must be decided again.
     fn is_conflict(&self) -> bool {
         match self {
             TargetError::Store(error) => error.kind() == StoreErrorKind::Exists,
@@ -240,33 +241,33 @@ impl TargetError {
 
 /// One target of one database.
 pub struct Uploader {
-    /// Its number in the chain.
+    /// Its index among the targets in `chain`.
     pub index: usize,
-    /// What it is configured to do.
+    /// Its settings.
     pub settings: TargetSettings,
     /// The database file.
     pub database: PathBuf,
-    /// Who writes, for the lease.
+    /// Name of this writer in the lease.
     pub holder: String,
-    /// What to do when the stored backup is not from this database.
+    /// Policy for a stored backup that is not from this database.
     pub on_divergence: OnDivergence,
     /// Time between snapshots while the database changes.
     pub snapshot_interval: Duration,
-    /// What the process may use.
+    /// Limits on the memory and disk space that the process may use.
     pub budgets: Arc<Budgets>,
-    /// Our files.
+    /// The local state of the database.
     pub local: Arc<LocalState>,
-    /// What we know about targets between runs.
+    /// Records of the replicas, kept between runs.
     pub records: Arc<Mutex<Replicas>>,
-    /// What is captured.
+    /// Captured files, positions, and the progress of each target.
     pub chain: Arc<SharedProgress>,
-    /// What we report.
+    /// The status that we report.
     pub report: Arc<Mutex<TargetReport>>,
-    /// True: store what is captured, then end.
+    /// True: store every captured file, then end.
     pub drain: watch::Receiver<bool>,
 }
 
-/// What a connected target knows of its store.
+/// The state of a connected target and its store.
 struct LeasedReplica {
     files: BTreeSet<RemoteFile>,
     clock: StoreClock,
@@ -283,21 +284,21 @@ struct LeasedReplica {
     effort: Effort,
     /// See [`Facts::is_outrun`].
     is_outrun: bool,
-    /// The page that ended the snapshot before.
+    /// The page that ended the previous snapshot.
     overwritten: Option<Overwritten>,
     pin: Option<Pin>,
     cut: Option<Arc<Cut>>,
     snapshot: Option<Lane<snapshot::Stored>>,
     upkeep: Option<Lane<Result<Upkeep, TargetError>>>,
-    /// What failed last beside the uploads, and the pause after it.
+    /// The last failures beside the uploads, and the pause after them.
     failures: Failures,
 }
 
-/// Failures of the lanes beside the uploads, which go on meanwhile.
+/// Failures of the lanes beside the uploads. Uploads continue meanwhile.
 #[derive(Debug, Clone, Copy, Default)]
 struct Failures {
     pause: Option<Duration>,
-    /// Nothing begins there before that.
+    /// Earliest time of new work in these lanes.
     until: Option<Instant>,
 }
 
@@ -309,19 +310,19 @@ impl Failures {
     }
 }
 
-/// What the lane of upkeep has done.
+/// Result of the upkeep lane.
 enum Upkeep {
     Compacted(compact::Compacted),
     Retained(Retained),
 }
 
 impl Uploader {
-    /// Runs until it is drained or superseded.
+    /// Runs until the target is drained, superseded or diverged.
     pub async fn run(mut self) {
         let mut pause = MIN_PAUSE;
         let mut replica = None;
         loop {
-            // In boxes: thousands of targets that wait carry no room for what they do then.
+            // Boxed, so that thousands of waiting targets do not reserve memory for it.
             let went = match &mut replica {
                 None => match Box::pin(self.connect()).await {
                     Ok(connected) => {
@@ -350,7 +351,7 @@ impl Uploader {
         }
     }
 
-    /// Does the most urgent thing, or waits until there is something to do.
+    /// Carries out the most urgent step, or waits for an event.
     async fn go_on(&mut self, replica: &mut LeasedReplica) -> Result<Went, TargetError> {
         let mut changes = self.chain.subscribe();
         if let Some(lane) = replica.snapshot.take_if(|lane| lane.is_over()) {
@@ -396,7 +397,8 @@ impl Uploader {
         Ok(Went::On)
     }
 
-    /// What failed is tried until it is done, so nothing is wrong any more, unless beside the uploads.
+    /// A failed step is retried until it succeeds. So progress clears the error, except beside the
+    /// uploads.
     fn report_progress(&self, replica: &LeasedReplica) {
         if replica.failures.until.is_none() {
             self.report_success();
@@ -429,8 +431,8 @@ impl Uploader {
         }
     }
 
-    /// Takes over what a lane beside the uploads has led to. A failure there holds no upload back,
-    /// unless it says that another writer has taken over.
+    /// Records the result of a lane beside the uploads. A failure there delays no upload, unless
+    /// it shows that another writer has taken over.
     fn lane_done(
         &self,
         replica: &mut LeasedReplica,
@@ -469,7 +471,7 @@ impl Uploader {
         }
     }
 
-    /// Waits out a pause after an error, shorter while draining.
+    /// Pauses after an error, for a shorter time while draining.
     async fn pause(&mut self, time: Duration) {
         if *self.drain.borrow() {
             tokio::time::sleep(MIN_PAUSE).await;
@@ -533,11 +535,11 @@ impl Uploader {
     }
 }
 
-/// How a target went on.
+/// How a step of a target ended.
 enum Went {
     /// There may be more to do.
     On,
-    /// It has stored everything and ends.
+    /// Everything is stored, and the target ends.
     ToTheEnd,
 }
 
@@ -549,7 +551,7 @@ pub(super) fn position(txid: Txid, checksum: u64, timestamp_ms: i64) -> Option<P
     })
 }
 
-/// An error with what caused it, in one line.
+/// Formats an error and its causes in one line.
 pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,4 @@
-//! Deleting what no promised restore needs.
+//! Deletes files that no promised restore needs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use super::lane::Lane;
 use super::upload::confirm_lease;
 use super::{LeasedReplica, RETENTION_PAUSE, TargetError, Upkeep, Uploader};
 
-/// Files deleted in one run; there may be more.
+/// Files deleted in one run. More may be due.
 const DELETE_FILES: usize = 64;
-/// Pause before a file is asked for again that the store refused to delete: a lock ends after days.
+/// Pause before a refused deletion is retried: object locks last for days.
 const REFUSED_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 /// Files that the store refused to delete.
@@ -27,7 +27,7 @@ pub(super) struct UndeletableObjects {
     since: Option<Instant>,
 }
 
-/// What a run of retention has led to.
+/// Result of a run of retention.
 pub(super) struct Retained {
     deleted: Vec<RemoteFile>,
     refused: Vec<RemoteFile>,
@@ -39,7 +39,7 @@ pub(super) struct Retained {
 }
 
 impl Uploader {
-    /// Begins to delete some of what no promised restore needs.
+    /// Starts to delete some of the files that no promised restore needs.
     pub(super) fn begin_retention(&self, replica: &mut LeasedReplica) {
         let retention = self.retention(replica);
         replica.upkeep = Some(Lane::begin(|_| async move {
@@ -67,7 +67,7 @@ impl Uploader {
         }
     }
 
-    /// Takes over what a run has led to: what is gone is forgotten, what was refused is remembered.
+    /// Records the result of a run: forgets deleted files, remembers refused ones.
     pub(super) fn retained(
         &self,
         replica: &mut LeasedReplica,
@@ -81,7 +81,7 @@ impl Uploader {
         }
         replica.undeletable.files.extend(retained.refused);
         let now = Instant::now();
-        // After a failure there is another pause, see `Failures`.
+        // After a failure another pause applies, see `Failures`.
         replica.next_retention = match retained.has_more || retained.result.is_err() {
             true => now,
             false => now + RETENTION_PAUSE,
@@ -89,7 +89,7 @@ impl Uploader {
         retained.result
     }
 
-    /// Says once, not each time for more files, that the store refuses to delete.
+    /// Logs only once, not for further files, that the store refuses to delete.
     fn warn_of(&self, replica: &mut LeasedReplica, refusal: &StoreError, files: usize) {
         let name = &self.settings.name;
         if replica.undeletable.since.is_some() {
@@ -105,7 +105,7 @@ impl Uploader {
     }
 }
 
-/// One run.
+/// One run of retention.
 struct Retention {
     name: String,
     store: SharedStore,
@@ -135,17 +135,17 @@ impl Retention {
         }
         let more = due.len() > DELETE_FILES;
         due.truncate(DELETE_FILES);
-        // A deletion is no claim that another writer meets.
+        // Put-if-absent does not protect deletions, so check the lease first.
         retained.result = match confirm_lease(&self.store, &self.holder, self.epoch).await {
             Ok(()) => self.delete(&due, &mut retained).await,
             Err(error) => Err(error),
         };
-        // A store that refuses all of them refuses the next ones, too.
+        // A store that refuses all of them would refuse the next ones, too.
         retained.has_more = more && !retained.deleted.is_empty() && retained.result.is_ok();
         retained
     }
 
-    /// Plans on another thread: proving 100,000 files takes 17 ms.
+    /// Plans on another thread: the proof for 100,000 files takes 17 ms.
     async fn plan(&mut self) -> RetentionPlan {
         let (files, policy) = (std::mem::take(&mut self.files), self.policy);
         let now_ms = self.now_ms;
@@ -163,7 +163,7 @@ impl Retention {
         plan
     }
 
-    /// Deletes files, all at once, or one by one when the store refuses.
+    /// Deletes files in one call, or one by one if the store refuses.
     async fn delete(
         &self,
         files: &[RemoteFile],
@@ -197,8 +197,8 @@ async fn delete_all(store: &SharedStore, files: &[RemoteFile]) -> Result<(), Sto
     store.delete(&keys).await
 }
 
-/// Whether it is about these objects, or the right to delete any: a lock has no word of its own
-/// that all stores share.
+/// Whether the error is about these objects or about the right to delete. Stores share no error
+/// code for an object lock.
 fn is_refusal(error: &StoreError) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Snapshots of one target: the first one, which everything that follows builds on, and periodic ones.
+//! Snapshots of one target: a first one, which all later files build on, and periodic ones.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::spool::progress::ReplicationProgress;
 use super::lane::Lane;
 use super::{LeasedReplica, TargetError, Uploader, position};
 
-/// What became of a snapshot.
+/// Result of a snapshot.
 pub(super) struct Stored {
     cut: Arc<Cut>,
     is_base: bool,
@@ -24,37 +24,37 @@ pub(super) struct Stored {
 }
 
 impl Uploader {
-    /// Asks the database for a cut. Where the application has overtaken snapshots before, a read mark
-    /// is taken first.
+    /// Asks the database for a cut. If the application has overtaken earlier snapshots, takes a
+    /// read mark first.
     pub(super) async fn ask_for_cut(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
-        // A cut that is made while the store is away would be old when it comes back.
+        // A cut taken while the store is unreachable would be old when the store is back.
         self.confirm_lease(replica).await?;
         if replica.effort == Effort::Pinned && replica.pin.is_none() {
             let path = self.database.clone();
             let taken = tokio::task::spawn_blocking(move || Pin::take(&path)).await;
-            // Without one a database that nobody has open is read all the same.
+            // Without a read mark, a database that no process has open can still be read.
             replica.pin = taken.expect("taking a read mark does not panic").ok();
         }
         self.set_progress(|progress| progress.wants_cut = true);
         Ok(())
     }
 
-    /// Begins to stream the snapshot of the cut that was taken.
+    /// Starts to stream the snapshot of the cut.
     pub(super) async fn begin_snapshot(
         &self,
         replica: &mut LeasedReplica,
         is_base: bool,
     ) -> Result<(), TargetError> {
-        // It stays there until nothing can fail any more: taking another one costs the database time.
+        // Keep the cut until nothing can fail any more: another one costs the database time.
         let cut = replica.cut.clone();
         let cut = cut.expect("the machine has seen that there is one");
         if is_base {
-            // Later deltas build on this snapshot, and put-if-absent cannot fence it. Announce it in
-            // the lease first, so that a successor uploads a newer one.
+            // Later deltas build on this snapshot, and put-if-absent cannot fence it. Announce it
+            // in the lease first, so that a successor uploads a newer one.
             let announce = |lease: &mut Lease| lease.announced = lease.announced.max(cut.txid);
             self.amend_lease(replica, announce).await?;
         } else {
-            // Its name is no claim that a later writer meets.
+            // A later writer does not use this name, so put-if-absent cannot fence it.
             self.confirm_lease(replica).await?;
         }
         let snapshots = replica.files.iter().filter(|file| file.is_snapshot());
@@ -86,7 +86,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// Takes over what became of a snapshot.
+    /// Records the result of a snapshot.
     pub(super) async fn snapshot_done(
         &self,
         replica: &mut LeasedReplica,
@@ -134,7 +134,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// A snapshot is stored: the next one is due after the interval.
+    /// Records a stored snapshot. The next one is due after the interval.
     pub(super) fn snapshot_stored(&self, replica: &mut LeasedReplica) {
         let now = Instant::now();
         replica.effort = Effort::default();
@@ -145,9 +145,9 @@ impl Uploader {
         self.set_report(|report| report.last_snapshot = Some(Timestamp::now()));
     }
 
-    /// Everything after this snapshot is uploaded next.
+    /// Makes the uploads continue after this snapshot.
     fn begin_with(&self, chain: &mut ReplicationProgress, snapshot: Txid) {
-        // The captured file of that very TXID is uploaded, too: level 0 must not end before it.
+        // Level 0 must not end before the snapshot, so upload the captured file of its TXID, too.
         let has_own_file = chain.captured(snapshot).is_some();
         let progress = &mut chain.targets[self.index];
         progress.newest_snapshot = snapshot;
@@ -158,7 +158,7 @@ impl Uploader {
         chain.release_cut();
     }
 
-    /// The application was faster: try harder, or compact what is stored.
+    /// The application was faster: use more effort, or compact stored files.
     fn overtaken(
         &self,
         replica: &mut LeasedReplica,
@@ -171,7 +171,7 @@ impl Uploader {
             target_name = %name, pgno, ?effort,
             "a page was overwritten before it was read: the snapshot begins again"
         );
-        // Under a read mark nothing is overwritten, and a commit changes what the next cut says.
+        // Under a read mark no page is overwritten. Otherwise a commit also changes the next cut.
         if was_pinned || replica.overwritten == Some(page) {
             tracing::error!(
                 target_name = %name, pgno,

@@ -12,7 +12,7 @@ use crate::replica::manifest;
 use crate::spool::progress::Captured;
 use crate::spool::state_dir::{LocalFile, ReplicaRecord};
 
-/// A target of a database in a directory of its own.
+/// The target of a database in a temporary directory.
 struct Bench {
     target: Uploader,
     _drain: watch::Sender<bool>,
@@ -54,7 +54,7 @@ impl Bench {
     }
 }
 
-/// A store whose lease is somebody else's, who has stored the files of these levels and TXIDs.
+/// A store whose lease another holder has, with stored files of these levels and TXIDs.
 async fn held_by_another(store: &SharedStore, announced: u64, files: &[(u8, u64)]) -> Lease {
     let claim = Claim {
         holder: "another".into(),
@@ -132,7 +132,7 @@ async fn no_fence_stands_behind_a_full_copy_that_may_still_come() {
 
 #[tokio::test]
 async fn a_name_that_is_taken_meanwhile_is_fenced_behind_only_by_who_holds_the_lease() {
-    // List, header, put.
+    // The calls are: list, header, put.
     let plan = FaultPlan::none().at(2, Fault::Fail(StoreErrorKind::Exists));
     for (superseded, stored) in [(false, 4), (true, 3)] {
         let memory: SharedStore = Arc::new(Memory::new());
@@ -186,7 +186,7 @@ async fn what_goes_on_behind_an_announced_copy_or_a_hole_begins_with_a_newer_one
         for (level, max) in stored {
             put(&*store, *level, *max).await;
         }
-        // All of that is ours.
+        // All these files are ours.
         let mut record = ReplicaRecord::clone(&bench.target.records.lock().unwrap()["here"]);
         record.restored = 3;
         let records = [("here".to_owned(), Box::new(record))];
@@ -255,7 +255,7 @@ async fn wherever_a_taking_over_fails_the_next_attempt_leaves_a_fence() {
             assert!(call > 8, "{call}");
             break;
         }
-        // The other one stores once more, unless there is a fence already.
+        // The other writer stores one more file, unless a fence exists already.
         let fenced = manifest::newest(&manifest::list(&memory).await.unwrap()) > Txid::new(3);
         if !fenced {
             put(&*memory, 0, 4).await;
@@ -291,7 +291,7 @@ async fn a_replica_in_which_nothing_is_stored_is_free_and_any_other_is_not() {
 
 #[tokio::test]
 async fn what_is_stored_while_the_lease_is_taken_is_not_taken() {
-    // The clock of a memory ticks with each put: just before the lease, something lands.
+    // The memory store reads its clock at each put: just before the lease, a file is stored.
     let (itself, armed) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
     let (memory, due) = (Arc::clone(&itself), Arc::clone(&armed));
     let clock = move || {
@@ -310,7 +310,7 @@ async fn what_is_stored_while_the_lease_is_taken_is_not_taken() {
     for _start in 0..2 {
         let connected = bench.target.connect().await;
         assert!(matches!(connected, Err(TargetError::Diverged { .. })));
-        // It never becomes ours by trying again.
+        // Another attempt never makes it ours.
         bench.target.holder.push_str(" again");
     }
 }

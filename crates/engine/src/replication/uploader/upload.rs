@@ -1,4 +1,4 @@
-//! Storing captured files under names that no object has.
+//! Stores captured files under unused names.
 
 use std::fs::File;
 use std::io::{BufReader, SeekFrom};
@@ -21,8 +21,8 @@ use super::compact::check;
 use super::{LeasedReplica, TargetError, Uploader, position};
 
 impl Uploader {
-    /// What follows `above` is no longer on the local disk: continue from a snapshot. The store is
-    /// asked first, because a snapshot made while it is away would be too old when it comes back.
+    /// The file after `above` is no longer on our disk: continue from a snapshot. Ask the store
+    /// first: a snapshot made while it is unreachable would be too old when it is back.
     pub(super) async fn need_snapshot(
         &self,
         replica: &LeasedReplica,
@@ -39,16 +39,16 @@ impl Uploader {
             let chain = self.chain.lock();
             chain.captured(chain.targets[self.index].acked.next())
         };
-        // It may have been removed for want of room.
+        // It may have been removed to make room.
         let Some(captured) = captured else {
             return Ok(());
         };
         self.follow_source(replica).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
-        // Proven when it was written, and again when it has lain since an earlier run.
+        // The file was verified when it was written. Verify it again if it is from an earlier run.
         if captured.checksum.is_none() {
-            // It may hold all that was written in an outage: neither in memory nor on this thread.
+            // It may hold all commits of an outage: use neither memory nor this thread for it.
             let checked = path.clone();
             let check =
                 move || -> Result<(), LtxError> { check(BufReader::new(File::open(checked)?)) };
@@ -101,14 +101,14 @@ impl Uploader {
         });
     }
 
-    /// The account in the budget of local state.
+    /// The account in the local-state budget.
     pub(super) fn account(&self) -> Arc<Account> {
         let account = self.chain.lock().account.clone();
         account.unwrap_or_else(|| self.budgets.account())
     }
 
-    /// Stores an object under a name that no object has. A name that is taken by the very same bytes
-    /// is our own, from an attempt whose answer was lost.
+    /// Stores an object under an unused name. If the name is taken by the same bytes, an earlier
+    /// attempt of ours succeeded but its answer was lost.
     pub(super) async fn put(
         &self,
         replica: &mut LeasedReplica,
@@ -131,7 +131,7 @@ impl Uploader {
         Ok(())
     }
 
-    /// A file of ours is in the store.
+    /// Records a file that we stored.
     pub(super) fn stored(&self, replica: &mut LeasedReplica, file: RemoteFile) {
         replica.files.insert(file);
         self.set_report(|report| {
@@ -140,7 +140,7 @@ impl Uploader {
         });
     }
 
-    /// Finds out whose file has the name that we wanted.
+    /// Finds out which writer stored the file with the name that we wanted.
     pub(super) async fn explain_conflict(
         &self,
         replica: &LeasedReplica,
@@ -166,11 +166,11 @@ impl Uploader {
             return Ok(());
         }
         self.confirm_lease(replica).await?;
-        // Somebody removed it: connect again.
+        // The lease was removed: connect again.
         Err(TargetError::Lease(LeaseError::Contended))
     }
 
-    /// Names the database file in the lease when another one has taken its place.
+    /// Names the database file in the lease again if the file was replaced.
     async fn follow_source(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
         let source = files::identify(&self.database).ok();
         if source.is_some() && source != replica.source {
@@ -181,13 +181,13 @@ impl Uploader {
         Ok(())
     }
 
-    /// Asks who may write, before anything that put-if-absent does not protect.
+    /// Checks that the lease is ours, before any step that put-if-absent does not protect.
     pub(super) async fn confirm_lease(&self, replica: &LeasedReplica) -> Result<(), TargetError> {
         confirm_lease(&self.settings.store, &self.holder, replica.epoch).await
     }
 }
 
-/// As [`Uploader::confirm_lease`], for what runs beside the target's own task.
+/// Same as [`Uploader::confirm_lease`], for work beside the target's own task.
 pub(super) async fn confirm_lease(
     store: &SharedStore,
     holder: &str,
@@ -203,8 +203,8 @@ pub(super) async fn confirm_lease(
     }
 }
 
-/// Stores an object under a name that nobody has. A name that is taken by the very same bytes is our
-/// own, from an attempt whose answer was lost; other bytes are [`StoreErrorKind::Exists`].
+/// Stores an object under an unused name. If the name is taken by the same bytes, an earlier
+/// attempt of ours succeeded but its answer was lost. Other bytes are [`StoreErrorKind::Exists`].
 pub(super) async fn store_new(
     store: &SharedStore,
     key: &str,
@@ -225,7 +225,7 @@ pub(super) async fn store_new(
     }
 }
 
-/// Whether an object holds the bytes that we wanted to store there.
+/// Whether an object holds the bytes that we wanted to store.
 pub(super) async fn same_object(
     store: &SharedStore,
     key: &str,
@@ -251,7 +251,7 @@ pub(super) async fn same_object(
     Ok(theirs == ours)
 }
 
-/// The end of a local file.
+/// Reads a local file from `start` to its end.
 pub(super) async fn read_from(path: &Path, start: u64) -> std::io::Result<Bytes> {
     let mut file = tokio::fs::File::open(path).await?;
     file.seek(SeekFrom::Start(start)).await?;

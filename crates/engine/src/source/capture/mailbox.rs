@@ -1,4 +1,4 @@
-//! Where the capture thread leaves what it finds in one database.
+//! The mailbox in which the capture thread leaves the commits of one database.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,39 +7,39 @@ use tokio::sync::watch;
 
 use crate::source::wal::{Batch, GapReason, Polled, WalError};
 
-/// What the capture thread has found in one database, until the driver takes it.
+/// Results of the capture thread for one database, until the driver takes them.
 #[derive(Debug, Default)]
 pub struct PendingCapture {
-    /// Commits, compacted in order.
+    /// Captured commits, appended in order.
     pub batch: Option<Batch>,
-    /// Commits before `batch` may have been missed; `batch` holds the whole present log.
+    /// Commits before `batch` may have been missed. Then `batch` holds the whole present WAL.
     pub gap: Option<GapReason>,
-    /// Another file has taken the path; the reader is gone.
+    /// Another file has taken the path, and the WAL reader is gone.
     pub moved: bool,
-    /// The reader failed and is gone; the first reader takes the error.
+    /// The WAL reader failed and is gone. The first task that checks takes the error.
     pub failed: Option<WalError>,
-    /// After `failed` or `moved`: nothing more will come.
+    /// After `failed` or `moved`: no more results will come.
     pub has_ended: bool,
     /// The page size, once attached.
     pub page_size: Option<PageSize>,
-    /// The log is far longer than applications let it grow.
+    /// The WAL is far longer than applications let it grow.
     pub wants_checkpoint: bool,
-    /// The last barrier passed: everything published before it was asked for is in here.
+    /// The last barrier passed. Everything published before it was requested is in here.
     pub barrier: u64,
-    /// At that barrier the log held nothing behind what is captured, published or not.
+    /// At that barrier the WAL held nothing after the captured commits, published or not.
     pub at_end: bool,
-    /// At that barrier the database file held everything that the WAL does.
+    /// At that barrier the database file held every page of the WAL.
     pub is_backfilled: bool,
     /// No other process has the database open.
     pub is_alone: bool,
-    /// The whole present log, when it was asked for, or why there is no room for it.
+    /// The whole present WAL, if it was requested, or why there is no room for it.
     pub log: Option<Result<Batch, WalError>>,
-    /// The reader is gone, and with it every lock of ours: after a detach, a failure, a move.
+    /// The WAL reader is gone, and with it all our locks: after a detach, a failure or a move.
     pub gone: bool,
 }
 
 impl PendingCapture {
-    /// At the last barrier everything was captured, and somebody has taken it.
+    /// True when everything was captured at the last barrier, and the driver has taken it.
     pub fn is_all_taken(&self) -> bool {
         self.batch.is_none() && self.gap.is_none() && self.at_end
     }
@@ -47,9 +47,9 @@ impl PendingCapture {
 
 /// Age and size of the commits of one database that no captured file holds yet.
 ///
-/// The reported lag is read from here, so it is true at every moment, whatever the driver of the
-/// database does. Each change happens under the lock of the mailbox, except [`UnwrittenCommits::written`] and
-/// [`UnwrittenCommits::changed`].
+/// The reported lag is read from here, so it is correct at every moment, whatever the driver of
+/// the database does. Each change happens under the lock of the mailbox, except
+/// [`UnwrittenCommits::written`] and [`UnwrittenCommits::changed`].
 #[derive(Debug, Default)]
 pub struct UnwrittenCommits(Mutex<Ages>);
 
@@ -60,9 +60,9 @@ type Age = Option<(i64, u64)>;
 struct Ages {
     /// Commits in the mailbox.
     waiting: Age,
-    /// Commits whose pages are not in the mailbox: a resync has to find them.
+    /// Commits whose pages are not in the mailbox: a resync must find them.
     dropped: Age,
-    /// Commits that the driver has taken and writes to a file.
+    /// Commits that the driver has taken and is writing to a file.
     taken: Age,
 }
 
@@ -82,12 +82,12 @@ fn add(age: &mut Age, more: Age) {
 }
 
 impl UnwrittenCommits {
-    /// When the oldest such commit was seen, in Unix milliseconds.
+    /// When the oldest unwritten commit was seen, in Unix milliseconds.
     pub fn oldest_ms(&self) -> Option<i64> {
         self.lock().all().map(|(first_ms, _)| first_ms).min()
     }
 
-    /// Bytes of page images of such commits, as far as they were seen.
+    /// Bytes of page images of unwritten commits, as far as they were seen.
     pub fn bytes(&self) -> u64 {
         self.lock().all().map(|(_, bytes)| bytes).sum()
     }
@@ -97,45 +97,45 @@ impl UnwrittenCommits {
         self.lock().taken.map(|(first_ms, _)| first_ms)
     }
 
-    /// Everything that was taken is in a captured file, or turned out to change nothing.
+    /// Every taken commit is in a captured file, or proved to change nothing.
     pub(crate) fn written(&self) {
         self.lock().taken = None;
     }
 
-    /// The database was changed while it was not attached, at this time in Unix milliseconds at the
-    /// earliest. A resync has to find the commits.
+    /// The database changed while it was not attached, at this time in Unix milliseconds at the
+    /// earliest. A resync must find the commits.
     pub(crate) fn changed(&self, first_ms: i64) {
         add(&mut self.lock().dropped, Some((first_ms, 0)));
     }
 
-    /// A resync takes what was dropped until now.
+    /// A resync takes over the commits that were dropped until now.
     pub(crate) fn begin_resync(&self) {
         let mut ages = self.lock();
         let dropped = ages.dropped.take();
         add(&mut ages.taken, dropped);
     }
 
-    /// No commit counts any more.
+    /// Forgets all commits.
     pub(crate) fn clear(&self) {
         *self.lock() = Ages::default();
     }
 
-    /// Commits wait in the mailbox; `bytes` is the size of all of them.
+    /// Commits wait in the mailbox. `bytes` is the size of all of them.
     fn pending(&self, first_ms: i64, bytes: u64) {
         let mut ages = self.lock();
         let first_ms = ages.waiting.map_or(first_ms, |(ms, _)| ms.min(first_ms));
         ages.waiting = Some((first_ms, bytes));
     }
 
-    /// The driver takes what waits. It counts until it is written: after a failure, the resync that
-    /// follows takes it again.
+    /// The driver takes the waiting commits. They count until they are written: after a failure,
+    /// the next resync takes them again.
     fn take(&self) {
         let mut ages = self.lock();
         let waiting = ages.waiting.take();
         add(&mut ages.taken, waiting);
     }
 
-    /// The pages of what waits are lost.
+    /// The pages of the waiting commits are lost.
     fn drop_pages(&self) {
         let mut ages = self.lock();
         let waiting = ages.waiting.take();
@@ -147,7 +147,7 @@ impl UnwrittenCommits {
     }
 }
 
-/// Where the capture thread leaves what it finds in one database.
+/// The mailbox of one database, which the capture thread fills.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     pending: Mutex<PendingCapture>,
@@ -157,7 +157,7 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// An empty one, whose commits count in `unwritten`.
+    /// Creates an empty mailbox, whose commits count in `unwritten`.
     pub(crate) fn new(unwritten: Arc<UnwrittenCommits>) -> Mailbox {
         Mailbox {
             unwritten,
@@ -165,7 +165,7 @@ impl Mailbox {
         }
     }
 
-    /// A receiver that hears of every change after this call.
+    /// A receiver that sees every change after this call.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
@@ -174,24 +174,24 @@ impl Mailbox {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Takes the commits that wait.
+    /// Takes the waiting commits.
     pub fn take(&self) -> Option<Batch> {
         let mut pending = self.lock();
-        // Under one lock: commits that arrive right after it must count as waiting.
+        // Under one lock, so that commits that arrive right afterwards count as waiting.
         self.unwritten.take();
         pending.batch.take()
     }
 
-    /// Takes the reason for which the database has to be read, before it is read: what is missed
-    /// from here on is a new reason.
+    /// Takes the reason for a resync before the database is read. Commits missed from here on give
+    /// a new reason.
     pub(crate) fn begin_resync(&self) -> Option<GapReason> {
         let mut pending = self.lock();
         self.unwritten.begin_resync();
         pending.gap.take()
     }
 
-    /// Says that the driver holds nothing that it has not written. Where nothing waits either, no
-    /// commit is unwritten: what seemed to be a change was none.
+    /// Reports that the driver holds no unwritten commit. If none waits either, no commit is
+    /// unwritten, and a suspected change was none.
     pub(crate) fn settle(&self) {
         let pending = self.lock();
         if pending.batch.is_none() && pending.gap.is_none() {
@@ -199,9 +199,9 @@ impl Mailbox {
         }
     }
 
-    /// What waits, to be read or taken.
+    /// The pending results, to be read or taken.
     pub fn lock(&self) -> MutexGuard<'_, PendingCapture> {
-        // The thread that could poison it takes the whole process down.
+        // A panic of the capture thread would poison it, but aborts the process.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -220,7 +220,8 @@ impl Mailbox {
                     pending.batch = Some(batch);
                 }
                 Some(earlier) => match earlier.append(batch) {
-                    // Whoever will take the batch knows of it: a wake-up would cost more than this.
+                    // The driver already knows of this batch: another wake-up would cost more than
+                    // this.
                     Ok(()) => {
                         self.unwritten
                             .pending(earlier.first_ms, earlier.pages.bytes());
@@ -234,7 +235,7 @@ impl Mailbox {
                     }
                 },
             },
-            // Earlier pages may be older than what the database file holds by now: drop them.
+            // Earlier pages may be older than those in the database file by now: drop them.
             Polled::Gap(reason, batch) => {
                 self.unwritten.drop_pages();
                 self.unwritten.pending(batch.first_ms, batch.pages.bytes());
@@ -255,7 +256,7 @@ mod tests {
     use crate::pages::page_set::{PageSet, Spill};
     use crate::source::wal::LogPosition;
 
-    /// Commits of these pages, most of which lie in `directory`.
+    /// Commits of these pages, most of which are stored in `directory`.
     fn batch(numbers: std::ops::Range<u32>, directory: &Path) -> Batch {
         let mut pages = PageSet::new(PageSize::MIN, &Spill::with_memory(directory, 0));
         for pgno in numbers {
@@ -283,7 +284,7 @@ mod tests {
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
         let mailbox = Mailbox::default();
-        // Nothing can be kept there.
+        // Nothing can be stored there.
         mailbox.deliver(Polled::Captured(batch(1..2, &file.join("below"))));
         assert!(mailbox.lock().batch.is_some());
         mailbox.deliver(Polled::Captured(batch(2..99, directory.path())));
@@ -339,8 +340,8 @@ mod tests {
         );
         unwritten.written();
         assert_eq!((unwritten.oldest_ms(), unwritten.bytes()), (Some(300), 512));
-        // Commits that were missed are as old as those that were found before, also where the driver
-        // was writing others just then.
+        // Missed commits are as old as the captured ones before them, even if the driver was
+        // writing others at that moment.
         assert!(mailbox.take().is_some());
         mailbox.deliver(Polled::Captured(seen(350, 1..2)));
         mailbox.deliver(Polled::Gap(GapReason::CommitsMissed, seen(400, 1..2)));

@@ -1,4 +1,4 @@
-//! P1: what is stored is restorable, and is what its writer had.
+//! P1: everything stored is restorable, and is the state that its writer had.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::replica::restore_plan::plan_restore;
 use super::{Look, apply, checksum, digest};
 use crate::replication::sim::model::Image;
 
-/// Restores a point and compares it with what was written and what was acknowledged. False when
-/// nothing leads there: not every TXID is a position of its own.
+/// Restores a point and compares it with the written and the acknowledged state. False when no
+/// file leads there, because not every TXID is a position.
 pub(super) fn is_what_its_writer_had(look: &Look<'_>, point: Txid) -> Result<bool, String> {
     let Ok(plan) = plan_restore(look.files, Some(point)) else {
         return Ok(false);
@@ -32,7 +32,7 @@ pub(super) fn is_what_its_writer_had(look: &Look<'_>, point: Txid) -> Result<boo
     Ok(true)
 }
 
-/// What the last file of a plan has to lead to.
+/// The state that the last file of a plan must lead to.
 fn expected(look: &Look<'_>, plan: &[RemoteFile]) -> Result<Arc<Image>, String> {
     let Some((last, before)) = plan.split_last() else {
         return Err("nothing leads here".to_owned());
@@ -43,7 +43,7 @@ fn expected(look: &Look<'_>, plan: &[RemoteFile]) -> Result<Arc<Image>, String> 
             None => Err(format!("nobody written {}", last.name())),
         };
     }
-    // A file that changes nothing leads to what was there before it.
+    // A file without changes leads to the state before it.
     for (_, file) in look.stored.captured.range(last.min..=last.max).rev() {
         if let Some(written) = look.written.get(&file.digest) {
             return Ok(Arc::clone(&written.image));

@@ -1,4 +1,4 @@
-//! P2: no commit is lost that was acknowledged, or that a process said it has stored.
+//! P2: no commit is lost that was acknowledged, or that a process reported as stored.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::replication::sim::model::Image;
 
 use super::{Look, Objects, apply};
 
-/// The newest point is there, and no older than what was acknowledged last.
+/// The newest point exists, and is no older than the last acknowledged position.
 pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
     let Some((told, acked)) = look.stored.acked.last_key_value() else {
         return Ok(());

@@ -7,12 +7,13 @@ use crate::replica::manifest::{self, RemoteFile};
 
 use super::{Landed, Look, Stored, parse};
 
-/// How old the look at the lease may be by which a process does what put-if-absent does not protect: a
-/// merge reads its inputs in between, at most 500 ms for each that is no longer on the local disk.
+/// Longest age of the last read of the lease before a step that put-if-absent does not protect. A
+/// compaction reads its inputs in between: at most 500 ms for each that is no longer on the local
+/// disk.
 const SURE_MS: u64 = 20_000;
 
-/// Who holds the lease no more must not go on with what put-if-absent does not protect, but for what
-/// was begun when it was sure.
+/// A process that lost the lease must not continue with steps that put-if-absent does not protect,
+/// except those that began while it was sure.
 pub(super) fn is_unsure(stored: &Stored, name: &str, key: &str, now_ms: u64) -> Result<(), String> {
     let protected = key == LEASE_KEY || parse(key, 0).is_some_and(|file| file.level == 0);
     if protected || stored.holder == name {
@@ -29,7 +30,7 @@ pub(super) fn is_unsure(stored: &Stored, name: &str, key: &str, now_ms: u64) -> 
     }
 }
 
-/// A name is given once, and behind a file of one epoch no earlier epoch goes on.
+/// A name is used once. After a file of one epoch, no earlier epoch continues.
 pub(super) fn overwrites(stored: &Stored, file: RemoteFile, landed: Landed) -> Result<(), String> {
     let before = match file.level {
         0 => stored.captured.get(&file.max),
@@ -39,7 +40,7 @@ pub(super) fn overwrites(stored: &Stored, file: RemoteFile, landed: Landed) -> R
         return Err("it had other bytes before".to_owned());
     }
     if file.level > 0 {
-        // A copy that comes late: what it means for the newest point is seen there.
+        // A snapshot that arrives late: its effect on the newest point is checked there.
         return Ok(());
     }
     let fence = stored.captured.range(..file.max);
@@ -52,8 +53,7 @@ pub(super) fn overwrites(stored: &Stored, file: RemoteFile, landed: Landed) -> R
     }
 }
 
-/// Once the holder of the lease was told that something of its own is stored, the newest point is
-/// one of its.
+/// Once a file of the lease holder was acknowledged to it, the newest point is one of its own.
 pub(super) fn is_the_holders(look: &Look<'_>) -> Result<(), String> {
     let holder = &look.stored.holder;
     let mut told = look.stored.acked.values();
@@ -70,7 +70,7 @@ pub(super) fn is_the_holders(look: &Look<'_>) -> Result<(), String> {
     }
 }
 
-/// Whose the newest position is.
+/// The writer of the newest position.
 fn owner(look: &Look<'_>) -> Option<String> {
     let mut txid = manifest::newest(look.files);
     loop {

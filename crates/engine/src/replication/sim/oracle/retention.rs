@@ -1,5 +1,5 @@
-//! What retention promises: inside the exact span every captured TXID, inside the window every end of
-//! a file of level 1.
+//! The promise of retention: every captured TXID inside the exact span, and every end of a file of
+//! level 1 inside the window.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::replication::sim::writer::RETENTION;
 
 use super::Look;
 
-/// How far honest clocks may differ, and how long a file may be under way to its place.
+/// Tolerance for honest clocks that differ, and for files in transit.
 const TOLERANCE: Duration = Duration::from_secs(10);
 
 /// Every promised point can be restored.
@@ -26,7 +26,7 @@ pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
         is_restorable(look, *txid, "exact")?;
     }
     for (txid, merged_ms) in &look.stored.compacted {
-        // A compacted file may come late; its point is as old as what it was captured with.
+        // A compacted file may arrive late. Its point is as old as the captured file.
         let captured = look.stored.captured.get(txid);
         if captured.map_or(*merged_ms, |file| file.at_ms) > window {
             is_restorable(look, *txid, "window")?;

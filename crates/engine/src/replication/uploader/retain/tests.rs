@@ -16,7 +16,7 @@ use crate::spool::state_dir::LocalState;
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 365 * 24 * HOUR_MS;
 const HOUR: Duration = Duration::from_secs(3600);
-/// Captured files before the newest: all of them are compacted, and old.
+/// Captured files before the newest one. All of them are compacted and old.
 const OLD: u64 = 10;
 
 struct Bench {
@@ -94,7 +94,7 @@ impl Bench {
         Ok(has_more)
     }
 
-    /// What the store has of level 0.
+    /// Number of files of level 0 in the store.
     fn captured(&self) -> usize {
         let keys = self.store.inner().keys();
         keys.iter().filter(|key| key.starts_with("ltx/0/")).count()
@@ -109,8 +109,8 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Runs with virtual time, by which files get old; the machine's wall clock is a year ahead of the
-/// store's, or behind.
+/// Runs with virtual time, by which files age. The store's clock differs from this machine's wall
+/// clock by `off_ms`.
 fn run(off_ms: i64, test: impl AsyncFnOnce(Bench)) {
     runtime().block_on(test(Bench::new(off_ms)));
 }
@@ -123,7 +123,7 @@ fn a_wall_clock_that_is_a_year_ahead_of_the_store_deletes_nothing_early() {
         assert!((unix_ms() - YEAR_MS - dated).abs() < HOUR_MS, "{dated}");
         assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured() as u64, OLD + 1);
-        // By the time that passes they get old all the same.
+        // They age all the same as time passes.
         tokio::time::advance(HOUR).await;
         assert!(!bench.retain(&mut replica).await.unwrap());
         assert_eq!(bench.captured(), 1);
@@ -156,7 +156,7 @@ fn files_from_the_future_are_taken_for_new_when_they_are_listed() {
                 max: Txid::new(2),
             },
         );
-        // A writer whose clock was ahead; a directory's files carry their writers' times.
+        // The writer's clock was ahead. Files in a directory carry their writers' times.
         let meta = PutMeta {
             timestamp_ms: Some(unix_ms() + YEAR_MS),
         };
@@ -168,7 +168,7 @@ fn files_from_the_future_are_taken_for_new_when_they_are_listed() {
         let replica = bench.target.connect().await.unwrap();
         let now_ms = replica.clock.now_ms();
         assert!((now_ms - unix_ms()).abs() < HOUR_MS);
-        // The fence that was stored for us is not ahead either.
+        // The fence that was stored for us is not ahead, either.
         assert_eq!(replica.files.len(), 2);
         assert!(replica.files.iter().all(|file| file.modified_ms <= now_ms));
     });
@@ -196,7 +196,7 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
     run(-YEAR_MS, async |mut bench| {
         let mut replica = bench.connected().await;
         tokio::time::advance(HOUR).await;
-        // After the look at the lease: all at once, then one by one.
+        // After the read of the lease: all in one call, then one by one.
         let calls = bench.store.operations();
         let plan = FaultPlan::none().at(calls + 2, Fault::Fail(StoreErrorKind::Denied));
         bench
@@ -214,7 +214,7 @@ fn one_refused_object_stays_known_and_keeps_no_other_one() {
             .map(|it| it.max.get())
             .collect();
         assert_eq!(refused, [4]);
-        // It is not asked for again, nor told of, until a day has passed.
+        // Its deletion is neither retried nor logged until a day has passed.
         bench.store.set_plan(FaultPlan::none());
         let calls = bench.store.operations();
         tokio::time::advance(HOUR).await;
@@ -249,7 +249,7 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
             bench
                 .store
                 .set_plan(FaultPlan::none().from(lease + 2, refuse));
-            // The next ones would be refused, too: they wait for the next time.
+            // The next files would be refused, too, so they wait for the next run.
             assert!(!bench.retain(&mut replica).await.unwrap());
             let calls = bench.store.operations() - lease;
             assert_eq!(calls as usize, 2 + 1 + DELETE_FILES);
@@ -257,10 +257,10 @@ fn without_the_right_to_delete_it_is_said_once_and_nothing_is_forgotten() {
         }
         assert_eq!(replica.files.len(), old + 3 * 201);
         assert_eq!(log.text().matches("WARN").count(), 1, "{}", log.text());
-        // Once it has the right, all of them go, some at a time.
+        // With the right to delete, all of them are deleted, some at a time.
         tokio::time::advance(HOUR * 24).await;
         while bench.retain(&mut replica).await.unwrap() {}
-        // The one that no compacted file covers stays, and the newest.
+        // The file that no compacted file covers stays, and so does the newest.
         assert_eq!((bench.captured(), replica.files.len()), (2, 7));
     });
 }
@@ -286,7 +286,8 @@ fn each_call_of_retention_may_fail_and_its_answer_may_be_lost() {
                 bench.store.set_plan(plan.at(at, fault));
                 let _answer = bench.retain(&mut replica).await;
                 hit.set(bench.store.operations() > at);
-                // What is gone though its answer was lost is known until it is deleted again.
+                // A file that was deleted although the answer was lost stays known until it is
+                // deleted again.
                 let known = replica.files.iter().filter(|file| file.level == 0).count();
                 assert!(known >= bench.captured(), "{fault:?} at {call}");
                 bench.store.set_plan(FaultPlan::none());
@@ -303,7 +304,7 @@ fn each_call_of_retention_may_fail_and_its_answer_may_be_lost() {
     }
 }
 
-/// What is logged.
+/// The captured log output.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
