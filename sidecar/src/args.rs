@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use ltx::Txid;
-use protocol::names::STATE_LIMIT_ENV;
+use protocol::names::{STATE_BESIDE_ENV, STATE_LIMIT_ENV};
 use protocol::{Size, Span};
 
 /// Continuous backup and proven restores for SQLite databases.
@@ -229,6 +229,11 @@ const STATE_PART: (u64, u64) = (4, 5);
 pub fn state_limit() -> Option<u64> {
     let volume: Size = variable(STATE_LIMIT_ENV)?.parse().ok()?;
     Some(volume.0 / STATE_PART.1 * STATE_PART.0)
+}
+
+/// Whether the webhook has placed local state beside each database.
+pub fn is_state_beside() -> bool {
+    variable(STATE_BESIDE_ENV).is_some_and(|value| value == "true")
 }
 
 /// Returns the name of this writer for leases: the Pod if the webhook has set it, else the host. A

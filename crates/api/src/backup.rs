@@ -425,6 +425,11 @@ pub struct Sidecar {
     /// Time at which running Pods get a newer sidecar. `OnNextPodStart` (default): when they are
     /// created again. `Rollout` and `InPlace` are not supported yet.
     pub update_policy: UpdatePolicy,
+    /// Place of the sidecar's local state: captured files that wait for their upload, and page hashes.
+    /// `Auto` (default): beside the databases if all of their volumes outlive the Pod (claims and host
+    /// paths), else in a volume of the Pod. State beside the databases saves a snapshot at each
+    /// restart. It uses at most 10 % of the volume, and at most half of what is free at the start.
+    pub state: StatePlacement,
     /// Numeric user ID of the sidecar, 0 to 2147483647. Required when only the image of the
     /// container names its user. It must be the owner of the databases.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -434,6 +439,18 @@ pub struct Sidecar {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2147483647))]
     pub run_as_group: Option<i64>,
+}
+
+/// Place of the sidecar's local state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum StatePlacement {
+    /// Beside the databases if all of their volumes outlive the Pod, else in a volume of the Pod.
+    #[default]
+    Auto,
+    /// In a volume that is deleted with the Pod.
+    PodVolume,
+    /// In a hidden directory beside each database.
+    BesideDatabases,
 }
 
 /// Resource requests and limits, as in a container.

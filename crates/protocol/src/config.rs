@@ -122,7 +122,8 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Limits {
-    /// Bytes of local state, at least 16 MiB; default 4 GiB.
+    /// Bytes of local state, at least 16 MiB; default 4 GiB, and at most 10 % of its volume and half of
+    /// what is free there at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<Size>,
     /// Bytes of memory, at least 64 MiB; default: the limit of the container, at most 256 MiB.

@@ -13,6 +13,10 @@ pub const MEMBER_ENV: &str = "SQLITE_BACKUP_MEMBER";
 /// Environment variable with the size limit of the volume for local state, such as `5Gi`.
 pub const STATE_LIMIT_ENV: &str = "SQLITE_BACKUP_STATE_LIMIT";
 
+/// Environment variable with the value `true` when local state is beside each database, and not in
+/// [`STATE_DIR`].
+pub const STATE_BESIDE_ENV: &str = "SQLITE_BACKUP_STATE_BESIDE_DATABASES";
+
 /// Environment variable with the identity that this Pod writes into leases: its namespaced name.
 pub const HOLDER_ENV: &str = "SQLITE_BACKUP_HOLDER";
 

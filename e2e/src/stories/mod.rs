@@ -41,6 +41,7 @@ pub fn all() -> Vec<Story> {
         startup::wrong_credentials_never_start_an_empty_database,
         startup::wrong_credentials_do_not_stop_an_application_with_a_database,
         startup::a_store_that_is_down_at_start_is_waited_for,
+        startup::a_pod_on_a_lasting_volume_continues_without_a_snapshot,
         journal::a_database_that_is_not_in_wal_mode_is_reported,
         containers::the_named_container_is_mirrored_in_a_pod_with_several,
         containers::an_opted_out_pod_is_left_alone,

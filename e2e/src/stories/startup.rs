@@ -22,6 +22,17 @@ fn with_wrong_keys(object: &mut Value) {
     }
 }
 
+/// Puts the data on a volume that outlives the Pod.
+fn with_lasting_volume(context: &Context<'_>, object: &mut Value) {
+    if object["kind"] == "StatefulSet" {
+        let pod = &mut object["spec"]["template"]["spec"];
+        let folder = format!("/tmp/{}", context.namespace);
+        pod["volumes"] =
+            json!([{"name": "data", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}}]);
+        pod["securityContext"] = json!({"runAsUser": 0, "runAsGroup": 0});
+    }
+}
+
 /// Without a local database, the application waits until a store accepts the credentials.
 pub(super) fn wrong_credentials_never_start_an_empty_database(context: &Context<'_>) -> Result<()> {
     let shop = Shop::open_with(context, &context.s3, with_wrong_keys)?;
@@ -46,12 +57,7 @@ pub(super) fn wrong_credentials_do_not_stop_an_application_with_a_database(
 ) -> Result<()> {
     let with_database = |object: &mut Value| {
         with_wrong_keys(object);
-        if object["kind"] == "StatefulSet" {
-            let pod = &mut object["spec"]["template"]["spec"];
-            let folder = format!("/tmp/{}", context.namespace);
-            pod["volumes"] = json!([{"name": "data", "hostPath": {"path": folder, "type": "DirectoryOrCreate"}}]);
-            pod["securityContext"] = json!({"runAsUser": 0, "runAsGroup": 0});
-        }
+        with_lasting_volume(context, object);
     };
     let shop = Shop::open_with(context, &context.s3, |object| {
         with_database(object);
@@ -77,6 +83,33 @@ pub(super) fn wrong_credentials_do_not_stop_an_application_with_a_database(
     let condition = shop.wait_for_condition("CredentialsValid", "False")?;
     ensure!(condition["reason"] == "Denied", "{condition}");
     shop.wait_for_condition("Replicating", "False")?;
+    Ok(())
+}
+
+/// Where the volume of the database outlives the Pod, so does the sidecar's state: the next Pod
+/// continues, and stores no new snapshot.
+pub(super) fn a_pod_on_a_lasting_volume_continues_without_a_snapshot(
+    context: &Context<'_>,
+) -> Result<()> {
+    let shop = Shop::open_with(context, &context.s3, |object| {
+        with_lasting_volume(context, object);
+    })?;
+    shop.wait_until_replicating()?;
+    for _ in 0..2 {
+        let rows = shop.stats()?;
+        let rows = shop.wait_for_rows_beyond(rows.newest + 5)?;
+        shop.wait_for_sync_after(rows.written_at_ms)?;
+        shop.replace_pod(&[])?;
+        shop.wait_until_running()?;
+        let rows = shop.wait_for_rows_beyond(rows.newest)?;
+        shop.wait_for_sync_after(rows.written_at_ms)?;
+    }
+    let objects = shop.objects()?;
+    let snapshots: Vec<_> = objects
+        .iter()
+        .filter(|key| key.contains("/ltx/9/"))
+        .collect();
+    ensure!(snapshots.len() == 1, "{snapshots:?}");
     Ok(())
 }
 

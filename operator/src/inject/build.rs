@@ -6,7 +6,8 @@ use api::names::{
 };
 use api::{Place, SqliteBackup};
 use protocol::names::{
-    CONFIG_DIR, CONFIG_FILE, HOLDER_ENV, MEMBER_ENV, STATE_DIR, STATE_LIMIT_ENV, STATUS_PORT,
+    CONFIG_DIR, CONFIG_FILE, HOLDER_ENV, MEMBER_ENV, STATE_BESIDE_ENV, STATE_DIR, STATE_LIMIT_ENV,
+    STATUS_PORT,
 };
 use serde_json::{Value, json};
 
@@ -75,6 +76,7 @@ fn env(backup: &SqliteBackup, member: &str, source: &Source, settings: &Settings
     let namespace = backup.metadata.namespace.as_deref().unwrap_or_default();
     let own = [
         json!({"name": MEMBER_ENV, "value": member}),
+        json!({"name": STATE_BESIDE_ENV, "value": source.is_state_beside.to_string()}),
         json!({"name": STATE_LIMIT_ENV, "value": settings.state_size_limit}),
         json!({"name": POD_NAME_ENV, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}),
         json!({"name": HOLDER_ENV, "value": format!("{namespace}/$({POD_NAME_ENV})")}),

@@ -35,7 +35,7 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 
 /// Version of the injected containers. Increase it with changes that [`fingerprint`] does not
 /// cover.
-const SHAPE: u32 = 1;
+const SHAPE: u32 = 2;
 
 /// Settings of the injected containers.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,6 +168,7 @@ pub fn fingerprint(backup: &SqliteBackup, settings: &Settings) -> String {
             .map(|t| (&t.name, t.uses_workload_identity()))
             .collect::<Vec<_>>(),
         spec.sidecar.resources,
+        spec.sidecar.state,
         spec.sidecar.run_as_user,
         spec.sidecar.run_as_group,
         spec.shutdown.drain,

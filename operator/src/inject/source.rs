@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use api::backup::StatePlacement;
 use api::{SqliteBackup, SqliteBackupSpec};
 use protocol::names::{CONFIG_DIR, CREDENTIALS_DIR, STATE_DIR, STATUS_PORT};
 use serde_json::{Map, Value};
@@ -69,6 +70,8 @@ pub(super) struct Source {
     pub(super) group: Option<i64>,
     /// SELinux label of the container.
     pub(super) selinux: Option<Value>,
+    /// Whether local state is beside the databases.
+    pub(super) is_state_beside: bool,
 }
 
 /// A field and its problem.
@@ -84,21 +87,34 @@ pub(super) fn read(pod: Pod<'_>, backup: &SqliteBackup) -> Result<Source, Misfit
         selinux: container.security_context("seLinuxOptions").cloned(),
         ..Source::default()
     };
+    let mut all_outlive = true;
     let mut taken = BTreeSet::new();
     for database in &spec.databases {
         let field = || format!("spec.databases[{}].path", database.path);
         let mount = fit_mount(pod, container, &database.path).map_err(|p| (field(), p))?;
+        all_outlive &= pod.volume(mount.volume()).is_some_and(outlives_pod);
         if taken.insert(mount.path()) {
             let env = env_of_mount(container, mount).map_err(|p| (field(), p))?;
             source.mounts.push(mirrored(mount));
             source.add_env(env);
         }
     }
+    source.is_state_beside = match spec.sidecar.state {
+        StatePlacement::Auto => all_outlive,
+        StatePlacement::PodVolume => false,
+        StatePlacement::BesideDatabases => true,
+    };
     if spec.targets.iter().any(api::Target::uses_workload_identity) {
         add_identity(&mut source, container, &taken);
     }
     refuse_port(pod)?;
     Ok(source)
+}
+
+/// Whether the files on a volume are still there for the next Pod.
+fn outlives_pod(volume: &Value) -> bool {
+    let kinds = ["persistentVolumeClaim", "hostPath"];
+    kinds.iter().any(|kind| volume.get(kind).is_some())
 }
 
 impl Source {

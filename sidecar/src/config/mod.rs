@@ -29,7 +29,7 @@ use store::{Opener, Target, UrlError};
 pub use pattern::Found;
 pub use text::read;
 
-use crate::args::{LogFormat, state_limit};
+use crate::args::{LogFormat, is_state_beside, state_limit};
 use crate::heartbeat::Heartbeat;
 use crate::memory::container_memory;
 
@@ -255,6 +255,7 @@ pub fn settings(
             Some(port) => format!("0.0.0.0:{port}"),
             None => addr.clone(),
         });
+    let limits = limits(config, &databases)?;
     Ok(Settings {
         addr,
         exec: config.exec.clone(),
@@ -267,11 +268,11 @@ pub fn settings(
             .shutdown_sync_timeout
             .map_or(DEFAULT_DRAIN, |span| span.0),
         heartbeat: heartbeat(config)?,
-        limits: limits(config)?,
+        limits,
     })
 }
 
-fn limits(config: &Config) -> Result<Limits, ConfigError> {
+fn limits(config: &Config, databases: &[ConfiguredDatabase]) -> Result<Limits, ConfigError> {
     let given = config.limits.unwrap_or_default();
     let default = Limits::default();
     let limit = |key: &str, given: Option<Size>, default: u64, least: u64| match given {
@@ -289,15 +290,34 @@ fn limits(config: &Config) -> Result<Limits, ConfigError> {
     let memory = container_memory().map_or(default.memory_bytes, |bytes| {
         bytes.clamp(LEAST_LIMITS.memory_bytes, default.memory_bytes)
     });
+    // A volume of its own is sized for the state. Any other one belongs to the application.
+    let volume_limit = state_limit();
+    let state_bytes = match volume_limit.filter(|_| !is_state_beside()) {
+        Some(bytes) => bytes,
+        None => state_on_shared_volumes(databases)
+            .unwrap_or(u64::MAX)
+            .min(volume_limit.unwrap_or(default.state_bytes))
+            .max(LEAST_LIMITS.state_bytes),
+    };
     Ok(Limits {
-        state_bytes: limit(
-            "state",
-            given.state,
-            state_limit().unwrap_or(default.state_bytes),
-            LEAST_LIMITS.state_bytes,
-        )?,
+        state_bytes: limit("state", given.state, state_bytes, LEAST_LIMITS.state_bytes)?,
         memory_bytes: limit("memory", given.memory, memory, LEAST_LIMITS.memory_bytes)?,
     })
+}
+
+/// Returns the bytes that local state may use of volumes that are not its own: 10 % of the smallest,
+/// and at most half of what is free there now. `None` when no volume can be asked.
+fn state_on_shared_volumes(databases: &[ConfiguredDatabase]) -> Option<u64> {
+    let states = databases.iter().map(|database| &database.settings.state);
+    let parents: BTreeSet<&Path> = states.filter_map(|state| state.parent()).collect();
+    let limits = parents.into_iter().filter_map(|parent| {
+        // A directory that is not there yet is made on the file system of the nearest one that is.
+        let existing = parent.ancestors().find(|path| path.exists())?;
+        let volume = rustix::fs::statvfs(existing).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(volume.f_frsize);
+        Some((bytes(volume.f_blocks) / 10).min(bytes(volume.f_bavail) / 2))
+    });
+    limits.min()
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -530,7 +550,7 @@ fn state_directory(config: &Config, database: &Database) -> PathBuf {
     if let Some(path) = &database.meta_path {
         return path.clone();
     }
-    match &config.state_dir {
+    match config.state_dir.as_ref().filter(|_| !is_state_beside()) {
         None => default_state_directory(&database.path),
         Some(directory) => {
             let path = database.path.to_string_lossy();

@@ -102,8 +102,41 @@ fn the_deepest_mount_is_mirrored_with_its_sub_path_and_variables() {
     let restore = own(&result, RESTORE_CONTAINER);
     let mount = json!({"name": "data", "mountPath": "/data/", "subPathExpr": "at/$(POD)"});
     assert_eq!(restore["volumeMounts"][0], mount);
-    assert_eq!(restore["env"].as_array().unwrap().len(), 5);
-    assert_eq!(restore["env"][4], pod["spec"]["containers"][0]["env"][1]);
+    assert_eq!(restore["env"].as_array().unwrap().len(), 6);
+    assert_eq!(restore["env"][5], pod["spec"]["containers"][0]["env"][1]);
+}
+
+#[test]
+fn state_is_beside_the_databases_where_all_their_volumes_outlive_the_pod() {
+    let claim = json!({"persistentVolumeClaim": {"claimName": "data-orders-0"}});
+    let host_path = json!({"hostPath": {"path": "/data"}});
+    let ephemeral = json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}});
+    for (volume, state, expected) in [
+        (&claim, "Auto", "true"),
+        (&host_path, "Auto", "true"),
+        (&ephemeral, "Auto", "false"),
+        (&json!({"emptyDir": {}}), "Auto", "false"),
+        (&claim, "PodVolume", "false"),
+        (&json!({"emptyDir": {}}), "BesideDatabases", "true"),
+    ] {
+        let (mut pod, mut backup) = (pod(), orders());
+        backup.spec.sidecar.state = serde_json::from_value(json!(state)).unwrap();
+        let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
+        for place in volumes {
+            let name = place["name"].clone();
+            *place = volume.clone();
+            place["name"] = name;
+        }
+        let result = injected(&pod, &backup);
+        for container in [RESTORE_CONTAINER, SIDECAR_CONTAINER] {
+            let env = pod::items(own(&result, container).get("env"));
+            let values: Vec<&Value> = env
+                .filter(|entry| entry["name"] == protocol::names::STATE_BESIDE_ENV)
+                .map(|entry| &entry["value"])
+                .collect();
+            assert_eq!(values, [expected], "{volume} {state}");
+        }
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn expected(look: &Look<'_>, plan: &[RemoteFile]) -> Result<Arc<Image>, String> 
     if last.is_snapshot() {
         return match look.written.get(&digest(&look.objects[last])) {
             Some(written) => Ok(Arc::clone(&written.image)),
-            None => Err(format!("nobody written {}", last.name())),
+            None => Err(format!("nobody wrote {}", last.name())),
         };
     }
     // A file without changes leads to the state before it.
