@@ -308,6 +308,18 @@ impl Committer {
     }
 }
 
+/// Runs slow work with a committer on another thread, and returns the committer.
+pub(super) async fn on_another_thread<T: Send + 'static>(
+    mut committer: Committer,
+    work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
+) -> (Committer, Result<T, RunError>) {
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work(&mut committer);
+        (committer, result)
+    });
+    task.await.expect("blocking work does not panic")
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

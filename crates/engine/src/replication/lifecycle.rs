@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
 
-use super::attached::{AttachedDriver, Ended, on_another_thread};
-use super::committer::Committer;
+use super::attached::{AttachedDriver, Ended};
+use super::committer::{Committer, on_another_thread};
 use super::pacer::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
 use crate::env::clock::unix_ms;

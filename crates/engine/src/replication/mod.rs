@@ -2,6 +2,8 @@
 //! order.
 
 mod attached;
+mod checkpoint;
+mod commit_lane;
 mod committer;
 mod lifecycle;
 mod machine;

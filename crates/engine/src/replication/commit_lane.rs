@@ -1,0 +1,387 @@
+//! The commit lane of an attached database: writing commits, resyncs, cuts, and the last actions of an
+//! attachment.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use super::committer::{Committer, on_another_thread};
+use super::machine::Action;
+use super::status::DatabaseHandle;
+use super::{PROBE_PAUSE, RunError};
+use crate::env::files::{Fingerprint, fingerprint, live_fingerprint};
+use crate::pages::page_set::PageSet;
+use crate::source::capture::{Attached, PendingCapture};
+use crate::source::scan::{ScanError, scan_live};
+use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
+use crate::spool::ltx_writer::Delta;
+
+/// Pause before file times are read again that are too recent to show a change.
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
+/// Most resyncs of a database during a shutdown, while frames are missed.
+const LAST_RESYNCS: u32 = 5;
+
+/// Result of an action of the commit lane.
+pub(super) enum Done {
+    /// A file was written.
+    Written,
+    /// No file was written.
+    Unchanged,
+    /// The cut is not there. Nothing is lost.
+    CutFailed,
+    /// Nothing was written since these times of the files.
+    Quiet((Fingerprint, Fingerprint)),
+    /// The database file holds everything and has this fingerprint.
+    Closable(Fingerprint),
+    /// Something was written meanwhile.
+    NotQuiet,
+    /// Everything is captured, and it is time to stop.
+    Finished { is_closable: bool },
+}
+
+/// Carries out the actions of the commit lane, one at a time.
+pub(super) struct Worker {
+    /// None only while a blocking task owns it.
+    pub(super) committer: Option<Committer>,
+    pub(super) attached: Arc<Attached>,
+    pub(super) handle: DatabaseHandle,
+    pub(super) path: PathBuf,
+    pub(super) log: Option<LogPosition>,
+    pub(super) barrier: u64,
+}
+
+impl Worker {
+    pub(super) async fn carry_out(&mut self, action: Action) -> Result<Done, RunError> {
+        match action {
+            Action::Commit => self.commit().await,
+            Action::Resync => self.resync().await,
+            Action::TakeCut => self.take_cut().await,
+            Action::MakeRoom => {
+                self.blocking(Committer::make_room).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Tidy => {
+                self.blocking(Committer::tidy).await?;
+                Ok(Done::Unchanged)
+            }
+            Action::Detach => self.rest().await,
+            Action::Close => self.prepare_to_close().await,
+            Action::Finish => self.finish().await,
+            Action::Checkpoint { .. } => unreachable!("it has a lane of its own"),
+        }
+    }
+
+    pub(super) fn has_table(&self) -> bool {
+        let committer = self.committer.as_ref();
+        committer.is_some_and(|committer| committer.table.is_some())
+    }
+
+    /// Runs slow work with the committer on another thread.
+    async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
+    ) -> Result<T, RunError> {
+        let committer = self.committer.take().expect("one blocking task at a time");
+        let (committer, result) = on_another_thread(committer, work).await;
+        self.committer = Some(committer);
+        result
+    }
+
+    /// Writes the captured commits as the next TXID.
+    async fn commit(&mut self) -> Result<Done, RunError> {
+        if self.attached.mailbox.lock().gap.is_some() {
+            return Ok(Done::Unchanged);
+        }
+        let Some(batch) = self.attached.mailbox.take() else {
+            return Ok(Done::Unchanged);
+        };
+        self.write(batch).await?;
+        Ok(Done::Written)
+    }
+
+    /// Writes a batch and returns its pages.
+    async fn write(&mut self, batch: Batch) -> Result<PageSet, RunError> {
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let write = move |committer: &mut Committer| {
+            let (commit, first_ms) = (batch.commit, batch.first_ms);
+            let page_size = batch.pages.page_size();
+            let mut delta = Delta {
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+                pages: batch.pages,
+                commit,
+            };
+            committer.write(&mut delta, first_ms)?;
+            handle.set_size(page_size, commit);
+            committer.record(log);
+            Ok(delta.pages)
+        };
+        let pages = self.blocking(write).await?;
+        self.log = Some(log);
+        Ok(pages)
+    }
+
+    /// Reads the whole database and writes the pages that differ from the page table.
+    async fn resync(&mut self) -> Result<Done, RunError> {
+        let page_size = {
+            // From here on the mailbox receives the whole present WAL, then everything after it.
+            let reason = self.attached.mailbox.begin_resync();
+            tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
+            let page_size = self.attached.mailbox.lock().page_size;
+            page_size.expect("the machine has seen that it is attached")
+        };
+        if self.handle.chain.lock().is_in_doubt {
+            // Compare pages that only the WAL holds, too.
+            let Some(newest) = self.whole_log().await? else {
+                return Ok(Done::Unchanged);
+            };
+            let mut pending = self.attached.mailbox.lock();
+            let later = pending.batch.take();
+            let mut newest = newest;
+            if let Some(later) = later {
+                newest.append(later).map_err(ScanError::Spill)?;
+            }
+            pending.batch = Some(newest);
+        }
+        let path = self.path.clone();
+        let scan = move |committer: &mut Committer| {
+            let table = committer.table.as_ref();
+            let known = table.filter(|table| table.page_size() == page_size);
+            let on_full = committer.on_full();
+            Ok(scan_live(
+                &path,
+                page_size,
+                known,
+                on_full,
+                &committer.spill,
+            )?)
+        };
+        let scan = self.blocking(scan).await?;
+        self.barrier().await?;
+        if self.attached.mailbox.lock().gap.is_some() {
+            // Frames were missed during the scan: start again.
+            return Ok(Done::Unchanged);
+        }
+        let Some(batch) = self.attached.mailbox.take() else {
+            // A first attachment always delivers the present WAL. Later ones may find no change.
+            self.attached.mailbox.lock().gap = Some(GapReason::Fresh);
+            return Err(RunError::WalReader(WalError::Restless));
+        };
+        let (handle, log) = (self.handle.clone(), batch.log);
+        let write = move |committer: &mut Committer| {
+            let (first_ms, commit) = (batch.first_ms, batch.commit);
+            let newest = Delta {
+                pages: batch.pages,
+                commit,
+                log: Some((log, batch.log_offset)),
+                timestamp_ms: batch.last_ms,
+            };
+            committer.write_scan(scan, newest, first_ms)?;
+            handle.set_size(page_size, commit);
+            committer.record(log);
+            Ok(())
+        };
+        self.blocking(write).await?;
+        self.log = Some(log);
+        Ok(Done::Written)
+    }
+
+    /// Freezes the present position for a snapshot.
+    async fn take_cut(&mut self) -> Result<Done, RunError> {
+        let log = match self.whole_log().await {
+            Ok(Some(log)) => log,
+            Ok(None) => return Ok(Done::Unchanged),
+            Err(RunError::Log(error)) => return Ok(self.cut_failed(&error)),
+            Err(error) => return Err(error),
+        };
+        let mut newest = log.pages;
+        if self.attached.mailbox.lock().gap.is_some() {
+            return Ok(Done::Unchanged);
+        }
+        let batch = self.attached.mailbox.take();
+        let is_written = batch.is_some();
+        if let Some(batch) = batch {
+            let pages = self.write(batch).await?;
+            if let Err(error) = newest.overlay(pages) {
+                return Ok(self.cut_failed(&WalError::Spill(error)));
+            }
+        }
+        self.blocking(move |committer| committer.offer_cut(newest))
+            .await?;
+        Ok(match is_written {
+            true => Done::Written,
+            false => Done::Unchanged,
+        })
+    }
+
+    fn cut_failed(&self, error: &WalError) -> Done {
+        let database = &self.handle.path;
+        tracing::warn!(%database, "{error}: the next snapshot waits, commits are stored meanwhile");
+        Done::CutFailed
+    }
+
+    /// The pages of the present WAL that the database file may lack.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Log`] if they cannot be read or kept. Nothing that was captured is lost.
+    async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
+        // Drop an earlier answer: it may be older than recent commits.
+        self.attached.mailbox.lock().log = None;
+        self.attached.reread();
+        let log = self.until(|pending| match pending.gap {
+            Some(_) => Some(None),
+            None => pending.log.take().map(Some),
+        });
+        log.await?.transpose().map_err(RunError::Log)
+    }
+
+    /// Polls a last time. Returns the state of the files if everything in them is captured.
+    async fn rest(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        let look = || live_fingerprint(&path).ok().flatten();
+        // Later writes change these files. Earlier writes are in the WAL.
+        let before = look();
+        let token = self.next_barrier();
+        self.until(|pending| (pending.barrier >= token).then_some(()))
+            .await?;
+        let is_all_taken = self.attached.mailbox.lock().is_all_taken();
+        Ok(match before.filter(|_| is_all_taken) {
+            Some(files) if Some(files) == look() => Done::Quiet(files),
+            _ => Done::NotQuiet,
+        })
+    }
+
+    /// Copies every commit into the database file and proves that it is captured. Then SQLite's
+    /// close has nothing to write, and every later commit is visible as a change of the file.
+    async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
+        let path = self.path.clone();
+        self.attached.checkpoint_alone();
+        self.barrier().await?;
+        let file = loop {
+            let Some(file) = fingerprint(&path).ok().flatten() else {
+                return Ok(Done::NotQuiet);
+            };
+            if file.is_settled(SystemTime::now()) {
+                break file;
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        };
+        let is_ready = self.is_ready_to_close().await?;
+        Ok(
+            match is_ready && fingerprint(&path).ok() == Some(Some(file)) {
+                true => Done::Closable(file),
+                false => Done::NotQuiet,
+            },
+        )
+    }
+
+    /// Whether everything is captured and in the database file, and no other process has it open.
+    async fn is_ready_to_close(&mut self) -> Result<bool, RunError> {
+        self.barrier().await?;
+        let pending = self.attached.mailbox.lock();
+        Ok(pending.is_all_taken() && pending.is_backfilled && pending.is_alone)
+    }
+
+    /// Captures and writes the remaining commits. Stays attached while a target may need a cut,
+    /// because its snapshot is read from the database.
+    async fn finish(&mut self) -> Result<Done, RunError> {
+        let mut changes = self.handle.chain.subscribe();
+        loop {
+            changes.borrow_and_update();
+            self.capture_all().await?;
+            if self.handle.needs_no_cut() {
+                self.attached.checkpoint_alone();
+                let is_closable = self.is_ready_to_close().await?;
+                return Ok(Done::Finished { is_closable });
+            }
+            self.handle.ask_for_needed_cuts();
+            let lacks_cut = self.handle.chain.lock().lacks_cut();
+            if lacks_cut && matches!(self.take_cut().await?, Done::CutFailed) {
+                tokio::time::sleep(PROBE_PAUSE).await;
+                continue;
+            }
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Polls a last time and writes the commits that it finds.
+    async fn capture_all(&mut self) -> Result<(), RunError> {
+        self.until(|pending| pending.page_size).await?;
+        self.barrier().await?;
+        for _ in 0..LAST_RESYNCS {
+            let is_whole = self.attached.mailbox.lock().gap.is_none();
+            if is_whole && self.has_table() {
+                break;
+            }
+            self.resync().await?;
+        }
+        if self.attached.mailbox.lock().gap.is_some() {
+            return Err(RunError::WalReader(WalError::Restless));
+        }
+        self.commit().await?;
+        Ok(())
+    }
+
+    fn next_barrier(&mut self) -> u64 {
+        self.barrier += 1;
+        self.attached.barrier(self.barrier);
+        self.barrier
+    }
+
+    /// Waits until everything that has been published by now is captured.
+    pub(super) async fn barrier(&mut self) -> Result<(), RunError> {
+        let token = self.next_barrier();
+        self.until(|pending| (pending.barrier >= token).then_some(()))
+            .await
+    }
+
+    /// Waits until `ready` returns a value from the mailbox.
+    pub(super) async fn until<T>(
+        &self,
+        mut ready: impl FnMut(&mut PendingCapture) -> Option<T>,
+    ) -> Result<T, RunError> {
+        let mailbox = &self.attached.mailbox;
+        let mut changes = mailbox.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let mut pending = mailbox.lock();
+                check(&mut pending)?;
+                if let Some(ready) = ready(&mut pending) {
+                    return Ok(ready);
+                }
+            }
+            let _changed = changes.changed().await;
+        }
+    }
+
+    /// Detaches, or closes the database as an application would. Waits until that is done.
+    pub(super) async fn release(&self, is_closable: bool) {
+        match is_closable {
+            true => self.attached.close(),
+            false => self.attached.detach(),
+        }
+        let mailbox = &self.attached.mailbox;
+        let mut changes: watch::Receiver<u64> = mailbox.subscribe();
+        while !mailbox.lock().gone {
+            let _changed = changes.changed().await;
+        }
+    }
+}
+
+/// Fails if the attachment has ended.
+pub(super) fn check(pending: &mut PendingCapture) -> Result<(), RunError> {
+    if let Some(error) = pending.failed.take() {
+        return Err(error.into());
+    }
+    if pending.moved {
+        return Err(RunError::Moved);
+    }
+    if pending.has_ended {
+        return Err(RunError::Detached);
+    }
+    Ok(())
+}
