@@ -15,6 +15,7 @@ use ltx::Txid;
 use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
+use crate::env::causes::describe;
 use crate::env::files;
 use crate::replica::lease::{self, Claim};
 use crate::replica::manifest;
@@ -164,7 +165,8 @@ pub async fn make_ready(
                 });
             }
             Err(source) => {
-                tracing::warn!(%database, target_name = %target.name, "restore: {source}");
+                let error = describe(&source);
+                tracing::warn!(%database, replica = target.name, %error, "not restored from this target");
                 let (database, target) = (database.clone(), target.name.clone());
                 failure.get_or_insert(StartupError::Restore {
                     database,
@@ -215,7 +217,8 @@ async fn name_source(target: &TargetSettings, settings: &DatabaseSettings) {
     let source = files::identify(&settings.path).ok();
     let name = |lease: &mut lease::Lease| lease.source.clone_from(&source);
     if let Err(error) = lease::amend(&target.store, &settings.holder, name).await {
-        tracing::warn!(target_name = %target.name, "name the restored file: {error}");
+        let error = describe(&error);
+        tracing::warn!(replica = target.name, %error, "the lease does not name the restored file");
     }
 }
 

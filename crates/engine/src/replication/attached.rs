@@ -255,12 +255,11 @@ impl AttachedDriver {
         done: Result<Result<Option<bool>, SqliteError>, tokio::task::JoinError>,
         database: &Database,
     ) {
-        let name = &database.handle.path;
         let helped = match done.expect("a checkpoint does not panic") {
             Ok(helped) => helped,
             // It fails while the application runs a checkpoint, and then ours is not needed.
             Err(error) => {
-                tracing::debug!(database = %name, %error, "checkpoint");
+                tracing::debug!(%error, "checkpoint");
                 None
             }
         };
@@ -271,7 +270,6 @@ impl AttachedDriver {
         let counted = &database.handle.blocking_checkpoints;
         if helped.is_some() && counted.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(
-                database = %name,
                 helped,
                 "the application never lets its WAL begin anew: we try to, and its writers wait a \
                  moment each time (set PRAGMA wal_autocheckpoint in the application)"

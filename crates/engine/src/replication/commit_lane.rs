@@ -128,7 +128,7 @@ impl Worker {
         let page_size = {
             // From here on the mailbox receives the whole present WAL, then everything after it.
             let reason = self.attached.mailbox.begin_resync();
-            tracing::debug!(database = %self.handle.path, ?reason, "reading the whole database");
+            tracing::debug!(?reason, "reading the whole database");
             let page_size = self.attached.mailbox.lock().page_size;
             page_size.expect("the machine has seen that it is attached")
         };
@@ -193,7 +193,7 @@ impl Worker {
         let log = match self.whole_log().await {
             Ok(Some(log)) => log,
             Ok(None) => return Ok(Done::Unchanged),
-            Err(RunError::Log(error)) => return Ok(self.cut_failed(&error)),
+            Err(RunError::Log(error)) => return Ok(Self::cut_failed(&error)),
             Err(error) => return Err(error),
         };
         let mut newest = log.pages;
@@ -205,7 +205,7 @@ impl Worker {
         if let Some(batch) = batch {
             let pages = self.write(batch).await?;
             if let Err(error) = newest.overlay(pages) {
-                return Ok(self.cut_failed(&WalError::Spill(error)));
+                return Ok(Self::cut_failed(&WalError::Spill(error)));
             }
         }
         self.blocking(move |committer| committer.offer_cut(newest))
@@ -216,9 +216,8 @@ impl Worker {
         })
     }
 
-    fn cut_failed(&self, error: &WalError) -> Done {
-        let database = &self.handle.path;
-        tracing::warn!(%database, "{error}: the next snapshot waits, commits are stored meanwhile");
+    fn cut_failed(error: &WalError) -> Done {
+        tracing::warn!(%error, "the next snapshot waits; commits are stored meanwhile");
         Done::CutFailed
     }
 

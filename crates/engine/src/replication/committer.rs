@@ -272,7 +272,7 @@ impl Committer {
         };
         // This is only a hint: without it the next start compares page hashes.
         if let Err(error) = self.local.write_capture(&record) {
-            tracing::debug!("{error}");
+            tracing::debug!(%error, "the position in the WAL is not kept");
         }
     }
 
@@ -303,7 +303,7 @@ impl Committer {
         if txid > self.table_at
             && let Err(error) = self.store_table(txid)
         {
-            tracing::warn!("{error}");
+            tracing::warn!(%error, "the page hashes are not kept: the next start reads the database");
         }
     }
 }
@@ -313,8 +313,9 @@ pub(super) async fn on_another_thread<T: Send + 'static>(
     mut committer: Committer,
     work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
 ) -> (Committer, Result<T, RunError>) {
+    let span = tracing::Span::current();
     let task = tokio::task::spawn_blocking(move || {
-        let result = work(&mut committer);
+        let result = span.in_scope(|| work(&mut committer));
         (committer, result)
     });
     task.await.expect("blocking work does not panic")

@@ -24,10 +24,12 @@ use protocol::config::OnDivergence;
 use protocol::status::DatabaseState;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use crate::env::budget::{Budgets, Limits};
+use crate::env::causes::describe;
 use crate::pages::page_set::Spill;
-use crate::replication::uploader::{TargetReport, TargetSettings, Uploader, describe};
+use crate::replication::uploader::{TargetReport, TargetSettings, Uploader};
 use crate::source::capture::Capture;
 use crate::source::probe::{Probe, probe};
 use crate::source::scan::ScanError;
@@ -191,7 +193,12 @@ impl Database {
     /// most `drain`.
     ///
     /// Returns true when every target has every commit.
-    pub async fn run(mut self, drain: Duration) -> bool {
+    pub async fn run(self, drain: Duration) -> bool {
+        let span = tracing::info_span!("database", path = %self.settings.path.display());
+        self.replicate(drain).instrument(span).await
+    }
+
+    async fn replicate(mut self, drain: Duration) -> bool {
         let Some(local) = self.open_state().await else {
             return false;
         };
@@ -287,7 +294,8 @@ impl Database {
                     report: Arc::clone(report),
                     drain: drain.clone(),
                 };
-                tokio::spawn(target.run())
+                let span = tracing::info_span!("target", replica = target.settings.name);
+                tokio::spawn(target.run().instrument(span))
             };
         Some(self.handle.targets.iter().enumerate().map(spawn).collect())
     }
@@ -320,13 +328,12 @@ impl Database {
     fn report(&self, state: DatabaseState, message: String) {
         let mut current = lock(&self.handle.state);
         if *current != (state, message.clone()) {
-            let database = self.settings.path.display().to_string();
             if state.is_healthy()
                 || matches!(state, DatabaseState::Starting | DatabaseState::Missing)
             {
-                tracing::info!(%database, ?state, "{message}");
+                tracing::info!(?state, reason = message, "state changed");
             } else {
-                tracing::warn!(%database, ?state, "{message}");
+                tracing::warn!(?state, reason = message, "state changed");
             }
             *current = (state, message);
         }

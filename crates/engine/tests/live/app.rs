@@ -23,6 +23,8 @@ pub struct Habits {
     pub autocheckpoint: u32,
     pub synchronous: String,
     pub threads: u64,
+    /// Time for which a connection waits for a lock, in milliseconds.
+    pub busy_timeout_ms: u64,
     /// False: small commits only. True: every action that an application may take.
     pub wild: bool,
 }
@@ -37,6 +39,7 @@ impl Habits {
             autocheckpoint: 1000,
             synchronous: "NORMAL".into(),
             threads: 1,
+            busy_timeout_ms: 5000,
             wild: false,
         }
     }
@@ -165,6 +168,11 @@ impl App {
         serde_json::from_str(&self.ask("latencies")).unwrap()
     }
 
+    /// Steps so far that SQLite refused, such as for a lock.
+    pub fn refused(&mut self) -> u64 {
+        self.ask("refused").parse().unwrap()
+    }
+
     /// Kills the application, as a power cut would.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -210,6 +218,7 @@ struct Shared {
     resting: u64,
     closed: u64,
     commits: u64,
+    refused: u64,
     latencies: Vec<u32>,
 }
 
@@ -232,6 +241,7 @@ fn serve(habits: &Habits) {
         resting: 0,
         closed: 0,
         commits: 0,
+        refused: 0,
         latencies: Vec::new(),
     };
     let crew: Crew = Arc::new((Mutex::new(shared), Condvar::new()));
@@ -266,6 +276,7 @@ fn serve(habits: &Habits) {
                 String::new()
             }
             "commits" => crew.0.lock().unwrap().commits.to_string(),
+            "refused" => crew.0.lock().unwrap().refused.to_string(),
             "latencies" => {
                 let mut all = crew.0.lock().unwrap().latencies.clone();
                 all.sort_unstable();
@@ -313,7 +324,8 @@ fn run_all(connection: &Connection, sql: &str) -> String {
 
 fn open(habits: &Habits) -> Connection {
     let connection = Connection::open(&habits.path).unwrap();
-    connection.busy_timeout(Duration::from_secs(5)).unwrap();
+    let wait = Duration::from_millis(habits.busy_timeout_ms);
+    connection.busy_timeout(wait).unwrap();
     connection
         .execute_batch(&format!(
             "PRAGMA wal_autocheckpoint={}; PRAGMA synchronous={}; PRAGMA cache_size=8",
@@ -377,7 +389,10 @@ impl Worker {
                 Err(rusqlite::Error::SqliteFailure(failure, text)) => {
                     use rusqlite::ErrorCode as Code;
                     let took = began.elapsed().as_micros() as u32;
-                    self.crew.0.lock().unwrap().latencies.push(took);
+                    let mut shared = self.crew.0.lock().unwrap();
+                    shared.latencies.push(took);
+                    shared.refused += 1;
+                    drop(shared);
                     assert!(
                         !matches!(failure.code, Code::DatabaseCorrupt | Code::NotADatabase),
                         "the application's database is corrupt: {text:?}"

@@ -22,7 +22,7 @@ pub struct Gated {
     pub waiting: Mutex<Vec<String>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub enum Gate {
     Open,
     /// Writes of keys with this prefix wait.

@@ -221,7 +221,7 @@ async fn warn_of_near_misses(settings: &DatabaseSettings) {
         }
         if let Some(place) = near::near_miss(&target.store).await {
             tracing::warn!(
-                database = %settings.path.display(), target_name = %target.name,
+                database = %settings.path.display(), replica = %target.name,
                 "a new backup begins at {}, while there is one at {place}: a path is taken byte for \
                  byte, so correct its slashes and dots if that is meant",
                 target.store.describe()

@@ -257,7 +257,7 @@ pub(super) async fn add_stored(
             match pattern.stored(&target.store).await {
                 Ok(paths) => stored.extend(paths),
                 Err(error) => {
-                    tracing::warn!(target_name = %target.name, "which backups are there: {error}");
+                    tracing::warn!(replica = %target.name, "which backups are there: {error}");
                     failure.get_or_insert(error);
                 }
             }

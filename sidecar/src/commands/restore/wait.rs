@@ -161,9 +161,9 @@ async fn make_one_ready(
         Ready::Restored { target, restored } => {
             let (txid, bytes) = (restored.txid.to_string(), restored.bytes);
             match restored.generation {
-                None => tracing::info!(%database, target_name = %target, txid, bytes, "restored"),
+                None => tracing::info!(%database, replica = %target, txid, bytes, "restored"),
                 Some(generation) => tracing::info!(
-                    %database, target_name = %target, %generation, bytes, "restored from Litestream 0.3"
+                    %database, replica = %target, %generation, bytes, "restored from Litestream 0.3"
                 ),
             }
         }

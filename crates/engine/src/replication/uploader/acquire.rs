@@ -66,8 +66,7 @@ impl Uploader {
         // No restore would reach the files that follow an unnoticed hole.
         let leads_on = stored == Txid::ZERO || plan_restore(&files, Some(stored)).is_ok();
         if ours && !leads_on {
-            let name = &self.settings.name;
-            tracing::error!(target_name = %name, "files are missing before TXID {stored}: a new snapshot is stored");
+            tracing::error!(txid = %stored, "files are missing before this TXID: a new snapshot is stored");
         }
         let ours = ours && leads_on;
         let above = stored.max(expected.unwrap_or(Txid::ZERO));
@@ -224,7 +223,7 @@ impl Uploader {
         let taken = lease::take(store, &claim, above, Timestamp::now(), permit).await?;
         let lease = taken.ok_or(TargetError::Lease(LeaseError::Contended))?;
         lease::prove_conditions(store, &lease).await?;
-        tracing::info!(target_name = %self.settings.name, epoch = lease.epoch, "took the lease");
+        tracing::info!(epoch = lease.epoch, "took the lease");
         Ok((held, lease))
     }
 

@@ -7,6 +7,7 @@ use ltx::{Encoder, FileName, Header, Txid};
 use sqlite_format::Salts;
 use store::{Body, PutMeta, PutMode, SharedStore, StoreErrorKind};
 
+use crate::env::causes::describe;
 use crate::env::clock::unix_ms;
 use crate::replica::lease::{self, Lease, LeaseError};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
@@ -114,7 +115,8 @@ async fn newest_header(
                 return Err(error.into());
             }
             Err(error) => {
-                tracing::error!("{error}");
+                let damaged = describe(&error);
+                tracing::error!(error = %damaged, "a stored file is damaged");
                 damage = Some(error);
             }
         }

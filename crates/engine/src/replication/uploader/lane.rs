@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument;
 
 /// Work in progress. Dropping it abandons the work.
 pub(super) struct Lane<T> {
@@ -35,7 +36,7 @@ impl<T: Send + 'static> Lane<T> {
         #[cfg(test)]
         let work = crate::replication::on_this_machine(work);
         Lane {
-            task: tokio::spawn(work),
+            task: tokio::spawn(work.in_current_span()),
             end: None,
             ending,
         }

@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::env::budget::Budgets;
+use crate::env::causes::describe;
 use crate::env::files::SourceId;
 use crate::replica::lease::LeaseError;
 use crate::replica::manifest::{RemoteError, RemoteFile};
@@ -462,8 +463,8 @@ impl Uploader {
             Ok(Upkeep::Retained(retained)) => self.retained(replica, retained),
             Err(error) if error.is_lost_file() => {
                 // No restore can pass this file: request a snapshot after it.
-                let name = &self.settings.name;
-                tracing::error!(target_name = %name, "{error}: a new snapshot is stored");
+                let error = describe(&error);
+                tracing::error!(%error, "a stored file is lost: a new snapshot is stored");
                 let acked = self.progress().acked;
                 self.need_snapshot(replica, acked).await
             }
@@ -506,15 +507,14 @@ impl Uploader {
 
     fn report_error(&self, error: &TargetError) {
         let (message, ends_with) = (describe(error), error.ends_with());
-        let (name, database) = (&self.settings.name, self.database.display().to_string());
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.errors += 1;
         // Log a change once, not each attempt of an outage.
         if report.message != message {
             if ends_with.is_some() {
-                tracing::error!(target_name = %name, %database, "{message}");
+                tracing::error!(error = %message, "this target takes no backups any more");
             } else {
-                tracing::warn!(target_name = %name, %database, "{message}");
+                tracing::warn!(error = %message, "not stored; it is tried again");
             }
         }
         report.state = error.state();
@@ -549,21 +549,6 @@ pub(super) fn position(txid: Txid, checksum: u64, timestamp_ms: i64) -> Option<P
         checksum: format!("{checksum:016x}"),
         time: Timestamp::from_millisecond(timestamp_ms).ok()?,
     })
-}
-
-/// Formats an error and its causes in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 async fn sleep_until(wake: Option<Instant>) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use store::{SharedStore, Store, StoreError, StoreErrorKind};
 use tokio::time::Instant;
 
+use crate::env::causes::describe;
 use crate::replica::manifest::{self, RemoteFile};
 use crate::replica::retention::{RetentionPlan, RetentionPolicy, plan_retention};
 
@@ -56,7 +57,6 @@ impl Uploader {
             *undeletable = UndeletableObjects::default();
         }
         Retention {
-            name: self.settings.name.clone(),
             store: Arc::clone(&self.settings.store),
             holder: self.holder.clone(),
             epoch: replica.epoch,
@@ -91,23 +91,22 @@ impl Uploader {
 
     /// Logs only once, not for further files, that the store refuses to delete.
     fn warn_of(&self, replica: &mut LeasedReplica, refusal: &StoreError, files: usize) {
-        let name = &self.settings.name;
+        let error = describe(refusal);
         if replica.undeletable.since.is_some() {
-            tracing::debug!(target_name = %name, files, "retention: {refusal}");
+            tracing::debug!(%error, files, "the store refuses to delete");
             return;
         }
         replica.undeletable.since = Some(Instant::now());
         tracing::warn!(
-            target_name = %name, files,
-            "retention: {refusal}; what the store refuses to delete stays, and is asked for again in \
-             a day; backups continue"
+            %error, files,
+            "the store refuses to delete: these files stay, and the deletion is tried again in a day; \
+             backups continue"
         );
     }
 }
 
 /// One run of retention.
 struct Retention {
-    name: String,
     store: SharedStore,
     holder: String,
     epoch: u64,
@@ -152,11 +151,10 @@ impl Retention {
         let planning = tokio::task::spawn_blocking(move || plan_retention(&files, &policy, now_ms));
         let plan = planning.await.expect("planning does not panic");
         for spared in &plan.spared {
-            let name = &self.name;
             let (level, file) = (spared.file.level, spared.file.name());
             let (point, reason) = (spared.point, spared.reason);
             tracing::error!(
-                target_name = %name, level, %file, %point, ?reason,
+                level, %file, %point, ?reason,
                 "retention picked a file that a promised position needs: it stays"
             );
         }

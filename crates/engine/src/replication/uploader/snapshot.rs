@@ -166,15 +166,16 @@ impl Uploader {
         is_base: bool,
         was_pinned: bool,
     ) {
-        let (name, pgno, effort) = (&self.settings.name, page.pgno, replica.effort);
+        let (pgno, effort) = (page.pgno, replica.effort);
         tracing::debug!(
-            target_name = %name, pgno, ?effort,
+            pgno,
+            ?effort,
             "a page was overwritten before it was read: the snapshot begins again"
         );
         // Under a read mark no page is overwritten. Otherwise a commit also changes the next cut.
         if was_pinned || replica.overwritten == Some(page) {
             tracing::error!(
-                target_name = %name, pgno,
+                pgno,
                 "a page differs from what the captured commits lead to: the database is read again"
             );
             self.chain.update(|chain| chain.is_in_doubt = true);

@@ -64,7 +64,8 @@ impl Uploader {
                     });
                 }
                 Err(error) => {
-                    tracing::error!("{}: {error}: a new snapshot is stored", path.display());
+                    let path = path.display();
+                    tracing::error!(%path, %error, "a captured file is damaged: a new snapshot is stored");
                     let above = Txid::new(file.txid.get() - 1);
                     return self.need_snapshot(replica, above).await;
                 }
