@@ -19,7 +19,7 @@ use super::{Database, RunError};
 use crate::env::files::Fingerprint;
 use crate::source::capture::Attached;
 use crate::source::sqlite::{Connection, SqliteError};
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 
 /// How an attachment ended.
 pub(super) enum Ended {
@@ -50,7 +50,7 @@ pub(super) struct Left {
     pub(super) committer: Committer,
     pub(super) pace: Pace,
     /// WAL position after the newest written file, if known.
-    pub(super) log: Option<LogPosition>,
+    pub(super) log: Option<WalPosition>,
     pub(super) result: Result<Ended, RunError>,
 }
 
@@ -60,7 +60,7 @@ impl AttachedDriver {
         committer: Committer,
         (pace, scan_time): (Pace, Duration),
         attached: Attached,
-        log: Option<LogPosition>,
+        log: Option<WalPosition>,
         database: &Database,
     ) -> AttachedDriver {
         let attached = Arc::new(attached);
@@ -106,7 +106,7 @@ impl AttachedDriver {
         worker.release(self.is_closable).await;
         if let Ok(Ended::Stopped) = result {
             // Commits after the last poll are left to the next process that captures.
-            database.handle.chain.lock().unwritten.clear();
+            database.handle.progress.lock().unwritten.clear();
         }
         Left {
             pace: self.machine.pace(),
@@ -118,7 +118,7 @@ impl AttachedDriver {
 
     async fn drive(&mut self, database: &mut Database) -> Result<Ended, RunError> {
         let mut pending = self.attached.mailbox.subscribe();
-        let mut changes = database.handle.chain.subscribe();
+        let mut changes = database.handle.progress.subscribe();
         {
             // Capture everything that exists now before any state is reported.
             let worker = self.worker.as_mut().expect("nothing is under way yet");
@@ -177,18 +177,18 @@ impl AttachedDriver {
             }
         };
         let surroundings = {
-            let chain = database.handle.chain.lock();
-            if chain.verdict().is_some() && self.commit.is_none() {
+            let progress = database.handle.progress.lock();
+            if progress.verdict().is_some() && self.commit.is_none() {
                 return Err(RunError::Over);
             }
-            let is_full = chain.is_full();
+            let is_full = progress.is_full();
             Surroundings {
-                lacks_cut: chain.lacks_cut(),
-                is_in_doubt: chain.is_in_doubt,
-                keeps_up: chain.keeps_up(),
+                lacks_cut: progress.lacks_cut(),
+                is_in_doubt: progress.is_in_doubt,
+                keeps_up: progress.keeps_up(),
                 is_full,
-                can_make_room: is_full && chain.removable_under_pressure() > 0,
-                has_leftovers: chain.has_leftovers(),
+                can_make_room: is_full && progress.removable_under_pressure() > 0,
+                has_leftovers: progress.has_leftovers(),
                 is_crowded: database.env.capture.is_crowded(),
                 others_wait: database.env.capture.others_wait(),
             }
@@ -207,7 +207,7 @@ impl AttachedDriver {
         Ok(())
     }
 
-    fn log(&self) -> Option<LogPosition> {
+    fn log(&self) -> Option<WalPosition> {
         self.worker.as_ref().and_then(|worker| worker.log)
     }
 

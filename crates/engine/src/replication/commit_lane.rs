@@ -15,7 +15,7 @@ use crate::env::files::{Fingerprint, fingerprint, live_fingerprint};
 use crate::pages::page_set::PageSet;
 use crate::source::capture::{Attached, PendingCapture};
 use crate::source::scan::{ScanError, scan_live};
-use crate::source::wal::{Batch, GapReason, LogPosition, WalError};
+use crate::source::wal::{Batch, GapReason, WalError, WalPosition};
 use crate::spool::ltx_writer::Delta;
 
 /// Pause before file times are read again that are too recent to show a change.
@@ -48,7 +48,7 @@ pub(super) struct Worker {
     pub(super) attached: Arc<Attached>,
     pub(super) handle: DatabaseHandle,
     pub(super) path: PathBuf,
-    pub(super) log: Option<LogPosition>,
+    pub(super) log: Option<WalPosition>,
     pub(super) barrier: u64,
 }
 
@@ -108,7 +108,7 @@ impl Worker {
             let (commit, first_ms) = (batch.commit, batch.first_ms);
             let page_size = batch.pages.page_size();
             let mut delta = Delta {
-                log: Some((log, batch.log_offset)),
+                log: Some((log, batch.wal_offset)),
                 timestamp_ms: batch.last_ms,
                 pages: batch.pages,
                 commit,
@@ -132,9 +132,9 @@ impl Worker {
             let page_size = self.attached.mailbox.lock().page_size;
             page_size.expect("the machine has seen that it is attached")
         };
-        if self.handle.chain.lock().is_in_doubt {
+        if self.handle.progress.lock().is_in_doubt {
             // Compare pages that only the WAL holds, too.
-            let Some(newest) = self.whole_log().await? else {
+            let Some(newest) = self.whole_wal().await? else {
                 return Ok(Done::Unchanged);
             };
             let mut pending = self.attached.mailbox.lock();
@@ -175,7 +175,7 @@ impl Worker {
             let newest = Delta {
                 pages: batch.pages,
                 commit,
-                log: Some((log, batch.log_offset)),
+                log: Some((log, batch.wal_offset)),
                 timestamp_ms: batch.last_ms,
             };
             committer.write_scan(scan, newest, first_ms)?;
@@ -190,10 +190,10 @@ impl Worker {
 
     /// Freezes the present position for a snapshot.
     async fn take_cut(&mut self) -> Result<Done, RunError> {
-        let log = match self.whole_log().await {
+        let log = match self.whole_wal().await {
             Ok(Some(log)) => log,
             Ok(None) => return Ok(Done::Unchanged),
-            Err(RunError::Log(error)) => return Ok(Self::cut_failed(&error)),
+            Err(RunError::Wal(error)) => return Ok(Self::cut_failed(&error)),
             Err(error) => return Err(error),
         };
         let mut newest = log.pages;
@@ -225,8 +225,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`RunError::Log`] if they cannot be read or kept. Nothing that was captured is lost.
-    async fn whole_log(&mut self) -> Result<Option<Batch>, RunError> {
+    /// [`RunError::Wal`] if they cannot be read or kept. Nothing that was captured is lost.
+    async fn whole_wal(&mut self) -> Result<Option<Batch>, RunError> {
         // Drop an earlier answer: it may be older than recent commits.
         self.attached.mailbox.lock().log = None;
         self.attached.reread();
@@ -234,7 +234,7 @@ impl Worker {
             Some(_) => Some(None),
             None => pending.log.take().map(Some),
         });
-        log.await?.transpose().map_err(RunError::Log)
+        log.await?.transpose().map_err(RunError::Wal)
     }
 
     /// Polls a last time. Returns the state of the files if everything in them is captured.
@@ -287,7 +287,7 @@ impl Worker {
     /// Captures and writes the remaining commits. Stays attached while a target may need a cut,
     /// because its snapshot is read from the database.
     async fn finish(&mut self) -> Result<Done, RunError> {
-        let mut changes = self.handle.chain.subscribe();
+        let mut changes = self.handle.progress.subscribe();
         loop {
             changes.borrow_and_update();
             self.capture_all().await?;
@@ -297,7 +297,7 @@ impl Worker {
                 return Ok(Done::Finished { is_closable });
             }
             self.handle.ask_for_needed_cuts();
-            let lacks_cut = self.handle.chain.lock().lacks_cut();
+            let lacks_cut = self.handle.progress.lock().lacks_cut();
             if lacks_cut && matches!(self.take_cut().await?, Done::CutFailed) {
                 tokio::time::sleep(PROBE_PAUSE).await;
                 continue;

@@ -8,7 +8,7 @@ use super::RunError;
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::scan::{OnFull, Scan, ScanError, drop_unchanged};
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 use crate::spool::cut::Cut;
 use crate::spool::ltx_writer::{Delta, WriteError, write_delta};
 use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
@@ -21,7 +21,7 @@ const TABLE_EVERY: u64 = 128;
 pub(super) struct Committer {
     pub(super) local: Arc<LocalState>,
     pub(super) spill: Spill,
-    pub(super) chain: Arc<SharedProgress>,
+    pub(super) progress: Arc<SharedProgress>,
     /// None until the first read of the database, or after its state was lost.
     pub(super) table: Option<PageHashes>,
     /// TXID of the stored page table.
@@ -29,29 +29,29 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    /// Resumes from local state and reports it in `chain`. No captured file is removed until each
+    /// Resumes from local state and reports it in `progress`. No captured file is removed until each
     /// of `targets` has reported its position.
     pub(super) fn resume(
         local: Arc<LocalState>,
         spill: Spill,
-        chain: Arc<SharedProgress>,
+        progress: Arc<SharedProgress>,
         loaded: Loaded,
         targets: usize,
     ) -> Committer {
-        chain.update(|chain| {
-            chain.txid = loaded.txid;
-            chain.checksum = loaded.table.as_ref().map(PageHashes::checksum);
-            let newest = chain.checksum;
+        progress.update(|progress| {
+            progress.txid = loaded.txid;
+            progress.checksum = loaded.table.as_ref().map(PageHashes::checksum);
+            let newest = progress.checksum;
             for file in &loaded.files {
-                chain.push(Captured {
+                progress.push(Captured {
                     file: *file,
                     checksum: newest.filter(|_| file.txid == loaded.txid),
                     oldest_ms: file.timestamp_ms,
                 });
             }
-            chain.targets = vec![TargetProgress::default(); targets];
-            chain.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
-            chain.epoch = loaded
+            progress.targets = vec![TargetProgress::default(); targets];
+            progress.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
+            progress.epoch = loaded
                 .replicas
                 .values()
                 .map(|record| record.epoch)
@@ -61,7 +61,7 @@ impl Committer {
         Committer {
             local,
             spill,
-            chain,
+            progress,
             table: loaded.table,
             table_at: loaded.table_at,
         }
@@ -74,9 +74,9 @@ impl Committer {
             .as_mut()
             .expect("a delta needs a known state below it");
         let (txid, epoch, timestamp_ms) = {
-            let chain = self.chain.lock();
-            let time = chain.time_of_next(delta.timestamp_ms);
-            (chain.txid.next(), chain.epoch, time)
+            let progress = self.progress.lock();
+            let time = progress.time_of_next(delta.timestamp_ms);
+            (progress.txid.next(), progress.epoch, time)
         };
         delta.timestamp_ms = timestamp_ms;
         let written = write_delta(&self.local, table, delta, txid, epoch);
@@ -88,47 +88,47 @@ impl Committer {
             Ok(file) => file,
         };
         let checksum = table.checksum();
-        self.chain.update(|chain| {
+        self.progress.update(|progress| {
             // The file also holds commits that an earlier attempt lost.
-            let taken_ms = chain.unwritten.oldest_taken_ms();
+            let taken_ms = progress.unwritten.oldest_taken_ms();
             let oldest_ms = taken_ms.map_or(oldest_ms, |ms| ms.min(oldest_ms));
-            chain.txid = txid;
-            chain.checksum = Some(checksum);
-            chain.timestamp_ms = timestamp_ms;
-            chain.push(Captured {
+            progress.txid = txid;
+            progress.checksum = Some(checksum);
+            progress.timestamp_ms = timestamp_ms;
+            progress.push(Captured {
                 file,
                 checksum: Some(checksum),
                 oldest_ms,
             });
-            chain.unwritten.written();
+            progress.unwritten.written();
         });
         if txid.get() >= self.table_at.get() + TABLE_EVERY {
             self.store_table(txid)?;
         }
-        self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
+        self.trim(|progress, table_at| progress.removable(table_at, Need::Compaction))
     }
 
     /// Removes captured files because the local-state budget is used up.
     pub(super) fn make_room(&mut self) -> Result<(), RunError> {
-        let txid = self.chain.lock().txid;
+        let txid = self.progress.lock().txid;
         if txid > self.table_at {
             self.store_table(txid)?;
         }
-        self.trim(|chain, _| chain.removable_under_pressure())
+        self.trim(|progress, _| progress.removable_under_pressure())
     }
 
     /// Removes captured files that no target needs any more.
     pub(super) fn tidy(&mut self) -> Result<(), RunError> {
-        let txid = self.chain.lock().txid;
+        let txid = self.progress.lock().txid;
         if txid > self.table_at {
             self.store_table(txid)?;
         }
-        self.trim(|chain, table_at| chain.removable(table_at, Need::Compaction))
+        self.trim(|progress, table_at| progress.removable(table_at, Need::Compaction))
     }
 
     /// How a scan reacts if changed pages do not fit: it fails while uploads will make room.
     pub(super) fn on_full(&self) -> OnFull {
-        match self.chain.lock().keeps_up() {
+        match self.progress.lock().keeps_up() {
             true => OnFull::KeepHashes,
             false => OnFull::Fail,
         }
@@ -150,9 +150,9 @@ impl Committer {
             changed.truncate(newest.commit);
             drop_unchanged(&mut changed, table)?;
             if changed.is_empty() && newest.commit == table.commit() {
-                self.chain.update(|chain| {
-                    chain.unwritten.written();
-                    chain.is_in_doubt = false;
+                self.progress.update(|progress| {
+                    progress.unwritten.written();
+                    progress.is_in_doubt = false;
                 });
                 return Ok(());
             }
@@ -161,7 +161,8 @@ impl Committer {
                 ..newest
             };
             self.write(&mut delta, oldest_ms)?;
-            self.chain.update(|chain| chain.is_in_doubt = false);
+            self.progress
+                .update(|progress| progress.is_in_doubt = false);
             return Ok(());
         }
         let mut table = scan.table;
@@ -188,8 +189,12 @@ impl Committer {
         let table = self.table.clone();
         let table = table.expect("a cut is taken of a known state");
         let (txid, timestamp_ms, above) = {
-            let chain = self.chain.lock();
-            (chain.txid, chain.timestamp_ms, chain.snapshot_above())
+            let progress = self.progress.lock();
+            (
+                progress.txid,
+                progress.timestamp_ms,
+                progress.snapshot_above(),
+            )
         };
         if txid == Txid::ZERO || above.is_some_and(|above| above >= txid) {
             let commit = table.commit();
@@ -207,10 +212,10 @@ impl Committer {
             table,
             newest,
         };
-        self.chain.update(|chain| {
-            chain.cut = Some(Arc::new(cut));
+        self.progress.update(|progress| {
+            progress.cut = Some(Arc::new(cut));
             // The targets may have ended meanwhile.
-            chain.release_cut();
+            progress.release_cut();
         });
         Ok(())
     }
@@ -220,12 +225,12 @@ impl Committer {
     /// pages follows at once.
     fn begin(&mut self, table: PageHashes, newest: Delta) -> Result<(), RunError> {
         let (txid, timestamp_ms, oldest_ms) = {
-            let chain = self.chain.lock();
-            let above = chain.snapshot_above().unwrap_or(Txid::ZERO);
-            let time = chain.time_of_next(newest.timestamp_ms);
+            let progress = self.progress.lock();
+            let above = progress.snapshot_above().unwrap_or(Txid::ZERO);
+            let time = progress.time_of_next(newest.timestamp_ms);
             // Dropped captured files count as not stored until the snapshot is stored.
-            let oldest_ms = chain.oldest_unstored_ms().unwrap_or(time);
-            (chain.txid.max(above).next(), time, oldest_ms)
+            let oldest_ms = progress.oldest_unstored_ms().unwrap_or(time);
+            (progress.txid.max(above).next(), time, oldest_ms)
         };
         // Write to disk first. If that fails, nothing was written, and the state must not count as
         // known.
@@ -239,20 +244,20 @@ impl Committer {
             newest: newest.pages,
         };
         (self.table, self.table_at) = (Some(table), txid);
-        let stale = self.chain.update(|chain| {
-            chain.cut = Some(Arc::new(cut));
-            chain.txid = txid;
-            chain.checksum = Some(checksum);
-            chain.timestamp_ms = timestamp_ms;
-            chain.is_in_doubt = false;
+        let stale = self.progress.update(|progress| {
+            progress.cut = Some(Arc::new(cut));
+            progress.txid = txid;
+            progress.checksum = Some(checksum);
+            progress.timestamp_ms = timestamp_ms;
+            progress.is_in_doubt = false;
             // Other targets report their needs when they connect.
-            let connected = chain.targets.iter_mut().filter(|it| it.is_connected());
+            let connected = progress.targets.iter_mut().filter(|it| it.is_connected());
             for target in connected {
                 target.needs_snapshot.get_or_insert(target.acked);
                 (target.wants_cut, target.taken_cut) = (true, None);
             }
-            chain.release_cut();
-            chain.remove_oldest(chain.files.len())
+            progress.release_cut();
+            progress.remove_oldest(progress.files.len())
         });
         self.local.remove_captured(&stale)?;
         // The newest file of level 0 must exist and cover a single TXID.
@@ -265,9 +270,9 @@ impl Committer {
         self.write(&mut nothing, oldest_ms)
     }
 
-    pub(super) fn record(&self, log: LogPosition) {
+    pub(super) fn record(&self, log: WalPosition) {
         let record = CaptureRecord {
-            txid: self.chain.lock().txid.get(),
+            txid: self.progress.lock().txid.get(),
             log,
         };
         // This is only a hint: without it the next start compares page hashes.
@@ -290,16 +295,16 @@ impl Committer {
         count: impl FnOnce(&ReplicationProgress, Txid) -> usize,
     ) -> Result<(), RunError> {
         let gone = {
-            let mut chain = self.chain.lock();
-            let count = count(&chain, self.table_at);
-            chain.remove_oldest(count)
+            let mut progress = self.progress.lock();
+            let count = count(&progress, self.table_at);
+            progress.remove_oldest(count)
         };
         Ok(self.local.remove_captured(&gone)?)
     }
 
     /// Stores the page table, so that the next start is quick.
     pub(super) fn save(&mut self) {
-        let txid = self.chain.lock().txid;
+        let txid = self.progress.lock().txid;
         if txid > self.table_at
             && let Err(error) = self.store_table(txid)
         {
@@ -337,8 +342,8 @@ mod tests {
         let spill = Spill::with_memory(&state, 1 << 20);
         let committer = Committer::resume(local, spill, Arc::default(), loaded, 1);
         let connected = TargetPhase::Connected;
-        let chain = Arc::clone(&committer.chain);
-        chain.update(|chain| chain.targets[0].phase = connected);
+        let progress = Arc::clone(&committer.progress);
+        progress.update(|progress| progress.targets[0].phase = connected);
         committer
     }
 
@@ -366,7 +371,7 @@ mod tests {
     }
 
     fn newest(committer: &Committer) -> u64 {
-        committer.chain.lock().txid.get()
+        committer.progress.lock().txid.get()
     }
 
     #[test]
@@ -374,14 +379,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut committer = committer(directory.path());
         write_scan(&mut committer, 1).unwrap();
-        let cut = committer.chain.lock().take_cut(0).unwrap();
+        let cut = committer.progress.lock().take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
         write_scan(&mut committer, 1).unwrap();
         assert_eq!(newest(&committer), 2, "nothing changed");
         write_scan(&mut committer, 2).unwrap();
         assert_eq!(newest(&committer), 3);
-        let chain = committer.chain.lock();
-        assert!(chain.cut.is_none() && chain.continues(cut.txid));
+        let progress = committer.progress.lock();
+        assert!(progress.cut.is_none() && progress.continues(cut.txid));
     }
 
     #[test]
@@ -395,10 +400,10 @@ mod tests {
             ..found
         };
         committer.write_scan(found, delta, 1).unwrap();
-        let mut chain = committer.chain.lock();
-        let cut = chain.take_cut(0).unwrap();
-        assert_eq!((cut.txid.get(), chain.txid.get()), (3, 4));
-        assert!(!chain.continues(Txid::new(2)), "nothing leads over it");
+        let mut progress = committer.progress.lock();
+        let cut = progress.take_cut(0).unwrap();
+        assert_eq!((cut.txid.get(), progress.txid.get()), (3, 4));
+        assert!(!progress.continues(Txid::new(2)), "nothing leads over it");
     }
 
     #[test]
@@ -407,19 +412,19 @@ mod tests {
         let mut committer = committer(directory.path());
         write_scan(&mut committer, 1).unwrap();
         for (above, cut_at) in [(None, 2), (Some(1), 2), (Some(2), 3), (Some(9), 10)] {
-            committer.chain.update(|chain| {
-                chain.targets[0].needs_snapshot = above.map(Txid::new);
-                chain.targets[0].wants_cut = true;
-                chain.cut = None;
-                chain.txid
+            committer.progress.update(|progress| {
+                progress.targets[0].needs_snapshot = above.map(Txid::new);
+                progress.targets[0].wants_cut = true;
+                progress.cut = None;
+                progress.txid
             });
             let newest = PageSet::new(PageSize::MIN, &committer.spill);
             committer.offer_cut(newest).unwrap();
-            let cut = committer.chain.lock().take_cut(0).unwrap();
+            let cut = committer.progress.lock().take_cut(0).unwrap();
             assert_eq!(cut.txid.get(), cut_at, "{above:?}");
             assert_eq!(
                 cut.table.checksum(),
-                committer.chain.lock().checksum.unwrap()
+                committer.progress.lock().checksum.unwrap()
             );
         }
     }
@@ -433,7 +438,7 @@ mod tests {
         assert!(write_scan(&mut committer, 1).is_err());
         std::fs::remove_dir(&obstacle).unwrap();
         write_scan(&mut committer, 1).unwrap();
-        let cut = committer.chain.lock().take_cut(0).unwrap();
+        let cut = committer.progress.lock().take_cut(0).unwrap();
         assert_eq!((cut.txid.get(), newest(&committer)), (1, 2));
     }
 }

@@ -20,7 +20,7 @@ use crate::source::capture::IdleWatch;
 use crate::source::probe::{Probe, probe};
 use crate::source::scan::{ScanError, scan_cold};
 use crate::source::sqlite::Connection;
-use crate::source::wal::{LogPosition, Start};
+use crate::source::wal::{Start, WalPosition};
 use crate::spool::ltx_writer::Delta;
 
 /// Longest pause between failed attempts.
@@ -48,7 +48,7 @@ pub(super) struct Lifecycle {
     /// None only while a blocking task owns it.
     pub(super) committer: Option<Committer>,
     /// WAL position at the newest written TXID, if nothing has happened since.
-    pub(super) log: Option<LogPosition>,
+    pub(super) log: Option<WalPosition>,
     /// Fingerprint of the database when it was captured while no process had it open.
     pub(super) cold: Option<Fingerprint>,
     /// Fingerprints of a database and its WAL when it was detached with everything captured.
@@ -106,12 +106,12 @@ impl Lifecycle {
     /// Waits until the local-state budget has room for this database again. It is detached
     /// meanwhile, and then read again, and the changes become one delta.
     async fn wait_for_room(&mut self, database: &mut Database) {
-        let mut changes = database.handle.chain.subscribe();
+        let mut changes = database.handle.progress.subscribe();
         loop {
             let (is_full, keeps_up, can_make_room) = {
-                let chain = database.handle.chain.lock();
-                let can_make_room = chain.removable_under_pressure() > 0;
-                (chain.is_full(), chain.keeps_up(), can_make_room)
+                let progress = database.handle.progress.lock();
+                let can_make_room = progress.removable_under_pressure() > 0;
+                (progress.is_full(), progress.keeps_up(), can_make_room)
             };
             // Once a target has every file, waiting makes no more room.
             if !is_full || keeps_up || *database.stop.borrow() {
@@ -133,7 +133,7 @@ impl Lifecycle {
             // Read the flag before the probe, so that everything written before the stop is
             // captured.
             let stopping = *database.stop.borrow();
-            let verdict = database.handle.chain.lock().verdict();
+            let verdict = database.handle.progress.lock().verdict();
             if let Some((state, message)) = verdict {
                 database.report(state, message);
                 if !stopping {
@@ -146,14 +146,14 @@ impl Lifecycle {
                 self.until_a_cut_or_none_is_needed(database).await;
             }
             let wanted = {
-                let chain = database.handle.chain.lock();
-                chain.lacks_cut() || chain.is_in_doubt
+                let progress = database.handle.progress.lock();
+                progress.lacks_cut() || progress.is_in_doubt
             };
             if !wanted && self.is_as_it_was(&database.settings.path) {
                 if stopping && database.handle.needs_no_cut() {
                     return Ok(());
                 }
-                if database.handle.chain.lock().has_leftovers() {
+                if database.handle.progress.lock().has_leftovers() {
                     self.blocking(Committer::tidy).await?;
                 }
                 self.idle(database).await;
@@ -215,11 +215,11 @@ impl Lifecycle {
     /// While stopping: waits until a target wants a cut, or no target will want one.
     async fn until_a_cut_or_none_is_needed(&self, database: &Database) {
         let handle = &database.handle;
-        let mut changes = handle.chain.subscribe();
+        let mut changes = handle.progress.subscribe();
         loop {
             changes.borrow_and_update();
             handle.ask_for_needed_cuts();
-            if handle.needs_no_cut() || handle.chain.lock().lacks_cut() {
+            if handle.needs_no_cut() || handle.progress.lock().lacks_cut() {
                 return;
             }
             // The sender lives as long as the handle.
@@ -249,7 +249,7 @@ impl Lifecycle {
             false if !self.has_table() => now_ms,
             false => return,
         };
-        database.handle.chain.lock().unwritten.changed(first_ms);
+        database.handle.progress.lock().unwritten.changed(first_ms);
     }
 
     /// Whether a detached database is still as it was captured. Takes two system calls.
@@ -264,7 +264,7 @@ impl Lifecycle {
     /// Waits until an unchanged database may have changed, or a target wants a snapshot.
     async fn idle(&mut self, database: &mut Database) {
         let path = &database.settings.path;
-        let mut changes = database.handle.chain.subscribe();
+        let mut changes = database.handle.progress.subscribe();
         if self.watch.is_none() && self.next_watch <= Instant::now() {
             // A process that has it open writes to its WAL. Any other opens the file first.
             let file = match self.cold {
@@ -277,7 +277,7 @@ impl Lifecycle {
                 return;
             }
         }
-        if database.handle.chain.lock().lacks_cut() {
+        if database.handle.progress.lock().lacks_cut() {
             return;
         }
         let Some(watch) = &self.watch else {
@@ -308,15 +308,15 @@ impl Lifecycle {
         }
         let path = database.settings.path.clone();
         let (is_in_doubt, lacks_cut) = {
-            let chain = database.handle.chain.lock();
-            (chain.is_in_doubt, chain.lacks_cut())
+            let progress = database.handle.progress.lock();
+            (progress.is_in_doubt, progress.lacks_cut())
         };
         let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
         let handle = database.handle.clone();
         let began = Instant::now();
         self.blocking(move |committer| {
             if !is_known {
-                handle.chain.lock().unwritten.begin_resync();
+                handle.progress.lock().unwritten.begin_resync();
                 let (known, on_full) = (committer.table.as_ref(), committer.on_full());
                 let scan = scan_cold(&path, fingerprint, known, on_full, &committer.spill)?;
                 let page_size = scan.table.page_size();
@@ -336,7 +336,7 @@ impl Lifecycle {
                 .expect("it was read just now, or before");
             let nothing = PageSet::new(table.page_size(), &committer.spill);
             // The scan may have offered one.
-            match lacks_cut && handle.chain.lock().lacks_cut() {
+            match lacks_cut && handle.progress.lock().lacks_cut() {
                 true => committer.offer_cut(nothing),
                 false => Ok(()),
             }
@@ -362,19 +362,22 @@ impl Lifecycle {
             .committer
             .as_ref()
             .is_some_and(|committer| committer.table.is_some());
-        let mut changes = database.handle.chain.subscribe();
+        let mut changes = database.handle.progress.subscribe();
         let began = Instant::now();
         loop {
             let handle = &database.handle;
             let (was_tried, has_answered) = {
-                let chain = handle.chain.lock();
-                (chain.every_target_was_tried(), chain.a_target_answered())
+                let progress = handle.progress.lock();
+                (
+                    progress.every_target_was_tried(),
+                    progress.a_target_answered(),
+                )
             };
             let asked = was_tried || began.elapsed() >= FIRST_ANSWER_TIME;
             if known || (asked && has_answered) {
                 return true;
             }
-            if handle.chain.lock().verdict().is_some() {
+            if handle.progress.lock().verdict().is_some() {
                 return false;
             }
             let message = "waiting until a target says which backups there are".to_owned();
@@ -427,7 +430,7 @@ impl Lifecycle {
             Start::At(log) => Some(log),
             Start::Unknown | Start::AfterClose(_) => None,
         };
-        let unwritten = Arc::clone(&database.handle.chain.lock().unwritten);
+        let unwritten = Arc::clone(&database.handle.progress.lock().unwritten);
         let path = database.settings.path.clone();
         let capture = &database.env.capture;
         let attached = capture.attach(&path, &committer.spill, start, &unwritten);
@@ -534,7 +537,7 @@ mod tests {
         let (database, handle) = Database::new(settings, &env, watch::channel(true).1);
         let spill = database.spill();
         let lifecycle = Lifecycle {
-            committer: Some(Committer::resume(local, spill, handle.chain, loaded, 0)),
+            committer: Some(Committer::resume(local, spill, handle.progress, loaded, 0)),
             log: None,
             cold: None,
             resting: None,
@@ -565,7 +568,7 @@ mod tests {
         assert!(!lifecycle.follow(&mut database).await.unwrap());
         assert!(!with_suffix(&path, "-wal").exists());
         lifecycle.run(&mut database).await.unwrap();
-        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+        assert_eq!(database.handle.progress.lock().txid, Txid::new(2));
     }
 
     #[tokio::test]
@@ -574,7 +577,7 @@ mod tests {
         let (mut lifecycle, mut database) = stopping(directory.path());
         let _application = application(&database.settings.path);
         assert!(lifecycle.follow(&mut database).await.unwrap());
-        assert_eq!(database.handle.chain.lock().txid, Txid::new(2));
+        assert_eq!(database.handle.progress.lock().txid, Txid::new(2));
     }
 
     #[tokio::test]
@@ -590,8 +593,8 @@ mod tests {
         };
         database
             .handle
-            .chain
-            .update(|chain| chain.targets.push(answered));
+            .progress
+            .update(|progress| progress.targets.push(answered));
         assert!(lifecycle.may_number(&mut database).await);
     }
 }

@@ -108,7 +108,7 @@ enum RunError {
     WalReader(#[from] WalError),
     /// The pages of the whole WAL could not be read or kept.
     #[error(transparent)]
-    Log(WalError),
+    Wal(WalError),
     #[error("another file has taken the path")]
     Moved,
     #[error("no target takes backups of this database any more")]
@@ -123,11 +123,11 @@ impl RunError {
             RunError::Local(error) => error.is_disk_full(),
             RunError::Write(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
-            RunError::WalReader(WalError::Spill(error)) | RunError::Log(WalError::Spill(error)) => {
+            RunError::WalReader(WalError::Spill(error)) | RunError::Wal(WalError::Spill(error)) => {
                 crate::env::disk::is_disk_full(error)
             }
             RunError::WalReader(_)
-            | RunError::Log(_)
+            | RunError::Wal(_)
             | RunError::Moved
             | RunError::Over
             | RunError::Detached => false,
@@ -139,7 +139,7 @@ impl RunError {
         let error = match self {
             RunError::Scan(ScanError::Spill(error))
             | RunError::WalReader(WalError::Spill(error))
-            | RunError::Log(WalError::Spill(error)) => error,
+            | RunError::Wal(WalError::Spill(error)) => error,
             _ => return false,
         };
         error.kind() == std::io::ErrorKind::QuotaExceeded
@@ -153,8 +153,8 @@ impl Database {
         env: &Env,
         stop: watch::Receiver<bool>,
     ) -> (Database, DatabaseHandle) {
-        let chain = SharedProgress::default();
-        chain.update(|chain| chain.account = Some(env.budgets.account()));
+        let progress = SharedProgress::default();
+        progress.update(|progress| progress.account = Some(env.budgets.account()));
         let targets = settings
             .targets
             .iter()
@@ -167,7 +167,7 @@ impl Database {
             .collect();
         let handle = DatabaseHandle {
             path: settings.path.display().to_string(),
-            chain: Arc::new(chain),
+            progress: Arc::new(progress),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
@@ -222,7 +222,7 @@ impl Database {
         let committer = Committer::resume(
             Arc::clone(&local),
             self.spill(),
-            Arc::clone(&self.handle.chain),
+            Arc::clone(&self.handle.progress),
             loaded,
             self.settings.targets.len(),
         );
@@ -290,7 +290,7 @@ impl Database {
                     budgets: Arc::clone(&self.env.budgets),
                     local: Arc::clone(local),
                     records: Arc::clone(records),
-                    chain: Arc::clone(&self.handle.chain),
+                    progress: Arc::clone(&self.handle.progress),
                     report: Arc::clone(report),
                     drain: drain.clone(),
                 };

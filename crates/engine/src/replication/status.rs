@@ -16,7 +16,7 @@ use crate::spool::progress::SharedProgress;
 #[derive(Clone)]
 pub struct DatabaseHandle {
     pub(super) path: String,
-    pub(super) chain: Arc<SharedProgress>,
+    pub(super) progress: Arc<SharedProgress>,
     pub(super) state: Arc<Mutex<(DatabaseState, String)>>,
     pub(super) page_size: Arc<Mutex<Option<PageSize>>>,
     pub(super) pages: Arc<std::sync::atomic::AtomicU32>,
@@ -52,14 +52,14 @@ impl DatabaseHandle {
     /// The current status.
     pub fn status(&self) -> DatabaseStatus {
         let (state, message) = lock(&self.state).clone();
-        let chain = self.chain.lock();
-        let position = chain
+        let progress = self.progress.lock();
+        let position = progress
             .checksum
-            .filter(|_| chain.txid.get() > 0)
+            .filter(|_| progress.txid.get() > 0)
             .map(|checksum| Position {
-                txid: chain.txid.to_string(),
+                txid: progress.txid.to_string(),
                 checksum: format!("{checksum:016x}"),
-                time: timestamp(chain.timestamp_ms),
+                time: timestamp(progress.timestamp_ms),
             });
         let page_size = lock(&self.page_size).map_or(0, |size| u64::from(size.get()));
         let pages = self.pages.load(std::sync::atomic::Ordering::Relaxed);
@@ -70,14 +70,14 @@ impl DatabaseHandle {
             .enumerate()
             .map(|(index, (settings, report))| {
                 let report = lock(report).clone();
-                let waiting = chain.oldest_waiting_ms(index);
+                let waiting = progress.oldest_waiting_ms(index);
                 TargetStatus {
                     name: settings.name.clone(),
                     state: report.state,
                     message: report.message,
                     position: report.position,
                     lag_ms: waiting.map_or(0, |ms| u64::try_from(now - ms).unwrap_or(0)),
-                    backlog_bytes: chain.backlog_bytes(index),
+                    backlog_bytes: progress.backlog_bytes(index),
                     last_sync: report.last_sync,
                     last_snapshot: report.last_snapshot,
                     epoch: report.epoch,
@@ -117,27 +117,27 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl DatabaseHandle {
     /// True when every target has every captured file, and none has ended.
     pub(super) fn is_all_stored(&self) -> bool {
-        let chain = self.chain.lock();
-        chain.verdict().is_none() && chain.is_stored()
+        let progress = self.progress.lock();
+        progress.verdict().is_none() && progress.is_stored()
     }
 
     /// The account in the local-state budget.
     pub(super) fn account(&self) -> Arc<Account> {
-        let account = self.chain.lock().account.clone();
+        let account = self.progress.lock().account.clone();
         account.expect("it is there from the beginning")
     }
 
     /// True when no target will ask for a cut any more, or none takes backups of this database.
     pub(super) fn needs_no_cut(&self) -> bool {
-        let chain = self.chain.lock();
-        chain.verdict().is_some() || chain.needs_no_cut()
+        let progress = self.progress.lock();
+        progress.verdict().is_some() || progress.needs_no_cut()
     }
 
     /// Asks for a cut on behalf of each target that cannot continue without a snapshot.
     pub(super) fn ask_for_needed_cuts(&self) {
-        self.chain.update_if(|chain| {
-            let (is_offered, mut changed) = (chain.cut.is_some(), false);
-            for target in &mut chain.targets {
+        self.progress.update_if(|progress| {
+            let (is_offered, mut changed) = (progress.cut.is_some(), false);
+            for target in &mut progress.targets {
                 let needs = target.is_connected() && target.needs_snapshot.is_some();
                 let waits = needs && target.taken_cut.is_none() && !target.wants_cut;
                 changed |= waits && !is_offered;

@@ -264,7 +264,7 @@ impl Connection {
     /// # Errors
     ///
     /// An I/O error, or a WAL that is shorter than that.
-    pub fn read_log(&self, buffer: &mut [u8], offset: u64) -> Result<(), SqliteError> {
+    pub fn read_wal(&self, buffer: &mut [u8], offset: u64) -> Result<(), SqliteError> {
         self.read(
             ffi::SQLITE_FCNTL_JOURNAL_POINTER,
             "read the log",

@@ -9,7 +9,7 @@ use sqlite_format::{FRAME_HEADER_BYTES, PageSize, Salts, WAL_HEADER_BYTES};
 use crate::env::disk;
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::PageSet;
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 use crate::spool::state_dir::{LocalError, LocalFile, LocalState};
 
 /// A delta about to be written.
@@ -20,7 +20,7 @@ pub struct Delta {
     /// Size of the database in pages.
     pub commit: u32,
     /// Position in the WAL, for a program that takes over: Litestream needs it in the newest file.
-    pub log: Option<(LogPosition, u64)>,
+    pub log: Option<(WalPosition, u64)>,
     /// Time at which its newest commit was seen, in Unix milliseconds.
     pub timestamp_ms: i64,
 }
@@ -63,7 +63,7 @@ struct LogField {
 }
 
 impl LogField {
-    fn new(log: Option<(LogPosition, u64)>, page_size: PageSize) -> LogField {
+    fn new(log: Option<(WalPosition, u64)>, page_size: PageSize) -> LogField {
         let start = WAL_HEADER_BYTES as i64;
         let unknown = LogField {
             offset: start,

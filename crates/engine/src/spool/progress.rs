@@ -194,8 +194,8 @@ impl ReplicationProgress {
     }
 
     fn acked(&self, target: usize) -> Txid {
-        let progress = self.targets.get(target);
-        progress.map_or(Txid::ZERO, |progress| progress.acked)
+        let target = self.targets.get(target);
+        target.map_or(Txid::ZERO, |target| target.acked)
     }
 
     fn waiting(&self, acked: Txid) -> impl Iterator<Item = &Captured> {
@@ -319,16 +319,16 @@ impl ReplicationProgress {
 
     /// True when a target waits for a cut, and one that it can use is offered.
     pub fn is_cut_offered(&self, target: usize) -> bool {
-        let progress = &self.targets[target];
-        progress.wants_cut && self.usable_cut(progress).is_some()
+        let target = &self.targets[target];
+        target.wants_cut && self.usable_cut(target).is_some()
     }
 
     /// Takes the cut that a target waits for, if it is offered. Drops it once no target waits for
     /// it.
     pub fn take_cut(&mut self, target: usize) -> Option<Arc<Cut>> {
         let cut = Arc::clone(self.usable_cut(&self.targets[target])?);
-        let progress = &mut self.targets[target];
-        (progress.wants_cut, progress.taken_cut) = (false, Some(cut.txid));
+        let target = &mut self.targets[target];
+        (target.wants_cut, target.taken_cut) = (false, Some(cut.txid));
         self.release_cut();
         Some(cut)
     }
@@ -457,7 +457,7 @@ impl SharedProgress {
 mod tests {
     use super::*;
 
-    fn chain(first: u64, last: u64) -> ReplicationProgress {
+    fn progress(first: u64, last: u64) -> ReplicationProgress {
         let file = |txid| LocalFile {
             txid: Txid::new(txid),
             bytes: 10,
@@ -487,77 +487,77 @@ mod tests {
 
     #[test]
     fn lag_is_the_age_of_the_oldest_commit_that_is_not_stored() {
-        let mut chain = chain(3, 6);
-        chain.targets = vec![target(4, 3), target(6, 3)];
+        let mut progress = progress(3, 6);
+        progress.targets = vec![target(4, 3), target(6, 3)];
         assert_eq!(
-            (chain.oldest_waiting_ms(0), chain.backlog_bytes(0)),
+            (progress.oldest_waiting_ms(0), progress.backlog_bytes(0)),
             (Some(500), 20)
         );
         assert_eq!(
-            (chain.oldest_waiting_ms(1), chain.backlog_bytes(1)),
+            (progress.oldest_waiting_ms(1), progress.backlog_bytes(1)),
             (None, 0)
         );
-        chain.unwritten.changed(450);
-        assert_eq!(chain.oldest_waiting_ms(1), Some(450));
-        assert_eq!(chain.oldest_waiting_ms(0), Some(450));
+        progress.unwritten.changed(450);
+        assert_eq!(progress.oldest_waiting_ms(1), Some(450));
+        assert_eq!(progress.oldest_waiting_ms(0), Some(450));
     }
 
     #[test]
     fn commits_in_files_that_were_removed_count_until_a_snapshot_has_them() {
-        let mut chain = chain(3, 9);
-        chain.targets = vec![target(8, 8), target(4, 4)];
-        chain.remove_oldest(4);
-        assert_eq!(chain.oldest_waiting_ms(0), Some(900));
-        assert_eq!(chain.oldest_waiting_ms(1), Some(500));
-        chain.remove_oldest(1);
-        assert_eq!(chain.oldest_waiting_ms(1), Some(500), "and more of them");
-        chain.targets[1].acked = Txid::new(8);
-        assert_eq!(chain.oldest_waiting_ms(1), Some(900));
-        chain.remove_oldest(1);
-        assert_eq!(chain.oldest_waiting_ms(1), Some(900), "lost anew");
+        let mut progress = progress(3, 9);
+        progress.targets = vec![target(8, 8), target(4, 4)];
+        progress.remove_oldest(4);
+        assert_eq!(progress.oldest_waiting_ms(0), Some(900));
+        assert_eq!(progress.oldest_waiting_ms(1), Some(500));
+        progress.remove_oldest(1);
+        assert_eq!(progress.oldest_waiting_ms(1), Some(500), "and more of them");
+        progress.targets[1].acked = Txid::new(8);
+        assert_eq!(progress.oldest_waiting_ms(1), Some(900));
+        progress.remove_oldest(1);
+        assert_eq!(progress.oldest_waiting_ms(1), Some(900), "lost anew");
     }
 
     #[test]
     fn what_follows_a_cut_stays_until_its_snapshot_is_stored() {
-        let mut chain = chain(3, 9);
+        let mut progress = progress(3, 9);
         let base = TargetProgress {
             needs_snapshot: Some(Txid::new(4)),
             taken_cut: Some(Txid::new(6)),
             ..target(4, 4)
         };
-        chain.targets = vec![base];
+        progress.targets = vec![base];
         for need in [Need::Compaction, Need::Uploading, Need::Furthest] {
-            assert_eq!(chain.removable(Txid::new(9), need), 3, "{need:?}");
+            assert_eq!(progress.removable(Txid::new(9), need), 3, "{need:?}");
         }
-        assert!(!chain.needs_no_cut());
-        chain.targets[0].needs_snapshot = None;
-        chain.targets[0].acked = Txid::new(6);
-        assert!(chain.needs_no_cut());
+        assert!(!progress.needs_no_cut());
+        progress.targets[0].needs_snapshot = None;
+        progress.targets[0].acked = Txid::new(6);
+        assert!(progress.needs_no_cut());
     }
 
     #[test]
     fn files_stay_while_a_target_the_merge_or_the_table_needs_them() {
-        let mut chain = chain(3, 9);
-        chain.targets = vec![target(9, 8)];
-        let removable = |chain: &ReplicationProgress, table| {
-            chain.removable(Txid::new(table), Need::Compaction)
+        let mut progress = progress(3, 9);
+        progress.targets = vec![target(9, 8)];
+        let removable = |progress: &ReplicationProgress, table| {
+            progress.removable(Txid::new(table), Need::Compaction)
         };
-        assert_eq!(removable(&chain, 9), 5);
-        assert_eq!(removable(&chain, 5), 2, "the table is behind");
-        chain.targets.push(TargetProgress {
+        assert_eq!(removable(&progress, 9), 5);
+        assert_eq!(removable(&progress, 5), 2, "the table is behind");
+        progress.targets.push(TargetProgress {
             phase: TargetPhase::Failing,
             ..target(9, 9)
         });
-        assert_eq!(removable(&chain, 9), 0, "a target was not asked yet");
-        chain.targets = vec![target(9, 9); 2];
-        assert_eq!(removable(&chain, 9), 6, "the newest file stays");
+        assert_eq!(removable(&progress, 9), 0, "a target was not asked yet");
+        progress.targets = vec![target(9, 9); 2];
+        assert_eq!(removable(&progress, 9), 6, "the newest file stays");
     }
 
     #[test]
     fn when_space_is_short_first_merging_and_then_the_slowest_target_gives_way() {
-        let mut chain = chain(3, 9);
-        chain.targets = vec![target(8, 4), target(5, 5)];
-        let removable = |need| chain.removable(Txid::new(9), need);
+        let mut progress = progress(3, 9);
+        progress.targets = vec![target(8, 4), target(5, 5)];
+        let removable = |need| progress.removable(Txid::new(9), need);
         assert_eq!(removable(Need::Compaction), 1);
         assert_eq!(removable(Need::Uploading), 2);
         assert_eq!(removable(Need::Furthest), 5);
@@ -565,7 +565,7 @@ mod tests {
 
     #[test]
     fn a_target_that_has_ended_needs_nothing_any_more() {
-        let mut chain = chain(3, 9);
+        let mut progress = progress(3, 9);
         let ended = TargetProgress {
             phase: TargetPhase::Ended {
                 state: DatabaseState::Superseded,
@@ -575,11 +575,11 @@ mod tests {
             needs_snapshot: Some(Txid::new(20)),
             ..target(4, 4)
         };
-        chain.targets = vec![target(9, 9), ended];
-        assert_eq!(chain.removable(Txid::new(9), Need::Compaction), 6);
-        assert!(!chain.lacks_cut());
-        assert_eq!(chain.snapshot_above(), None);
-        assert_eq!(chain.verdict(), None, "the other one goes on");
+        progress.targets = vec![target(9, 9), ended];
+        assert_eq!(progress.removable(Txid::new(9), Need::Compaction), 6);
+        assert!(!progress.lacks_cut());
+        assert_eq!(progress.snapshot_above(), None);
+        assert_eq!(progress.verdict(), None, "the other one goes on");
     }
 
     #[test]
@@ -603,9 +603,9 @@ mod tests {
                 false,
             ),
         ] {
-            let mut chain = chain(3, 9);
-            chain.targets = vec![has_all.clone(), other.clone()];
-            assert_eq!(chain.is_stored(), stored, "{other:?}");
+            let mut progress = progress(3, 9);
+            progress.targets = vec![has_all.clone(), other.clone()];
+            assert_eq!(progress.is_stored(), stored, "{other:?}");
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::env::disk::{self, is_disk_full};
 use crate::env::files::{SourceId, identify};
 use crate::env::lock_file::LockFile;
 use crate::pages::page_hashes::PageHashes;
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 
 /// The directory of one database, held exclusively.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct CaptureRecord {
     /// The written TXID.
     pub txid: u64,
     /// The position in the WAL.
-    pub log: LogPosition,
+    pub log: WalPosition,
 }
 
 /// Location of a state directory.
@@ -109,7 +109,7 @@ pub struct Loaded {
     /// TXID of the page table on the disk.
     pub table_at: Txid,
     /// The position in the WAL at that TXID, where known.
-    pub log: Option<LogPosition>,
+    pub log: Option<WalPosition>,
     /// Captured files, ascending, without holes up to `txid`.
     pub files: Vec<LocalFile>,
     /// Our records of targets, by name.

@@ -11,7 +11,7 @@ use sqlite_format::PageSize;
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::scan::Scan;
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 use crate::spool::ltx_writer::Delta;
 
 use super::chance::Chance;
@@ -162,8 +162,8 @@ impl App {
     }
 
     /// WAL position after the newest commit.
-    pub(super) fn log(&self) -> LogPosition {
-        LogPosition {
+    pub(super) fn log(&self) -> WalPosition {
+        WalPosition {
             salts: (self.commits[self.newest()].salt, 1),
             big_endian: false,
             frames: 1,
@@ -173,7 +173,7 @@ impl App {
     }
 
     /// The commit that a WAL position names, if it is in this history.
-    pub(super) fn at(&self, log: &LogPosition) -> Option<usize> {
+    pub(super) fn at(&self, log: &WalPosition) -> Option<usize> {
         let number = log.change as usize;
         let commit = self.commits.get(number)?;
         (commit.salt == log.salts.0).then_some(number)

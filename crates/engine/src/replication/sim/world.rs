@@ -36,7 +36,7 @@ struct Backup {
     state: usize,
     commit: usize,
     /// The WAL position at that moment, to notice a history that was cut since.
-    mark: crate::source::wal::LogPosition,
+    mark: crate::source::wal::WalPosition,
     files: BTreeMap<String, Vec<u8>>,
 }
 

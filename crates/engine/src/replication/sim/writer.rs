@@ -20,7 +20,7 @@ use crate::replication::committer::Committer;
 use crate::replication::status::DatabaseHandle;
 use crate::replication::uploader::{TargetReport, TargetSettings, Uploader};
 use crate::replication::{DatabaseSettings, RunError};
-use crate::source::wal::LogPosition;
+use crate::source::wal::WalPosition;
 use crate::spool::progress::SharedProgress;
 use crate::spool::state_dir::LocalState;
 
@@ -78,12 +78,12 @@ impl Process {
             ..Limits::default()
         });
         let account = budgets.account();
-        let chain = SharedProgress::default();
-        chain.update(|chain| chain.account = Some(Arc::clone(&account)));
+        let progress = SharedProgress::default();
+        progress.update(|progress| progress.account = Some(Arc::clone(&account)));
         let spill = Spill::new(&settings.state, &budgets, account);
         let handle = DatabaseHandle {
             path: settings.holder.clone(),
-            chain: Arc::new(chain),
+            progress: Arc::new(progress),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
             pages: Arc::default(),
@@ -259,10 +259,10 @@ impl Driver {
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
         let log = loaded.log.filter(|_| loaded.table.is_some());
-        let chain = Arc::clone(&self.handle.chain);
+        let progress = Arc::clone(&self.handle.progress);
         let count = self.settings.targets.len();
         let spill = self.spill.clone();
-        let mut committer = Committer::resume(Arc::clone(&local), spill, chain, loaded, count);
+        let mut committer = Committer::resume(Arc::clone(&local), spill, progress, loaded, count);
         let mut seen = log.and_then(|log| self.seen(&log));
         let drained = self.drain.subscribe();
         for (index, (settings, report)) in self.handle.targets.iter().enumerate() {
@@ -276,7 +276,7 @@ impl Driver {
                 budgets: Arc::clone(&self.budgets),
                 local: Arc::clone(&local),
                 records: Arc::clone(&records),
-                chain: Arc::clone(&self.handle.chain),
+                progress: Arc::clone(&self.handle.progress),
                 report: Arc::clone(report),
                 drain: drained.clone(),
             };
@@ -287,15 +287,18 @@ impl Driver {
             let wait = 100 + self.chance.below(15) * 100;
             self.log.pause(self.actor, wait).await;
             self.listen();
-            let verdict = self.handle.chain.lock().verdict();
+            let verdict = self.handle.progress.lock().verdict();
             if let Some((state, _)) = verdict {
                 self.note(format!("{state:?}"));
                 return false;
             }
             let stopping = *self.stop.borrow();
             let (tried, answered) = {
-                let chain = self.handle.chain.lock();
-                (chain.every_target_was_tried(), chain.a_target_answered())
+                let progress = self.handle.progress.lock();
+                (
+                    progress.every_target_was_tried(),
+                    progress.a_target_answered(),
+                )
             };
             let numbered = committer.table.is_some() || (tried && answered);
             if !numbered {
@@ -349,7 +352,7 @@ impl Driver {
     }
 
     /// The commit at a WAL position, unless the WAL was restarted meanwhile.
-    fn seen(&mut self, log: &LogPosition) -> Seen {
+    fn seen(&mut self, log: &WalPosition) -> Seen {
         let restarted = self.chance.one_in(3);
         let at = self.place.app.lock().unwrap().at(log);
         at.filter(|_| !restarted)
@@ -357,15 +360,15 @@ impl Driver {
 
     /// The next step of `AttachedDriver`, without a pause in it.
     fn step(&mut self, committer: &mut Committer, seen: &mut Seen) {
-        let before = self.handle.chain.lock().txid;
+        let before = self.handle.progress.lock().txid;
         if let Err(error) = self.try_step(committer, seen) {
             self.note_error(&error);
             *seen = None;
         }
-        let chain = self.handle.chain.lock();
-        if chain.txid != before {
-            let line = format!("written {} {:x?}", chain.txid, chain.checksum);
-            drop(chain);
+        let progress = self.handle.progress.lock();
+        if progress.txid != before {
+            let line = format!("written {} {:x?}", progress.txid, progress.checksum);
+            drop(progress);
             self.note(line);
         }
     }
@@ -376,14 +379,14 @@ impl Driver {
         let (image, newest, now_ms) = (app.image(), app.newest(), self.machine.clock.now_ms());
         let spill = self.spill.clone();
         let (lacks_cut, is_in_doubt, is_full, can_make_room, keeps_up) = {
-            let chain = self.handle.chain.lock();
-            let is_full = chain.is_full();
+            let progress = self.handle.progress.lock();
+            let is_full = progress.is_full();
             (
-                chain.lacks_cut(),
-                chain.is_in_doubt,
+                progress.lacks_cut(),
+                progress.is_in_doubt,
                 is_full,
-                is_full && chain.removable_under_pressure() > 0,
-                chain.keeps_up(),
+                is_full && progress.removable_under_pressure() > 0,
+                progress.keeps_up(),
             )
         };
         let at = match *seen {
@@ -422,7 +425,7 @@ impl Driver {
         image: &Arc<Image>,
         write: impl FnOnce() -> Result<(), RunError>,
     ) -> Result<(), RunError> {
-        let before = self.handle.chain.lock().txid;
+        let before = self.handle.progress.lock().txid;
         let written = write();
         // A failed write may still have published its file. The next start finds it.
         let captured = std::fs::read_dir(self.settings.state.join("ltx/0"));
@@ -431,7 +434,7 @@ impl Driver {
             .map(|entry| entry.expect("it can be read").path())
             .filter(|path| txid_of(path).is_some_and(|txid| txid > before))
             .collect();
-        if let Some(cut) = &self.handle.chain.lock().cut {
+        if let Some(cut) = &self.handle.progress.lock().cut {
             self.oracle.cut(&self.name, cut.txid, image);
         }
         for path in paths {

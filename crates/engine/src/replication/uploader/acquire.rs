@@ -85,17 +85,17 @@ impl Uploader {
         });
         let newest_ms = newest_time(&store, &files).await?;
         let mut current = None;
-        self.chain.update(|chain| {
-            chain.epoch = chain.epoch.max(epoch);
-            chain.stored_ms = chain.stored_ms.max(newest_ms);
-            let continues = ours && chain.continues(stored);
-            if continues && chain.txid == stored {
-                current = chain
+        self.progress.update(|progress| {
+            progress.epoch = progress.epoch.max(epoch);
+            progress.stored_ms = progress.stored_ms.max(newest_ms);
+            let continues = ours && progress.continues(stored);
+            if continues && progress.txid == stored {
+                current = progress
                     .checksum
-                    .map(|checksum| (stored, checksum, chain.timestamp_ms));
+                    .map(|checksum| (stored, checksum, progress.timestamp_ms));
             }
-            let lost = chain.targets[self.index].lost;
-            let progress = TargetProgress {
+            let lost = progress.targets[self.index].lost;
+            let target = TargetProgress {
                 acked: stored,
                 compacted: compacted.min(stored),
                 needs_snapshot: (!continues).then_some(above),
@@ -105,9 +105,9 @@ impl Uploader {
                 lost,
                 phase: TargetPhase::Connected,
             };
-            chain.targets[self.index] = progress;
+            progress.targets[self.index] = target;
             // An earlier attempt may have asked for a cut.
-            chain.release_cut();
+            progress.release_cut();
         });
         if let Some((txid, checksum, ms)) = current {
             self.set_report(|report| report.position = position(txid, checksum, ms));
@@ -150,7 +150,7 @@ impl Uploader {
     /// with it, and continues with numbers that are already stored. Right after a restore no
     /// captured file exists yet, and the record holds the restored position.
     async fn has_stored(&self, store: &SharedStore, stored: Txid) -> Result<bool, TargetError> {
-        let Some(captured) = self.chain.lock().captured(stored) else {
+        let Some(captured) = self.progress.lock().captured(stored) else {
             let restored = self.record().map_or(0, |record| record.restored);
             return Ok(stored > Txid::ZERO && stored.get() == restored);
         };
@@ -203,7 +203,7 @@ impl Uploader {
             }
             Ownership::Diverged { .. } => LeaseOutcome::Taken,
         };
-        let above = self.chain.lock().epoch;
+        let above = self.progress.lock().epoch;
         let epoch = stored.as_ref().map_or(0, |lease| lease.epoch).max(above) + 1;
         // Record the claim first: if a crash loses the answer, the next process knows that the
         // lease is ours.

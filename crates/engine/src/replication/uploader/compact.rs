@@ -54,8 +54,8 @@ impl Uploader {
         replica: &mut LeasedReplica,
     ) -> Result<(), TargetError> {
         let (compacted, acked) = {
-            let progress = self.progress();
-            (progress.compacted, progress.acked)
+            let target = self.target_progress();
+            (target.compacted, target.acked)
         };
         let (run, last) = next_run_of_captured(&replica.files, compacted, acked);
         self.begin_run(replica, run, Some(last)).await
@@ -78,7 +78,7 @@ impl Uploader {
         &self,
         replica: &mut LeasedReplica,
     ) -> Result<(), TargetError> {
-        let acked = self.progress().acked;
+        let acked = self.target_progress().acked;
         let plan = plan_restore(&replica.files, Some(acked));
         let files = plan.map(|plan| plan.files).unwrap_or_default();
         if files.is_empty() || files.len() > MAX_SNAPSHOT_INPUTS {
@@ -139,13 +139,13 @@ impl Uploader {
             self.stored(replica, file);
             if file.is_snapshot() {
                 self.snapshot_stored(replica);
-                self.set_progress(|progress| progress.newest_snapshot = file.max);
+                self.update_target(|target| target.newest_snapshot = file.max);
             }
         }
         if let Some(last) = compacted.captured_up_to {
-            self.set_progress(|progress| progress.compacted = progress.compacted.max(last));
+            self.update_target(|target| target.compacted = target.compacted.max(last));
             let now = Instant::now();
-            let is_done = self.progress().acked <= last;
+            let is_done = self.target_progress().acked <= last;
             replica.has_step &= !is_done;
             replica.next_compaction = match is_done {
                 true => now + self.settings.compaction_interval,

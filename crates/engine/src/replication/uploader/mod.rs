@@ -242,7 +242,7 @@ impl TargetError {
 
 /// One target of one database.
 pub struct Uploader {
-    /// Its index among the targets in `chain`.
+    /// Its index among the targets in `progress`.
     pub index: usize,
     /// Its settings.
     pub settings: TargetSettings,
@@ -261,7 +261,7 @@ pub struct Uploader {
     /// Records of the replicas, kept between runs.
     pub records: Arc<Mutex<Replicas>>,
     /// Captured files, positions, and the progress of each target.
-    pub chain: Arc<SharedProgress>,
+    pub progress: Arc<SharedProgress>,
     /// The status that we report.
     pub report: Arc<Mutex<TargetReport>>,
     /// True: store every captured file, then end.
@@ -354,7 +354,7 @@ impl Uploader {
 
     /// Carries out the most urgent step, or waits for an event.
     async fn go_on(&mut self, replica: &mut LeasedReplica) -> Result<Went, TargetError> {
-        let mut changes = self.chain.subscribe();
+        let mut changes = self.progress.subscribe();
         if let Some(lane) = replica.snapshot.take_if(|lane| lane.is_over()) {
             let stored = lane.done().await;
             let done = self.snapshot_done(replica, stored).await;
@@ -371,7 +371,9 @@ impl Uploader {
             Step::NeedSnapshot { above } => self.need_snapshot(replica, above).await?,
             Step::AskForCut => self.ask_for_cut(replica).await?,
             Step::TakeCut => {
-                replica.cut = self.chain.update(|chain| chain.take_cut(self.index));
+                replica.cut = self
+                    .progress
+                    .update(|progress| progress.take_cut(self.index));
             }
             Step::BeginSnapshot { is_base } => self.begin_snapshot(replica, is_base).await?,
             Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(replica).await?,
@@ -407,18 +409,18 @@ impl Uploader {
     }
 
     fn facts(&self, replica: &LeasedReplica) -> Facts {
-        let chain = self.chain.lock();
-        let progress = &chain.targets[self.index];
+        let progress = self.progress.lock();
+        let target = &progress.targets[self.index];
         Facts {
-            acked: progress.acked,
-            compacted: progress.compacted,
-            newest: chain.txid,
-            has_next: chain.captured(progress.acked.next()).is_some(),
-            snapshot: progress.newest_snapshot,
-            needs_snapshot: progress.needs_snapshot,
+            acked: target.acked,
+            compacted: target.compacted,
+            newest: progress.txid,
+            has_next: progress.captured(target.acked.next()).is_some(),
+            snapshot: target.newest_snapshot,
+            needs_snapshot: target.needs_snapshot,
             cut: replica.cut.as_ref().map(|cut| cut.txid),
-            is_cut_offered: chain.is_cut_offered(self.index),
-            wants_cut: progress.wants_cut,
+            is_cut_offered: progress.is_cut_offered(self.index),
+            wants_cut: target.wants_cut,
             is_storing_snapshot: replica.snapshot.is_some(),
             is_keeping_up: replica.upkeep.is_some(),
             has_step: replica.has_step,
@@ -465,7 +467,7 @@ impl Uploader {
                 // No restore can pass this file: request a snapshot after it.
                 let error = describe(&error);
                 tracing::error!(%error, "a stored file is lost: a new snapshot is stored");
-                let acked = self.progress().acked;
+                let acked = self.target_progress().acked;
                 self.need_snapshot(replica, acked).await
             }
             Err(error) => Err(error),
@@ -484,13 +486,13 @@ impl Uploader {
         }
     }
 
-    fn progress(&self) -> TargetProgress {
-        self.chain.lock().targets[self.index].clone()
+    fn target_progress(&self) -> TargetProgress {
+        self.progress.lock().targets[self.index].clone()
     }
 
-    fn set_progress(&self, change: impl FnOnce(&mut TargetProgress)) {
-        self.chain
-            .update(|chain| change(&mut chain.targets[self.index]));
+    fn update_target(&self, change: impl FnOnce(&mut TargetProgress)) {
+        self.progress
+            .update(|progress| change(&mut progress.targets[self.index]));
     }
 
     fn set_report(&self, change: impl FnOnce(&mut TargetReport)) {
@@ -524,12 +526,12 @@ impl Uploader {
         };
         report.message.clone_from(&message);
         drop(report);
-        self.set_progress(|progress| {
+        self.update_target(|target| {
             if let Some(state) = ends_with {
-                progress.phase = TargetPhase::Ended { state, message };
-                progress.wants_cut = false;
-            } else if progress.phase == TargetPhase::Starting {
-                progress.phase = TargetPhase::Failing;
+                target.phase = TargetPhase::Ended { state, message };
+                target.wants_cut = false;
+            } else if target.phase == TargetPhase::Starting {
+                target.phase = TargetPhase::Failing;
             }
         });
     }

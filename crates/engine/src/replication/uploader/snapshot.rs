@@ -35,7 +35,7 @@ impl Uploader {
             // Without a read mark, a database that no process has open can still be read.
             replica.pin = taken.expect("taking a read mark does not panic").ok();
         }
-        self.set_progress(|progress| progress.wants_cut = true);
+        self.update_target(|target| target.wants_cut = true);
         Ok(())
     }
 
@@ -98,7 +98,7 @@ impl Uploader {
             was_pinned,
             bytes,
         } = stored;
-        let bytes = match bytes.inspect_err(|_| self.set_progress(|it| it.taken_cut = None)) {
+        let bytes = match bytes.inspect_err(|_| self.update_target(|it| it.taken_cut = None)) {
             Ok(bytes) => bytes,
             Err(StoreSnapshotError::Snapshot(error)) => {
                 let Some(page) = error.overwritten() else {
@@ -122,15 +122,16 @@ impl Uploader {
         }
         self.snapshot_stored(replica);
         if !is_base {
-            self.set_progress(|progress| {
-                (progress.newest_snapshot, progress.taken_cut) = (cut.txid, None)
+            self.update_target(|target| {
+                (target.newest_snapshot, target.taken_cut) = (cut.txid, None)
             });
             return Ok(());
         }
         let checksum = cut.table.checksum();
         self.acknowledge(position(cut.txid, checksum, cut.timestamp_ms));
         replica.has_step = true;
-        self.chain.update(|chain| self.begin_with(chain, cut.txid));
+        self.progress
+            .update(|progress| self.begin_with(progress, cut.txid));
         Ok(())
     }
 
@@ -146,16 +147,16 @@ impl Uploader {
     }
 
     /// Makes the uploads continue after this snapshot.
-    fn begin_with(&self, chain: &mut ReplicationProgress, snapshot: Txid) {
+    fn begin_with(&self, progress: &mut ReplicationProgress, snapshot: Txid) {
         // Level 0 must not end before the snapshot, so upload the captured file of its TXID, too.
-        let has_own_file = chain.captured(snapshot).is_some();
-        let progress = &mut chain.targets[self.index];
-        progress.newest_snapshot = snapshot;
-        progress.acked = Txid::new(snapshot.get() - u64::from(has_own_file));
-        progress.compacted = snapshot;
-        progress.needs_snapshot = None;
-        progress.taken_cut = None;
-        chain.release_cut();
+        let has_own_file = progress.captured(snapshot).is_some();
+        let target = &mut progress.targets[self.index];
+        target.newest_snapshot = snapshot;
+        target.acked = Txid::new(snapshot.get() - u64::from(has_own_file));
+        target.compacted = snapshot;
+        target.needs_snapshot = None;
+        target.taken_cut = None;
+        progress.release_cut();
     }
 
     /// The application was faster: use more effort, or compact stored files.
@@ -178,7 +179,7 @@ impl Uploader {
                 pgno,
                 "a page differs from what the captured commits lead to: the database is read again"
             );
-            self.chain.update(|chain| chain.is_in_doubt = true);
+            self.progress.update(|progress| progress.is_in_doubt = true);
         }
         replica.overwritten = Some(page);
         replica.pin = None;

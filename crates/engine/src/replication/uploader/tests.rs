@@ -24,8 +24,8 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("db"), "database").unwrap();
         let (drain, drained) = watch::channel(false);
-        let chain = SharedProgress::default();
-        chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
+        let progress = SharedProgress::default();
+        progress.update(|progress| progress.targets = vec![TargetProgress::default()]);
         let target = Uploader {
             index: 0,
             settings: TargetSettings {
@@ -42,7 +42,7 @@ impl Bench {
             budgets: Budgets::new(crate::env::budget::Limits::default()),
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
-            chain: Arc::new(chain),
+            progress: Arc::new(progress),
             report: Arc::default(),
             drain: drained,
         };
@@ -168,7 +168,7 @@ async fn a_replica_after_whose_last_file_nothing_can_be_stored_is_an_error() {
         bench.target.holder = holder.to_owned();
         bench.target.on_divergence = OnDivergence::NewLineage;
         names_it(bench.target.connect().await.map(drop));
-        assert_eq!(bench.target.progress(), TargetProgress::default());
+        assert_eq!(bench.target.target_progress(), TargetProgress::default());
     }
 }
 
@@ -191,11 +191,14 @@ async fn what_goes_on_behind_an_announced_copy_or_a_hole_begins_with_a_newer_one
         record.restored = 3;
         let records = [("here".to_owned(), Box::new(record))];
         *bench.target.records.lock().unwrap() = records.into();
-        bench.target.chain.update(|chain| chain.txid = Txid::new(3));
+        bench
+            .target
+            .progress
+            .update(|progress| progress.txid = Txid::new(3));
         let announce = |lease: &mut Lease| lease.announced = Txid::new(announced);
         assert!(lease::amend(&store, "us", announce).await.unwrap());
         bench.target.connect().await.unwrap();
-        let found = bench.target.progress().needs_snapshot;
+        let found = bench.target.target_progress().needs_snapshot;
         assert_eq!(found, needed.map(Txid::new), "{announced} {stored:?}");
     }
 }
@@ -218,9 +221,9 @@ async fn a_stored_file_of_our_number_with_other_content_is_not_gone_on_from() {
         let last = bytes.len() - 1;
         bytes[last] ^= u8::from(!is_ours);
         std::fs::write(bench.target.local.captured_path(txid), &bytes).unwrap();
-        bench.target.chain.update(|chain| {
-            chain.txid = txid;
-            chain.push(Captured {
+        bench.target.progress.update(|progress| {
+            progress.txid = txid;
+            progress.push(Captured {
                 file: LocalFile {
                     txid,
                     bytes: bytes.len() as u64,
@@ -231,7 +234,7 @@ async fn a_stored_file_of_our_number_with_other_content_is_not_gone_on_from() {
             });
         });
         bench.target.connect().await.unwrap();
-        let needed = bench.target.progress().needs_snapshot;
+        let needed = bench.target.target_progress().needs_snapshot;
         assert_eq!(needed, (!is_ours).then_some(txid));
     }
 }
@@ -264,7 +267,7 @@ async fn wherever_a_taking_over_fails_the_next_attempt_leaves_a_fence() {
         let files = manifest::list(&memory).await.unwrap();
         let newest = files.iter().max_by_key(|file| file.max).unwrap();
         assert!(!newest.has_pages(), "{call}: {newest:?} is no fence");
-        let needed = bench.target.progress().needs_snapshot;
+        let needed = bench.target.target_progress().needs_snapshot;
         assert_eq!(needed, Some(newest.max), "{call}");
     }
 }
@@ -284,7 +287,7 @@ async fn a_replica_in_which_nothing_is_stored_is_free_and_any_other_is_not() {
         }
         assert!(connected.is_ok());
         assert_eq!(lease.holder, "us");
-        let above = bench.target.progress().needs_snapshot;
+        let above = bench.target.target_progress().needs_snapshot;
         assert_eq!(above, Some(Txid::new(announced)), "a late one is older");
     }
 }

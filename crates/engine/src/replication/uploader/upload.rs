@@ -29,15 +29,15 @@ impl Uploader {
         above: Txid,
     ) -> Result<(), TargetError> {
         self.confirm_lease(replica).await?;
-        self.set_progress(|progress| progress.needs_snapshot = Some(above));
+        self.update_target(|target| target.needs_snapshot = Some(above));
         Ok(())
     }
 
     /// Stores the captured file after the last acknowledged one.
     pub(super) async fn upload_next(&self, replica: &mut LeasedReplica) -> Result<(), TargetError> {
         let captured = {
-            let chain = self.chain.lock();
-            chain.captured(chain.targets[self.index].acked.next())
+            let progress = self.progress.lock();
+            progress.captured(progress.targets[self.index].acked.next())
         };
         // It may have been removed to make room.
         let Some(captured) = captured else {
@@ -81,7 +81,7 @@ impl Uploader {
             len: file.bytes,
         };
         if let Err(error) = self.put(replica, 0, name, body, file.timestamp_ms).await {
-            let is_gone = self.chain.lock().captured(file.txid).is_none();
+            let is_gone = self.progress.lock().captured(file.txid).is_none();
             // It was removed to make room while it was read.
             return match is_gone && !error.is_conflict() && error.ends_with().is_none() {
                 true => Ok(()),
@@ -90,7 +90,7 @@ impl Uploader {
         }
         let at = |sum| position(file.txid, sum, file.timestamp_ms);
         self.acknowledge(captured.checksum.and_then(at));
-        self.set_progress(|progress| progress.acked = file.txid);
+        self.update_target(|target| target.acked = file.txid);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl Uploader {
 
     /// The account in the local-state budget.
     pub(super) fn account(&self) -> Arc<Account> {
-        let account = self.chain.lock().account.clone();
+        let account = self.progress.lock().account.clone();
         account.unwrap_or_else(|| self.budgets.account())
     }
 

@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::pages::page_set::{PageSet, Spill};
-    use crate::source::wal::LogPosition;
+    use crate::source::wal::WalPosition;
 
     /// Commits of these pages, most of which are stored in `directory`.
     fn batch(numbers: std::ops::Range<u32>, directory: &Path) -> Batch {
@@ -265,14 +265,14 @@ mod tests {
         Batch {
             pages,
             commit: 99,
-            log: LogPosition {
+            log: WalPosition {
                 salts: (1, 1),
                 big_endian: false,
                 frames: 64,
                 checksum: (0, 0),
                 change: 1,
             },
-            log_offset: 32,
+            wal_offset: 32,
             first_ms: 0,
             last_ms: 0,
         }

@@ -5,7 +5,7 @@ use sqlite_format::{
     Chain, FRAME_HEADER_BYTES, FrameHeader, WAL_HEADER_BYTES, WalChecksum, WalHeader,
 };
 
-use super::{Batch, GapReason, LogPosition, WalError, WalReader};
+use super::{Batch, GapReason, WalError, WalPosition, WalReader};
 use crate::pages::page_set::PageSet;
 use crate::source::sqlite::WalView;
 
@@ -46,22 +46,22 @@ impl WalReader {
         now_ms: i64,
     ) -> Result<Option<Batch>, ReadError> {
         let mut batch = self.empty_batch(view, now_ms);
-        let same_log = view.header.salts == self.position.salts();
-        if same_log && view.header.max_frame < self.position.frames {
+        let same_wal = view.header.salts == self.position.salts();
+        if same_wal && view.header.max_frame < self.position.frames {
             return Err(ReadError::Gap(GapReason::ChainBroken));
         }
-        let commits = if same_log && self.position.frames > 0 {
+        let commits = if same_wal && self.position.frames > 0 {
             let chain = resume_chain(&self.position);
-            batch.log_offset = self.frame_offset(self.position.frames);
+            batch.wal_offset = self.frame_offset(self.position.frames);
             let frames = (self.position.frames, view.header.max_frame);
             self.read_frames(index, frames, chain, view, (Kept::All, &mut batch.pages))?
         } else {
-            self.read_log_from_start(index, view, (Kept::All, &mut batch.pages))?
+            self.read_wal_from_start(index, view, (Kept::All, &mut batch.pages))?
         };
         let grown = view.header.change.wrapping_sub(self.position.change);
         // In the same WAL with an unbroken chain, a smaller counter means a recovery: nothing is
         // lost.
-        if commits != grown && !same_log {
+        if commits != grown && !same_wal {
             return Err(ReadError::Gap(GapReason::CommitsMissed));
         }
         self.position = batch.log;
@@ -77,7 +77,7 @@ impl WalReader {
     ) -> Result<Option<Batch>, ReadError> {
         let mut batch = self.empty_batch(view, now_ms);
         let tail = self.read_tail(&mut batch.pages)?;
-        let fresh = self.read_log_from_start(0, view, (Kept::All, &mut batch.pages))?;
+        let fresh = self.read_wal_from_start(0, view, (Kept::All, &mut batch.pages))?;
         // After more than one restart, a commit of a WAL that we never read could be counted in
         // place of a frame that was written but never published. The first salt grows by one with
         // each restart, or is replaced by an unrelated value.
@@ -98,7 +98,7 @@ impl WalReader {
         let mut commits = Commits::default();
         for number in self.position.frames.. {
             if self.connections[0]
-                .read_log(&mut frame, self.frame_offset(number))
+                .read_wal(&mut frame, self.frame_offset(number))
                 .is_err()
             {
                 break;
@@ -125,7 +125,7 @@ impl WalReader {
     pub fn is_at_end(&self) -> bool {
         let mut frame = vec![0u8; self.frame_bytes()];
         let offset = self.frame_offset(self.position.frames);
-        if self.connections[0].read_log(&mut frame, offset).is_err() {
+        if self.connections[0].read_wal(&mut frame, offset).is_err() {
             return true;
         }
         let (header, page) = split_frame(&frame);
@@ -135,7 +135,7 @@ impl WalReader {
     pub(super) fn last_frame_stands(&self) -> bool {
         let mut bytes = [0u8; FRAME_HEADER_BYTES];
         let offset = self.frame_offset(self.position.frames - 1);
-        if self.connections[0].read_log(&mut bytes, offset).is_err() {
+        if self.connections[0].read_wal(&mut bytes, offset).is_err() {
             return false;
         }
         let header = sqlite_format::FrameHeader::parse(&bytes);
@@ -144,7 +144,7 @@ impl WalReader {
     }
 
     /// Reads frame 1 to the end of the published WAL. Returns the number of commits.
-    pub(super) fn read_log_from_start(
+    pub(super) fn read_wal_from_start(
         &mut self,
         index: usize,
         view: &WalView,
@@ -155,7 +155,7 @@ impl WalReader {
         }
         let mut bytes = [0u8; WAL_HEADER_BYTES];
         self.connections[index]
-            .read_log(&mut bytes, 0)
+            .read_wal(&mut bytes, 0)
             .map_err(WalError::from)?;
         let broken = ReadError::Gap(GapReason::ChainBroken);
         let Ok(header) = WalHeader::parse(&bytes) else {
@@ -190,7 +190,7 @@ impl WalReader {
                 self.buffer.resize(needed, 0);
             }
             let offset = self.frame_offset(next);
-            match self.connections[index].read_log(&mut self.buffer[..needed], offset) {
+            match self.connections[index].read_wal(&mut self.buffer[..needed], offset) {
                 Err(error) if error.is_short_read() => return Err(broken()),
                 read => read.map_err(WalError::from)?,
             }
@@ -222,14 +222,14 @@ impl WalReader {
         Batch {
             pages: PageSet::new(self.page_size, &self.spill),
             commit: header.page_count,
-            log: LogPosition {
+            log: WalPosition {
                 salts: (header.salts.salt1, header.salts.salt2),
                 big_endian: header.big_endian_checksums,
                 frames: header.max_frame,
                 checksum: (header.frame_checksum.s1, header.frame_checksum.s2),
                 change: header.change,
             },
-            log_offset: WAL_HEADER_BYTES as u64,
+            wal_offset: WAL_HEADER_BYTES as u64,
             first_ms: now_ms,
             last_ms: now_ms,
         }
@@ -275,7 +275,7 @@ impl Commits {
     }
 }
 
-fn resume_chain(position: &LogPosition) -> Chain {
+fn resume_chain(position: &WalPosition) -> Chain {
     let checksum = WalChecksum {
         s1: position.checksum.0,
         s2: position.checksum.1,
@@ -485,7 +485,7 @@ mod tests {
         let change = view.header.change;
         let salt = view.header.salts.salt1;
         for (before, expected) in [(change - 3, true), (change - 4, false), (change - 2, false)] {
-            let earlier = LogPosition {
+            let earlier = WalPosition {
                 salts: (salt.wrapping_sub(1), 7),
                 change: before,
                 ..reader.position()
@@ -564,7 +564,7 @@ mod tests {
             .unwrap()
             .1
         };
-        let wrong = LogPosition {
+        let wrong = WalPosition {
             checksum: (right.checksum.0 ^ 1, right.checksum.1),
             ..right
         };

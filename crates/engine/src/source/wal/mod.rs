@@ -40,7 +40,7 @@ use crate::pages::page_set::Spill;
 use crate::source::sqlite::{Connection, SqliteError};
 
 use frames::{Kept, ReadError};
-pub use position::{Batch, LogPosition};
+pub use position::{Batch, WalPosition};
 use read_marks::SHARED_PAUSE;
 pub use window::WINDOW_FRAMES;
 use window::{Speed, Window};
@@ -99,7 +99,7 @@ pub enum Start {
     /// Nothing is known of the database, or it was changed.
     Unknown,
     /// At a position in the WAL: frames and checksums prove that it holds everything since.
-    At(LogPosition),
+    At(WalPosition),
     /// At the first frame of a WAL, after the database was closed without one. An unchanged file
     /// proves that the WAL holds everything since.
     AfterClose(Fingerprint),
@@ -114,7 +114,7 @@ pub struct WalReader {
     /// The holder's mark, where known.
     mark: Option<u32>,
     page_size: PageSize,
-    position: LogPosition,
+    position: WalPosition,
     path: PathBuf,
     /// Device and inode of the `-wal` and `-shm` files that SQLite has open. SQLite never replaces
     /// them while our connections are open.
@@ -158,7 +158,7 @@ impl WalReader {
         connections[0].end_read();
         let position = match start {
             Start::At(position) => position,
-            Start::Unknown | Start::AfterClose(_) => LogPosition {
+            Start::Unknown | Start::AfterClose(_) => WalPosition {
                 salts: (0, 0),
                 big_endian: false,
                 frames: 0,
@@ -194,7 +194,7 @@ impl WalReader {
     }
 
     /// The position of capture.
-    pub fn position(&self) -> LogPosition {
+    pub fn position(&self) -> WalPosition {
         self.position
     }
 
@@ -315,7 +315,7 @@ impl WalReader {
         };
         let mut batch = self.empty_batch(&view, now_ms);
         let pages = (Kept::MissingFirst, &mut batch.pages);
-        match self.read_log_from_start(holder, &view, pages) {
+        match self.read_wal_from_start(holder, &view, pages) {
             Ok(_) => {
                 self.complete(holder, &mut batch)?;
                 Ok(Some(batch))

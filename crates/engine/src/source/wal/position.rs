@@ -9,7 +9,7 @@ use crate::source::sqlite::WalView;
 /// Position of capture in a WAL with one pair of salts. Stored, so that a later process can
 /// continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogPosition {
+pub struct WalPosition {
     /// The salts that identify the WAL since its last restart.
     pub salts: (u32, u32),
     /// Whether its checksums are big-endian.
@@ -22,7 +22,7 @@ pub struct LogPosition {
     pub change: u32,
 }
 
-impl LogPosition {
+impl WalPosition {
     pub(super) fn salts(&self) -> Salts {
         Salts {
             salt1: self.salts.0,
@@ -31,7 +31,7 @@ impl LogPosition {
     }
 
     /// Frames written since an earlier position, as far as the present WAL shows them.
-    pub(super) fn frames_since(&self, earlier: &LogPosition) -> u32 {
+    pub(super) fn frames_since(&self, earlier: &WalPosition) -> u32 {
         let before = match self.salts == earlier.salts {
             true => earlier.frames,
             false => 0,
@@ -52,9 +52,9 @@ pub struct Batch {
     /// Size of the database in pages after the last commit.
     pub commit: u32,
     /// Position in the WAL after the last commit.
-    pub log: LogPosition,
+    pub log: WalPosition,
     /// Offset of the first frame in the WAL.
-    pub log_offset: u64,
+    pub wal_offset: u64,
     /// When the oldest commit was seen, in Unix milliseconds.
     pub first_ms: i64,
     /// When the newest commit was seen, in Unix milliseconds.

@@ -169,7 +169,7 @@ impl WalReader {
                 let mut batch = self.empty_batch(&view, now_ms);
                 // The database is read after it, and has the frames that are backfilled.
                 let pages = (Kept::Missing, &mut batch.pages);
-                match self.read_log_from_start(0, &view, pages) {
+                match self.read_wal_from_start(0, &view, pages) {
                     Ok(commits) => {
                         self.complete(0, &mut batch)?;
                         self.holder = Some(0);

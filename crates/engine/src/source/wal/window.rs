@@ -146,9 +146,9 @@ impl WalReader {
     /// Everything published by `view` is captured.
     pub(super) fn let_go(&mut self, view: &WalView, now: Instant) {
         let frames = self.position.frames;
-        let same_log = view.header.salts == self.position.salts();
+        let same_wal = view.header.salts == self.position.salts();
         // A mark on a WAL that is completely in the database file blocks no checkpoint.
-        let unfinished = !same_log || view.backfilled < frames;
+        let unfinished = !same_wal || view.backfilled < frames;
         let easy = frames >= LEAST_FRAMES && self.speed.safe_pause(frames, now) >= EASY_PAUSE;
         if unfinished && (frames >= WINDOW_FRAMES || easy) {
             self.drop_mark(Window::Open);

@@ -44,8 +44,8 @@ impl Bench {
             },
         };
         let (drain, drained) = watch::channel(false);
-        let chain = SharedProgress::default();
-        chain.update(|chain| chain.targets = vec![TargetProgress::default()]);
+        let progress = SharedProgress::default();
+        progress.update(|progress| progress.targets = vec![TargetProgress::default()]);
         let target = Uploader {
             index: 0,
             settings,
@@ -56,7 +56,7 @@ impl Bench {
             budgets: Budgets::new(crate::env::budget::Limits::default()),
             local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
             records: Arc::default(),
-            chain: Arc::new(chain),
+            progress: Arc::new(progress),
             report: Arc::default(),
             drain: drained,
         };
