@@ -1,5 +1,6 @@
 //! Reads the configuration file, and converts it into settings for the engine.
 
+mod limits;
 mod litestream;
 #[cfg(test)]
 mod litestream_tests;
@@ -20,7 +21,6 @@ use engine::env::budget::Limits;
 use engine::replica::retention::RetentionPolicy;
 use engine::replication::uploader::TargetSettings;
 use engine::replication::{DatabaseSettings, default_state_directory};
-use protocol::Size;
 use protocol::config::{Config, Database, Replica, Snapshot, Startup};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -29,9 +29,10 @@ use store::{Opener, Target, UrlError};
 pub use pattern::Found;
 pub use text::read;
 
-use crate::args::{LogFormat, is_state_beside, state_limit};
+use limits::limits;
+
+use crate::args::{LogFormat, is_state_beside};
 use crate::heartbeat::Heartbeat;
-use crate::memory::container_memory;
 
 /// Time span of one file of each compaction level, as in Litestream.
 const DEFAULT_LEVELS: [Duration; 3] = [
@@ -47,11 +48,6 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(300);
 /// Shortest interval of requests to a user's monitor.
 const MIN_HEARTBEAT: Duration = Duration::from_secs(60);
-/// Smallest allowed limits. With less, hardly one database could be replicated.
-const LEAST_LIMITS: Limits = Limits {
-    state_bytes: 16 << 20,
-    memory_bytes: 64 << 20,
-};
 /// Limit on the targets of one database.
 const MAX_TARGETS: usize = 4;
 
@@ -270,54 +266,6 @@ pub fn settings(
         heartbeat: heartbeat(config)?,
         limits,
     })
-}
-
-fn limits(config: &Config, databases: &[ConfiguredDatabase]) -> Result<Limits, ConfigError> {
-    let given = config.limits.unwrap_or_default();
-    let default = Limits::default();
-    let limit = |key: &str, given: Option<Size>, default: u64, least: u64| match given {
-        None => Ok(default),
-        Some(size) if size.0 < least => Err(ConfigError::Value {
-            key: format!("limits.{key}"),
-            message: format!(
-                "{} bytes are too few; give at least {}Mi",
-                size.0,
-                least >> 20
-            ),
-        }),
-        Some(size) => Ok(size.0),
-    };
-    let memory = container_memory().map_or(default.memory_bytes, |bytes| {
-        bytes.clamp(LEAST_LIMITS.memory_bytes, default.memory_bytes)
-    });
-    // A volume of its own is sized for the state. Any other one belongs to the application.
-    let volume_limit = state_limit();
-    let state_bytes = match volume_limit.filter(|_| !is_state_beside()) {
-        Some(bytes) => bytes,
-        None => state_on_shared_volumes(databases)
-            .unwrap_or(u64::MAX)
-            .min(volume_limit.unwrap_or(default.state_bytes))
-            .max(LEAST_LIMITS.state_bytes),
-    };
-    Ok(Limits {
-        state_bytes: limit("state", given.state, state_bytes, LEAST_LIMITS.state_bytes)?,
-        memory_bytes: limit("memory", given.memory, memory, LEAST_LIMITS.memory_bytes)?,
-    })
-}
-
-/// Returns the bytes that local state may use of volumes that are not its own: 10 % of the smallest,
-/// and at most half of what is free there now. `None` when no volume can be asked.
-fn state_on_shared_volumes(databases: &[ConfiguredDatabase]) -> Option<u64> {
-    let states = databases.iter().map(|database| &database.settings.state);
-    let parents: BTreeSet<&Path> = states.filter_map(|state| state.parent()).collect();
-    let limits = parents.into_iter().filter_map(|parent| {
-        // A directory that is not there yet is made on the file system of the nearest one that is.
-        let existing = parent.ancestors().find(|path| path.exists())?;
-        let volume = rustix::fs::statvfs(existing).ok()?;
-        let bytes = |blocks: u64| blocks.saturating_mul(volume.f_frsize);
-        Some((bytes(volume.f_blocks) / 10).min(bytes(volume.f_bavail) / 2))
-    });
-    limits.min()
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
