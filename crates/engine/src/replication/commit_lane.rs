@@ -91,6 +91,8 @@ impl Worker {
 
     /// Writes the captured commits as the next TXID.
     async fn commit(&mut self) -> Result<Done, RunError> {
+        // A slow writer is polled rarely: what it has committed since goes into this file, too.
+        self.poll().await?;
         if self.attached.mailbox.lock().gap.is_some() {
             return Ok(Done::Unchanged);
         }
@@ -328,6 +330,15 @@ impl Worker {
         self.barrier += 1;
         self.attached.barrier(self.barrier);
         self.barrier
+    }
+
+    /// Waits for a poll that begins now.
+    async fn poll(&mut self) -> Result<(), RunError> {
+        self.barrier += 1;
+        let token = self.barrier;
+        self.attached.poll(token);
+        self.until(|pending| (pending.poll >= token).then_some(()))
+            .await
     }
 
     /// Waits until everything that has been published by now is captured.

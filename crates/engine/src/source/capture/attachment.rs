@@ -21,6 +21,8 @@ const ALONE_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Requests {
     /// Report this token once everything published by now is captured.
     pub(super) barrier: Option<u64>,
+    /// Report this token after the next poll, whatever it finds.
+    pub(super) poll: Option<u64>,
     /// Read the whole present WAL.
     pub(super) reread: bool,
     /// Copy the WAL into the database file if no other process has it open.
@@ -35,6 +37,7 @@ impl Requests {
     /// Adds requests made since.
     pub(super) fn add(&mut self, later: Requests) {
         self.barrier = later.barrier.or(self.barrier);
+        self.poll = later.poll.or(self.poll);
         self.reread |= later.reread;
         self.checkpoint |= later.checkpoint;
         self.detach |= later.detach;
@@ -190,6 +193,9 @@ impl Attachment {
                 pending.at_end = at_end;
                 pending.is_backfilled = is_backfilled;
             });
+        }
+        if let Some(token) = self.requests.poll.take() {
+            self.mailbox.update(|pending| pending.poll = token);
         }
         if self.requests.reread
             && let Some(log) = self.reader.reread(unix_ms()).transpose()

@@ -24,6 +24,8 @@ pub struct PendingCapture {
     pub page_size: Option<PageSize>,
     /// The WAL is far longer than applications let it grow.
     pub wants_checkpoint: bool,
+    /// The last poll that was requested and made.
+    pub poll: u64,
     /// The last barrier passed. Everything published before it was requested is in here.
     pub barrier: u64,
     /// At that barrier the WAL held nothing after the captured commits, published or not.

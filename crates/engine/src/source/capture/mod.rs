@@ -233,6 +233,14 @@ impl Attached {
         });
     }
 
+    /// Requests a poll now. `PendingCapture::poll` reaches `token` after it.
+    pub fn poll(&self, token: u64) {
+        self.request(Requests {
+            poll: Some(token),
+            ..Requests::default()
+        });
+    }
+
     /// Asks to copy the WAL into the database file if no other process has it open. A later barrier
     /// says whether that was done.
     pub fn checkpoint_alone(&self) {
