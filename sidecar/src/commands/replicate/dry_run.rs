@@ -89,8 +89,8 @@ async fn found(target: &TargetSettings) -> Result<String, Failure> {
             stored.lease.holder, stored.lease.epoch
         ),
         None => format!(
-            "a backup up to TXID {txid}, written by Litestream: it would be taken over, from a full \
-             copy on"
+            "a backup up to TXID {txid}, written by Litestream: it would be taken over, from a \
+             snapshot on"
         ),
     })
 }
