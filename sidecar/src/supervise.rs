@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as OsSignal, SignalKind, signal};
 
 /// Pause after a first unexpected end; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(200);
@@ -38,10 +38,11 @@ async fn supervise() -> ExitCode {
         {
             Ok(child) => child,
             Err(error) => {
-                tracing::error!("start the worker: {error}");
+                tracing::error!(%error, "the worker cannot be started; it is tried again");
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     _ = terminate.recv() => return ExitCode::SUCCESS,
+                    _ = interrupt.recv() => return ExitCode::SUCCESS,
                 }
                 pause = (pause * 2).min(MAX_PAUSE);
                 continue;
@@ -50,8 +51,8 @@ async fn supervise() -> ExitCode {
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status,
-                _ = terminate.recv() => return end(child).await,
-                _ = interrupt.recv() => return end(child).await,
+                _ = terminate.recv() => return end(child, [&mut terminate, &mut interrupt]).await,
+                _ = interrupt.recv() => return end(child, [&mut terminate, &mut interrupt]).await,
                 _ = hangup.recv() => pass(&child, Signal::HUP),
             }
         };
@@ -80,10 +81,21 @@ fn pass(child: &tokio::process::Child, signal: Signal) {
     }
 }
 
-/// Forwards the signal and waits: the worker stores its captured commits and ends.
-async fn end(mut child: tokio::process::Child) -> ExitCode {
+/// Forwards the signal and waits: the worker stores its captured commits and ends. Further signals
+/// are forwarded, too: with the second one it ends at once.
+async fn end(
+    mut child: tokio::process::Child,
+    [terminate, interrupt]: [&mut OsSignal; 2],
+) -> ExitCode {
     pass(&child, Signal::TERM);
-    match child.wait().await {
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            _ = terminate.recv() => pass(&child, Signal::TERM),
+            _ = interrupt.recv() => pass(&child, Signal::TERM),
+        }
+    };
+    match status {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(status) => ExitCode::from(
             status

@@ -292,6 +292,31 @@ fn a_supervisor_ends_with_the_code_of_its_worker() {
 }
 
 #[test]
+fn a_second_signal_to_a_supervisor_ends_its_worker_at_once() {
+    let place = Place::new();
+    let _connection = create(&place.database(), 5);
+    let config = place.write(
+        "config.yml",
+        &format!(
+            "shutdown-sync-timeout: 1h\naccess-key-id: a\nsecret-access-key: b\ndbs:\n- path: {}\n  \
+             replica: {{url: 's3://bucket/app?endpoint=http://127.0.0.1:1'}}\n",
+            place.database_text(),
+        ),
+    );
+    let sidecar = Sidecar::start(place.path(), &["--supervise", "--config", &config]);
+    sidecar.wait_until("the store is missed", |status| {
+        !status.targets[0].message.is_empty()
+    });
+    let (parent, worker) = (sidecar.id(), sidecar.worker());
+    signal(parent, "TERM");
+    until("the worker was told to end", || {
+        sidecar.log().contains("told to stop").then_some(())
+    });
+    assert_eq!(sidecar.end_by("INT").0, Some(23));
+    assert!(!std::path::Path::new(&format!("/proc/{worker}")).exists());
+}
+
+#[test]
 fn a_worker_does_not_outlive_its_supervisor() {
     let place = Place::new();
     let url = place.url("backup");

@@ -146,6 +146,7 @@ pub async fn run(
                 return exec::answer(code, ended(fleet, &shown).await);
             }
             _ = stop.changed() => {
+                tracing::info!("told to stop: captured commits are stored first; a second signal ends at once");
                 let code = exec::end(child).await.unwrap_or_default();
                 return exec::answer(code, ended(fleet, &shown).await);
             }
