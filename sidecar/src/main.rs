@@ -23,6 +23,7 @@ use crate::config::LogSettings;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    memory::configure();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -328,12 +328,13 @@ impl Database {
     fn report(&self, state: DatabaseState, message: String) {
         let mut current = lock(&self.handle.state);
         if *current != (state, message.clone()) {
+            let reason = Some(message.as_str()).filter(|reason| !reason.is_empty());
             if state.is_healthy()
                 || matches!(state, DatabaseState::Starting | DatabaseState::Missing)
             {
-                tracing::info!(?state, reason = message, "state changed");
+                tracing::info!(?state, reason, "state changed");
             } else {
-                tracing::warn!(?state, reason = message, "state changed");
+                tracing::warn!(?state, reason, "state changed");
             }
             *current = (state, message);
         }
