@@ -107,7 +107,7 @@ pub(super) fn a_pod_on_a_lasting_volume_continues_without_a_snapshot(
     let objects = shop.objects()?;
     let snapshots: Vec<_> = objects
         .iter()
-        .filter(|key| key.contains("/ltx/9/"))
+        .filter(|key| key.contains("/0009/"))
         .collect();
     ensure!(snapshots.len() == 1, "{snapshots:?}");
     Ok(())

@@ -38,9 +38,10 @@ impl Fingerprint {
         self.size == 0
     }
 
-    /// When the file was modified, in Unix milliseconds.
-    pub fn modified_ms(&self) -> i64 {
-        self.modified.0.saturating_mul(1000) + self.modified.1 / 1_000_000
+    /// When the file was written or came to its name, in Unix milliseconds. An application cannot
+    /// set this time.
+    pub fn changed_ms(&self) -> i64 {
+        self.changed.0.saturating_mul(1000) + self.changed.1 / 1_000_000
     }
 
     /// Whether the file's times are so old that any later write changes them: they advance in steps
@@ -49,8 +50,11 @@ impl Fingerprint {
         let seconds = u64::try_from(self.changed.0).unwrap_or(0);
         let nanos = u32::try_from(self.changed.1).unwrap_or(0);
         let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-        now.duration_since(changed)
-            .is_ok_and(|age| age >= SETTLED_AFTER)
+        match now.duration_since(changed) {
+            Ok(age) => age >= SETTLED_AFTER,
+            // The clock was set back: a later write gives an earlier time.
+            Err(ahead) => ahead.duration() >= SETTLED_AFTER,
+        }
     }
 }
 
@@ -159,7 +163,11 @@ mod tests {
         let found = fingerprint(&path).unwrap().unwrap();
         let changed = fs::metadata(&path).unwrap().modified().unwrap();
         assert!(!found.is_settled(changed));
-        assert!(!found.is_settled(changed - Duration::from_secs(60)));
+        assert!(!found.is_settled(changed - Duration::from_millis(50)));
+        assert!(
+            found.is_settled(changed - Duration::from_secs(60)),
+            "the clock was set back"
+        );
         assert!(found.is_settled(changed + Duration::from_secs(1)));
     }
 

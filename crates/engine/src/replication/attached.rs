@@ -242,10 +242,7 @@ impl AttachedDriver {
                 self.is_closable = true;
                 return Some(Ended::Closed(file));
             }
-            Done::Finished { is_closable } => {
-                self.is_closable = is_closable;
-                return Some(Ended::Stopped);
-            }
+            Done::Finished => return Some(Ended::Stopped),
         }
         None
     }

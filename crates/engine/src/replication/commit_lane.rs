@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -20,6 +20,9 @@ use crate::spool::ltx_writer::Delta;
 
 /// Pause before file times are read again that are too recent to show a change.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
+/// Time without a change after which each later one shows in the times of a file: they advance in
+/// steps of up to 10 ms, whatever the clock says.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Most resyncs of a database during a shutdown, while frames are missed.
 const LAST_RESYNCS: u32 = 5;
 
@@ -38,7 +41,7 @@ pub(super) enum Done {
     /// Something was written meanwhile.
     NotQuiet,
     /// Everything is captured, and it is time to stop.
-    Finished { is_closable: bool },
+    Finished,
 }
 
 /// Carries out the actions of the commit lane, one at a time.
@@ -257,26 +260,29 @@ impl Worker {
 
     /// Copies every commit into the database file and proves that it is captured. Then SQLite's
     /// close has nothing to write, and every later commit is visible as a change of the file.
+    ///
+    /// Gives up when the database is opened or written meanwhile: the next commits must not wait.
     async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
         let path = self.path.clone();
         self.attached.checkpoint_alone();
         self.barrier().await?;
-        let file = loop {
-            let Some(file) = fingerprint(&path).ok().flatten() else {
-                return Ok(Done::NotQuiet);
-            };
-            if file.is_settled(SystemTime::now()) {
-                break file;
-            }
+        let file = fingerprint(&path).ok().flatten();
+        let mut settled = Duration::ZERO;
+        while settled < SETTLED_AFTER {
             tokio::time::sleep(SETTLE_PAUSE).await;
-        };
+            settled += SETTLE_PAUSE;
+            let is_unchanged = fingerprint(&path).ok().flatten() == file;
+            let pending = self.attached.mailbox.lock();
+            if !is_unchanged || !pending.is_taken() || !pending.is_alone {
+                return Ok(Done::NotQuiet);
+            }
+        }
         let is_ready = self.is_ready_to_close().await?;
-        Ok(
-            match is_ready && fingerprint(&path).ok() == Some(Some(file)) {
-                true => Done::Closable(file),
-                false => Done::NotQuiet,
-            },
-        )
+        let is_unchanged = fingerprint(&path).ok().flatten() == file;
+        Ok(match file.filter(|_| is_ready && is_unchanged) {
+            Some(file) => Done::Closable(file),
+            None => Done::NotQuiet,
+        })
     }
 
     /// Whether everything is captured and in the database file, and no other process has it open.
@@ -293,10 +299,13 @@ impl Worker {
         loop {
             changes.borrow_and_update();
             self.capture_all().await?;
+            // Then a cut can be taken of the closed database, too.
+            let is_alone = self.attached.mailbox.lock().is_alone;
+            if is_alone && let done @ Done::Closable(_) = self.prepare_to_close().await? {
+                return Ok(done);
+            }
             if self.handle.needs_no_cut() {
-                self.attached.checkpoint_alone();
-                let is_closable = self.is_ready_to_close().await?;
-                return Ok(Done::Finished { is_closable });
+                return Ok(Done::Finished);
             }
             self.handle.ask_for_needed_cuts();
             let lacks_cut = self.handle.progress.lock().lacks_cut();
@@ -314,16 +323,17 @@ impl Worker {
         self.barrier().await?;
         for _ in 0..LAST_RESYNCS {
             let is_whole = self.attached.mailbox.lock().gap.is_none();
-            if is_whole && self.has_table() {
-                break;
+            if !is_whole || !self.has_table() {
+                self.resync().await?;
+                continue;
             }
-            self.resync().await?;
+            self.commit().await?;
+            // The poll before it may have missed commits.
+            if self.attached.mailbox.lock().gap.is_none() {
+                return Ok(());
+            }
         }
-        if self.attached.mailbox.lock().gap.is_some() {
-            return Err(RunError::WalReader(WalError::Restless));
-        }
-        self.commit().await?;
-        Ok(())
+        Err(RunError::WalReader(WalError::Restless))
     }
 
     fn next_barrier(&mut self) -> u64 {

@@ -11,7 +11,7 @@ use super::attached::{AttachedDriver, Ended};
 use super::committer::{Committer, on_another_thread};
 use super::pacer::Pace;
 use super::{Database, PROBE_PAUSE, RunError};
-use crate::env::clock::unix_ms;
+use crate::env::clock::{steady_ms, unix_ms};
 use crate::env::files::{
     Fingerprint, cold_fingerprint, fingerprint, live_fingerprint, with_suffix,
 };
@@ -43,6 +43,15 @@ const MAX_IN_USE_PROBES: u32 = 50;
 /// Time for which a database that was opened but not changed is polled every second.
 const OPENED_TIME: Duration = Duration::from_secs(600);
 
+/// Whether to attach to a database that no process has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cold {
+    /// No: it would get a WAL of ours.
+    Leave,
+    /// Yes: the WAL goes when the database is closed again.
+    Attach,
+}
+
 /// The lifecycle of one database, with the state that is kept across attachments.
 pub(super) struct Lifecycle {
     /// None only while a blocking task owns it.
@@ -59,6 +68,8 @@ pub(super) struct Lifecycle {
     pub(super) had_turn: bool,
     /// Duration of the read of the whole database after a close; zero if it was not necessary.
     pub(super) scan_time: Duration,
+    /// The database was closed with its WAL removed, so that a change may cost a read.
+    pub(super) was_closed: bool,
     /// Probes in a row that found the file in use by this process.
     pub(super) in_use_probes: u32,
     /// The watch on an idle database.
@@ -165,7 +176,7 @@ impl Lifecycle {
                 Probe::Live => {
                     self.in_use_probes = 0;
                     // Boxed, so that thousands of idle databases do not reserve memory for it.
-                    let to_the_end = Box::pin(self.follow(database)).await?;
+                    let to_the_end = Box::pin(self.follow(database, Cold::Leave)).await?;
                     if to_the_end && *database.stop.borrow() {
                         return Ok(());
                     }
@@ -175,9 +186,18 @@ impl Lifecycle {
                     database.report(DatabaseState::Idle, String::new());
                 }
                 Probe::Cold(fingerprint) => {
+                    let began = Instant::now();
                     match Box::pin(self.capture_cold(database, fingerprint)).await {
-                        // The application has opened it meanwhile, so it is live now.
-                        Err(RunError::Scan(ScanError::Disturbed)) => continue,
+                        // An application was here meanwhile. One that opens, writes and closes
+                        // faster than the database is read is met only by staying attached.
+                        Err(RunError::Scan(ScanError::Disturbed)) => {
+                            self.scan_time = self.scan_time.max(began.elapsed());
+                            let to_the_end = Box::pin(self.follow(database, Cold::Attach)).await?;
+                            if to_the_end && *database.stop.borrow() {
+                                return Ok(());
+                            }
+                            continue;
+                        }
                         captured => captured?,
                     }
                     if stopping {
@@ -236,13 +256,13 @@ impl Lifecycle {
             return;
         };
         let was_known = self.cold.is_some() || self.resting.is_some();
-        let now_ms = unix_ms();
+        let now_ms = steady_ms();
         let first_ms = match was_known {
             true if self.is_as_it_was(path) => return,
             true => {
                 let log = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
                 let files = [Some(file), log].into_iter().flatten();
-                let newest = files.map(|file| file.modified_ms()).max();
+                let newest = files.map(|file| file.changed_ms()).max();
                 newest.map_or(now_ms, |ms| ms.min(now_ms))
             }
             // Without a page table it has no backup yet, however old it is.
@@ -327,7 +347,7 @@ impl Lifecycle {
                     log: None,
                     timestamp_ms: now,
                 };
-                committer.write_scan(scan, nothing, now)?;
+                committer.write_scan(scan, nothing, steady_ms())?;
                 handle.set_size(page_size, commit);
             }
             let table = committer
@@ -342,7 +362,7 @@ impl Lifecycle {
             }
         })
         .await?;
-        if !is_known {
+        if !is_known && self.was_closed {
             self.scan_time = began.elapsed();
         }
         // File times this recent may hide a change right after them: probe once more.
@@ -395,7 +415,11 @@ impl Lifecycle {
     /// Captures a database that the application has open, until it is gone or we stop. False when
     /// there may be more to capture: it was closed before we attached, or it became idle or
     /// closed.
-    pub(super) async fn follow(&mut self, database: &mut Database) -> Result<bool, RunError> {
+    pub(super) async fn follow(
+        &mut self,
+        database: &mut Database,
+        cold: Cold,
+    ) -> Result<bool, RunError> {
         if !self.may_number(database).await {
             return Ok(true);
         }
@@ -405,8 +429,10 @@ impl Lifecycle {
         }
         // Both steps may take long. If the database was closed meanwhile, attaching would create a
         // WAL that stays, perhaps with another owner than the next process to open it.
-        if !matches!(probe(&database.settings.path), Probe::Live) {
-            return Ok(false);
+        match probe(&database.settings.path) {
+            Probe::Live => {}
+            Probe::Cold(_) if cold == Cold::Attach => {}
+            Probe::Cold(_) | Probe::InUse | Probe::Unfit(..) => return Ok(false),
         }
         if let Some((file, _)) = &self.resting
             && !fingerprint(&database.settings.path)
@@ -446,9 +472,14 @@ impl Lifecycle {
                 Ok(false)
             }
             Ended::Closed(file) => {
+                self.was_closed = true;
                 // If another process opened it first, the WAL still exists.
                 match cold_fingerprint(&path).ok().flatten() {
-                    None => self.log = left.log,
+                    None => {
+                        self.log = left.log;
+                        // Everything until the stop is captured.
+                        return Ok(*database.stop.borrow());
+                    }
                     now => {
                         self.cold = now.filter(|now| *now == file);
                         database.report(DatabaseState::Idle, String::new());

@@ -26,6 +26,8 @@ const REST_AFTER: Duration = Duration::from_secs(5);
 const REST_SOON: Duration = Duration::from_secs(1);
 /// Time without a write after which a database that no other process has open is closed.
 const CLOSE_AFTER: Duration = Duration::from_millis(300);
+/// Longest such time, where a close may cost a read of the whole database.
+const CLOSE_AFTER_MOST: Duration = Duration::from_secs(60);
 /// Pause before the local-state budget is checked again.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed cut: the snapshot waits, commits do not.
@@ -163,7 +165,7 @@ impl Machine {
             quiet_since: now,
             full_until: None,
             next_cut: now,
-            close_after: CLOSE_AFTER.max(scan_time * 10),
+            close_after: (scan_time * 10).clamp(CLOSE_AFTER, CLOSE_AFTER_MOST),
         }
     }
 

@@ -235,6 +235,7 @@ impl Database {
             pace: Pace::new(self.settings.sync_interval),
             had_turn: false,
             scan_time: Duration::ZERO,
+            was_closed: false,
             in_use_probes: 0,
             watch: None,
             next_watch: tokio::time::Instant::now(),

@@ -8,7 +8,7 @@ use sqlite_format::PageSize;
 use store::CredentialsState;
 
 use crate::env::budget::Account;
-use crate::env::clock::unix_ms;
+use crate::env::clock::steady_ms;
 use crate::replication::uploader::{TargetReport, TargetSettings};
 use crate::spool::progress::SharedProgress;
 
@@ -63,7 +63,7 @@ impl DatabaseHandle {
             });
         let page_size = lock(&self.page_size).map_or(0, |size| u64::from(size.get()));
         let pages = self.pages.load(std::sync::atomic::Ordering::Relaxed);
-        let now = unix_ms();
+        let now = steady_ms();
         let targets = self
             .targets
             .iter()

@@ -1,6 +1,7 @@
 //! Files after the application's last close: the same that SQLite would have left without us.
 
 use std::path::Path;
+use std::time::Duration;
 
 use engine::env::files::with_suffix;
 use engine::restore::Point;
@@ -124,5 +125,78 @@ fn another_database_in_the_place_of_a_closed_one_is_captured() {
         let (_, bytes) = restored(&store, Point::Latest).ok()?;
         (bytes == std::fs::read(&path).unwrap()).then_some(())
     });
+    assert!(replication.stop());
+}
+
+#[test]
+fn a_database_that_is_copied_over_at_once_is_not_destroyed_by_the_old_wal() {
+    let (place, _, mut app, replication) = running();
+    let path = place.database();
+    let other = path.with_file_name("other.db");
+    let connection = rusqlite::Connection::open(&other).unwrap();
+    let sql = "PRAGMA page_size=1024; CREATE TABLE other(x); INSERT INTO other VALUES(1)";
+    connection.execute_batch(sql).unwrap();
+    drop(connection);
+    // Nobody could copy the WAL before: the last close was not the application's.
+    app.close();
+    std::fs::copy(&other, &path).unwrap();
+    let copied = std::fs::read(&other).unwrap();
+    std::thread::sleep(Duration::from_secs(3)); // bounded: the time in which it would be closed
+    assert!(std::fs::read(&path).unwrap() == copied);
+    replication.stop();
+    assert!(std::fs::read(&path).unwrap() == copied);
+}
+
+#[test]
+fn an_application_that_comes_back_while_its_database_is_being_closed_waits_for_nothing() {
+    let (place, store, mut app, replication) = running();
+    let seed = seed();
+    app.close();
+    for round in 0..20 {
+        // Each commit is checkpointed, so the file changes all the time.
+        app = App::start(&Habits {
+            autocheckpoint: 1,
+            ..Habits::calm(&place.database(), seed + round)
+        });
+        app.work(20);
+        if round % 2 == 0 {
+            app.close();
+        }
+    }
+    app.go();
+    wait_for("the lag to stay small", || {
+        let status = replication.status();
+        assert!(status.targets[0].lag_ms < 10_000, "{status:?}");
+        (app.commits() > 2000).then_some(())
+    });
+    app.pause();
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
+}
+
+#[test]
+fn writers_that_come_and_go_faster_than_the_database_is_read_are_captured() {
+    let (place, store, mut app, replication) = running();
+    let path = place.database();
+    let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)
+         INSERT INTO item SELECT NULL, randomblob(1000) FROM n";
+    app.sql(&sql.replace('\n', " "));
+    app.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+    assert_stored(&replication, &mut app, &store);
+    app.close();
+    wait_for("the WAL to be removed", || (!has_wal(&path)).then_some(()));
+    let txid = || replication.status().position.map(|position| position.txid);
+    let first = txid();
+    let seed = seed();
+    let mut round = 0;
+    wait_for("a commit to be captured between two writers", || {
+        round += 1;
+        let mut app = App::start(&Habits::calm(&path, seed + round));
+        app.sql("INSERT INTO item VALUES(NULL, 'short')");
+        app.close();
+        (txid() != first).then_some(())
+    });
+    let mut app = App::start(&Habits::calm(&path, seed));
+    assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());
 }

@@ -17,6 +17,7 @@ use crate::bench::{
     PATIENCE, Place, Replication, assert_every_point, assert_stored, block_on, files, memory,
     restored, settings, wait_for,
 };
+use crate::gated::{Gate, Gated};
 
 /// Runs a whole life cycle over a store whose call number `call` fails. Returns whether the run
 /// reached that call.
@@ -473,4 +474,36 @@ fn a_stop_waits_for_a_store_that_comes_back_and_then_needs_the_database() {
         let (_, bytes) = restored(&store, Point::Latest).unwrap();
         assert!(bytes == expected);
     }
+}
+
+#[test]
+fn work_beside_the_uploads_that_cannot_begin_holds_no_upload_back() {
+    let place = Place::new();
+    let concrete = memory();
+    let gated = Arc::new(Gated::new(Arc::clone(&concrete)));
+    let store: SharedStore = concrete;
+    let mut app = App::start(&Habits::calm(&place.database(), seed()));
+    let settings = DatabaseSettings {
+        snapshot_interval: Duration::from_millis(300),
+        ..settings(
+            &place.database(),
+            &place.state(),
+            &[Arc::clone(&gated) as SharedStore],
+        )
+    };
+    let replication = Replication::start(&settings);
+    assert_stored(&replication, &mut app, &store);
+    // Compactions and snapshots ask for the lease first.
+    gated.gate.send_replace(Gate::LeaseUnreadable);
+    for round in 0..30 {
+        app.sql(&format!("INSERT INTO item VALUES(NULL, 'round {round}')"));
+        let expected = app.dump();
+        wait_for("the commit to be stored", || {
+            let (_, bytes) = restored(&store, Point::Latest).ok()?;
+            (bytes == expected).then_some(())
+        });
+    }
+    gated.gate.send_replace(Gate::Open);
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
 }

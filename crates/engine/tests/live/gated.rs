@@ -27,6 +27,8 @@ pub enum Gate {
     Open,
     /// Writes of keys with this prefix wait.
     Closed(&'static str),
+    /// The lease cannot be read.
+    LeaseUnreadable,
     /// The waiting writes are carried out, but their writer has gone and gets no answer.
     Late,
 }
@@ -129,6 +131,17 @@ impl Store for Gated {
         key: &str,
         range: Option<Range<u64>>,
     ) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        if key == engine::replica::lease::LEASE_KEY
+            && matches!(*self.gate.borrow(), Gate::LeaseUnreadable)
+        {
+            let what = format!("get {key}");
+            return std::future::ready(Err(StoreError::Denied {
+                what,
+                code: "AccessDenied".into(),
+                source: None,
+            }))
+            .boxed();
+        }
         self.inner.get(key, range)
     }
 

@@ -38,6 +38,7 @@ fn stopping(directory: &Path) -> (Lifecycle, Database) {
         pace: Pace::new(Duration::from_secs(1)),
         had_turn: false,
         scan_time: Duration::ZERO,
+        was_closed: false,
         in_use_probes: 0,
         watch: None,
         next_watch: Instant::now(),
@@ -59,7 +60,7 @@ async fn a_database_that_was_closed_before_we_came_is_captured_all_the_same() {
     let path = database.settings.path.clone();
     drop(application(&path));
     // The caller's probe found it open, but it was closed since.
-    assert!(!lifecycle.follow(&mut database).await.unwrap());
+    assert!(!lifecycle.follow(&mut database, Cold::Leave).await.unwrap());
     assert!(!with_suffix(&path, "-wal").exists());
     lifecycle.run(&mut database).await.unwrap();
     assert_eq!(database.handle.progress.lock().txid, Txid::new(2));
@@ -70,7 +71,7 @@ async fn a_database_that_is_open_is_followed_to_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let (mut lifecycle, mut database) = stopping(directory.path());
     let _application = application(&database.settings.path);
-    assert!(lifecycle.follow(&mut database).await.unwrap());
+    assert!(lifecycle.follow(&mut database, Cold::Leave).await.unwrap());
     assert_eq!(database.handle.progress.lock().txid, Txid::new(2));
 }
 

@@ -369,16 +369,31 @@ impl Uploader {
         match machine::next(&facts, Instant::now()) {
             Step::Upload => self.upload_next(replica).await?,
             Step::NeedSnapshot { above } => self.need_snapshot(replica, above).await?,
-            Step::AskForCut => self.ask_for_cut(replica).await?,
+            Step::AskForCut => {
+                let asked = self.ask_for_cut(replica).await;
+                self.begun(replica, asked)?;
+            }
             Step::TakeCut => {
                 replica.cut = self
                     .progress
                     .update(|progress| progress.take_cut(self.index));
             }
-            Step::BeginSnapshot { is_base } => self.begin_snapshot(replica, is_base).await?,
-            Step::BeginSnapshotCompaction => self.begin_snapshot_compaction(replica).await?,
-            Step::BeginCompaction => self.begin_compaction(replica).await?,
-            Step::BeginLevelCompaction => self.begin_level_compaction(replica).await?,
+            Step::BeginSnapshot { is_base } => {
+                let begun = self.begin_snapshot(replica, is_base).await;
+                self.begun(replica, begun)?;
+            }
+            Step::BeginSnapshotCompaction => {
+                let begun = self.begin_snapshot_compaction(replica).await;
+                self.begun(replica, begun)?;
+            }
+            Step::BeginCompaction => {
+                let begun = self.begin_compaction(replica).await;
+                self.begun(replica, begun)?;
+            }
+            Step::BeginLevelCompaction => {
+                let begun = self.begin_level_compaction(replica).await;
+                self.begun(replica, begun)?;
+            }
             Step::BeginRetention => self.begin_retention(replica),
             Step::End => return Ok(Went::ToTheEnd),
             Step::Wait { until } => {
@@ -431,6 +446,18 @@ impl Uploader {
             next_retention: replica.next_retention,
             not_before: replica.failures.until,
             is_draining: *self.drain.borrow(),
+        }
+    }
+
+    /// Takes over a failed begin of work beside the uploads: it delays no upload, either.
+    fn begun(
+        &self,
+        replica: &mut LeasedReplica,
+        begun: Result<(), TargetError>,
+    ) -> Result<(), TargetError> {
+        match begun {
+            Ok(()) => Ok(()),
+            failed => self.lane_done(replica, failed),
         }
     }
 

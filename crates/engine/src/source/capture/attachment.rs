@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::{Mailbox, PendingCapture};
 use super::{HOT_PAUSE, QUIET_PAUSE};
-use crate::env::clock::unix_ms;
+use crate::env::clock::{steady_ms, unix_ms};
 use crate::pages::page_set::Spill;
 use crate::source::wal::{Polled, Start, WalReader};
 
@@ -97,7 +97,7 @@ impl Attachment {
             Ok((reader, poll)) => {
                 let page_size = reader.page_size();
                 mailbox.update(|pending| pending.page_size = Some(page_size));
-                mailbox.deliver(poll);
+                mailbox.deliver(aged(poll));
                 let attachment = Attachment {
                     reader,
                     mailbox,
@@ -149,7 +149,7 @@ impl Attachment {
             }
             Ok(poll) => {
                 let is_quiet = matches!(poll, Polled::Quiet);
-                self.mailbox.deliver(poll);
+                self.mailbox.deliver(aged(poll));
                 !is_quiet
             }
             Err(error) => {
@@ -179,7 +179,11 @@ impl Attachment {
     fn serve(&mut self, now: Instant) {
         if now >= self.next_alone_check || self.requests.barrier.is_some() {
             self.next_alone_check = now + ALONE_PAUSE;
-            let is_alone = self.reader.is_alone();
+            let mut is_alone = self.reader.is_alone();
+            match is_alone {
+                true => is_alone = self.reader.is_file_known(),
+                false => self.reader.note_file(),
+            }
             if self.mailbox.lock().is_alone != is_alone {
                 self.mailbox.update(|pending| pending.is_alone = is_alone);
             }
@@ -233,4 +237,12 @@ impl Attachment {
         let next = now + pause;
         due.map_or(next, |due| due.min(next))
     }
+}
+
+/// Begins the age of the commits by a clock that is not set.
+fn aged(mut poll: Polled) -> Polled {
+    if let Polled::Captured(batch) | Polled::Gap(_, batch) = &mut poll {
+        batch.first_ms = steady_ms();
+    }
+    poll
 }

@@ -41,6 +41,11 @@ pub struct PendingCapture {
 }
 
 impl PendingCapture {
+    /// Nothing waits for the driver.
+    pub fn is_taken(&self) -> bool {
+        self.batch.is_none() && self.gap.is_none()
+    }
+
     /// True when everything was captured at the last barrier, and the driver has taken it.
     pub fn is_all_taken(&self) -> bool {
         self.batch.is_none() && self.gap.is_none() && self.at_end

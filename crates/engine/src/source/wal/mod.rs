@@ -33,9 +33,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use sqlite_format::PageSize;
+use sqlite_format::{PageSize, Salts};
 
-use crate::env::files::{Fingerprint, with_suffix};
+use crate::env::files::{Fingerprint, fingerprint, with_suffix};
 use crate::pages::page_set::Spill;
 use crate::source::sqlite::{Connection, SqliteError};
 
@@ -133,6 +133,8 @@ pub struct WalReader {
     current: bool,
     /// Whether some published frames are not in the database file.
     unfinished: bool,
+    /// The database file, and the part of the WAL that was copied into it, at the last note.
+    noted: Option<(Option<Fingerprint>, (Salts, u32))>,
     buffer: Vec<u8>,
 }
 
@@ -183,6 +185,7 @@ impl WalReader {
             relieved: false,
             current: false,
             unfinished: false,
+            noted: None,
             buffer: Vec::new(),
         };
         let poll = match start {
@@ -258,6 +261,10 @@ impl WalReader {
             return Ok(Polled::Quiet);
         };
         self.unfinished = view.backfilled < view.header.max_frame;
+        let copied = (view.header.salts, view.backfilled);
+        if self.noted.is_none_or(|(_, then)| then != copied) {
+            self.note_file();
+        }
         match (self.window, self.holder) {
             (Window::Relief { until }, _) => {
                 self.current = self.position.is_at(&view);
@@ -340,6 +347,35 @@ impl WalReader {
         elsewhere.is_ok_and(|elsewhere| !elsewhere)
     }
 
+    /// Notes the database file as it is, and how much of the WAL was copied into it. Call it while
+    /// other processes have the database open: they may copy more at any time.
+    pub fn note_file(&mut self) {
+        self.noted = self.file_and_copied();
+    }
+
+    /// Whether nothing but checkpoints has changed the database file since the last note. Otherwise
+    /// another program, such as `cp`, has put a database in its place, which a checkpoint would
+    /// destroy. Call it while no other process has the database open.
+    pub fn is_file_known(&mut self) -> bool {
+        let now = self.file_and_copied();
+        let is_foreign = match (self.noted, now) {
+            (Some((file_then, copied_then)), Some((file, copied))) => {
+                file_then != file && copied_then == copied
+            }
+            _ => false,
+        };
+        if !is_foreign {
+            self.noted = now;
+        }
+        !is_foreign
+    }
+
+    fn file_and_copied(&self) -> Option<(Option<Fingerprint>, (Salts, u32))> {
+        let view = self.connections[self.holder.unwrap_or(0)].wal_view()?;
+        let file = fingerprint(&self.path).ok().flatten();
+        Some((file, (view.header.salts, view.backfilled)))
+    }
+
     /// True when the last poll found every published frame in the database file.
     pub fn is_backfilled(&self) -> bool {
         !self.unfinished
@@ -351,13 +387,16 @@ impl WalReader {
     /// # Errors
     ///
     /// SQLite's refusal.
-    pub fn checkpoint_alone(&self) -> Result<(), SqliteError> {
+    pub fn checkpoint_alone(&mut self) -> Result<(), SqliteError> {
         // The holder of a mark has a transaction open.
         let free = self.holder.map_or(0, |holder| 1 - holder);
-        match !self.has_moved() && self.is_alone() {
-            true => self.connections[free].checkpoint_passive().map(drop),
-            false => Ok(()),
+        if self.has_moved() || !self.is_alone() || !self.is_file_known() {
+            return Ok(());
         }
+        let done = self.connections[free].checkpoint_passive().map(drop);
+        // The change of the file is ours.
+        self.note_file();
+        done
     }
 
     /// Releases every mark. Call after a last [`WalReader::poll`].
@@ -374,11 +413,12 @@ impl WalReader {
     /// # Errors
     ///
     /// SQLite's refusal; the WAL stays.
-    pub fn close(self) -> Result<(), SqliteError> {
+    pub fn close(mut self) -> Result<(), SqliteError> {
+        let is_known = !self.has_moved() && self.is_file_known();
         for connection in &self.connections {
             connection.end_read();
         }
-        if self.has_moved() {
+        if !is_known {
             return Ok(());
         }
         let [first, second] = self.connections;
