@@ -363,7 +363,7 @@ mod tests {
 
     fn known(settings: &DatabaseSettings) -> (bool, Replicas) {
         let loaded = LocalState::open(&settings.state).unwrap().load().unwrap();
-        (loaded.table.is_some(), loaded.replicas)
+        (loaded.hashes.is_some(), loaded.replicas)
     }
 
     #[tokio::test]

@@ -290,7 +290,7 @@ fn parse_txid(position: &Position) -> Result<Txid, Failure> {
 }
 
 fn compare(restored: &Restored, acknowledged: &Position) -> Result<(), Failure> {
-    let found = format!("{:016x}", restored.table.checksum());
+    let found = format!("{:016x}", restored.hashes.checksum());
     if found == acknowledged.checksum {
         return Ok(());
     }
@@ -304,7 +304,7 @@ fn compare(restored: &Restored, acknowledged: &Position) -> Result<(), Failure> 
 fn position_of(restored: &Restored) -> Position {
     Position {
         txid: restored.txid.to_string(),
-        checksum: format!("{:016x}", restored.table.checksum()),
+        checksum: format!("{:016x}", restored.hashes.checksum()),
         time: time_of(restored.timestamp_ms),
     }
 }

@@ -17,7 +17,7 @@ const SMALL_UPLOAD_BYTES: u64 = 256 << 10;
 /// Limits on the disk space and memory that the process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of local state of all databases together: captured files, page tables and page images
+    /// Bytes of local state of all databases together: captured files, page hashes and page images
     /// that do not fit into memory.
     pub state_bytes: u64,
     /// Bytes of memory of the process. A part of it bounds the memory that grows with the load.

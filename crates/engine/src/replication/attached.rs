@@ -50,7 +50,7 @@ pub(super) struct Left {
     pub(super) committer: Committer,
     pub(super) pace: Pace,
     /// WAL position after the newest written file, if known.
-    pub(super) log: Option<WalPosition>,
+    pub(super) position: Option<WalPosition>,
     pub(super) result: Result<Ended, RunError>,
 }
 
@@ -60,7 +60,7 @@ impl AttachedDriver {
         committer: Committer,
         (pace, scan_time): (Pace, Duration),
         attached: Attached,
-        log: Option<WalPosition>,
+        position: Option<WalPosition>,
         database: &Database,
     ) -> AttachedDriver {
         let attached = Arc::new(attached);
@@ -69,7 +69,7 @@ impl AttachedDriver {
             attached: Arc::clone(&attached),
             handle: database.handle.clone(),
             path: database.settings.path.clone(),
-            log,
+            position,
             barrier: 0,
         };
         AttachedDriver {
@@ -86,7 +86,7 @@ impl AttachedDriver {
     /// locks.
     pub(super) async fn run(mut self, database: &mut Database) -> Left {
         let mut result = self.drive(database).await;
-        // A running action owns the page table.
+        // A running action owns the page hashes.
         let worker = match (self.worker.take(), self.commit.take()) {
             (Some(worker), _) => worker,
             (None, Some(lane)) => {
@@ -110,7 +110,7 @@ impl AttachedDriver {
         }
         Left {
             pace: self.machine.pace(),
-            log: worker.log,
+            position: worker.position,
             committer: worker.committer.expect("no blocking task is left"),
             result,
         }
@@ -159,9 +159,9 @@ impl AttachedDriver {
 
     /// Reports the current state to the machine.
     fn observe(&mut self, database: &Database) -> Result<(), RunError> {
-        let has_table = match &self.worker {
-            Some(worker) => worker.has_table(),
-            // The running action has the table or reads it.
+        let has_hashes = match &self.worker {
+            Some(worker) => worker.has_hashes(),
+            // The running action has the hashes or reads them.
             None => true,
         };
         let captured = {
@@ -170,9 +170,9 @@ impl AttachedDriver {
             Captured {
                 is_attached: pending.page_size.is_some(),
                 has_commits: pending.batch.is_some(),
-                has_gap: pending.gap.is_some() || !has_table,
+                has_gap: pending.gap.is_some() || !has_hashes,
                 wants_checkpoint: pending.wants_checkpoint,
-                can_resume: self.log().is_some_and(|log| log.frames > 0),
+                can_resume: self.position().is_some_and(|position| position.frames > 0),
                 is_alone: pending.is_alone,
             }
         };
@@ -207,8 +207,8 @@ impl AttachedDriver {
         Ok(())
     }
 
-    fn log(&self) -> Option<WalPosition> {
-        self.worker.as_ref().and_then(|worker| worker.log)
+    fn position(&self) -> Option<WalPosition> {
+        self.worker.as_ref().and_then(|worker| worker.position)
     }
 
     fn begin(&mut self, action: Action, database: &Database) {

@@ -51,7 +51,7 @@ pub(super) struct Worker {
     pub(super) attached: Arc<Attached>,
     pub(super) handle: DatabaseHandle,
     pub(super) path: PathBuf,
-    pub(super) log: Option<WalPosition>,
+    pub(super) position: Option<WalPosition>,
     pub(super) barrier: u64,
 }
 
@@ -76,9 +76,9 @@ impl Worker {
         }
     }
 
-    pub(super) fn has_table(&self) -> bool {
+    pub(super) fn has_hashes(&self) -> bool {
         let committer = self.committer.as_ref();
-        committer.is_some_and(|committer| committer.table.is_some())
+        committer.is_some_and(|committer| committer.hashes.is_some())
     }
 
     /// Runs slow work with the committer on another thread.
@@ -108,27 +108,27 @@ impl Worker {
 
     /// Writes a batch and returns its pages.
     async fn write(&mut self, batch: Batch) -> Result<PageSet, RunError> {
-        let (handle, log) = (self.handle.clone(), batch.log);
+        let (handle, position) = (self.handle.clone(), batch.position);
         let write = move |committer: &mut Committer| {
             let (commit, first_ms) = (batch.commit, batch.first_ms);
             let page_size = batch.pages.page_size();
             let mut delta = Delta {
-                log: Some((log, batch.wal_offset)),
+                position: Some((position, batch.wal_offset)),
                 timestamp_ms: batch.last_ms,
                 pages: batch.pages,
                 commit,
             };
             committer.write(&mut delta, first_ms)?;
             handle.set_size(page_size, commit);
-            committer.record(log);
+            committer.record(position);
             Ok(delta.pages)
         };
         let pages = self.blocking(write).await?;
-        self.log = Some(log);
+        self.position = Some(position);
         Ok(pages)
     }
 
-    /// Reads the whole database and writes the pages that differ from the page table.
+    /// Reads the whole database and writes the pages that differ from the page hashes.
     async fn resync(&mut self) -> Result<Done, RunError> {
         let page_size = {
             // From here on the mailbox receives the whole present WAL, then everything after it.
@@ -152,8 +152,8 @@ impl Worker {
         }
         let path = self.path.clone();
         let scan = move |committer: &mut Committer| {
-            let table = committer.table.as_ref();
-            let known = table.filter(|table| table.page_size() == page_size);
+            let hashes = committer.hashes.as_ref();
+            let known = hashes.filter(|hashes| hashes.page_size() == page_size);
             let on_full = committer.on_full();
             Ok(scan_live(
                 &path,
@@ -174,34 +174,34 @@ impl Worker {
             self.attached.mailbox.lock().gap = Some(GapReason::Fresh);
             return Err(RunError::WalReader(WalError::Restless));
         };
-        let (handle, log) = (self.handle.clone(), batch.log);
+        let (handle, position) = (self.handle.clone(), batch.position);
         let write = move |committer: &mut Committer| {
             let (first_ms, commit) = (batch.first_ms, batch.commit);
             let newest = Delta {
                 pages: batch.pages,
                 commit,
-                log: Some((log, batch.wal_offset)),
+                position: Some((position, batch.wal_offset)),
                 timestamp_ms: batch.last_ms,
             };
             committer.write_scan(scan, newest, first_ms)?;
             handle.set_size(page_size, commit);
-            committer.record(log);
+            committer.record(position);
             Ok(())
         };
         self.blocking(write).await?;
-        self.log = Some(log);
+        self.position = Some(position);
         Ok(Done::Written)
     }
 
     /// Freezes the present position for a snapshot.
     async fn take_cut(&mut self) -> Result<Done, RunError> {
-        let log = match self.whole_wal().await {
-            Ok(Some(log)) => log,
+        let wal = match self.whole_wal().await {
+            Ok(Some(wal)) => wal,
             Ok(None) => return Ok(Done::Unchanged),
             Err(RunError::Wal(error)) => return Ok(Self::cut_failed(&error)),
             Err(error) => return Err(error),
         };
-        let mut newest = log.pages;
+        let mut newest = wal.pages;
         if self.attached.mailbox.lock().gap.is_some() {
             return Ok(Done::Unchanged);
         }
@@ -233,13 +233,13 @@ impl Worker {
     /// [`RunError::Wal`] if they cannot be read or kept. Nothing that was captured is lost.
     async fn whole_wal(&mut self) -> Result<Option<Batch>, RunError> {
         // Drop an earlier answer: it may be older than recent commits.
-        self.attached.mailbox.lock().log = None;
+        self.attached.mailbox.lock().wal = None;
         self.attached.reread();
-        let log = self.until(|pending| match pending.gap {
+        let wal = self.until(|pending| match pending.gap {
             Some(_) => Some(None),
-            None => pending.log.take().map(Some),
+            None => pending.wal.take().map(Some),
         });
-        log.await?.transpose().map_err(RunError::Wal)
+        wal.await?.transpose().map_err(RunError::Wal)
     }
 
     /// Polls a last time. Returns the state of the files if everything in them is captured.
@@ -323,7 +323,7 @@ impl Worker {
         self.barrier().await?;
         for _ in 0..LAST_RESYNCS {
             let is_whole = self.attached.mailbox.lock().gap.is_none();
-            if !is_whole || !self.has_table() {
+            if !is_whole || !self.has_hashes() {
                 self.resync().await?;
                 continue;
             }

@@ -14,8 +14,8 @@ use crate::spool::ltx_writer::{Delta, WriteError, write_delta};
 use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
 use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
 
-/// Number of written files between two writes of the page table.
-const TABLE_EVERY: u64 = 128;
+/// Number of written files between two writes of the page hashes.
+const HASHES_EVERY: u64 = 128;
 
 /// The known state of the database at the newest written TXID. Moves into blocking tasks and back.
 pub(super) struct Committer {
@@ -23,9 +23,9 @@ pub(super) struct Committer {
     pub(super) spill: Spill,
     pub(super) progress: Arc<SharedProgress>,
     /// None until the first read of the database, or after its state was lost.
-    pub(super) table: Option<PageHashes>,
-    /// TXID of the stored page table.
-    pub(super) table_at: Txid,
+    pub(super) hashes: Option<PageHashes>,
+    /// TXID of the stored page hashes.
+    pub(super) hashes_at: Txid,
 }
 
 impl Committer {
@@ -40,7 +40,7 @@ impl Committer {
     ) -> Committer {
         progress.update(|progress| {
             progress.txid = loaded.txid;
-            progress.checksum = loaded.table.as_ref().map(PageHashes::checksum);
+            progress.checksum = loaded.hashes.as_ref().map(PageHashes::checksum);
             let newest = progress.checksum;
             for file in &loaded.files {
                 progress.push(Captured {
@@ -62,15 +62,15 @@ impl Committer {
             local,
             spill,
             progress,
-            table: loaded.table,
-            table_at: loaded.table_at,
+            hashes: loaded.hashes,
+            hashes_at: loaded.hashes_at,
         }
     }
 
     /// Writes a delta as the next TXID. Its time is never before that of the previous file.
     pub(super) fn write(&mut self, delta: &mut Delta, oldest_ms: i64) -> Result<(), RunError> {
-        let table = self
-            .table
+        let hashes = self
+            .hashes
             .as_mut()
             .expect("a delta needs a known state below it");
         let (txid, epoch, timestamp_ms) = {
@@ -79,7 +79,7 @@ impl Committer {
             (progress.txid.next(), progress.epoch, time)
         };
         delta.timestamp_ms = timestamp_ms;
-        let written = write_delta(&self.local, table, delta, txid, epoch);
+        let written = write_delta(&self.local, hashes, delta, txid, epoch);
         let file = match written {
             Err(error) => {
                 // The pages are lost with the delta: the next attachment compares hashes.
@@ -87,7 +87,7 @@ impl Committer {
             }
             Ok(file) => file,
         };
-        let checksum = table.checksum();
+        let checksum = hashes.checksum();
         self.progress.update(|progress| {
             // The file also holds commits that an earlier attempt lost.
             let taken_ms = progress.unwritten.oldest_taken_ms();
@@ -102,17 +102,17 @@ impl Committer {
             });
             progress.unwritten.written();
         });
-        if txid.get() >= self.table_at.get() + TABLE_EVERY {
-            self.store_table(txid)?;
+        if txid.get() >= self.hashes_at.get() + HASHES_EVERY {
+            self.store_hashes(txid)?;
         }
-        self.trim(|progress, table_at| progress.removable(table_at, Need::Compaction))
+        self.trim(|progress, hashes_at| progress.removable(hashes_at, Need::Compaction))
     }
 
     /// Removes captured files because the local-state budget is used up.
     pub(super) fn make_room(&mut self) -> Result<(), RunError> {
         let txid = self.progress.lock().txid;
-        if txid > self.table_at {
-            self.store_table(txid)?;
+        if txid > self.hashes_at {
+            self.store_hashes(txid)?;
         }
         self.trim(|progress, _| progress.removable_under_pressure())
     }
@@ -120,10 +120,10 @@ impl Committer {
     /// Removes captured files that no target needs any more.
     pub(super) fn tidy(&mut self) -> Result<(), RunError> {
         let txid = self.progress.lock().txid;
-        if txid > self.table_at {
-            self.store_table(txid)?;
+        if txid > self.hashes_at {
+            self.store_hashes(txid)?;
         }
-        self.trim(|progress, table_at| progress.removable(table_at, Need::Compaction))
+        self.trim(|progress, hashes_at| progress.removable(hashes_at, Need::Compaction))
     }
 
     /// How a scan reacts if changed pages do not fit: it fails while uploads will make room.
@@ -143,13 +143,13 @@ impl Committer {
         newest: Delta,
         oldest_ms: i64,
     ) -> Result<(), RunError> {
-        let same_size = |table: &PageHashes| table.page_size() == newest.pages.page_size();
-        let known = self.table.as_ref().filter(|table| same_size(table));
-        if let (Some(table), Some(mut changed)) = (known, scan.changed) {
+        let same_size = |hashes: &PageHashes| hashes.page_size() == newest.pages.page_size();
+        let known = self.hashes.as_ref().filter(|hashes| same_size(hashes));
+        if let (Some(hashes), Some(mut changed)) = (known, scan.changed) {
             changed.overlay(newest.pages).map_err(ScanError::Spill)?;
             changed.truncate(newest.commit);
-            drop_unchanged(&mut changed, table)?;
-            if changed.is_empty() && newest.commit == table.commit() {
+            drop_unchanged(&mut changed, hashes)?;
+            if changed.is_empty() && newest.commit == hashes.commit() {
                 self.progress.update(|progress| {
                     progress.unwritten.written();
                     progress.is_in_doubt = false;
@@ -165,29 +165,29 @@ impl Committer {
                 .update(|progress| progress.is_in_doubt = false);
             return Ok(());
         }
-        let mut table = scan.table;
+        let mut hashes = scan.hashes;
         let mut pages = newest.pages;
         pages.truncate(newest.commit);
-        if let Some(pgno) = table.first_gap(newest.commit, |pgno| pages.contains(pgno)) {
+        if let Some(pgno) = hashes.first_gap(newest.commit, |pgno| pages.contains(pgno)) {
             let commit = newest.commit;
             return Err(WriteError::Uncovered { pgno, commit }.into());
         }
         let mut image = Vec::new();
-        let mut hashes = Vec::with_capacity(pages.len());
+        let mut new_hashes = Vec::with_capacity(pages.len());
         for pgno in pages.numbers() {
             pages.read(pgno, &mut image).map_err(ScanError::Spill)?;
-            hashes.push((pgno, page_checksum(pgno, &image)));
+            new_hashes.push((pgno, page_checksum(pgno, &image)));
         }
-        table.apply(hashes, newest.commit);
-        self.begin(table, Delta { pages, ..newest })
+        hashes.apply(new_hashes, newest.commit);
+        self.begin(hashes, Delta { pages, ..newest })
     }
 
     /// Offers a cut at the present position to the targets that wait for one. `newest` holds every
     /// page that the database file may lack. If a target needs a snapshot above the present
     /// position, a new lineage begins above it.
     pub(super) fn offer_cut(&mut self, newest: PageSet) -> Result<(), RunError> {
-        let table = self.table.clone();
-        let table = table.expect("a cut is taken of a known state");
+        let hashes = self.hashes.clone();
+        let hashes = hashes.expect("a cut is taken of a known state");
         let (txid, timestamp_ms, above) = {
             let progress = self.progress.lock();
             (
@@ -197,19 +197,19 @@ impl Committer {
             )
         };
         if txid == Txid::ZERO || above.is_some_and(|above| above >= txid) {
-            let commit = table.commit();
+            let commit = hashes.commit();
             let delta = Delta {
                 pages: newest,
                 commit,
-                log: None,
+                position: None,
                 timestamp_ms,
             };
-            return self.begin(table, delta);
+            return self.begin(hashes, delta);
         }
         let cut = Cut {
             txid,
             timestamp_ms,
-            table,
+            hashes,
             newest,
         };
         self.progress.update(|progress| {
@@ -223,7 +223,7 @@ impl Committer {
     /// Begins a new lineage above the position of every target. Earlier captured files cannot be
     /// continued, so every target takes a snapshot of its first position. A first file without
     /// pages follows at once.
-    fn begin(&mut self, table: PageHashes, newest: Delta) -> Result<(), RunError> {
+    fn begin(&mut self, hashes: PageHashes, newest: Delta) -> Result<(), RunError> {
         let (txid, timestamp_ms, oldest_ms) = {
             let progress = self.progress.lock();
             let above = progress.snapshot_above().unwrap_or(Txid::ZERO);
@@ -234,16 +234,16 @@ impl Committer {
         };
         // Write to disk first. If that fails, nothing was written, and the state must not count as
         // known.
-        self.local.write_table(txid, &table)?;
-        let checksum = table.checksum();
-        let (page_size, commit, log) = (table.page_size(), newest.commit, newest.log);
+        self.local.write_hashes(txid, &hashes)?;
+        let checksum = hashes.checksum();
+        let (page_size, commit, position) = (hashes.page_size(), newest.commit, newest.position);
         let cut = Cut {
             txid,
             timestamp_ms,
-            table: table.clone(),
+            hashes: hashes.clone(),
             newest: newest.pages,
         };
-        (self.table, self.table_at) = (Some(table), txid);
+        (self.hashes, self.hashes_at) = (Some(hashes), txid);
         let stale = self.progress.update(|progress| {
             progress.cut = Some(Arc::new(cut));
             progress.txid = txid;
@@ -264,16 +264,16 @@ impl Committer {
         let mut nothing = Delta {
             pages: PageSet::new(page_size, &self.spill),
             commit,
-            log,
+            position,
             timestamp_ms,
         };
         self.write(&mut nothing, oldest_ms)
     }
 
-    pub(super) fn record(&self, log: WalPosition) {
+    pub(super) fn record(&self, position: WalPosition) {
         let record = CaptureRecord {
             txid: self.progress.lock().txid.get(),
-            log,
+            position,
         };
         // This is only a hint: without it the next start compares page hashes.
         if let Err(error) = self.local.write_capture(&record) {
@@ -281,10 +281,10 @@ impl Committer {
         }
     }
 
-    pub(super) fn store_table(&mut self, txid: Txid) -> Result<(), RunError> {
-        if let Some(table) = &self.table {
-            self.local.write_table(txid, table)?;
-            self.table_at = txid;
+    pub(super) fn store_hashes(&mut self, txid: Txid) -> Result<(), RunError> {
+        if let Some(hashes) = &self.hashes {
+            self.local.write_hashes(txid, hashes)?;
+            self.hashes_at = txid;
         }
         Ok(())
     }
@@ -296,17 +296,17 @@ impl Committer {
     ) -> Result<(), RunError> {
         let gone = {
             let mut progress = self.progress.lock();
-            let count = count(&progress, self.table_at);
+            let count = count(&progress, self.hashes_at);
             progress.remove_oldest(count)
         };
         Ok(self.local.remove_captured(&gone)?)
     }
 
-    /// Stores the page table, so that the next start is quick.
+    /// Stores the page hashes, so that the next start is quick.
     pub(super) fn save(&mut self) {
         let txid = self.progress.lock().txid;
-        if txid > self.table_at
-            && let Err(error) = self.store_table(txid)
+        if txid > self.hashes_at
+            && let Err(error) = self.store_hashes(txid)
         {
             tracing::warn!(%error, "the page hashes are not kept: the next start reads the database");
         }
@@ -349,20 +349,20 @@ mod tests {
 
     /// A scan of a database of two pages filled with one byte, and no newer frames.
     fn scan(committer: &Committer, byte: u8) -> (Scan, Delta) {
-        let mut table = PageHashes::new(PageSize::MIN);
+        let mut hashes = PageHashes::new(PageSize::MIN);
         let mut changed = PageSet::new(PageSize::MIN, &committer.spill);
         for pgno in 1..=2 {
-            table.set(pgno, &[byte; 512]);
+            hashes.set(pgno, &[byte; 512]);
             changed.insert(pgno, &[byte; 512]).unwrap();
         }
-        let changed = committer.table.is_some().then_some(changed);
+        let changed = committer.hashes.is_some().then_some(changed);
         let newest = Delta {
             pages: PageSet::new(PageSize::MIN, &committer.spill),
             commit: 2,
-            log: None,
+            position: None,
             timestamp_ms: 1,
         };
-        (Scan { table, changed }, newest)
+        (Scan { hashes, changed }, newest)
     }
 
     fn write_scan(committer: &mut Committer, byte: u8) -> Result<(), RunError> {
@@ -423,7 +423,7 @@ mod tests {
             let cut = committer.progress.lock().take_cut(0).unwrap();
             assert_eq!(cut.txid.get(), cut_at, "{above:?}");
             assert_eq!(
-                cut.table.checksum(),
+                cut.hashes.checksum(),
                 committer.progress.lock().checksum.unwrap()
             );
         }

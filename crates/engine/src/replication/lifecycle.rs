@@ -57,7 +57,7 @@ pub(super) struct Lifecycle {
     /// None only while a blocking task owns it.
     pub(super) committer: Option<Committer>,
     /// WAL position at the newest written TXID, if nothing has happened since.
-    pub(super) log: Option<WalPosition>,
+    pub(super) position: Option<WalPosition>,
     /// Fingerprint of the database when it was captured while no process had it open.
     pub(super) cold: Option<Fingerprint>,
     /// Fingerprints of a database and its WAL when it was detached with everything captured.
@@ -90,7 +90,7 @@ impl Lifecycle {
             let Err(error) = self.run(database).await else {
                 return;
             };
-            self.log = None;
+            self.position = None;
             database.report_error(&error);
             if began.elapsed() > STABLE {
                 pause = PROBE_PAUSE;
@@ -260,13 +260,13 @@ impl Lifecycle {
         let first_ms = match was_known {
             true if self.is_as_it_was(path) => return,
             true => {
-                let log = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
-                let files = [Some(file), log].into_iter().flatten();
+                let wal = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
+                let files = [Some(file), wal].into_iter().flatten();
                 let newest = files.map(|file| file.changed_ms()).max();
                 newest.map_or(now_ms, |ms| ms.min(now_ms))
             }
-            // Without a page table it has no backup yet, however old it is.
-            false if !self.has_table() => now_ms,
+            // Without page hashes it has no backup yet, however old it is.
+            false if !self.has_hashes() => now_ms,
             false => return,
         };
         database.handle.progress.lock().unwritten.changed(first_ms);
@@ -331,30 +331,30 @@ impl Lifecycle {
             let progress = database.handle.progress.lock();
             (progress.is_in_doubt, progress.lacks_cut())
         };
-        let is_known = self.cold == Some(fingerprint) && self.has_table() && !is_in_doubt;
+        let is_known = self.cold == Some(fingerprint) && self.has_hashes() && !is_in_doubt;
         let handle = database.handle.clone();
         let began = Instant::now();
         self.blocking(move |committer| {
             if !is_known {
                 handle.progress.lock().unwritten.begin_resync();
-                let (known, on_full) = (committer.table.as_ref(), committer.on_full());
+                let (known, on_full) = (committer.hashes.as_ref(), committer.on_full());
                 let scan = scan_cold(&path, fingerprint, known, on_full, &committer.spill)?;
-                let page_size = scan.table.page_size();
-                let (now, commit) = (unix_ms(), scan.table.commit());
+                let page_size = scan.hashes.page_size();
+                let (now, commit) = (unix_ms(), scan.hashes.commit());
                 let nothing = Delta {
                     pages: PageSet::new(page_size, &committer.spill),
                     commit,
-                    log: None,
+                    position: None,
                     timestamp_ms: now,
                 };
                 committer.write_scan(scan, nothing, steady_ms())?;
                 handle.set_size(page_size, commit);
             }
-            let table = committer
-                .table
+            let hashes = committer
+                .hashes
                 .as_ref()
                 .expect("it was read just now, or before");
-            let nothing = PageSet::new(table.page_size(), &committer.spill);
+            let nothing = PageSet::new(hashes.page_size(), &committer.spill);
             // The scan may have offered one.
             match lacks_cut && handle.progress.lock().lacks_cut() {
                 true => committer.offer_cut(nothing),
@@ -369,7 +369,7 @@ impl Lifecycle {
         self.cold = fingerprint
             .is_settled(SystemTime::now())
             .then_some(fingerprint);
-        self.log = None;
+        self.position = None;
         database.report(DatabaseState::Idle, String::new());
         Ok(())
     }
@@ -381,7 +381,7 @@ impl Lifecycle {
         let known = self
             .committer
             .as_ref()
-            .is_some_and(|committer| committer.table.is_some());
+            .is_some_and(|committer| committer.hashes.is_some());
         let mut changes = database.handle.progress.subscribe();
         let began = Instant::now();
         loop {
@@ -441,19 +441,19 @@ impl Lifecycle {
                 .is_some_and(|now| now.is_same_file(file))
         {
             // Another file under the WAL that we know: its pages must be compared.
-            self.log = None;
+            self.position = None;
         }
         let closed = self.cold.take();
         (self.resting, self.next_watch) = (None, Instant::now());
         let committer = self.committer.take().expect("no blocking task has it");
-        let start = match (closed, self.log) {
-            _ if committer.table.is_none() => Start::Unknown,
+        let start = match (closed, self.position) {
+            _ if committer.hashes.is_none() => Start::Unknown,
             (Some(file), _) => Start::AfterClose(file),
-            (None, Some(log)) => Start::At(log),
+            (None, Some(position)) => Start::At(position),
             (None, None) => Start::Unknown,
         };
-        let log = match start {
-            Start::At(log) => Some(log),
+        let position = match start {
+            Start::At(position) => Some(position),
             Start::Unknown | Start::AfterClose(_) => None,
         };
         let unwritten = Arc::clone(&database.handle.progress.lock().unwritten);
@@ -461,14 +461,14 @@ impl Lifecycle {
         let capture = &database.env.capture;
         let attached = capture.attach(&path, &committer.spill, start, &unwritten);
         let times = (self.pace, self.scan_time);
-        let driver = AttachedDriver::new(committer, times, attached, log, database);
+        let driver = AttachedDriver::new(committer, times, attached, position, database);
         let left = driver.run(database).await;
         (self.committer, self.pace) = (Some(left.committer), left.pace);
-        (self.log, self.resting) = (None, None);
+        (self.position, self.resting) = (None, None);
         match left.result? {
             Ended::Stopped => Ok(true),
             Ended::Resting(files) => {
-                (self.log, self.resting) = (left.log, Some(files));
+                (self.position, self.resting) = (left.position, Some(files));
                 Ok(false)
             }
             Ended::Closed(file) => {
@@ -476,7 +476,7 @@ impl Lifecycle {
                 // If another process opened it first, the WAL still exists.
                 match cold_fingerprint(&path).ok().flatten() {
                     None => {
-                        self.log = left.log;
+                        self.position = left.position;
                         // Everything until the stop is captured.
                         return Ok(*database.stop.borrow());
                     }
@@ -490,10 +490,10 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn has_table(&self) -> bool {
+    pub(super) fn has_hashes(&self) -> bool {
         self.committer
             .as_ref()
-            .is_some_and(|committer| committer.table.is_some())
+            .is_some_and(|committer| committer.hashes.is_some())
     }
 
     /// Runs slow work with the committer on another thread.
@@ -507,7 +507,7 @@ impl Lifecycle {
         result
     }
 
-    /// Stores the page table for a quick next start. Writing waits for the disk, so it runs on
+    /// Stores the page hashes for a quick next start. Writing waits for the disk, so it runs on
     /// another thread: thousands of databases end at the same time.
     pub(super) async fn close(&mut self) {
         if self.committer.is_some() {

@@ -2,7 +2,7 @@
 //!
 //! There are two lanes. The *commit lane* writes captured commits, reads the whole database after
 //! missed commits, makes room, and takes cuts for snapshots. It runs one of these at a time,
-//! because each needs the page table. The *checkpoint lane* runs beside it. Snapshots and
+//! because each needs the page hashes. The *checkpoint lane* runs beside it. Snapshots and
 //! compaction have separate lanes in each uploader, so nothing here ever waits for a store.
 //!
 //! The driver reports events with `handle_*` and carries out each action that
@@ -40,7 +40,7 @@ pub(super) struct Captured {
     pub(super) is_attached: bool,
     /// Captured commits wait to be written to a file.
     pub(super) has_commits: bool,
-    /// Commits may have been missed, or no page table exists: the database must be read.
+    /// Commits may have been missed, or there are no page hashes: the database must be read.
     pub(super) has_gap: bool,
     /// The WAL is far longer than applications normally let it grow.
     pub(super) wants_checkpoint: bool,

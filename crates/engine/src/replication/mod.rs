@@ -218,7 +218,7 @@ impl Database {
             }
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
-        let log = loaded.log;
+        let position = loaded.position;
         let committer = Committer::resume(
             Arc::clone(&local),
             self.spill(),
@@ -229,7 +229,7 @@ impl Database {
         let (drain_sender, drain_receiver) = watch::channel(false);
         let mut lifecycle = Lifecycle {
             committer: Some(committer),
-            log,
+            position,
             cold: None,
             resting: None,
             pace: Pace::new(self.settings.sync_interval),

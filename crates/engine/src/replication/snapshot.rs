@@ -188,7 +188,7 @@ impl Snapshot {
         budgets: &Budgets,
     ) -> Result<u64, StoreSnapshotError> {
         let cut = Arc::clone(&self.cut);
-        let header = snapshot_header(&cut.table, cut.txid, cut.timestamp_ms, self.epoch);
+        let header = snapshot_header(&cut.hashes, cut.txid, cut.timestamp_ms, self.epoch);
         let key = manifest::key(
             store.layout(),
             ltx::Level::SNAPSHOT.get(),
@@ -277,13 +277,13 @@ fn read_pages(
     pin: Option<Pin>,
     mut take: impl FnMut(u32, &[u8]) -> Result<(), Option<SnapshotError>>,
 ) -> Result<(), Option<SnapshotError>> {
-    let page_size = cut.table.page_size();
+    let page_size = cut.hashes.page_size();
     let size = page_size.as_usize();
     let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
     let is_pinned = pin.is_some();
     let file = DatabaseFile::new(database, pin);
     let (mut buffer, mut newest) = (Vec::new(), Vec::new());
-    let (mut next, commit) = (1, cut.table.commit());
+    let (mut next, commit) = (1, cut.hashes.commit());
     while next <= commit {
         let now = at_once.min(commit - next + 1);
         buffer.resize(now as usize * size, 0);
@@ -292,7 +292,7 @@ fn read_pages(
             if pgno == page_size.lock_pgno() {
                 continue;
             }
-            let is_right = |image: &[u8]| cut.table.matches(pgno, page_checksum(pgno, image));
+            let is_right = |image: &[u8]| cut.hashes.matches(pgno, page_checksum(pgno, image));
             let in_wal = cut.newest.read(pgno, &mut newest);
             let image = match in_wal.map_err(SnapshotError::Spill)? {
                 true if is_right(&newest) => &newest[..],
@@ -300,7 +300,7 @@ fn read_pages(
                 _ => {
                     let page = Overwritten {
                         pgno,
-                        expected: cut.table.hash(pgno),
+                        expected: cut.hashes.hash(pgno),
                         found: page_checksum(pgno, image),
                     };
                     return Err(Some(SnapshotError::Overwritten(page)));
@@ -396,11 +396,11 @@ mod tests {
     fn database(directory: &Path) -> (PathBuf, Cut) {
         let path = directory.join("db");
         let page_size = PageSize::MIN;
-        let mut table = PageHashes::new(page_size);
+        let mut hashes = PageHashes::new(page_size);
         let mut bytes = Vec::new();
         for pgno in 1..=PAGES {
             let image = [pgno as u8; 512];
-            table.set(pgno, &image);
+            hashes.set(pgno, &image);
             bytes.extend_from_slice(&image);
         }
         fs::write(&path, bytes).unwrap();
@@ -408,7 +408,7 @@ mod tests {
         let cut = Cut {
             txid: Txid::new(7),
             timestamp_ms: 1_700_000_000_000,
-            table,
+            hashes,
             newest: PageSet::new(page_size, &spill),
         };
         (path, cut)
@@ -512,15 +512,15 @@ mod tests {
             .unwrap();
         let bytes = fs::read(&path).unwrap();
         let page_size = PageSize::MIN;
-        let mut table = PageHashes::new(page_size);
+        let mut hashes = PageHashes::new(page_size);
         for (pgno, image) in (1..).zip(bytes.chunks_exact(512)) {
-            table.set(pgno, image);
+            hashes.set(pgno, image);
         }
         let spill = Spill::with_memory(directory.path(), 1 << 20);
         let cut = Cut {
             txid: Txid::new(1),
             timestamp_ms: 1,
-            table,
+            hashes,
             newest: PageSet::new(page_size, &spill),
         };
         let overwritten = |pin: Option<Pin>| {

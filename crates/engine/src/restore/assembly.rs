@@ -220,21 +220,21 @@ impl Assembly {
         let stop = Stop::default();
         let _ends_with_us = stop.on_drop();
         let (state, proven) = blocking(move || {
-            let proven = state.prove(&path, &stop).and_then(|table| {
+            let proven = state.prove(&path, &stop).and_then(|hashes| {
                 let checked = check(&path, integrity, &stop)?;
-                Ok((table, checked))
+                Ok((hashes, checked))
             });
             (state, proven)
         })
         .await;
         self.state = Some(state);
-        let (table, checked) = proven?;
+        let (hashes, checked) = proven?;
         let state = self.state();
         Ok(Restored {
             txid: state.txid,
             generation: self.generation,
             timestamp_ms: state.timestamp_ms,
-            table,
+            hashes,
             bytes: self.bytes,
             files: self.files,
             damaged: Vec::new(),
@@ -415,7 +415,7 @@ impl State {
         if let Some(pgno) = (1..=commit).find(missing) {
             return Err(RestoreError::MissingPage { pgno, commit });
         }
-        let mut table = PageHashes::new(page_size);
+        let mut hashes = PageHashes::new(page_size);
         let mut reader = BufReader::with_capacity(1 << 20, &self.file);
         reader.rewind().map_err(failed(path))?;
         let mut image = vec![0; page_size.as_usize()];
@@ -425,11 +425,11 @@ impl State {
             }
             reader.read_exact(&mut image).map_err(failed(path))?;
             if pgno != page_size.lock_pgno() {
-                table.set(pgno, &image);
+                hashes.set(pgno, &image);
             }
         }
-        table.apply([], commit);
-        Ok(table)
+        hashes.apply([], commit);
+        Ok(hashes)
     }
 }
 

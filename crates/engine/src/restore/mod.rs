@@ -90,7 +90,7 @@ pub struct Restored {
     /// When it was captured, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The hash of every page, and the checksum of the whole database.
-    pub table: PageHashes,
+    pub hashes: PageHashes,
     /// Bytes read from the store.
     pub bytes: u64,
     /// Files read.
@@ -104,7 +104,7 @@ pub struct Restored {
 impl Restored {
     /// The base on which capture continues; none when the database begins a new history.
     pub fn base(&self) -> Option<(Txid, &PageHashes)> {
-        (self.generation.is_none()).then_some((self.txid, &self.table))
+        (self.generation.is_none()).then_some((self.txid, &self.hashes))
     }
 }
 

@@ -64,7 +64,7 @@ pub enum OnFull {
 #[derive(Debug)]
 pub struct Scan {
     /// The hash of every page, as it was read.
-    pub table: PageHashes,
+    pub hashes: PageHashes,
     /// The pages that differ from the known ones. None when no pages were known, or when so many
     /// differ that a snapshot is better than a delta.
     pub changed: Option<PageSet>,
@@ -123,7 +123,7 @@ pub fn scan_cold(
     let mut start = [0u8; 100];
     file.read_exact_at(&mut start, 0).map_err(failed)?;
     let page_size = DatabaseHeader::parse(&start)?.page_size;
-    let known = known.filter(|table| table.page_size() == page_size);
+    let known = known.filter(|hashes| hashes.page_size() == page_size);
     let bytes = fingerprint.size();
     let found = scan(
         page_size,
@@ -148,22 +148,22 @@ fn scan(
     let size = page_size.as_usize();
     let count = u32::try_from(bytes / size as u64).map_err(|_| ScanError::Disturbed)?;
     let most_changed = CHANGED_BYTES.max(bytes / 2);
-    let mut table = PageHashes::new(page_size);
+    let mut hashes = PageHashes::new(page_size);
     let mut changed = known.map(|known| (known, PageSet::new(page_size, spill)));
     let at_once = u32::try_from((CHUNK_BYTES / size).max(1)).expect("pages of a megabyte");
-    let (mut buffer, mut hashes) = (Vec::new(), Vec::new());
+    let (mut buffer, mut new_hashes) = (Vec::new(), Vec::new());
     let mut next = 0;
     while next < count {
         let now = at_once.min(count - next);
         buffer.resize(now as usize * size, 0);
         read(&mut buffer, u64::from(next) * size as u64)?;
-        hashes.clear();
+        new_hashes.clear();
         for (pgno, image) in (next + 1..).zip(buffer.chunks_exact(size)) {
             if pgno == page_size.lock_pgno() {
                 continue;
             }
             let hash = page_checksum(pgno, image);
-            hashes.push((pgno, hash));
+            new_hashes.push((pgno, hash));
             if let Some((known, pages)) = &mut changed
                 && !known.matches(pgno, hash)
             {
@@ -178,10 +178,10 @@ fn scan(
             }
         }
         next += now;
-        table.apply(hashes.iter().copied(), next);
+        hashes.apply(new_hashes.iter().copied(), next);
     }
     Ok(Scan {
-        table,
+        hashes,
         changed: changed.map(|(_, pages)| pages),
     })
 }
@@ -229,7 +229,7 @@ mod tests {
         let spill = Spill::with_memory(directory.path(), 1 << 20);
         let scan = |fingerprint| scan_cold(&path, fingerprint, None, OnFull::Fail, &spill);
         let before = cold_fingerprint(&path).unwrap().unwrap();
-        assert_eq!(scan(before).unwrap().table.commit(), 2);
+        assert_eq!(scan(before).unwrap().hashes.commit(), 2);
         application.execute_batch("CREATE TABLE u(x)").unwrap();
         assert!(matches!(scan(before), Err(ScanError::Disturbed)));
         // A database whose application opens it in WAL mode is refused, too.
@@ -260,11 +260,11 @@ mod tests {
         let known = scan(page_size, bytes, known, &spill, read(1, 100)).unwrap();
         assert!(known.changed.is_none(), "nothing was known");
         for (changed, kept) in [(100, true), (512, true), (513, false), (1024, false)] {
-            let known = (Some(&known.table), OnFull::Fail);
+            let known = (Some(&known.hashes), OnFull::Fail);
             let found = scan(page_size, bytes, known, &spill, read(2, changed)).unwrap();
             let found_pages = found.changed.map(|pages| pages.len() as u64);
             assert_eq!(found_pages, kept.then_some(changed), "{changed}");
-            assert_eq!(found.table.commit(), pages);
+            assert_eq!(found.hashes.commit(), pages);
         }
     }
 }

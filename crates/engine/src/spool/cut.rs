@@ -13,7 +13,7 @@ pub struct Cut {
     /// Time of its capture, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The hash of each page at the position.
-    pub table: PageHashes,
+    pub hashes: PageHashes,
     /// Images of pages that were in the WAL: the database file may not hold them yet.
     pub newest: PageSet,
 }
@@ -21,6 +21,6 @@ pub struct Cut {
 impl Cut {
     /// Size of the database in bytes.
     pub fn database_bytes(&self) -> u64 {
-        u64::from(self.table.commit()) * u64::from(self.table.page_size().get())
+        u64::from(self.hashes.commit()) * u64::from(self.hashes.page_size().get())
     }
 }

@@ -20,12 +20,12 @@ pub struct Delta {
     /// Size of the database in pages.
     pub commit: u32,
     /// Position in the WAL, for a program that takes over: Litestream needs it in the newest file.
-    pub log: Option<(WalPosition, u64)>,
+    pub position: Option<(WalPosition, u64)>,
     /// Time at which its newest commit was seen, in Unix milliseconds.
     pub timestamp_ms: i64,
 }
 
-/// Why a file was not written. Nothing was published, and the page table is unchanged.
+/// Why a file was not written. Nothing was published, and the page hashes are unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -56,21 +56,21 @@ pub enum WriteError {
 /// Offset and size in the WAL, in the form that a Litestream can take over from. The offset is at
 /// least the size of the WAL header, and salts are never zero.
 #[derive(Debug, Clone, Copy)]
-struct LogField {
+struct WalRange {
     offset: i64,
     size: i64,
     salts: Salts,
 }
 
-impl LogField {
-    fn new(log: Option<(WalPosition, u64)>, page_size: PageSize) -> LogField {
+impl WalRange {
+    fn new(position: Option<(WalPosition, u64)>, page_size: PageSize) -> WalRange {
         let start = WAL_HEADER_BYTES as i64;
-        let unknown = LogField {
+        let unknown = WalRange {
             offset: start,
             size: 0,
             salts: Salts { salt1: 1, salt2: 1 },
         };
-        let Some((position, offset)) = log else {
+        let Some((position, offset)) = position else {
             return unknown;
         };
         if position.frames == 0 || position.salts == (0, 0) {
@@ -83,7 +83,7 @@ impl LogField {
             salt1: position.salts.0,
             salt2: position.salts.1,
         };
-        LogField {
+        WalRange {
             offset,
             size: end - offset,
             salts,
@@ -91,7 +91,7 @@ impl LogField {
     }
 }
 
-/// Writes `delta` as the captured file of `txid` and advances `table`.
+/// Writes `delta` as the captured file of `txid` and advances `hashes`.
 ///
 /// The file is durable before it has its name. Before that it is proven: the delta holds every page
 /// that the database gained.
@@ -101,13 +101,13 @@ impl LogField {
 /// See [`WriteError`]; on any error nothing has changed.
 pub fn write_delta(
     local: &LocalState,
-    table: &mut PageHashes,
+    hashes: &mut PageHashes,
     delta: &mut Delta,
     txid: Txid,
     epoch: u64,
 ) -> Result<LocalFile, WriteError> {
     delta.pages.truncate(delta.commit);
-    if let Some(pgno) = table.first_gap(delta.commit, |pgno| delta.pages.contains(pgno)) {
+    if let Some(pgno) = hashes.first_gap(delta.commit, |pgno| delta.pages.contains(pgno)) {
         return Err(WriteError::Uncovered {
             pgno,
             commit: delta.commit,
@@ -115,19 +115,19 @@ pub fn write_delta(
     }
     // Litestream searches the pages for the last frame of the range. It reads on after the range
     // even if it then needs a snapshot. So a file without pages has no range.
-    let known = delta.log.filter(|_| !delta.pages.is_empty());
-    let log = LogField::new(known, table.page_size());
+    let known = delta.position.filter(|_| !delta.pages.is_empty());
+    let range = WalRange::new(known, hashes.page_size());
     let header = Header {
         min_txid: txid,
         max_txid: txid,
-        wal_offset: log.offset,
-        wal_size: log.size,
-        wal_salts: log.salts,
-        ..plain_header(table.page_size(), delta.commit, delta.timestamp_ms, epoch)
+        wal_offset: range.offset,
+        wal_size: range.size,
+        wal_salts: range.salts,
+        ..plain_header(hashes.page_size(), delta.commit, delta.timestamp_ms, epoch)
     };
     let path = local.captured_path(txid);
     let (bytes, changed) = write_file(&path, header, &delta.pages)?;
-    table.apply(changed, delta.commit);
+    hashes.apply(changed, delta.commit);
     Ok(LocalFile {
         txid,
         bytes,
@@ -137,7 +137,7 @@ pub fn write_delta(
 
 /// The header of a snapshot of these pages at `txid`.
 pub(crate) fn snapshot_header(
-    table: &PageHashes,
+    hashes: &PageHashes,
     txid: Txid,
     timestamp_ms: i64,
     epoch: u64,
@@ -145,7 +145,7 @@ pub(crate) fn snapshot_header(
     Header {
         min_txid: Txid::FIRST,
         max_txid: txid,
-        ..plain_header(table.page_size(), table.commit(), timestamp_ms, epoch)
+        ..plain_header(hashes.page_size(), hashes.commit(), timestamp_ms, epoch)
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
         Delta {
             pages,
             commit,
-            log: None,
+            position: None,
             timestamp_ms: 1,
         }
     }
@@ -264,20 +264,20 @@ mod tests {
     fn a_page_that_no_file_has_is_never_promised() {
         let directory = tempfile::tempdir().unwrap();
         let local = LocalState::open(directory.path()).unwrap();
-        let mut table = PageHashes::new(PageSize::MIN);
-        table.set(1, &[0; 512]);
-        table.set(2, &[0; 512]);
-        let before = table.clone();
+        let mut hashes = PageHashes::new(PageSize::MIN);
+        hashes.set(1, &[0; 512]);
+        hashes.set(2, &[0; 512]);
+        let before = hashes.clone();
         let mut grown = delta(&local, &[1, 4], 4);
-        let refused = write_delta(&local, &mut table, &mut grown, Txid::new(2), 1);
+        let refused = write_delta(&local, &mut hashes, &mut grown, Txid::new(2), 1);
         assert!(matches!(
             refused,
             Err(WriteError::Uncovered { pgno: 3, commit: 4 })
         ));
-        assert_eq!(table, before);
+        assert_eq!(hashes, before);
         assert_eq!(files(&local), 0);
         let mut whole = delta(&local, &[3, 4], 4);
-        write_delta(&local, &mut table, &mut whole, Txid::new(2), 1).unwrap();
-        assert_eq!((table.commit(), files(&local)), (4, 1));
+        write_delta(&local, &mut hashes, &mut whole, Txid::new(2), 1).unwrap();
+        assert_eq!((hashes.commit(), files(&local)), (4, 1));
     }
 }

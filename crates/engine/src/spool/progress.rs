@@ -219,12 +219,12 @@ impl ReplicationProgress {
     }
 
     /// Number of captured files, from the oldest, that no target needs any more, given the TXID of
-    /// the stored page table.
+    /// the stored page hashes.
     ///
     /// The newest file stays, because it tells a later run its position. So does the newest file
     /// that a target has: it proves to a later run that the stored backup is ours. A target that
     /// waits for a snapshot needs the files after that snapshot.
-    pub fn removable(&self, table_at: Txid, need: Need) -> usize {
+    pub fn removable(&self, hashes_at: Txid, need: Need) -> usize {
         let targets = self.targets.iter().filter(|target| !target.has_ended());
         let needed = targets.map(|target| self.needed(target, need));
         let needed = match need {
@@ -232,7 +232,7 @@ impl ReplicationProgress {
             Need::Furthest => needed.max(),
             Need::Compaction | Need::Uploading => needed.min(),
         };
-        let needed = needed.unwrap_or(Txid::ZERO).min(table_at);
+        let needed = needed.unwrap_or(Txid::ZERO).min(hashes_at);
         let old = self
             .files
             .iter()

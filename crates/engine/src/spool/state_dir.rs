@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! lock              held by flock while a process uses the directory
-//! pages             page table at some TXID (page_hashes.rs); written now and then
+//! pages             page hashes at some TXID (page_hashes.rs); written now and then
 //! capture.json      the last written TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
 //! ltx/0/MIN-MAX.ltx captured files, one TXID each; the authoritative record of captured commits
 //! ```
 //!
 //! A crash at any point leaves a state that [`LocalState::load`] understands. Files get their names
-//! only when they are whole and durable. The captured files bring the page table forward. A missing
+//! only when they are whole and durable. The captured files bring the page hashes forward. A missing
 //! or older hint costs one comparison of page hashes. Files that do not fit together are dropped,
 //! and the database is read again.
 
@@ -42,7 +42,8 @@ pub struct CaptureRecord {
     /// The written TXID.
     pub txid: u64,
     /// The position in the WAL.
-    pub log: WalPosition,
+    #[serde(rename = "log")]
+    pub position: WalPosition,
 }
 
 /// Location of a state directory.
@@ -105,11 +106,11 @@ pub struct Loaded {
     /// The newest written TXID, zero when nothing was written.
     pub txid: Txid,
     /// The page hashes at that TXID; none when the database must be read.
-    pub table: Option<PageHashes>,
-    /// TXID of the page table on the disk.
-    pub table_at: Txid,
+    pub hashes: Option<PageHashes>,
+    /// TXID of the page hashes on the disk.
+    pub hashes_at: Txid,
     /// The position in the WAL at that TXID, where known.
-    pub log: Option<WalPosition>,
+    pub position: Option<WalPosition>,
     /// Captured files, ascending, without holes up to `txid`.
     pub files: Vec<LocalFile>,
     /// Our records of targets, by name.
@@ -198,7 +199,7 @@ impl LocalState {
         )
     }
 
-    /// Reads everything and brings the page table forward to the newest captured file.
+    /// Reads everything and brings the page hashes forward to the newest captured file.
     ///
     /// # Errors
     ///
@@ -219,28 +220,28 @@ impl LocalState {
             }
             _ => files,
         };
-        let Some((at, mut table)) = stored else {
+        let Some((at, mut hashes)) = stored else {
             return Ok(Loaded {
                 txid: newest,
-                table: None,
-                table_at: Txid::ZERO,
-                log: None,
+                hashes: None,
+                hashes_at: Txid::ZERO,
+                position: None,
                 files,
                 replicas,
             });
         };
         let txid = newest.max(at);
         let complete = (at.get() + 1..=newest.get())
-            .all(|next| replay(&self.captured_path(Txid::new(next)), &mut table).is_some());
-        let log = self
+            .all(|next| replay(&self.captured_path(Txid::new(next)), &mut hashes).is_some());
+        let position = self
             .read_json::<CaptureRecord>("capture.json")
             .filter(|record| complete && record.txid == txid.get())
-            .map(|record| record.log);
+            .map(|record| record.position);
         Ok(Loaded {
             txid,
-            table: complete.then_some(table),
-            table_at: at,
-            log,
+            hashes: complete.then_some(hashes),
+            hashes_at: at,
+            position,
             files,
             replicas,
         })
@@ -303,13 +304,13 @@ impl LocalState {
         self.write("capture.json", &json(record), false)
     }
 
-    /// Stores the page table at `txid`, durably.
+    /// Stores the page hashes at `txid`, durably.
     ///
     /// # Errors
     ///
-    /// The disk failed; the earlier table is intact.
-    pub fn write_table(&self, txid: Txid, table: &PageHashes) -> Result<(), LocalError> {
-        self.write("pages", &table.encode(txid), true)
+    /// The disk failed; the earlier hashes are intact.
+    pub fn write_hashes(&self, txid: Txid, hashes: &PageHashes) -> Result<(), LocalError> {
+        self.write("pages", &hashes.encode(txid), true)
     }
 
     /// Stores our records of targets, durably.
@@ -334,7 +335,7 @@ impl LocalState {
     }
 
     /// Starts again with a restored database. With a position, the next start compares the
-    /// database with the table. Without one, the next start reads it as an unknown database.
+    /// database with the hashes. Without them, the next start reads it as an unknown database.
     ///
     /// # Errors
     ///
@@ -347,7 +348,7 @@ impl LocalState {
         self.forget_log()?;
         self.remove_all_captured()?;
         match base {
-            Some((txid, table)) => self.write_table(txid, table)?,
+            Some((txid, hashes)) => self.write_hashes(txid, hashes)?,
             None => remove(&self.directory.join("pages"))?,
         }
         self.write_replicas(replicas)
@@ -426,8 +427,8 @@ fn inspect(path: &Path, name: FileName) -> Option<LocalFile> {
     })
 }
 
-/// Applies a captured file to the table; none when the file is missing or damaged.
-fn replay(path: &Path, table: &mut PageHashes) -> Option<()> {
+/// Applies a captured file to the hashes; none when the file is missing or damaged.
+fn replay(path: &Path, hashes: &mut PageHashes) -> Option<()> {
     let mut decoder = Decoder::new(BufReader::new(File::open(path).ok()?)).ok()?;
     let commit = decoder.header().commit;
     let (mut changed, mut image) = (Vec::new(), Vec::new());
@@ -436,12 +437,12 @@ fn replay(path: &Path, table: &mut PageHashes) -> Option<()> {
     }
     decoder.finish().ok()?;
     let covered: std::collections::BTreeSet<u32> = changed.iter().map(|(pgno, _)| *pgno).collect();
-    if table
+    if hashes
         .first_gap(commit, |pgno| covered.contains(&pgno))
         .is_some()
     {
         return None;
     }
-    table.apply(changed, commit);
+    hashes.apply(changed, commit);
     Some(())
 }

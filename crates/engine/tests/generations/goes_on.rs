@@ -170,7 +170,7 @@ fn a_database_restored_by_hand_goes_on_as_well() {
     };
     block_on(restore_in_place(&by_hand, &store, &options, &|_, _| {})).unwrap();
     let known = LocalState::open(&by_hand.state).unwrap().load().unwrap();
-    assert_eq!((known.txid, known.table), (Txid::ZERO, None));
+    assert_eq!((known.txid, known.hashes), (Txid::ZERO, None));
     replicate(&settings(
         directory.path(),
         &[Arc::clone(&store)],

@@ -5,7 +5,7 @@ use ltx::Txid;
 use crate::replica::{Database, PAGE_SIZES, Replica, State};
 
 fn assert_is(database: &Database, state: &State, page_size: usize) {
-    let checksum = format!("{:016x}", database.restored.table.checksum());
+    let checksum = format!("{:016x}", database.restored.hashes.checksum());
     let pages = database.bytes.len() / page_size;
     assert_eq!(
         (database.rows, pages, &checksum),

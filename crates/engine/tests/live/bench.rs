@@ -218,7 +218,7 @@ pub fn assert_stored(replication: &Replication, app: &mut App, store: &SharedSto
         let position = status.position.unwrap();
         if bytes == expected && restored.txid.to_string() == position.txid {
             assert_eq!(
-                format!("{:016x}", restored.table.checksum()),
+                format!("{:016x}", restored.hashes.checksum()),
                 position.checksum
             );
             return;

@@ -456,7 +456,7 @@ fn tiny_and_empty_databases_are_restored() {
     replication.settled();
     let (one, bytes) = restored(&store, Point::Latest).unwrap();
     assert_eq!(
-        (one.table.commit(), bytes),
+        (one.hashes.commit(), bytes),
         (1, std::fs::read(place.database()).unwrap())
     );
     let mut app = App::start(&Habits::calm(&place.database(), seed()));
@@ -487,9 +487,9 @@ fn a_database_beyond_the_lock_page_is_restored() {
     });
     let position = replication.settled().position.unwrap();
     let (restored, _) = restored(&store, Point::Latest).unwrap();
-    assert!(restored.table.commit() >= 16_400);
+    assert!(restored.hashes.commit() >= 16_400);
     assert_eq!(
-        format!("{:016x}", restored.table.checksum()),
+        format!("{:016x}", restored.hashes.checksum()),
         position.checksum
     );
     assert!(replication.stop());

@@ -440,7 +440,7 @@ fn show(
     if arguments.json {
         let mut result = json!({
             "database": output, "source": store.describe(), "time": time.to_string(),
-            "checksum": format!("{:016x}", restored.table.checksum()),
+            "checksum": format!("{:016x}", restored.hashes.checksum()),
             "bytes": restored.bytes, "files": restored.files, "damaged": restored.damaged,
             "complaint": restored.checked.complaint, "notChecked": restored.checked.not_checked,
             "milliseconds": took.as_millis() as u64,

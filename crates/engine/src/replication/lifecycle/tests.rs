@@ -15,8 +15,8 @@ use crate::spool::state_dir::LocalState;
 fn stopping(directory: &Path) -> (Lifecycle, Database) {
     let state = directory.join("state");
     let local = Arc::new(LocalState::open(&state).unwrap());
-    let table = PageHashes::new(PageSize::MIN);
-    local.write_table(Txid::new(1), &table).unwrap();
+    let hashes = PageHashes::new(PageSize::MIN);
+    local.write_hashes(Txid::new(1), &hashes).unwrap();
     let loaded = local.load().unwrap();
     let settings = DatabaseSettings {
         path: directory.join("db"),
@@ -32,7 +32,7 @@ fn stopping(directory: &Path) -> (Lifecycle, Database) {
     let spill = database.spill();
     let lifecycle = Lifecycle {
         committer: Some(Committer::resume(local, spill, handle.progress, loaded, 0)),
-        log: None,
+        position: None,
         cold: None,
         resting: None,
         pace: Pace::new(Duration::from_secs(1)),
@@ -80,7 +80,7 @@ async fn no_number_is_given_before_a_target_has_said_which_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let (mut lifecycle, mut database) = stopping(directory.path());
     assert!(lifecycle.may_number(&mut database).await, "it is known");
-    lifecycle.committer.as_mut().unwrap().table = None;
+    lifecycle.committer.as_mut().unwrap().hashes = None;
     assert!(!lifecycle.may_number(&mut database).await);
     let answered = TargetProgress {
         phase: TargetPhase::Connected,

@@ -24,11 +24,11 @@ pub(super) fn page_size() -> PageSize {
 }
 
 pub(super) fn checksum(image: &Image) -> u64 {
-    let mut table = PageHashes::new(page_size());
+    let mut hashes = PageHashes::new(page_size());
     for (pgno, bytes) in image {
-        table.set(*pgno, bytes);
+        hashes.set(*pgno, bytes);
     }
-    table.checksum()
+    hashes.checksum()
 }
 
 /// One commit.
@@ -100,13 +100,13 @@ impl App {
         now_ms: i64,
     ) -> (Scan, Delta) {
         let all = self.delta(None, spill, now_ms);
-        let mut table = PageHashes::new(page_size());
+        let mut hashes = PageHashes::new(page_size());
         for (pgno, bytes) in self.image().iter() {
-            table.set(*pgno, bytes);
+            hashes.set(*pgno, bytes);
         }
         let changed = known.map(|_| all.pages);
         let newest = self.delta(Some(self.checkpointed), spill, now_ms);
-        (Scan { table, changed }, newest)
+        (Scan { hashes, changed }, newest)
     }
 
     /// The pages that only the WAL has.
@@ -198,7 +198,7 @@ impl App {
         Delta {
             pages,
             commit,
-            log: Some((self.log(), 32)),
+            position: Some((self.log(), 32)),
             timestamp_ms: now_ms,
         }
     }

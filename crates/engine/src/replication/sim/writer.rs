@@ -258,7 +258,7 @@ impl Driver {
             self.log.pause(self.actor, 1000).await;
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
-        let log = loaded.log.filter(|_| loaded.table.is_some());
+        let log = loaded.position.filter(|_| loaded.hashes.is_some());
         let progress = Arc::clone(&self.handle.progress);
         let count = self.settings.targets.len();
         let spill = self.spill.clone();
@@ -300,7 +300,7 @@ impl Driver {
                     progress.a_target_answered(),
                 )
             };
-            let numbered = committer.table.is_some() || (tried && answered);
+            let numbered = committer.hashes.is_some() || (tried && answered);
             if !numbered {
                 if stopping && tried {
                     return false;
@@ -390,9 +390,9 @@ impl Driver {
             )
         };
         let at = match *seen {
-            Some(at) if committer.table.is_some() && !is_in_doubt => at,
+            Some(at) if committer.hashes.is_some() && !is_in_doubt => at,
             _ => {
-                let (scan, delta) = app.scan(committer.table.as_ref(), &spill, now_ms);
+                let (scan, delta) = app.scan(committer.hashes.as_ref(), &spill, now_ms);
                 self.writing(&image, || committer.write_scan(scan, delta, now_ms))?;
                 committer.record(app.log());
                 *seen = Some(newest);

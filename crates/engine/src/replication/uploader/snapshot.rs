@@ -127,7 +127,7 @@ impl Uploader {
             });
             return Ok(());
         }
-        let checksum = cut.table.checksum();
+        let checksum = cut.hashes.checksum();
         self.acknowledge(position(cut.txid, checksum, cut.timestamp_ms));
         replica.has_step = true;
         self.progress

@@ -202,10 +202,10 @@ impl Attachment {
             self.mailbox.update(|pending| pending.poll = token);
         }
         if self.requests.reread
-            && let Some(log) = self.reader.reread(unix_ms()).transpose()
+            && let Some(position) = self.reader.reread(unix_ms()).transpose()
         {
             self.requests.reread = false;
-            self.mailbox.update(|pending| pending.log = Some(log));
+            self.mailbox.update(|pending| pending.wal = Some(position));
         }
         if self.reader.wants_checkpoint() && !self.mailbox.lock().wants_checkpoint {
             self.mailbox

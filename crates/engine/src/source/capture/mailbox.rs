@@ -35,7 +35,7 @@ pub struct PendingCapture {
     /// No other process has the database open.
     pub is_alone: bool,
     /// The whole present WAL, if it was requested, or why there is no room for it.
-    pub log: Option<Result<Batch, WalError>>,
+    pub wal: Option<Result<Batch, WalError>>,
     /// The WAL reader is gone, and with it all our locks: after a detach, a failure or a move.
     pub gone: bool,
 }
@@ -272,7 +272,7 @@ mod tests {
         Batch {
             pages,
             commit: 99,
-            log: WalPosition {
+            position: WalPosition {
                 salts: (1, 1),
                 big_endian: false,
                 frames: 64,

@@ -64,7 +64,7 @@ impl WalReader {
         if commits != grown && !same_wal {
             return Err(ReadError::Gap(GapReason::CommitsMissed));
         }
-        self.position = batch.log;
+        self.position = batch.position;
         Ok((commits > 0).then_some(batch))
     }
 
@@ -85,7 +85,7 @@ impl WalReader {
         if !once || tail + fresh != view.header.change.wrapping_sub(self.position.change) {
             return Err(ReadError::Gap(GapReason::CommitsMissed));
         }
-        self.position = batch.log;
+        self.position = batch.position;
         Ok((tail + fresh > 0).then_some(batch))
     }
 
@@ -222,7 +222,7 @@ impl WalReader {
         Batch {
             pages: PageSet::new(self.page_size, &self.spill),
             commit: header.page_count,
-            log: WalPosition {
+            position: WalPosition {
                 salts: (header.salts.salt1, header.salts.salt2),
                 big_endian: header.big_endian_checksums,
                 frames: header.max_frame,
@@ -350,10 +350,10 @@ mod tests {
         let end = reader.frame_offset(position.frames);
         let write = |frame: &[u8]| {
             use std::os::unix::fs::FileExt;
-            let log = std::fs::File::options()
+            let wal = std::fs::File::options()
                 .write(true)
                 .open(with_suffix(&path, "-wal"));
-            log.unwrap().write_all_at(frame, end).unwrap();
+            wal.unwrap().write_all_at(frame, end).unwrap();
         };
         write(&frame(
             right,
@@ -532,7 +532,7 @@ mod tests {
         let Polled::Captured(batch) = poll else {
             panic!("{poll:?}");
         };
-        assert!(batch.pages.len() == 1 && batch.log.frames == 1);
+        assert!(batch.pages.len() == 1 && batch.position.frames == 1);
         commit(&writer);
         let poll = reader.poll(Instant::now(), 0).unwrap();
         assert!(matches!(poll, Polled::Captured(_)), "{poll:?}");

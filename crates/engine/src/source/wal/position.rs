@@ -52,7 +52,7 @@ pub struct Batch {
     /// Size of the database in pages after the last commit.
     pub commit: u32,
     /// Position in the WAL after the last commit.
-    pub log: WalPosition,
+    pub position: WalPosition,
     /// Offset of the first frame in the WAL.
     pub wal_offset: u64,
     /// When the oldest commit was seen, in Unix milliseconds.
@@ -70,7 +70,7 @@ impl Batch {
     pub fn append(&mut self, later: Batch) -> std::io::Result<()> {
         self.pages.overlay(later.pages)?;
         self.commit = later.commit;
-        self.log = later.log;
+        self.position = later.position;
         self.last_ms = later.last_ms;
         Ok(())
     }

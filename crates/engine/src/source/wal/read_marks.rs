@@ -176,7 +176,7 @@ impl WalReader {
                         self.current = true;
                         (self.moved_at, self.relieved) = (Instant::now(), false);
                         self.parked = (0, self.moved_at);
-                        self.position = batch.log;
+                        self.position = batch.position;
                         return Ok((batch, commits));
                     }
                     // A mark in slot 0 does not keep a writer from restarting the WAL: try again.

@@ -82,11 +82,11 @@ fn what_follows_a_cut_stays_until_its_snapshot_is_stored() {
 fn files_stay_while_a_target_the_merge_or_the_table_needs_them() {
     let mut progress = progress(3, 9);
     progress.targets = vec![target(9, 8)];
-    let removable = |progress: &ReplicationProgress, table| {
-        progress.removable(Txid::new(table), Need::Compaction)
+    let removable = |progress: &ReplicationProgress, hashes| {
+        progress.removable(Txid::new(hashes), Need::Compaction)
     };
     assert_eq!(removable(&progress, 9), 5);
-    assert_eq!(removable(&progress, 5), 2, "the table is behind");
+    assert_eq!(removable(&progress, 5), 2, "the hashes are behind");
     progress.targets.push(TargetProgress {
         phase: TargetPhase::Failing,
         ..target(9, 9)
