@@ -172,7 +172,7 @@ impl Worker {
         let Some(batch) = self.attached.mailbox.take() else {
             // A first attachment always delivers the present WAL. Later ones may find no change.
             self.attached.mailbox.lock().gap = Some(GapReason::Fresh);
-            return Err(RunError::WalReader(WalError::Restless));
+            return Err(RunError::Capture(WalError::Restless));
         };
         let (handle, position) = (self.handle.clone(), batch.position);
         let write = move |committer: &mut Committer| {
@@ -333,7 +333,7 @@ impl Worker {
                 return Ok(());
             }
         }
-        Err(RunError::WalReader(WalError::Restless))
+        Err(RunError::Capture(WalError::Restless))
     }
 
     fn next_barrier(&mut self) -> u64 {

@@ -105,7 +105,7 @@ enum RunError {
     #[error(transparent)]
     Scan(#[from] ScanError),
     #[error(transparent)]
-    WalReader(#[from] WalError),
+    Capture(#[from] WalError),
     /// The pages of the whole WAL could not be read or kept.
     #[error(transparent)]
     Wal(WalError),
@@ -123,10 +123,10 @@ impl RunError {
             RunError::Local(error) => error.is_disk_full(),
             RunError::Write(error) => error.is_disk_full(),
             RunError::Scan(error) => error.is_disk_full(),
-            RunError::WalReader(WalError::Spill(error)) | RunError::Wal(WalError::Spill(error)) => {
+            RunError::Capture(WalError::Spill(error)) | RunError::Wal(WalError::Spill(error)) => {
                 crate::env::disk::is_disk_full(error)
             }
-            RunError::WalReader(_)
+            RunError::Capture(_)
             | RunError::Wal(_)
             | RunError::Moved
             | RunError::Over
@@ -138,7 +138,7 @@ impl RunError {
     fn is_over_budget(&self) -> bool {
         let error = match self {
             RunError::Scan(ScanError::Spill(error))
-            | RunError::WalReader(WalError::Spill(error))
+            | RunError::Capture(WalError::Spill(error))
             | RunError::Wal(WalError::Spill(error)) => error,
             _ => return false,
         };

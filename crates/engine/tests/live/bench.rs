@@ -202,6 +202,17 @@ fn restored_and_checked(
     Ok((restored, std::fs::read(output).unwrap()))
 }
 
+/// Asserts that the lag of a target grows as time passes since `since`.
+pub fn assert_lag_grows(replication: &Replication, target: usize, since: Instant) {
+    wait_for("the lag to grow", || {
+        let waited = since.elapsed();
+        let lag = Duration::from_millis(replication.status().targets[target].lag_ms);
+        let least = waited.saturating_sub(Duration::from_secs(1));
+        assert!(lag >= least, "{lag:?} after {waited:?}");
+        (lag >= Duration::from_secs(2)).then_some(())
+    });
+}
+
 /// Waits until the newest stored position equals, byte for byte, the database that the resting
 /// application sees. It must also have the checksum that replication reports.
 pub fn assert_stored(replication: &Replication, app: &mut App, store: &SharedStore) {

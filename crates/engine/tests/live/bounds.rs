@@ -86,38 +86,6 @@ fn writes_that_never_pause_keep_their_speed_and_a_short_log() {
 }
 
 #[test]
-fn a_writer_that_waits_for_no_lock_is_never_refused_whatever_the_store_does() {
-    let place = Place::new();
-    let concrete = memory();
-    let gated = Arc::new(Gated::new(Arc::clone(&concrete)));
-    let store: SharedStore = concrete;
-    let habits = Habits {
-        busy_timeout_ms: 0,
-        ..Habits::calm(&place.database(), seed())
-    };
-    let mut app = App::start(&habits);
-    let settings = DatabaseSettings {
-        snapshot_interval: Duration::from_millis(300),
-        ..settings(
-            &place.database(),
-            &place.state(),
-            &[Arc::clone(&gated) as SharedStore],
-        )
-    };
-    let replication = Replication::start(&settings);
-    assert_stored(&replication, &mut app, &store);
-    for gate in [Gate::Open, Gate::Closed("ltx/9/"), Gate::Closed("ltx/")] {
-        gated.gate.send_replace(gate);
-        // Several of its own checkpoints.
-        app.work(3000);
-        assert_eq!(app.refused(), 0, "{gate:?}");
-    }
-    gated.gate.send_replace(Gate::Open);
-    assert_stored(&replication, &mut app, &store);
-    assert!(replication.stop());
-}
-
-#[test]
 fn a_log_that_its_application_never_checkpoints_begins_anew_while_it_writes() {
     let place = Place::new();
     let store: SharedStore = memory();

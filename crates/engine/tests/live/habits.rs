@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::replica::manifest::{self, RemoteFile};
 use engine::replica::restore_plan::PlanError;
+use engine::replication::DatabaseSettings;
 use engine::restore::{IntegrityCheck, Point, RestoreError, RestoreOptions, restore};
 use futures::FutureExt;
 use store::{Body, PutMeta, PutMode, SharedStore};
@@ -17,6 +19,7 @@ use crate::bench::{
     Place, Replication, assert_every_point, assert_stored, block_on, files, memory, settings,
     wait_for,
 };
+use crate::gated::{Gate, Gated};
 
 const MODES: [&str; 4] = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"];
 
@@ -258,4 +261,36 @@ fn a_restore_whose_files_are_lost_meanwhile_is_an_error_and_no_older_state() {
         matches!(error, RestoreError::Plan(PlanError::Hole { .. })),
         "{error}"
     );
+}
+
+#[test]
+fn a_writer_that_waits_for_no_lock_is_never_refused_whatever_the_store_does() {
+    let place = Place::new();
+    let concrete = memory();
+    let gated = Arc::new(Gated::new(Arc::clone(&concrete)));
+    let store: SharedStore = concrete;
+    let habits = Habits {
+        busy_timeout_ms: 0,
+        ..Habits::calm(&place.database(), seed())
+    };
+    let mut app = App::start(&habits);
+    let settings = DatabaseSettings {
+        snapshot_interval: Duration::from_millis(300),
+        ..settings(
+            &place.database(),
+            &place.state(),
+            &[Arc::clone(&gated) as SharedStore],
+        )
+    };
+    let replication = Replication::start(&settings);
+    assert_stored(&replication, &mut app, &store);
+    for gate in [Gate::Open, Gate::Closed("ltx/9/"), Gate::Closed("ltx/")] {
+        gated.gate.send_replace(gate);
+        // Several of its own checkpoints.
+        app.work(3000);
+        assert_eq!(app.refused(), 0, "{gate:?}");
+    }
+    gated.gate.send_replace(Gate::Open);
+    assert_stored(&replication, &mut app, &store);
+    assert!(replication.stop());
 }

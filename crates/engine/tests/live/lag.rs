@@ -1,7 +1,7 @@
 //! The reported lag is correct wherever commits are not stored.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::env::clock::unix_ms;
 use engine::source::probe::{Probe, probe};
@@ -9,24 +9,15 @@ use protocol::status::TargetState;
 use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 
 use crate::app::{App, Habits, seed};
-use crate::bench::{Place, Replication, assert_stored, memory, settings, wait_for};
+use crate::bench::{
+    Place, Replication, assert_lag_grows, assert_stored, memory, settings, wait_for,
+};
 
 /// A store that answers no request.
 fn away() -> Arc<Faulty<Memory>> {
     let unreachable = Fault::Fail(StoreErrorKind::Unreachable);
     let plan = FaultPlan::none().from(0, unreachable);
     Arc::new(Faulty::new(Memory::with_clock(unix_ms), plan))
-}
-
-/// Asserts that the lag of a target grows as time passes since `since`.
-fn assert_lag_grows(replication: &Replication, target: usize, since: Instant) {
-    wait_for("the lag to grow", || {
-        let waited = since.elapsed();
-        let lag = Duration::from_millis(replication.status().targets[target].lag_ms);
-        let least = waited.saturating_sub(Duration::from_secs(1));
-        assert!(lag >= least, "{lag:?} after {waited:?}");
-        (lag >= Duration::from_secs(2)).then_some(())
-    });
 }
 
 #[test]

@@ -14,8 +14,8 @@ use store::{Fault, FaultPlan, Faulty, Memory, SharedStore, StoreErrorKind};
 
 use crate::app::{App, Habits, seed};
 use crate::bench::{
-    PATIENCE, Place, Replication, assert_every_point, assert_stored, files, memory, restored,
-    settings, wait_for,
+    PATIENCE, Place, Replication, assert_every_point, assert_lag_grows, assert_stored, files,
+    memory, restored, settings, wait_for,
 };
 use crate::gated::{Gate, Gated};
 
@@ -77,13 +77,7 @@ fn commits_are_stored_and_lag_is_true_while_a_large_snapshot_hangs() {
     gated.gate.send_replace(Gate::Closed("ltx/"));
     let committed = Instant::now();
     app.sql("INSERT INTO item VALUES(NULL, 'not stored')");
-    for _ in 0..20 {
-        std::thread::sleep(Duration::from_millis(100)); // bounded: the time in which lag grows
-        let waited = committed.elapsed();
-        let lag = Duration::from_millis(replication.status().targets[0].lag_ms);
-        let least = waited.saturating_sub(Duration::from_secs(1));
-        assert!(lag >= least, "{lag:?} after {waited:?}");
-    }
+    assert_lag_grows(&replication, 0, committed);
     gated.gate.send_replace(Gate::Open);
     assert_stored(&replication, &mut app, &store);
     assert!(replication.stop());

@@ -128,7 +128,7 @@ impl UnwrittenCommits {
     }
 
     /// Commits wait in the mailbox. `bytes` is the size of all of them.
-    fn pending(&self, first_ms: i64, bytes: u64) {
+    fn waits(&self, first_ms: i64, bytes: u64) {
         let mut ages = self.lock();
         let first_ms = ages.waiting.map_or(first_ms, |(ms, _)| ms.min(first_ms));
         ages.waiting = Some((first_ms, bytes));
@@ -223,7 +223,7 @@ impl Mailbox {
             Polled::Quiet | Polled::Moved => return,
             Polled::Captured(batch) => match &mut pending.batch {
                 None => {
-                    self.unwritten.pending(batch.first_ms, batch.pages.bytes());
+                    self.unwritten.waits(batch.first_ms, batch.pages.bytes());
                     pending.batch = Some(batch);
                 }
                 Some(earlier) => match earlier.append(batch) {
@@ -231,7 +231,7 @@ impl Mailbox {
                     // this.
                     Ok(()) => {
                         self.unwritten
-                            .pending(earlier.first_ms, earlier.pages.bytes());
+                            .waits(earlier.first_ms, earlier.pages.bytes());
                         return;
                     }
                     Err(error) => {
@@ -245,7 +245,7 @@ impl Mailbox {
             // Earlier pages may be older than those in the database file by now: drop them.
             Polled::Gap(reason, batch) => {
                 self.unwritten.drop_pages();
-                self.unwritten.pending(batch.first_ms, batch.pages.bytes());
+                self.unwritten.waits(batch.first_ms, batch.pages.bytes());
                 pending.batch = Some(batch);
                 pending.gap = Some(reason);
             }

@@ -28,12 +28,12 @@ pub(super) enum Kept {
 /// Why frames could not be read.
 pub(super) enum ReadError {
     Gap(GapReason),
-    WalReader(WalError),
+    Failed(WalError),
 }
 
 impl From<WalError> for ReadError {
     fn from(error: WalError) -> ReadError {
-        ReadError::WalReader(error)
+        ReadError::Failed(error)
     }
 }
 

@@ -328,7 +328,7 @@ impl WalReader {
                 Ok(Some(batch))
             }
             Err(ReadError::Gap(_)) => Ok(None),
-            Err(ReadError::WalReader(error)) => Err(error),
+            Err(ReadError::Failed(error)) => Err(error),
         }
     }
 
@@ -340,7 +340,7 @@ impl WalReader {
         Ok(())
     }
 
-    /// Whether this process alone has the database open. A file system that cannot tell has others.
+    /// Whether this process alone has the database open; false if the file system cannot tell.
     pub fn is_alone(&self) -> bool {
         let index = with_suffix(&self.path, "-shm");
         let elsewhere = self.connections[0].is_open_elsewhere(&index);
@@ -381,8 +381,8 @@ impl WalReader {
         !self.unfinished
     }
 
-    /// Copies what it can of the WAL into the database file, where this process alone has both open.
-    /// Never after somebody removed or replaced a file: others would use other files then.
+    /// Copies the WAL into the database file as far as it can, if no other process has them open.
+    /// Does nothing once a file was removed or replaced: the next process would use other files.
     ///
     /// # Errors
     ///
@@ -406,8 +406,8 @@ impl WalReader {
         }
     }
 
-    /// As [`WalReader::detach`], and closes the database as an application would: where nobody else has it
-    /// open, SQLite removes the WAL. Takes as long as a checkpoint of the frames that
+    /// As [`WalReader::detach`], and closes the database as an application would: if no other process
+    /// has it open, SQLite removes the WAL. Takes as long as a checkpoint of the frames that
     /// [`WalReader::is_backfilled`] does not cover.
     ///
     /// # Errors

@@ -57,7 +57,7 @@ impl WalReader {
                 Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
             Err(ReadError::Gap(reason)) => self.restart(reason, now_ms),
-            Err(ReadError::WalReader(error)) => {
+            Err(ReadError::Failed(error)) => {
                 self.connections[next].end_read();
                 Err(error)
             }
@@ -125,7 +125,7 @@ impl WalReader {
                 Ok(batch.map_or(Polled::Quiet, Polled::Captured))
             }
             Err(ReadError::Gap(reason)) => self.restart(reason, now_ms),
-            Err(ReadError::WalReader(error)) => {
+            Err(ReadError::Failed(error)) => {
                 self.connections[0].end_read();
                 Err(error)
             }
@@ -181,7 +181,7 @@ impl WalReader {
                     }
                     // A mark in slot 0 does not keep a writer from restarting the WAL: try again.
                     Err(ReadError::Gap(_)) => {}
-                    Err(ReadError::WalReader(error)) => {
+                    Err(ReadError::Failed(error)) => {
                         self.connections[0].end_read();
                         return Err(error);
                     }

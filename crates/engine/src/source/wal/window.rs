@@ -206,7 +206,7 @@ impl WalReader {
             }
             // The WAL was restarted while we read.
             Err(ReadError::Gap(_)) => self.close_window(now, now_ms),
-            Err(ReadError::WalReader(error)) => Err(error),
+            Err(ReadError::Failed(error)) => Err(error),
         }
     }
 
@@ -239,7 +239,7 @@ impl WalReader {
                 self.speed.missed(now);
                 self.restart(reason, now_ms)
             }
-            Err(ReadError::WalReader(error)) => {
+            Err(ReadError::Failed(error)) => {
                 self.connections[0].end_read();
                 Err(error)
             }
