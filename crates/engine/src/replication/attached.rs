@@ -41,8 +41,6 @@ pub(super) struct AttachedDriver {
     pub(super) machine: Machine,
     commit: Option<CommitLane>,
     checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
-    /// The database file holds every commit, and no other process has it open.
-    is_closable: bool,
 }
 
 /// State that outlives an attachment.
@@ -76,7 +74,6 @@ impl AttachedDriver {
             worker: Some(worker),
             attached,
             machine: Machine::new(pace, scan_time, Instant::now()),
-            is_closable: false,
             commit: None,
             checkpoint: None,
         }
@@ -103,7 +100,7 @@ impl AttachedDriver {
         if let Some(checkpoint) = self.checkpoint.take() {
             let _done = checkpoint.await;
         }
-        worker.release(self.is_closable).await;
+        worker.release(matches!(result, Ok(Ended::Closed(_)))).await;
         if let Ok(Ended::Stopped) = result {
             // Commits after the last poll are left to the next process that captures.
             database.handle.progress.lock().unwritten.clear();
@@ -238,10 +235,7 @@ impl AttachedDriver {
             Done::CutFailed => self.machine.handle_commit_done(Outcome::CutFailed, now),
             Done::NotQuiet => self.machine.handle_not_quiet(now),
             Done::Quiet(files) => return Some(Ended::Resting(files)),
-            Done::Closable(file) => {
-                self.is_closable = true;
-                return Some(Ended::Closed(file));
-            }
+            Done::Closable(file) => return Some(Ended::Closed(file)),
             Done::Finished => return Some(Ended::Stopped),
         }
         None

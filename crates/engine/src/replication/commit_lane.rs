@@ -277,19 +277,16 @@ impl Worker {
                 return Ok(Done::NotQuiet);
             }
         }
-        let is_ready = self.is_ready_to_close().await?;
+        self.barrier().await?;
+        let is_ready = {
+            let pending = self.attached.mailbox.lock();
+            pending.is_all_taken() && pending.is_backfilled && pending.is_alone
+        };
         let is_unchanged = fingerprint(&path).ok().flatten() == file;
         Ok(match file.filter(|_| is_ready && is_unchanged) {
             Some(file) => Done::Closable(file),
             None => Done::NotQuiet,
         })
-    }
-
-    /// Whether everything is captured and in the database file, and no other process has it open.
-    async fn is_ready_to_close(&mut self) -> Result<bool, RunError> {
-        self.barrier().await?;
-        let pending = self.attached.mailbox.lock();
-        Ok(pending.is_all_taken() && pending.is_backfilled && pending.is_alone)
     }
 
     /// Captures and writes the remaining commits. Stays attached while a target may need a cut,

@@ -13,14 +13,14 @@ use crate::spool::progress::Captured;
 use crate::spool::state_dir::{LocalFile, ReplicaRecord};
 
 /// The target of a database in a temporary directory.
-struct Bench {
-    target: Uploader,
+pub(super) struct Bench {
+    pub(super) target: Uploader,
     _drain: watch::Sender<bool>,
     _directory: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new(store: SharedStore) -> Bench {
+    pub(super) fn new(store: SharedStore) -> Bench {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("db"), "database").unwrap();
         let (drain, drained) = watch::channel(false);

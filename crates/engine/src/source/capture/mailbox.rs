@@ -48,7 +48,7 @@ impl PendingCapture {
 
     /// True when everything was captured at the last barrier, and the driver has taken it.
     pub fn is_all_taken(&self) -> bool {
-        self.batch.is_none() && self.gap.is_none() && self.at_end
+        self.is_taken() && self.at_end
     }
 }
 
@@ -201,7 +201,7 @@ impl Mailbox {
     /// unwritten, and a suspected change was none.
     pub(crate) fn settle(&self) {
         let pending = self.lock();
-        if pending.batch.is_none() && pending.gap.is_none() {
+        if pending.is_taken() {
             self.unwritten.clear();
         }
     }

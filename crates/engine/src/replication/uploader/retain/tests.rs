@@ -1,17 +1,11 @@
 use std::sync::{Arc, Mutex};
 
 use ltx::{FileName, Txid};
-use protocol::config::OnDivergence;
 use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode};
-use tokio::sync::watch;
 
 use super::*;
-use crate::env::budget::Budgets;
 use crate::env::clock::unix_ms;
-use crate::replica::retention::RetentionPolicy;
-use crate::replication::uploader::TargetSettings;
-use crate::spool::progress::{SharedProgress, TargetProgress};
-use crate::spool::state_dir::LocalState;
+use crate::replication::uploader::tests;
 
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 365 * 24 * HOUR_MS;
@@ -21,9 +15,7 @@ const OLD: u64 = 10;
 
 struct Bench {
     store: Arc<Faulty<Memory>>,
-    target: Uploader,
-    _drain: watch::Sender<bool>,
-    _directory: tempfile::TempDir,
+    inner: tests::Bench,
 }
 
 impl Bench {
@@ -32,45 +24,14 @@ impl Bench {
     fn new(off_ms: i64) -> Bench {
         let memory = Memory::with_clock(move || unix_ms() + off_ms);
         let store = Arc::new(Faulty::new(memory, FaultPlan::none()));
-        let directory = tempfile::tempdir().unwrap();
-        let settings = TargetSettings {
-            name: "here".into(),
-            store: Arc::clone(&store) as SharedStore,
-            compaction_interval: Duration::from_secs(30),
-            higher_levels: Vec::new(),
-            retention: RetentionPolicy {
-                exact: HOUR,
-                ..RetentionPolicy::default()
-            },
-        };
-        let (drain, drained) = watch::channel(false);
-        let progress = SharedProgress::default();
-        progress.update(|progress| progress.targets = vec![TargetProgress::default()]);
-        let target = Uploader {
-            index: 0,
-            settings,
-            database: directory.path().join("db"),
-            holder: "us".into(),
-            on_divergence: OnDivergence::Block,
-            snapshot_interval: Duration::from_secs(24 * 3600),
-            budgets: Budgets::new(crate::env::budget::Limits::default()),
-            local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
-            records: Arc::default(),
-            progress: Arc::new(progress),
-            report: Arc::default(),
-            drain: drained,
-        };
-        Bench {
-            store,
-            target,
-            _drain: drain,
-            _directory: directory,
-        }
+        let mut inner = tests::Bench::new(Arc::clone(&store) as SharedStore);
+        inner.target.settings.retention.exact = HOUR;
+        Bench { store, inner }
     }
 
     /// Connects, then stores a snapshot, captured files and a compacted file over all but the last.
     async fn connected(&mut self) -> LeasedReplica {
-        let mut replica = self.target.connect().await.unwrap();
+        let mut replica = self.inner.target.connect().await.unwrap();
         for txid in 2..=OLD + 2 {
             self.put(&mut replica, 0, txid, txid).await;
         }
@@ -82,15 +43,15 @@ impl Bench {
     async fn put(&self, replica: &mut LeasedReplica, level: u8, min: u64, max: u64) {
         let (min, max) = (Txid::new(min), Txid::new(max));
         let (name, body) = (FileName { min, max }, Body::from(vec![0; 8]));
-        let put = self.target.put(replica, level, name, body, 1);
+        let put = self.inner.target.put(replica, level, name, body, 1);
         put.await.unwrap();
     }
 
     /// One run of retention; true when there is more to delete.
     async fn retain(&self, replica: &mut LeasedReplica) -> Result<bool, TargetError> {
-        let retained = self.target.retention(replica).run().await;
+        let retained = self.inner.target.retention(replica).run().await;
         let has_more = retained.has_more;
-        self.target.retained(replica, retained)?;
+        self.inner.target.retained(replica, retained)?;
         Ok(has_more)
     }
 
@@ -165,7 +126,7 @@ fn files_from_the_future_are_taken_for_new_when_they_are_listed() {
             .store
             .put(&key, Body::Bytes(bytes), PutMode::Create, &meta);
         put.await.unwrap();
-        let replica = bench.target.connect().await.unwrap();
+        let replica = bench.inner.target.connect().await.unwrap();
         let now_ms = replica.clock.now_ms();
         assert!((now_ms - unix_ms()).abs() < HOUR_MS);
         // The fence that was stored for us is not ahead, either.
