@@ -10,7 +10,6 @@ use protocol::status::DatabaseState;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::checkpoint::shorten;
 use super::commit_lane::{Done, Worker, check};
 use super::committer::Committer;
 use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
@@ -18,6 +17,7 @@ use super::pacer::Pace;
 use super::{Database, RunError};
 use crate::env::files::Fingerprint;
 use crate::source::capture::Attached;
+use crate::source::checkpoint::shorten;
 use crate::source::sqlite::{Connection, SqliteError};
 use crate::source::wal::WalPosition;
 

@@ -2,7 +2,6 @@
 //! order.
 
 mod attached;
-mod checkpoint;
 mod commit_lane;
 mod committer;
 mod lifecycle;

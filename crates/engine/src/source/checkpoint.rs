@@ -18,7 +18,7 @@ const PASSES: u32 = 8;
 /// Copies the WAL into the database with PASSIVE checkpoints, which wait for no connection. If
 /// writers never pause, the WAL still grows: as a last resort, makes them restart it. Returns none
 /// if that was not tried, else whether it helped.
-pub(super) fn shorten(
+pub(crate) fn shorten(
     connection: &Connection,
     may_resort: bool,
 ) -> Result<Option<bool>, SqliteError> {
