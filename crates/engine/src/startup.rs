@@ -16,7 +16,9 @@ use protocol::config::OnMissing;
 use store::{SharedStore, Store};
 
 use crate::env::causes::describe;
+use crate::env::clock::Clock;
 use crate::env::files;
+use crate::env::host::Host;
 use crate::replica::lease::{self, Claim};
 use crate::replica::manifest;
 use crate::replication::DatabaseSettings;
@@ -86,6 +88,7 @@ pub enum StartupError {
 /// See [`StartupError`]; nothing at the path of the database has changed then.
 pub async fn make_ready(
     settings: &DatabaseSettings,
+    host: &Host,
     on_missing: OnMissing,
     check: impl Into<Check>,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
@@ -109,10 +112,10 @@ pub async fn make_ready(
         return Ok(Ready::Empty);
     }
     let database = settings.path.display().to_string();
-    let local = LocalState::open(&settings.state)?;
+    let local = LocalState::open(&settings.state, &host.disk)?;
     let mut failure = None;
     for target in &settings.targets {
-        let held = match take_over(&target.store, &settings.holder).await {
+        let held = match take_over(&target.store, &settings.holder, &*host.clock).await {
             Ok(Stored::Ours(held)) => Some(held),
             Ok(Stored::Generations) => None,
             Ok(Stored::Nothing) => continue,
@@ -143,7 +146,10 @@ pub async fn make_ready(
                 // Write the state before publishing: a crash in between repeats the restore. In the
                 // other order the backup would seem to belong to another database.
                 local.seed(restored.base(), &records)?;
-                match assembly.publish(&options.output, options.force).await {
+                match assembly
+                    .publish(&options.output, options.force, &host.disk)
+                    .await
+                {
                     Ok(()) => {
                         name_source(target, settings).await;
                         Ok(restored)
@@ -195,13 +201,16 @@ pub async fn restore_in_place(
     options: &RestoreOptions,
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Restored, RestoreError> {
+    let host = Host::default();
     let failed = |error| match error {
         LocalError::InUse { directory: path } => RestoreError::InUse { path },
         LocalError::Io { path, source, .. } => RestoreError::Io { path, source },
     };
-    let local = LocalState::open(&settings.state).map_err(failed)?;
+    let local = LocalState::open(&settings.state, &host.disk).map_err(failed)?;
     let (assembly, restored) = assemble(store, options, progress).await?;
-    assembly.publish(&options.output, options.force).await?;
+    assembly
+        .publish(&options.output, options.force, &host.disk)
+        .await?;
     // Write the state after publishing: an earlier error leaves the state of the old database.
     // After a crash in between, the restored database seems to be another one, and a person
     // decides.
@@ -246,7 +255,11 @@ enum Stored {
 
 /// Takes the lease from its previous holder and fences it, so that no file is added during the
 /// restore. Only a replica with files of ours can be held.
-async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetError> {
+async fn take_over(
+    store: &SharedStore,
+    holder: &str,
+    clock: &dyn Clock,
+) -> Result<Stored, TargetError> {
     if manifest::list(store).await?.is_empty() {
         let generations = litestream03::list(store).await?;
         return Ok(match generations.is_empty() {
@@ -260,7 +273,7 @@ async fn take_over(store: &SharedStore, holder: &str) -> Result<Stored, TargetEr
     };
     let taken = lease::take(store, &claim, 0, Timestamp::now(), |_| true).await?;
     let lease = taken.ok_or(TargetError::Lease(lease::LeaseError::Contended))?;
-    let files = fence(store, &lease).await?;
+    let files = fence(store, &lease, clock).await?;
     Ok(Stored::Ours(Hold {
         epoch: lease.epoch,
         copy_expected: lease.announced > manifest::newest_snapshot(&files),
@@ -362,7 +375,10 @@ mod tests {
     }
 
     fn known(settings: &DatabaseSettings) -> (bool, Replicas) {
-        let loaded = LocalState::open(&settings.state).unwrap().load().unwrap();
+        let loaded = LocalState::open(&settings.state, &Host::default().disk)
+            .unwrap()
+            .load()
+            .unwrap();
         (loaded.hashes.is_some(), loaded.replicas)
     }
 
@@ -371,7 +387,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings(directory.path(), stored(0).await);
         let come = |_, _| std::fs::write(&settings.path, "somebody's").unwrap();
-        let ready = make_ready(&settings, OnMissing::Restore, IntegrityCheck::None, &come).await;
+        let ready = make_ready(
+            &settings,
+            &Host::default(),
+            OnMissing::Restore,
+            IntegrityCheck::None,
+            &come,
+        )
+        .await;
         assert!(
             matches!(ready, Err(StartupError::Restore { .. })),
             "{ready:?}"
@@ -385,8 +408,14 @@ mod tests {
         for announced in [0, 9] {
             let directory = tempfile::tempdir().unwrap();
             let settings = settings(directory.path(), stored(announced).await);
-            let none = |_, _| {};
-            let ready = make_ready(&settings, OnMissing::Restore, IntegrityCheck::None, &none);
+            let (host, none) = (Host::default(), |_, _| {});
+            let ready = make_ready(
+                &settings,
+                &host,
+                OnMissing::Restore,
+                IntegrityCheck::None,
+                &none,
+            );
             assert!(matches!(ready.await, Ok(Ready::Restored { .. })));
             let (is_known, records) = known(&settings);
             assert!(is_known);

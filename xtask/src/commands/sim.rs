@@ -14,13 +14,20 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-const TEST: &str =
-    "replication::sim::what_is_stored_is_what_its_writers_had_whatever_happens_to_them";
+const TEST: &str = "what_is_stored_is_what_its_writers_had_whatever_happens_to_them";
 
 /// Runs the simulation of the engine's writers.
 pub(crate) fn simulate(args: &Args) -> Result<()> {
     run(cargo()
-        .args(["test", "--package", "engine", "--lib", "--locked", "--"])
+        .args([
+            "test",
+            "--package",
+            "engine",
+            "--test",
+            "sim",
+            "--locked",
+            "--",
+        ])
         .args(["--exact", TEST, "--nocapture"])
         .env("SIM_SEEDS", args.seeds.to_string())
         .env("SIM_SEED", args.seed.to_string()))

@@ -4,13 +4,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Age of a file's times from which on every write changes them.
-const SETTLED_AFTER: Duration = Duration::from_millis(100);
+/// Age of a file's times, in milliseconds, from which on every write changes them.
+const SETTLED_AFTER_MS: u64 = 100;
 
 /// Identity of the state of a database that is not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +22,18 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// The fingerprint of a file that is not one of this machine. `changed` are the seconds and
+    /// nanoseconds of its last change, which differ for any two changes.
+    pub fn new(inode: u64, size: u64, changed: (i64, i64)) -> Fingerprint {
+        Fingerprint {
+            device: 0,
+            inode,
+            size,
+            modified: changed,
+            changed,
+        }
+    }
+
     /// Whether both belong to the same file, whatever its content.
     pub fn is_same_file(&self, other: &Fingerprint) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
@@ -46,15 +57,9 @@ impl Fingerprint {
 
     /// Whether the file's times are so old that any later write changes them: they advance in steps
     /// of up to 10 ms.
-    pub fn is_settled(&self, now: SystemTime) -> bool {
-        let seconds = u64::try_from(self.changed.0).unwrap_or(0);
-        let nanos = u32::try_from(self.changed.1).unwrap_or(0);
-        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-        match now.duration_since(changed) {
-            Ok(age) => age >= SETTLED_AFTER,
-            // The clock was set back: a later write gives an earlier time.
-            Err(ahead) => ahead.duration() >= SETTLED_AFTER,
-        }
+    pub fn is_settled(&self, now_ms: i64) -> bool {
+        // After the clock was set back, a later write gives an earlier time.
+        now_ms.abs_diff(self.changed_ms()) > SETTLED_AFTER_MS
     }
 }
 
@@ -68,19 +73,6 @@ pub fn cold_fingerprint(path: &Path) -> io::Result<Option<Fingerprint>> {
         return Ok(None);
     }
     fingerprint(path)
-}
-
-/// The fingerprints of a database and of its WAL; none when one of them is missing.
-///
-/// Equal fingerprints prove that nothing was written since, but only if the files had been idle for
-/// a while: file times advance in steps of some milliseconds.
-///
-/// # Errors
-///
-/// The directory cannot be read.
-pub fn live_fingerprint(path: &Path) -> io::Result<Option<(Fingerprint, Fingerprint)>> {
-    let log = fingerprint(&with_suffix(path, "-wal"))?;
-    Ok(fingerprint(path)?.zip(log))
 }
 
 /// The fingerprint of a file; none when it is missing.
@@ -161,14 +153,14 @@ mod tests {
         let path = directory.path().join("db");
         fs::write(&path, "x").unwrap();
         let found = fingerprint(&path).unwrap().unwrap();
-        let changed = fs::metadata(&path).unwrap().modified().unwrap();
-        assert!(!found.is_settled(changed));
-        assert!(!found.is_settled(changed - Duration::from_millis(50)));
+        let changed_ms = found.changed_ms();
+        assert!(!found.is_settled(changed_ms));
+        assert!(!found.is_settled(changed_ms - 50));
         assert!(
-            found.is_settled(changed - Duration::from_secs(60)),
+            found.is_settled(changed_ms - 60_000),
             "the clock was set back"
         );
-        assert!(found.is_settled(changed + Duration::from_secs(1)));
+        assert!(found.is_settled(changed_ms + 1000));
     }
 
     #[test]

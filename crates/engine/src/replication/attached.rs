@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use protocol::status::DatabaseState;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::commit_lane::{Done, Worker, check};
@@ -17,8 +16,7 @@ use super::pacer::Pace;
 use super::{Database, RunError};
 use crate::env::files::Fingerprint;
 use crate::source::capture::Attached;
-use crate::source::checkpoint::shorten;
-use crate::source::sqlite::{Connection, SqliteError};
+use crate::source::sqlite::SqliteError;
 use crate::source::wal::WalPosition;
 
 /// How an attachment ended.
@@ -40,7 +38,7 @@ pub(super) struct AttachedDriver {
     attached: Arc<Attached>,
     pub(super) machine: Machine,
     commit: Option<CommitLane>,
-    checkpoint: Option<JoinHandle<Result<Option<bool>, SqliteError>>>,
+    checkpoint: Option<BoxFuture<'static, Result<Option<bool>, SqliteError>>>,
 }
 
 /// State that outlives an attachment.
@@ -66,6 +64,7 @@ impl AttachedDriver {
             committer: Some(committer),
             attached: Arc::clone(&attached),
             handle: database.handle.clone(),
+            env: database.env.clone(),
             path: database.settings.path.clone(),
             position,
             barrier: 0,
@@ -135,6 +134,8 @@ impl AttachedDriver {
                 commit, checkpoint, ..
             } = self;
             tokio::select! {
+                // In this order, so that a simulation repeats itself.
+                biased;
                 (worker, done) = lane(commit) => {
                     self.commit = None;
                     self.worker = Some(worker);
@@ -186,8 +187,8 @@ impl AttachedDriver {
                 is_full,
                 can_make_room: is_full && progress.removable_under_pressure() > 0,
                 has_leftovers: progress.has_leftovers(),
-                is_crowded: database.env.capture.is_crowded(),
-                others_wait: database.env.capture.others_wait(),
+                is_crowded: database.env.source.is_crowded(),
+                others_wait: database.env.source.others_wait(),
             }
         };
         if !captured.has_gap && captured.is_attached && !captured.has_commits {
@@ -211,9 +212,10 @@ impl AttachedDriver {
     fn begin(&mut self, action: Action, database: &Database) {
         if let Action::Checkpoint { may_resort } = action {
             self.attached.mailbox.lock().wants_checkpoint = false;
-            let path = database.settings.path.clone();
-            let work = move || shorten(&Connection::open(&path)?, may_resort);
-            self.checkpoint = Some(tokio::task::spawn_blocking(work));
+            let (env, path) = (&database.env, database.settings.path.clone());
+            let source = Arc::clone(&env.source);
+            let work = move || source.checkpoint(&path, may_resort);
+            self.checkpoint = Some(env.host.threads.run(work));
             return;
         }
         let mut worker = self.worker.take().expect("the lane is free");
@@ -241,12 +243,8 @@ impl AttachedDriver {
         None
     }
 
-    fn checkpoint_done(
-        &mut self,
-        done: Result<Result<Option<bool>, SqliteError>, tokio::task::JoinError>,
-        database: &Database,
-    ) {
-        let helped = match done.expect("a checkpoint does not panic") {
+    fn checkpoint_done(&mut self, done: Result<Option<bool>, SqliteError>, database: &Database) {
+        let helped = match done {
             Ok(helped) => helped,
             // It fails while the application runs a checkpoint, and then ours is not needed.
             Err(error) => {

@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use super::committer::{Committer, on_another_thread};
 use super::machine::Action;
 use super::status::DatabaseHandle;
-use super::{PROBE_PAUSE, RunError};
-use crate::env::files::{Fingerprint, fingerprint, live_fingerprint};
+use super::{Env, PROBE_PAUSE, RunError};
+use crate::env::files::Fingerprint;
 use crate::pages::page_set::PageSet;
 use crate::source::capture::{Attached, PendingCapture};
-use crate::source::scan::{ScanError, scan_live};
+use crate::source::scan::ScanError;
 use crate::source::wal::{Batch, GapReason, WalError, WalPosition};
 use crate::spool::ltx_writer::Delta;
 
@@ -50,6 +50,7 @@ pub(super) struct Worker {
     pub(super) committer: Option<Committer>,
     pub(super) attached: Arc<Attached>,
     pub(super) handle: DatabaseHandle,
+    pub(super) env: Env,
     pub(super) path: PathBuf,
     pub(super) position: Option<WalPosition>,
     pub(super) barrier: u64,
@@ -87,7 +88,7 @@ impl Worker {
         work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
         let committer = self.committer.take().expect("one blocking task at a time");
-        let (committer, result) = on_another_thread(committer, work).await;
+        let (committer, result) = on_another_thread(&*self.env.host.threads, committer, work).await;
         self.committer = Some(committer);
         result
     }
@@ -150,18 +151,12 @@ impl Worker {
             }
             pending.batch = Some(newest);
         }
-        let path = self.path.clone();
+        let (source, path) = (Arc::clone(&self.env.source), self.path.clone());
         let scan = move |committer: &mut Committer| {
             let hashes = committer.hashes.as_ref();
             let known = hashes.filter(|hashes| hashes.page_size() == page_size);
             let on_full = committer.on_full();
-            Ok(scan_live(
-                &path,
-                page_size,
-                known,
-                on_full,
-                &committer.spill,
-            )?)
+            Ok(source.scan_live(&path, page_size, known, on_full, &committer.spill)?)
         };
         let scan = self.blocking(scan).await?;
         self.barrier().await?;
@@ -244,8 +239,8 @@ impl Worker {
 
     /// Polls a last time. Returns the state of the files if everything in them is captured.
     async fn rest(&mut self) -> Result<Done, RunError> {
-        let path = self.path.clone();
-        let look = || live_fingerprint(&path).ok().flatten();
+        let (source, path) = (Arc::clone(&self.env.source), self.path.clone());
+        let look = || source.live_fingerprint(&path).ok().flatten();
         // Later writes change these files. Earlier writes are in the WAL.
         let before = look();
         let token = self.next_barrier();
@@ -263,15 +258,16 @@ impl Worker {
     ///
     /// Gives up when the database is opened or written meanwhile: the next commits must not wait.
     async fn prepare_to_close(&mut self) -> Result<Done, RunError> {
-        let path = self.path.clone();
+        let (source, path) = (Arc::clone(&self.env.source), self.path.clone());
+        let look = || source.fingerprint(&path).ok().flatten();
         self.attached.checkpoint_alone();
         self.barrier().await?;
-        let file = fingerprint(&path).ok().flatten();
+        let file = look();
         let mut settled = Duration::ZERO;
         while settled < SETTLED_AFTER {
             tokio::time::sleep(SETTLE_PAUSE).await;
             settled += SETTLE_PAUSE;
-            let is_unchanged = fingerprint(&path).ok().flatten() == file;
+            let is_unchanged = look() == file;
             let pending = self.attached.mailbox.lock();
             if !is_unchanged || !pending.is_taken() || !pending.is_alone {
                 return Ok(Done::NotQuiet);
@@ -282,7 +278,7 @@ impl Worker {
             let pending = self.attached.mailbox.lock();
             pending.is_all_taken() && pending.is_backfilled && pending.is_alone
         };
-        let is_unchanged = fingerprint(&path).ok().flatten() == file;
+        let is_unchanged = look() == file;
         Ok(match file.filter(|_| is_ready && is_unchanged) {
             Some(file) => Done::Closable(file),
             None => Done::NotQuiet,

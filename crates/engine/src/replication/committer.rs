@@ -5,14 +5,17 @@ use std::sync::Arc;
 use ltx::{Txid, page_checksum};
 
 use super::RunError;
+use crate::env::threads::Threads;
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::{PageSet, Spill};
 use crate::source::scan::{OnFull, Scan, ScanError, drop_unchanged};
 use crate::source::wal::WalPosition;
 use crate::spool::cut::Cut;
 use crate::spool::ltx_writer::{Delta, WriteError, write_delta};
-use crate::spool::progress::{Captured, Need, ReplicationProgress, SharedProgress, TargetProgress};
-use crate::spool::state_dir::{CaptureRecord, Loaded, LocalState};
+use crate::spool::progress::{
+    Captured, Lost, Need, ReplicationProgress, SharedProgress, TargetProgress,
+};
+use crate::spool::state_dir::{CaptureRecord, Delivered, Loaded, LocalState};
 
 /// Number of written files between two writes of the page hashes.
 const HASHES_EVERY: u64 = 128;
@@ -26,17 +29,20 @@ pub(super) struct Committer {
     pub(super) hashes: Option<PageHashes>,
     /// TXID of the stored page hashes.
     pub(super) hashes_at: Txid,
+    /// Name and location of each target.
+    targets: Vec<(String, String)>,
 }
 
 impl Committer {
     /// Resumes from local state and reports it in `progress`. No captured file is removed until each
-    /// of `targets` has reported its position.
+    /// of `targets`, given by name and location, has reported its position.
     pub(super) fn resume(
         local: Arc<LocalState>,
         spill: Spill,
         progress: Arc<SharedProgress>,
         loaded: Loaded,
-        targets: usize,
+        targets: Vec<(String, String)>,
+        now_ms: i64,
     ) -> Committer {
         progress.update(|progress| {
             progress.txid = loaded.txid;
@@ -46,10 +52,13 @@ impl Committer {
                 progress.push(Captured {
                     file: *file,
                     checksum: newest.filter(|_| file.txid == loaded.txid),
-                    oldest_ms: file.timestamp_ms,
+                    // The clock may have been set back since.
+                    oldest_ms: file.timestamp_ms.min(now_ms),
                 });
             }
-            progress.targets = vec![TargetProgress::default(); targets];
+            let targets = targets.iter();
+            let each = targets.map(|(name, location)| resumed(&loaded, name, location, now_ms));
+            progress.targets = each.collect();
             progress.timestamp_ms = loaded.files.last().map_or(0, |file| file.timestamp_ms);
             progress.epoch = loaded
                 .replicas
@@ -64,6 +73,7 @@ impl Committer {
             progress,
             hashes: loaded.hashes,
             hashes_at: loaded.hashes_at,
+            targets,
         }
     }
 
@@ -114,7 +124,31 @@ impl Committer {
         if txid > self.hashes_at {
             self.store_hashes(txid)?;
         }
-        self.trim(|progress, _| progress.removable_under_pressure())
+        self.trim(|progress, _| progress.removable_under_pressure())?;
+        self.record_delivered();
+        Ok(())
+    }
+
+    /// Records what each target has, for the lag that the next run reports before they answer.
+    pub(super) fn record_delivered(&self) {
+        let delivered = {
+            let progress = self.progress.lock();
+            let targets = self.targets.iter().zip(&progress.targets);
+            let each = targets.map(|((name, location), target)| {
+                let lost = target.lost();
+                let delivered = Delivered {
+                    location: location.clone(),
+                    txid: target.acked.max(target.hinted).get(),
+                    lost: lost.map_or(0, |lost| lost.txid.get()),
+                    lost_since_ms: lost.map_or(0, |lost| lost.oldest_ms),
+                };
+                (name.clone(), delivered)
+            });
+            each.collect()
+        };
+        if let Err(error) = self.local.write_delivered(&delivered) {
+            tracing::debug!(%error, "what the targets have is not kept");
+        }
     }
 
     /// Removes captured files that no target needs any more.
@@ -313,17 +347,43 @@ impl Committer {
     }
 }
 
+/// The progress of a target that has not answered yet.
+fn resumed(loaded: &Loaded, name: &str, location: &str, now_ms: i64) -> TargetProgress {
+    let delivered = loaded.delivered.get(name);
+    let delivered = delivered.filter(|delivered| delivered.location == location);
+    let restored = loaded.replicas.get(name);
+    let restored = restored.filter(|record| record.location == location);
+    let hinted = delivered.map_or(0, |delivered| delivered.txid);
+    let hinted = Txid::new(restored.map_or(hinted, |record| hinted.max(record.restored)));
+    let lost = delivered.filter(|delivered| delivered.lost > 0);
+    let lost = lost.map(|delivered| Lost {
+        txid: Txid::new(delivered.lost),
+        oldest_ms: delivered.lost_since_ms.min(now_ms),
+    });
+    // A database without captured files, for example a restored one, whose age is not known.
+    let is_unknown = hinted < loaded.txid && loaded.files.is_empty();
+    TargetProgress {
+        hinted,
+        lost: lost.or(is_unknown.then_some(Lost {
+            txid: loaded.txid,
+            oldest_ms: now_ms,
+        })),
+        ..TargetProgress::default()
+    }
+}
+
 /// Runs slow work with a committer on another thread, and returns the committer.
 pub(super) async fn on_another_thread<T: Send + 'static>(
+    threads: &dyn Threads,
     mut committer: Committer,
     work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
 ) -> (Committer, Result<T, RunError>) {
     let span = tracing::Span::current();
-    let task = tokio::task::spawn_blocking(move || {
+    let task = threads.run(move || {
         let result = span.in_scope(|| work(&mut committer));
         (committer, result)
     });
-    task.await.expect("blocking work does not panic")
+    task.await
 }
 
 #[cfg(test)]
@@ -333,14 +393,23 @@ mod tests {
     use sqlite_format::PageSize;
 
     use super::*;
+    use crate::env::host::Host;
     use crate::spool::progress::TargetPhase;
+    use crate::spool::state_dir::{LocalFile, ReplicaRecord};
 
     fn committer(directory: &Path) -> Committer {
         let state = directory.join("state");
-        let local = Arc::new(LocalState::open(&state).unwrap());
+        let local = Arc::new(LocalState::open(&state, &Host::default().disk).unwrap());
         let loaded = local.load().unwrap();
         let spill = Spill::with_memory(&state, 1 << 20);
-        let committer = Committer::resume(local, spill, Arc::default(), loaded, 1);
+        let committer = Committer::resume(
+            local,
+            spill,
+            Arc::default(),
+            loaded,
+            vec![("a target".to_owned(), "there".to_owned())],
+            0,
+        );
         let connected = TargetPhase::Connected;
         let progress = Arc::clone(&committer.progress);
         progress.update(|progress| progress.targets[0].phase = connected);
@@ -368,6 +437,78 @@ mod tests {
     fn write_scan(committer: &mut Committer, byte: u8) -> Result<(), RunError> {
         let (scan, newest) = scan(committer, byte);
         committer.write_scan(scan, newest, 1)
+    }
+
+    /// The lag, at `now_ms`, of a target that has not answered since the start, given the last word
+    /// and the captured files, which are of TXID 6 on and of time 500.
+    fn lag_ms(delivered: Option<Delivered>, restored: u64, files: u64, now_ms: i64) -> Option<i64> {
+        let file = |txid| LocalFile {
+            txid: Txid::new(txid),
+            bytes: 1,
+            timestamp_ms: 500,
+        };
+        let record = ReplicaRecord {
+            location: "there".to_owned(),
+            restored,
+            ..ReplicaRecord::default()
+        };
+        let name = || "a target".to_owned();
+        let loaded = Loaded {
+            txid: Txid::new(5 + files),
+            files: (6..6 + files).map(file).collect(),
+            replicas: [(name(), Box::new(record))].into(),
+            delivered: delivered.map(|it| (name(), it)).into_iter().collect(),
+            ..Loaded::default()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let local = LocalState::open(directory.path(), &Host::default().disk).unwrap();
+        let progress = Arc::new(SharedProgress::default());
+        let spill = Spill::with_memory(directory.path(), 0);
+        let targets = vec![(name(), "there".to_owned())];
+        let _committer = Committer::resume(
+            Arc::new(local),
+            spill,
+            Arc::clone(&progress),
+            loaded,
+            targets,
+            now_ms,
+        );
+        let oldest_ms = progress.lock().oldest_waiting_ms(0);
+        oldest_ms.map(|ms| now_ms - ms)
+    }
+
+    #[test]
+    fn until_a_target_answers_the_lag_counts_from_the_last_word_of_it() {
+        let had = |txid, lost, lost_since_ms| {
+            Some(Delivered {
+                location: "there".to_owned(),
+                txid,
+                lost,
+                lost_since_ms,
+            })
+        };
+        assert_eq!(lag_ms(had(7, 0, 0), 0, 2, 900), None, "it had everything");
+        assert_eq!(
+            lag_ms(had(6, 0, 0), 0, 2, 900),
+            Some(400),
+            "it lacks a file"
+        );
+        assert_eq!(lag_ms(None, 0, 2, 900), Some(400), "nothing is known");
+        assert_eq!(
+            lag_ms(had(4, 5, 100), 0, 2, 900),
+            Some(800),
+            "files were removed"
+        );
+        assert_eq!(lag_ms(None, 5, 0, 900), None, "it was restored from there");
+        let elsewhere = had(7, 0, 0).map(|it| Delivered {
+            location: "elsewhere".to_owned(),
+            ..it
+        });
+        assert_eq!(lag_ms(elsewhere, 0, 2, 900), Some(400), "another replica");
+        // From the start of this process on, whose age is not known.
+        assert_eq!(lag_ms(None, 0, 0, 900), Some(0));
+        // The clock was set back since: the age is not negative.
+        assert_eq!(lag_ms(had(6, 0, 0), 0, 2, 300), Some(0));
     }
 
     fn newest(committer: &Committer) -> u64 {

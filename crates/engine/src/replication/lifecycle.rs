@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use protocol::status::DatabaseState;
 use tokio::time::Instant;
@@ -10,16 +10,12 @@ use tokio::time::Instant;
 use super::attached::{AttachedDriver, Ended};
 use super::committer::{Committer, on_another_thread};
 use super::pacer::Pace;
-use super::{Database, PROBE_PAUSE, RunError};
-use crate::env::clock::{steady_ms, unix_ms};
-use crate::env::files::{
-    Fingerprint, cold_fingerprint, fingerprint, live_fingerprint, with_suffix,
-};
+use super::{Database, Env, PROBE_PAUSE, RunError};
+use crate::env::files::{Fingerprint, with_suffix};
 use crate::pages::page_set::PageSet;
 use crate::source::capture::IdleWatch;
-use crate::source::probe::{Probe, probe};
-use crate::source::scan::{ScanError, scan_cold};
-use crate::source::sqlite::Connection;
+use crate::source::probe::Probe;
+use crate::source::scan::ScanError;
 use crate::source::wal::{Start, WalPosition};
 use crate::spool::ltx_writer::Delta;
 
@@ -54,6 +50,7 @@ pub(super) enum Cold {
 
 /// The lifecycle of one database, with the state that is kept across attachments.
 pub(super) struct Lifecycle {
+    pub(super) env: Env,
     /// None only while a blocking task owns it.
     pub(super) committer: Option<Committer>,
     /// WAL position at the newest written TXID, if nothing has happened since.
@@ -91,6 +88,7 @@ impl Lifecycle {
                 return;
             };
             self.position = None;
+            self.count_changes(database);
             database.report_error(&error);
             if began.elapsed() > STABLE {
                 pause = PROBE_PAUSE;
@@ -99,8 +97,8 @@ impl Lifecycle {
             if error.is_over_budget() {
                 database.pause(PROBE_PAUSE).await;
                 // Pages that the database file holds need no local state to attach.
-                if matches!(probe(&database.settings.path), Probe::Live) {
-                    checkpoint(&database.settings.path).await;
+                if matches!(database.probe(), Probe::Live) {
+                    checkpoint(database).await;
                 }
                 self.wait_for_room(database).await;
             } else if !matches!(error, RunError::Moved) {
@@ -132,6 +130,7 @@ impl Lifecycle {
                 continue;
             }
             tokio::select! {
+                biased;
                 _ = changes.changed() => {}
                 _ = database.pause(PROBE_PAUSE) => {}
             }
@@ -153,14 +152,14 @@ impl Lifecycle {
                 }
                 return Ok(());
             }
-            if stopping && self.is_as_it_was(&database.settings.path) {
+            if stopping && self.is_as_it_was(database) {
                 self.until_a_cut_or_none_is_needed(database).await;
             }
             let wanted = {
                 let progress = database.handle.progress.lock();
                 progress.lacks_cut() || progress.is_in_doubt
             };
-            if !wanted && self.is_as_it_was(&database.settings.path) {
+            if !wanted && self.is_as_it_was(database) {
                 if stopping && database.handle.needs_no_cut() {
                     return Ok(());
                 }
@@ -172,7 +171,7 @@ impl Lifecycle {
             }
             self.watch = None;
             self.count_changes(database);
-            match probe(&database.settings.path) {
+            match database.probe() {
                 Probe::Live => {
                     self.in_use_probes = 0;
                     // Boxed, so that thousands of idle databases do not reserve memory for it.
@@ -247,37 +246,41 @@ impl Lifecycle {
         }
     }
 
-    /// Counts changes made while the database was not attached as not stored.
+    /// Counts changes made while the database was not attached as not stored, and all of a database
+    /// of which nothing is known.
     fn count_changes(&self, database: &Database) {
         let path = &database.settings.path;
-        let file = fingerprint(path).ok().flatten();
+        let fingerprint = |path: &Path| self.env.source.fingerprint(path).ok().flatten();
+        let file = fingerprint(path);
         let Some(file) = file.filter(|file| !file.is_empty()) else {
             // There is no data that could be stored.
             return;
         };
         let was_known = self.cold.is_some() || self.resting.is_some();
-        let now_ms = steady_ms();
+        let now_ms = self.env.host.clock.steady_ms();
         let first_ms = match was_known {
-            true if self.is_as_it_was(path) => return,
+            true if self.is_as_it_was(database) => return,
             true => {
-                let wal = fingerprint(&with_suffix(path, "-wal")).ok().flatten();
+                let wal = fingerprint(&with_suffix(path, "-wal"));
                 let files = [Some(file), wal].into_iter().flatten();
                 let newest = files.map(|file| file.changed_ms()).max();
                 newest.map_or(now_ms, |ms| ms.min(now_ms))
             }
-            // Without page hashes it has no backup yet, however old it is.
-            false if !self.has_hashes() => now_ms,
-            false => return,
+            // At the start and after a failure, whatever there is may not be captured.
+            false => now_ms,
         };
         database.handle.progress.lock().unwritten.changed(first_ms);
     }
 
     /// Whether a detached database is still as it was captured. Takes two system calls.
-    fn is_as_it_was(&self, path: &Path) -> bool {
+    fn is_as_it_was(&self, database: &Database) -> bool {
+        let (source, path) = (&self.env.source, &database.settings.path);
         match (self.cold, self.resting) {
             (None, None) => false,
-            (None, resting) => live_fingerprint(path).is_ok_and(|now| now == resting),
-            (cold, _) => cold_fingerprint(path).is_ok_and(|now| now == cold),
+            (None, resting) => source
+                .live_fingerprint(path)
+                .is_ok_and(|now| now == resting),
+            (cold, _) => source.cold_fingerprint(path).is_ok_and(|now| now == cold),
         }
     }
 
@@ -291,9 +294,9 @@ impl Lifecycle {
                 Some(_) => path.clone(),
                 None => with_suffix(path, "-wal"),
             };
-            self.watch = database.env.capture.watch_idle(&file);
+            self.watch = self.env.source.watch_idle(&file);
             // Earlier changes give no event.
-            if !self.is_as_it_was(path) {
+            if !self.is_as_it_was(database) {
                 return;
             }
         }
@@ -304,8 +307,9 @@ impl Lifecycle {
             database.pause(PROBE_PAUSE).await;
             return;
         };
-        let net = database.env.capture.idle_pause();
+        let net = self.env.source.idle_pause();
         let is_over = tokio::select! {
+            biased;
             () = watch.changed() => true,
             _ = changes.changed() => false,
             _ = database.pause(net) => false,
@@ -326,7 +330,7 @@ impl Lifecycle {
         if !self.may_number(database).await {
             return Ok(());
         }
-        let path = database.settings.path.clone();
+        let (path, env) = (database.settings.path.clone(), self.env.clone());
         let (is_in_doubt, lacks_cut) = {
             let progress = database.handle.progress.lock();
             (progress.is_in_doubt, progress.lacks_cut())
@@ -338,16 +342,19 @@ impl Lifecycle {
             if !is_known {
                 handle.progress.lock().unwritten.begin_resync();
                 let (known, on_full) = (committer.hashes.as_ref(), committer.on_full());
-                let scan = scan_cold(&path, fingerprint, known, on_full, &committer.spill)?;
+                let spill = &committer.spill;
+                let scan = env
+                    .source
+                    .scan_cold(&path, fingerprint, known, on_full, spill)?;
                 let page_size = scan.hashes.page_size();
-                let (now, commit) = (unix_ms(), scan.hashes.commit());
+                let (now, commit) = (env.host.clock.unix_ms(), scan.hashes.commit());
                 let nothing = Delta {
                     pages: PageSet::new(page_size, &committer.spill),
                     commit,
                     position: None,
                     timestamp_ms: now,
                 };
-                committer.write_scan(scan, nothing, steady_ms())?;
+                committer.write_scan(scan, nothing, env.host.clock.steady_ms())?;
                 handle.set_size(page_size, commit);
             }
             let hashes = committer
@@ -367,7 +374,7 @@ impl Lifecycle {
         }
         // File times this recent may hide a change right after them: probe once more.
         self.cold = fingerprint
-            .is_settled(SystemTime::now())
+            .is_settled(self.env.host.clock.unix_ms())
             .then_some(fingerprint);
         self.position = None;
         database.report(DatabaseState::Idle, String::new());
@@ -406,6 +413,7 @@ impl Lifecycle {
                 return false;
             }
             tokio::select! {
+                biased;
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(PROBE_PAUSE) => {}
             }
@@ -425,17 +433,20 @@ impl Lifecycle {
         }
         // A database that was attached before comes back because it was written: it does not wait.
         if !std::mem::replace(&mut self.had_turn, true) {
-            database.env.capture.turn().await;
+            self.env.source.turn().await;
         }
         // Both steps may take long. If the database was closed meanwhile, attaching would create a
         // WAL that stays, perhaps with another owner than the next process to open it.
-        match probe(&database.settings.path) {
+        match database.probe() {
             Probe::Live => {}
             Probe::Cold(_) if cold == Cold::Attach => {}
             Probe::Cold(_) | Probe::InUse | Probe::Unfit(..) => return Ok(false),
         }
         if let Some((file, _)) = &self.resting
-            && !fingerprint(&database.settings.path)
+            && !database
+                .env
+                .source
+                .fingerprint(&database.settings.path)
                 .ok()
                 .flatten()
                 .is_some_and(|now| now.is_same_file(file))
@@ -458,8 +469,8 @@ impl Lifecycle {
         };
         let unwritten = Arc::clone(&database.handle.progress.lock().unwritten);
         let path = database.settings.path.clone();
-        let capture = &database.env.capture;
-        let attached = capture.attach(&path, &committer.spill, start, &unwritten);
+        let source = &self.env.source;
+        let attached = source.attach(&path, &committer.spill, start, &unwritten);
         let times = (self.pace, self.scan_time);
         let driver = AttachedDriver::new(committer, times, attached, position, database);
         let left = driver.run(database).await;
@@ -474,7 +485,7 @@ impl Lifecycle {
             Ended::Closed(file) => {
                 self.was_closed = true;
                 // If another process opened it first, the WAL still exists.
-                match cold_fingerprint(&path).ok().flatten() {
+                match self.env.source.cold_fingerprint(&path).ok().flatten() {
                     None => {
                         self.position = left.position;
                         // Everything until the stop is captured.
@@ -502,7 +513,7 @@ impl Lifecycle {
         work: impl FnOnce(&mut Committer) -> Result<T, RunError> + Send + 'static,
     ) -> Result<T, RunError> {
         let committer = self.committer.take().expect("one blocking task at a time");
-        let (committer, result) = on_another_thread(committer, work).await;
+        let (committer, result) = on_another_thread(&*self.env.host.threads, committer, work).await;
         self.committer = Some(committer);
         result
     }
@@ -519,15 +530,28 @@ impl Lifecycle {
             let _saved = self.blocking(save).await;
         }
     }
+
+    /// Records what each target has.
+    pub(super) async fn record_delivered(&mut self) {
+        if self.committer.is_some() {
+            let record = |committer: &mut Committer| {
+                committer.record_delivered();
+                Ok(())
+            };
+            let _recorded = self.blocking(record).await;
+        }
+    }
 }
 
 /// Copies as much of the WAL into the database file as is possible without waiting for another
 /// process. The database must be open in WAL mode.
-async fn checkpoint(path: &Path) {
-    let path = path.to_owned();
-    let work = move || Connection::open(&path)?.checkpoint_passive();
-    let done = tokio::task::spawn_blocking(work).await;
-    if let Err(error) = done.expect("a checkpoint does not panic") {
+async fn checkpoint(database: &Database) {
+    let (source, path) = (
+        Arc::clone(&database.env.source),
+        database.settings.path.clone(),
+    );
+    let work = move || source.checkpoint(&path, false);
+    if let Err(error) = database.env.host.threads.run(work).await {
         // It fails while the application runs a checkpoint, and then ours is not needed.
         tracing::debug!(%error, "checkpoint");
     }

@@ -7,8 +7,6 @@ mod committer;
 mod lifecycle;
 mod machine;
 mod pacer;
-#[cfg(test)]
-mod sim;
 pub mod snapshot;
 mod status;
 pub mod uploader;
@@ -18,19 +16,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::join_all;
 use protocol::config::OnDivergence;
 use protocol::status::DatabaseState;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use crate::env::budget::{Budgets, Limits};
 use crate::env::causes::describe;
+use crate::env::host::Host;
 use crate::pages::page_set::Spill;
 use crate::replication::uploader::{TargetReport, TargetSettings, Uploader};
-use crate::source::capture::Capture;
-use crate::source::probe::{Probe, probe};
+use crate::source::Source;
+use crate::source::probe::Probe;
 use crate::source::scan::ScanError;
 use crate::source::wal::WalError;
 use crate::spool::ltx_writer::WriteError;
@@ -40,8 +38,6 @@ use crate::spool::state_dir::{LocalError, LocalState, Replicas};
 use committer::Committer;
 use lifecycle::Lifecycle;
 use pacer::Pace;
-#[cfg(test)]
-pub(crate) use sim::{on_this_machine, simulated_thread, simulated_wait};
 pub use status::DatabaseHandle;
 use status::lock;
 
@@ -51,17 +47,20 @@ const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// State that all databases of a process share.
 #[derive(Clone)]
 pub struct Env {
-    /// The capture thread.
-    pub capture: Capture,
+    /// The machine that it runs on.
+    pub host: Host,
+    /// Access to the databases, with the capture thread.
+    pub source: Arc<dyn Source>,
     /// Limits on the memory and disk space that the process may use.
     pub budgets: Arc<Budgets>,
 }
 
 impl Env {
-    /// Creates an environment with the default limits.
-    pub fn new(capture: Capture) -> Env {
+    /// Creates an environment on this machine with the default limits.
+    pub fn new(source: impl Source + 'static) -> Env {
         Env {
-            capture,
+            host: Host::default(),
+            source: Arc::new(source),
             budgets: Budgets::new(Limits::default()),
         }
     }
@@ -166,6 +165,7 @@ impl Database {
             .collect();
         let handle = DatabaseHandle {
             path: settings.path.display().to_string(),
+            clock: Arc::clone(&env.host.clock),
             progress: Arc::new(progress),
             state: Arc::new(Mutex::new((DatabaseState::Starting, String::new()))),
             page_size: Arc::default(),
@@ -205,8 +205,7 @@ impl Database {
         let loaded = loop {
             // Loading reads a hash for each page, and the captured files.
             let loading = Arc::clone(&local);
-            let loaded = tokio::task::spawn_blocking(move || loading.load());
-            match loaded.await.expect("loading does not panic") {
+            match self.env.host.threads.run(move || loading.load()).await {
                 Ok(loaded) => break loaded,
                 Err(error) => {
                     self.report(DatabaseState::Failed, error.to_string());
@@ -218,15 +217,19 @@ impl Database {
         };
         let records = Arc::new(Mutex::new(loaded.replicas.clone()));
         let position = loaded.position;
+        let targets = self.settings.targets.iter();
+        let names = targets.map(|target| (target.name.clone(), target.store.describe()));
         let committer = Committer::resume(
             Arc::clone(&local),
             self.spill(),
             Arc::clone(&self.handle.progress),
             loaded,
-            self.settings.targets.len(),
+            names.collect(),
+            self.env.host.clock.steady_ms(),
         );
         let (drain_sender, drain_receiver) = watch::channel(false);
         let mut lifecycle = Lifecycle {
+            env: self.env.clone(),
             committer: Some(committer),
             position,
             cold: None,
@@ -248,14 +251,15 @@ impl Database {
         };
         let time_over = time_over(self.stop.clone(), drain).shared();
         let captured = tokio::select! {
+            biased;
             () = lifecycle.run_to_the_end(&mut self) => true,
             () = time_over.clone() => false,
         };
         lifecycle.close().await;
         // After a failed last poll, commits may be left that no counter includes.
-        drain_targets(targets, drain_sender, time_over).await
-            && captured
-            && self.handle.is_all_stored()
+        let drained = drain_targets(targets, drain_sender, time_over).await;
+        lifecycle.record_delivered().await;
+        drained && captured && self.handle.is_all_stored()
     }
 
     /// Starts the uploaders once the database exists: their right to write depends on it.
@@ -264,11 +268,11 @@ impl Database {
         local: &Arc<LocalState>,
         records: &Arc<Mutex<Replicas>>,
         drain: &watch::Receiver<bool>,
-    ) -> Option<Vec<JoinHandle<()>>> {
+    ) -> Option<JoinSet<()>> {
         loop {
             // Read the flag before the probe, so that a database created before the stop is found.
             let stopping = *self.stop.borrow();
-            match probe(&self.settings.path) {
+            match self.probe() {
                 Probe::Live | Probe::Cold(_) => break,
                 Probe::InUse => {}
                 Probe::Unfit(state, message) => self.report(state, message),
@@ -278,7 +282,7 @@ impl Database {
             }
             self.pause(PROBE_PAUSE).await;
         }
-        let spawn =
+        let uploader =
             |(index, (settings, report)): (usize, &(TargetSettings, Arc<Mutex<TargetReport>>))| {
                 let target = Uploader {
                     index,
@@ -287,7 +291,7 @@ impl Database {
                     holder: self.settings.holder.clone(),
                     on_divergence: self.settings.on_divergence,
                     snapshot_interval: self.settings.snapshot_interval,
-                    budgets: Arc::clone(&self.env.budgets),
+                    env: self.env.clone(),
                     local: Arc::clone(local),
                     records: Arc::clone(records),
                     progress: Arc::clone(&self.handle.progress),
@@ -295,14 +299,21 @@ impl Database {
                     drain: drain.clone(),
                 };
                 let span = tracing::info_span!("target", replica = target.settings.name);
-                tokio::spawn(target.run().instrument(span))
+                target.run().instrument(span)
             };
-        Some(self.handle.targets.iter().enumerate().map(spawn).collect())
+        Some(
+            self.handle
+                .targets
+                .iter()
+                .enumerate()
+                .map(uploader)
+                .collect(),
+        )
     }
 
     async fn open_state(&mut self) -> Option<LocalState> {
         loop {
-            match LocalState::open(&self.settings.state) {
+            match LocalState::open(&self.settings.state, &self.env.host.disk) {
                 Ok(local) => return Some(local),
                 Err(error) => self.report_error(&error.into()),
             }
@@ -310,6 +321,10 @@ impl Database {
                 return None;
             }
         }
+    }
+
+    fn probe(&self) -> Probe {
+        self.env.source.probe(&self.settings.path)
     }
 
     fn report_error(&self, error: &RunError) {
@@ -343,6 +358,7 @@ impl Database {
     /// Waits for `time` or a stop. Returns true when it is time to stop.
     async fn pause(&mut self, time: Duration) -> bool {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(time) => {}
             _ = self.stop.changed() => {}
         }
@@ -353,29 +369,27 @@ impl Database {
 /// Completes when the time for the shutdown has passed.
 async fn time_over(mut stop: watch::Receiver<bool>, drain: Duration) {
     // A dropped sender counts as a stop, because no other message can arrive.
-    let _stopped = stop.wait_for(|stop| *stop).await;
+    drop(stop.wait_for(|stop| *stop).await);
     tokio::time::sleep(drain).await;
 }
 
 /// Lets the uploaders finish until `time_over`. True when all did. Aborts the others, so that the
 /// local state is free for the next process.
 async fn drain_targets(
-    targets: Vec<JoinHandle<()>>,
+    mut targets: JoinSet<()>,
     sender: watch::Sender<bool>,
     time_over: impl Future<Output = ()>,
 ) -> bool {
     sender.send_replace(true);
-    let aborts: Vec<_> = targets.iter().map(JoinHandle::abort_handle).collect();
-    let mut ended = std::pin::pin!(join_all(targets));
+    let all_ended = async { while targets.join_next().await.is_some() {} };
     tokio::select! {
-        _ended = &mut ended => return true,
-        () = time_over => {}
+        biased;
+        () = all_ended => true,
+        () = time_over => {
+            targets.shutdown().await;
+            false
+        }
     }
-    for target in aborts {
-        target.abort();
-    }
-    let _ended = ended.await;
-    false
 }
 
 /// Default directory of the local state: beside the database.

@@ -11,15 +11,17 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ltx::{Encoder, Header, LtxError, page_checksum};
 use sqlite_format::PageSize;
 use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 
 use crate::env::budget::{Account, Budgets, Work};
+use crate::env::threads::Threads;
 use crate::replica::manifest;
 use crate::source::open_files::PlainFile;
+use crate::source::read_mark::ReadMark;
 use crate::source::sqlite::{Connection, SqliteError};
 use crate::spool::cut::Cut;
 use crate::spool::ltx_writer::snapshot_header;
@@ -118,25 +120,6 @@ impl SnapshotError {
     }
 }
 
-/// A read mark on the database, taken before a cut. While it is held, no checkpoint overwrites a
-/// page of the cut.
-#[derive(Debug)]
-// The mutex is needed only because a connection must not be shared between threads.
-pub struct Pin(Mutex<Connection>);
-
-impl Pin {
-    /// Takes a read mark without waiting.
-    ///
-    /// # Errors
-    ///
-    /// The error of SQLite, or the application does not have the database open.
-    pub fn take(path: &Path) -> Result<Pin, SqliteError> {
-        let connection = Connection::open(path)?;
-        connection.begin_read()?;
-        Ok(Pin(Mutex::new(connection)))
-    }
-}
-
 /// The input and the destination of a snapshot.
 pub struct Snapshot {
     /// Its content.
@@ -150,7 +133,7 @@ pub struct Snapshot {
     /// How it keeps ahead of the application.
     pub effort: Effort,
     /// The read mark of [`Effort::Pinned`].
-    pub pin: Option<Pin>,
+    pub pin: Option<ReadMark>,
     /// Bytes of the last snapshot, if there was one: an estimate for this one.
     pub expected_bytes: Option<u64>,
     /// Directory for pieces that the store does not accept yet.
@@ -186,6 +169,7 @@ impl Snapshot {
         self,
         store: &SharedStore,
         budgets: &Budgets,
+        threads: &dyn Threads,
     ) -> Result<u64, StoreSnapshotError> {
         let cut = Arc::clone(&self.cut);
         let header = snapshot_header(&cut.hashes, cut.txid, cut.timestamp_ms, self.epoch);
@@ -208,7 +192,7 @@ impl Snapshot {
         };
         let disk_bytes = spool.as_ref().map_or(0, |spool| spool.bytes());
         let (writer, stream) = queue(&self.directory, disk_bytes).map_err(SnapshotError::Spill)?;
-        let read = tokio::task::spawn_blocking(move || {
+        let read = threads.run(move || {
             let _spool = spool;
             encode(&self.database, &cut, self.pin, header, writer)
         });
@@ -219,7 +203,7 @@ impl Snapshot {
             .put_stream(&key, stream, expected_bytes, PutMode::Create, &meta)
             .await;
         // Reading ends with the stream, whichever side ended it.
-        let read = read.await.expect("reading a snapshot does not panic");
+        let read = read.await;
         match (stored, read) {
             (Ok(bytes), _) => Ok(bytes),
             (Err(error), _) if error.kind() == StoreErrorKind::Exists => {
@@ -253,7 +237,7 @@ pub(crate) async fn stored_by_us(
 fn encode(
     database: &Path,
     cut: &Cut,
-    pin: Option<Pin>,
+    pin: Option<ReadMark>,
     header: Header,
     writer: Writer,
 ) -> Result<(), Option<SnapshotError>> {
@@ -274,7 +258,7 @@ fn encode(
 fn read_pages(
     database: &Path,
     cut: &Cut,
-    pin: Option<Pin>,
+    pin: Option<ReadMark>,
     mut take: impl FnMut(u32, &[u8]) -> Result<(), Option<SnapshotError>>,
 ) -> Result<(), Option<SnapshotError>> {
     let page_size = cut.hashes.page_size();
@@ -340,10 +324,10 @@ struct DatabaseFile<'a> {
 }
 
 impl DatabaseFile<'_> {
-    fn new(path: &Path, pin: Option<Pin>) -> DatabaseFile<'_> {
+    fn new(path: &Path, pin: Option<ReadMark>) -> DatabaseFile<'_> {
         DatabaseFile {
             path,
-            pinned: pin.map(|pin| pin.0.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            pinned: pin.map(ReadMark::into_connection),
         }
     }
 
@@ -387,6 +371,7 @@ mod tests {
 
     use super::*;
     use crate::env::budget::Limits;
+    use crate::env::threads::RuntimeThreads;
     use crate::pages::page_hashes::PageHashes;
     use crate::pages::page_set::{PageSet, Spill};
 
@@ -450,7 +435,10 @@ mod tests {
         for effort in [Effort::Streamed, Effort::Spooled] {
             let store: SharedStore = Arc::new(Memory::new());
             let (budgets, snapshot) = snapshot(&path, &cut, effort);
-            let size = snapshot.store(&store, &budgets).await.unwrap();
+            let size = snapshot
+                .store(&store, &budgets, &RuntimeThreads)
+                .await
+                .unwrap();
             assert_eq!(budgets.state_bytes(), 0, "what was reserved is given back");
             let bytes = store.get(KEY, None).await.unwrap();
             assert_eq!(bytes.len() as u64, size);
@@ -473,7 +461,10 @@ mod tests {
         overwrite(&path, PAGES - 1);
         let store: SharedStore = Arc::new(Memory::new());
         let (budgets, snapshot) = snapshot(&path, &cut, Effort::Streamed);
-        let error = snapshot.store(&store, &budgets).await.unwrap_err();
+        let error = snapshot
+            .store(&store, &budgets, &RuntimeThreads)
+            .await
+            .unwrap_err();
         let overtaken = matches!(&error, StoreSnapshotError::Snapshot(SnapshotError::Overwritten(page)) if page.pgno == PAGES - 1);
         assert!(overtaken, "{error}");
         assert!(store.list("", None).await.unwrap().is_empty());
@@ -488,12 +479,20 @@ mod tests {
         let mut sizes = Vec::new();
         for _ in 0..2 {
             let (budgets, snapshot) = snapshot(&path, &cut, Effort::Streamed);
-            sizes.push(snapshot.store(&store, &budgets).await.unwrap());
+            sizes.push(
+                snapshot
+                    .store(&store, &budgets, &RuntimeThreads)
+                    .await
+                    .unwrap(),
+            );
         }
         assert_eq!(sizes[0], sizes[1]);
         let (budgets, mut snapshot) = snapshot(&path, &cut, Effort::Streamed);
         snapshot.epoch = 4;
-        let error = snapshot.store(&store, &budgets).await.unwrap_err();
+        let error = snapshot
+            .store(&store, &budgets, &RuntimeThreads)
+            .await
+            .unwrap_err();
         let exists = matches!(&error, StoreSnapshotError::Store(error) if error.kind() == StoreErrorKind::Exists);
         assert!(exists, "{error}");
     }
@@ -523,13 +522,13 @@ mod tests {
             hashes,
             newest: PageSet::new(page_size, &spill),
         };
-        let overwritten = |pin: Option<Pin>| {
+        let overwritten = |pin: Option<ReadMark>| {
             application
                 .execute_batch("UPDATE t SET x = randomblob(400); PRAGMA wal_checkpoint(PASSIVE)")
                 .unwrap();
             read_pages(&path, &cut, pin, |_, _| Ok(())).is_err()
         };
-        let pin = Pin::take(&path).unwrap();
+        let pin = ReadMark::take(&path).unwrap();
         assert!(!overwritten(Some(pin)));
         assert!(overwritten(None));
     }

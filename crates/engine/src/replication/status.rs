@@ -8,7 +8,7 @@ use sqlite_format::PageSize;
 use store::CredentialsState;
 
 use crate::env::budget::Account;
-use crate::env::clock::steady_ms;
+use crate::env::clock::Clock;
 use crate::replication::uploader::{TargetReport, TargetSettings};
 use crate::spool::progress::SharedProgress;
 
@@ -16,6 +16,7 @@ use crate::spool::progress::SharedProgress;
 #[derive(Clone)]
 pub struct DatabaseHandle {
     pub(super) path: String,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) progress: Arc<SharedProgress>,
     pub(super) state: Arc<Mutex<(DatabaseState, String)>>,
     pub(super) page_size: Arc<Mutex<Option<PageSize>>>,
@@ -63,7 +64,7 @@ impl DatabaseHandle {
             });
         let page_size = lock(&self.page_size).map_or(0, |size| u64::from(size.get()));
         let pages = self.pages.load(std::sync::atomic::Ordering::Relaxed);
-        let now = steady_ms();
+        let now = self.clock.steady_ms();
         let targets = self
             .targets
             .iter()
@@ -116,7 +117,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl DatabaseHandle {
     /// True when every target has every captured file, and none has ended.
-    pub(super) fn is_all_stored(&self) -> bool {
+    pub fn is_all_stored(&self) -> bool {
         let progress = self.progress.lock();
         progress.verdict().is_none() && progress.is_stored()
     }

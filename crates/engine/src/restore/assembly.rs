@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ltx::{Decoder, LtxError, Txid};
 use sqlite_format::PageSize;
@@ -16,7 +17,7 @@ use store::{Layout, SharedStore, Store};
 use super::fetch::{Objects, pipe};
 use super::place::{adopt_access, directory_of, exists, is_open, put_back, set_aside};
 use super::{IntegrityCheck, RestoreError, Restored, failed};
-use crate::env::disk::sync_directory;
+use crate::env::disk::Disk;
 use crate::pages::page_bitmap::PageNumbers;
 use crate::pages::page_hashes::PageHashes;
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
@@ -257,7 +258,12 @@ impl Assembly {
     ///
     /// The destination holds either the old file or the new database. In the latter case the old
     /// file may be left beside it under a name with `.before-restore`.
-    pub async fn publish(mut self, output: &Path, force: bool) -> Result<(), RestoreError> {
+    pub async fn publish(
+        mut self,
+        output: &Path,
+        force: bool,
+        disk: &Arc<dyn Disk>,
+    ) -> Result<(), RestoreError> {
         refuse_taken(output, force)?;
         let state = self
             .state
@@ -279,8 +285,8 @@ impl Assembly {
         let aside = set_aside(output)?;
         let mut named = fs::rename(&self.temporary, output);
         if named.is_ok() {
-            let directory = directory_of(output);
-            named = blocking(move || sync_directory(&directory)).await;
+            let (disk, directory) = (Arc::clone(disk), directory_of(output));
+            named = blocking(move || disk.sync_directory(&directory)).await;
         }
         if let Err(source) = named {
             put_back(&aside);
@@ -475,6 +481,7 @@ impl Run<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::host::Host;
 
     #[tokio::test]
     async fn what_comes_to_the_place_meanwhile_stays() {
@@ -482,7 +489,9 @@ mod tests {
         let output = directory.path().join("app.db");
         let assembly = Assembly::create(&output).unwrap();
         fs::write(&output, "somebody's").unwrap();
-        let refused = assembly.publish(&output, false).await;
+        let refused = assembly
+            .publish(&output, false, &Host::default().disk)
+            .await;
         assert!(matches!(refused, Err(RestoreError::Exists { .. })));
         assert_eq!(fs::read_to_string(&output).unwrap(), "somebody's");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
@@ -498,7 +507,7 @@ mod tests {
         let assembly = Assembly::create(&output).unwrap();
         fs::remove_file(assembly.path()).unwrap();
         assert!(matches!(
-            assembly.publish(&output, true).await,
+            assembly.publish(&output, true, &Host::default().disk).await,
             Err(RestoreError::Io { .. })
         ));
         for name in ["app.db", "app.db-wal"] {

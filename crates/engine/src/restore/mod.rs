@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use ltx::Txid;
 use store::{SharedStore, StoreError, StoreErrorKind};
 
+use crate::env::host::Host;
 use crate::pages::page_hashes::PageHashes;
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::{PlanError, plan_restore};
@@ -254,7 +255,9 @@ pub async fn restore(
     progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Restored, RestoreError> {
     let (assembly, restored) = assemble(store, options, progress).await?;
-    assembly.publish(&options.output, options.force).await?;
+    assembly
+        .publish(&options.output, options.force, &Host::default().disk)
+        .await?;
     Ok(restored)
 }
 

@@ -85,7 +85,7 @@ pub fn scan_live(
 ) -> Result<Scan, ScanError> {
     let connection = Connection::open(path)?;
     let bytes = connection.database_bytes()?;
-    scan(
+    scan_pages(
         page_size,
         bytes,
         (known, on_full),
@@ -125,7 +125,7 @@ pub fn scan_cold(
     let page_size = DatabaseHeader::parse(&start)?.page_size;
     let known = known.filter(|hashes| hashes.page_size() == page_size);
     let bytes = fingerprint.size();
-    let found = scan(
+    let found = scan_pages(
         page_size,
         bytes,
         (known, on_full),
@@ -138,7 +138,12 @@ pub fn scan_cold(
     Ok(found)
 }
 
-fn scan(
+/// Reads the pages of a file of `bytes` bytes with `read`, which fills a buffer from an offset on.
+///
+/// # Errors
+///
+/// Those of `read`, and [`ScanError::Spill`].
+pub fn scan_pages(
     page_size: PageSize,
     bytes: u64,
     (known, on_full): (Option<&PageHashes>, OnFull),
@@ -257,11 +262,11 @@ mod tests {
         };
         let bytes = u64::from(pages) * 65_536;
         let known = (None, OnFull::Fail);
-        let known = scan(page_size, bytes, known, &spill, read(1, 100)).unwrap();
+        let known = scan_pages(page_size, bytes, known, &spill, read(1, 100)).unwrap();
         assert!(known.changed.is_none(), "nothing was known");
         for (changed, kept) in [(100, true), (512, true), (513, false), (1024, false)] {
             let known = (Some(&known.hashes), OnFull::Fail);
-            let found = scan(page_size, bytes, known, &spill, read(2, changed)).unwrap();
+            let found = scan_pages(page_size, bytes, known, &spill, read(2, changed)).unwrap();
             let found_pages = found.changed.map(|pages| pages.len() as u64);
             assert_eq!(found_pages, kept.then_some(changed), "{changed}");
             assert_eq!(found.hashes.commit(), pages);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ltx::{Encoder, Header, LtxError, Txid, page_checksum};
 use sqlite_format::{FRAME_HEADER_BYTES, PageSize, Salts, WAL_HEADER_BYTES};
 
-use crate::env::disk;
+use crate::env::disk::{Disk, is_disk_full};
 use crate::pages::page_hashes::PageHashes;
 use crate::pages::page_set::PageSet;
 use crate::source::wal::WalPosition;
@@ -126,7 +126,7 @@ pub fn write_delta(
         ..plain_header(hashes.page_size(), delta.commit, delta.timestamp_ms, epoch)
     };
     let path = local.captured_path(txid);
-    let (bytes, changed) = write_file(&path, header, &delta.pages)?;
+    let (bytes, changed) = write_file(local.disk(), &path, header, &delta.pages)?;
     hashes.apply(changed, delta.commit);
     Ok(LocalFile {
         txid,
@@ -168,6 +168,7 @@ fn plain_header(page_size: PageSize, commit: u32, timestamp_ms: i64, epoch: u64)
 
 /// Writes the pages beside `path`, makes them durable, then gives the file its name.
 fn write_file(
+    disk: &dyn Disk,
     path: &Path,
     header: Header,
     pages: &PageSet,
@@ -177,21 +178,22 @@ fn write_file(
         source,
     };
     let temporary = path.with_extension("tmp");
-    let written = write_temporary(&temporary, header, pages).and_then(|written| {
+    let written = write_temporary(disk, &temporary, header, pages).and_then(|written| {
         // The bytes before the name, and the name before any upload.
-        disk::rename(&temporary, path).map_err(failed)?;
-        disk::sync_directory(path.parent().expect("a captured file lies in a directory"))
+        disk.rename(&temporary, path).map_err(failed)?;
+        disk.sync_directory(path.parent().expect("a captured file lies in a directory"))
             .map_err(failed)?;
         Ok(written)
     });
     if written.is_err() {
         // Otherwise a full disk stays full. If the removal fails, the next start removes the file.
-        let _removed = disk::remove(&temporary);
+        let _removed = disk.remove(&temporary);
     }
     written
 }
 
 fn write_temporary(
+    disk: &dyn Disk,
     temporary: &Path,
     header: Header,
     pages: &PageSet,
@@ -201,7 +203,7 @@ fn write_temporary(
         source,
     };
     let commit = header.commit;
-    let file = disk::create(temporary).map_err(failed)?;
+    let file = disk.create(temporary).map_err(failed)?;
     let mut encoder = Encoder::new(BufWriter::with_capacity(256 << 10, file), header)?;
     let mut hashes = Vec::with_capacity(pages.len());
     let mut image = Vec::new();
@@ -217,7 +219,7 @@ fn write_temporary(
     let file = writer
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
-    disk::sync(&file, temporary).map_err(failed)?;
+    disk.sync(&file, temporary).map_err(failed)?;
     Ok((summary.bytes, hashes))
 }
 
@@ -226,8 +228,8 @@ impl WriteError {
     pub fn is_disk_full(&self) -> bool {
         match self {
             WriteError::Local(error) => error.is_disk_full(),
-            WriteError::Write { source, .. } => crate::env::disk::is_disk_full(source),
-            WriteError::Ltx(LtxError::Io(error)) => crate::env::disk::is_disk_full(error),
+            WriteError::Write { source, .. } => is_disk_full(source),
+            WriteError::Ltx(LtxError::Io(error)) => is_disk_full(error),
             _ => false,
         }
     }
@@ -236,6 +238,7 @@ impl WriteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::host::Host;
     use crate::pages::page_set::Spill;
 
     /// A delta of these pages, all of zeros.
@@ -263,7 +266,7 @@ mod tests {
     #[test]
     fn a_page_that_no_file_has_is_never_promised() {
         let directory = tempfile::tempdir().unwrap();
-        let local = LocalState::open(directory.path()).unwrap();
+        let local = LocalState::open(directory.path(), &Host::default().disk).unwrap();
         let mut hashes = PageHashes::new(PageSize::MIN);
         hashes.set(1, &[0; 512]);
         hashes.set(2, &[0; 512]);

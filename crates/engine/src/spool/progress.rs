@@ -62,6 +62,9 @@ pub struct TargetProgress {
     pub phase: TargetPhase,
     /// The newest acknowledged TXID. Captured files after it are needed.
     pub acked: Txid,
+    /// The newest TXID that an earlier run knew to be stored. The lag counts from there until the
+    /// target answers; nothing else may rely on it.
+    pub hinted: Txid,
     /// The newest compacted TXID. Captured files after it are needed for compaction.
     pub compacted: Txid,
     /// The target cannot continue from captured files: it needs a snapshot above this TXID.
@@ -165,7 +168,7 @@ impl ReplicationProgress {
 
     /// Bytes that a target still needs.
     pub fn backlog_bytes(&self, target: usize) -> u64 {
-        let acked = self.acked(target);
+        let acked = self.likely_acked(target);
         let written: u64 = self
             .waiting(acked)
             .map(|captured| captured.file.bytes)
@@ -175,7 +178,7 @@ impl ReplicationProgress {
 
     /// When the oldest commit that a target lacks was seen.
     pub fn oldest_waiting_ms(&self, target: usize) -> Option<i64> {
-        let acked = self.acked(target);
+        let acked = self.likely_acked(target);
         let written = self.waiting(acked).map(|captured| captured.oldest_ms).min();
         let lost = self.targets.get(target).and_then(TargetProgress::lost);
         let lost = lost.map(|lost| lost.oldest_ms);
@@ -193,9 +196,12 @@ impl ReplicationProgress {
             .min()
     }
 
-    fn acked(&self, target: usize) -> Txid {
+    fn likely_acked(&self, target: usize) -> Txid {
         let target = self.targets.get(target);
-        target.map_or(Txid::ZERO, |target| target.acked)
+        target.map_or(Txid::ZERO, |target| match target.is_connected() {
+            true => target.acked,
+            false => target.hinted,
+        })
     }
 
     fn waiting(&self, acked: Txid) -> impl Iterator<Item = &Captured> {

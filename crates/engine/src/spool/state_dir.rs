@@ -5,6 +5,7 @@
 //! pages             page hashes at some TXID (page_hashes.rs); written now and then
 //! capture.json      the last written TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
+//! delivered.json    what each target had at the last word; a hint, never fsynced
 //! ltx/0/MIN-MAX.ltx captured files, one TXID each; the authoritative record of captured commits
 //! ```
 //!
@@ -18,12 +19,13 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ltx::{Decoder, FileName, Txid, page_checksum};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::env::disk::{self, is_disk_full};
+use crate::env::disk::{Disk, is_disk_full};
 use crate::env::files::{SourceId, identify};
 use crate::env::lock_file::LockFile;
 use crate::pages::page_hashes::PageHashes;
@@ -33,6 +35,7 @@ use crate::source::wal::WalPosition;
 #[derive(Debug)]
 pub struct LocalState {
     directory: PathBuf,
+    disk: Arc<dyn Disk>,
     _lock: LockFile,
 }
 
@@ -89,6 +92,20 @@ pub struct ReplicaRecord {
     pub adopt: bool,
 }
 
+/// What a target had when we last recorded it: a hint, from which the lag follows until the target
+/// answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Location of the target.
+    pub location: String,
+    /// The newest TXID that it had acknowledged.
+    pub txid: u64,
+    /// The newest captured file that was removed before the target had it; zero for none.
+    pub lost: u64,
+    /// When the oldest commit in such files was seen, in Unix milliseconds.
+    pub lost_since_ms: i64,
+}
+
 /// A captured file on the local disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalFile {
@@ -115,6 +132,8 @@ pub struct Loaded {
     pub files: Vec<LocalFile>,
     /// Our records of targets, by name.
     pub replicas: Replicas,
+    /// What each target had, by name.
+    pub delivered: BTreeMap<String, Delivered>,
 }
 
 /// Why a directory cannot be used.
@@ -147,18 +166,19 @@ impl LocalError {
 }
 
 impl LocalState {
-    /// Opens the directory, creating it if needed, and locks it.
+    /// Opens the directory on a disk, creating it if needed, and locks it.
     ///
     /// # Errors
     ///
     /// Another process holds the directory, or the disk failed.
-    pub fn open(directory: &Path) -> Result<LocalState, LocalError> {
+    pub fn open(directory: &Path, disk: &Arc<dyn Disk>) -> Result<LocalState, LocalError> {
         let captured = directory.join("ltx/0");
         fs::create_dir_all(&captured).map_err(failed("create", &captured))?;
         let path = directory.join("lock");
         match LockFile::take(&path) {
             Ok(lock) => Ok(LocalState {
                 directory: directory.to_owned(),
+                disk: Arc::clone(disk),
                 _lock: lock,
             }),
             Err(fs::TryLockError::WouldBlock) => Err(LocalError::InUse {
@@ -188,6 +208,11 @@ impl LocalState {
         &self.directory
     }
 
+    /// The disk that the directory lies on.
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
     /// Path of the captured file of `txid`.
     pub fn captured_path(&self, txid: Txid) -> PathBuf {
         self.directory.join("ltx/0").join(
@@ -208,6 +233,7 @@ impl LocalState {
         self.remove_leftovers()?;
         let files = self.captured_files()?;
         let replicas = self.read_json("replicas.json").unwrap_or_default();
+        let delivered = self.read_json("delivered.json").unwrap_or_default();
         let stored = fs::read(self.directory.join("pages"))
             .ok()
             .and_then(|bytes| PageHashes::decode(&bytes).ok());
@@ -228,6 +254,7 @@ impl LocalState {
                 position: None,
                 files,
                 replicas,
+                delivered,
             });
         };
         let txid = newest.max(at);
@@ -244,6 +271,7 @@ impl LocalState {
             position,
             files,
             replicas,
+            delivered,
         })
     }
 
@@ -260,7 +288,7 @@ impl LocalState {
                 let path = entry.map_err(failed("list", &directory))?.path();
                 let temporary = path.extension().is_some_and(|extension| extension == "tmp");
                 if temporary || (below == "ltx/9" && path.is_file()) {
-                    disk::remove(&path).map_err(failed("remove", &path))?;
+                    self.disk.remove(&path).map_err(failed("remove", &path))?;
                 }
             }
         }
@@ -279,7 +307,7 @@ impl LocalState {
             };
             match inspect(&entry.path(), name) {
                 Some(file) => files.push(file),
-                None => remove(&entry.path())?,
+                None => self.remove(&entry.path())?,
             }
         }
         files.sort_by_key(|file| file.txid);
@@ -302,6 +330,16 @@ impl LocalState {
     /// The disk failed.
     pub fn write_capture(&self, record: &CaptureRecord) -> Result<(), LocalError> {
         self.write("capture.json", &json(record), false)
+    }
+
+    /// Stores what each target has. Not durable on purpose: losing it only makes the reported lag
+    /// longer until the target answers.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn write_delivered(&self, targets: &BTreeMap<String, Delivered>) -> Result<(), LocalError> {
+        self.write("delivered.json", &json(targets), false)
     }
 
     /// Stores the page hashes at `txid`, durably.
@@ -329,7 +367,7 @@ impl LocalState {
     /// The disk failed.
     pub fn remove_captured(&self, files: &[LocalFile]) -> Result<(), LocalError> {
         for file in files {
-            remove(&self.captured_path(file.txid))?;
+            self.remove(&self.captured_path(file.txid))?;
         }
         Ok(())
     }
@@ -346,10 +384,11 @@ impl LocalState {
         replicas: &Replicas,
     ) -> Result<(), LocalError> {
         self.forget_log()?;
+        self.remove(&self.directory.join("delivered.json"))?;
         self.remove_all_captured()?;
         match base {
             Some((txid, hashes)) => self.write_hashes(txid, hashes)?,
-            None => remove(&self.directory.join("pages"))?,
+            None => self.remove(&self.directory.join("pages"))?,
         }
         self.write_replicas(replicas)
     }
@@ -360,13 +399,13 @@ impl LocalState {
     ///
     /// The disk failed.
     pub fn unseed(&self) -> Result<(), LocalError> {
-        remove(&self.directory.join("replicas.json"))?;
-        remove(&self.directory.join("pages"))
+        self.remove(&self.directory.join("replicas.json"))?;
+        self.remove(&self.directory.join("pages"))
     }
 
     /// Forgets the position in the WAL.
     fn forget_log(&self) -> Result<(), LocalError> {
-        remove(&self.directory.join("capture.json"))
+        self.remove(&self.directory.join("capture.json"))
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
@@ -377,19 +416,30 @@ impl LocalState {
         let path = self.directory.join(name);
         let temporary = self.directory.join(format!("{name}.tmp"));
         let write = || {
-            let file = disk::create(&temporary)?;
-            disk::write(&file, &temporary, bytes)?;
+            let disk = &self.disk;
+            let file = disk.create(&temporary)?;
+            disk.write(&file, &temporary, bytes)?;
             if durable {
-                disk::sync(&file, &temporary)?;
+                disk.sync(&file, &temporary)?;
             }
-            disk::rename(&temporary, &path)?;
+            disk.rename(&temporary, &path)?;
             if durable {
-                disk::sync_directory(&self.directory)
+                disk.sync_directory(&self.directory)
             } else {
                 Ok(())
             }
         };
         write().map_err(failed("write", &path))
+    }
+
+    /// Removes a file, if it exists.
+    fn remove(&self, path: &Path) -> Result<(), LocalError> {
+        match self.disk.remove(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -402,14 +452,6 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Loc
         action,
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Removes a file, if it exists.
-fn remove(path: &Path) -> Result<(), LocalError> {
-    match disk::remove(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::env::clock::unix_ms;
+use engine::env::host::Host;
 use engine::replica::manifest;
 use engine::replica::retention::RetentionPolicy;
 use engine::replication::uploader::TargetSettings;
@@ -46,7 +47,13 @@ fn settings(directory: &Path, stores: &[SharedStore], holder: &str) -> DatabaseS
 
 fn ready(settings: &DatabaseSettings) -> Result<Ready, StartupError> {
     let check = IntegrityCheck::Full;
-    block_on(make_ready(settings, OnMissing::Restore, check, &|_, _| {}))
+    block_on(make_ready(
+        settings,
+        &Host::default(),
+        OnMissing::Restore,
+        check,
+        &|_, _| {},
+    ))
 }
 
 /// Replicates until everything is stored, then ends.
@@ -169,7 +176,10 @@ fn a_database_restored_by_hand_goes_on_as_well() {
         parallelism: 2,
     };
     block_on(restore_in_place(&by_hand, &store, &options, &|_, _| {})).unwrap();
-    let known = LocalState::open(&by_hand.state).unwrap().load().unwrap();
+    let known = LocalState::open(&by_hand.state, &Host::default().disk)
+        .unwrap()
+        .load()
+        .unwrap();
     assert_eq!((known.txid, known.hashes), (Txid::ZERO, None));
     replicate(&settings(
         directory.path(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use engine::env::budget::{Budgets, Limits};
 use engine::env::clock::unix_ms;
+use engine::env::host::Host;
 use engine::replica::manifest::{self, RemoteFile};
 use engine::replica::restore_plan::plan_restore;
 use engine::replica::retention::RetentionPolicy;
@@ -105,7 +106,8 @@ impl Replication {
             ..Limits::default()
         };
         let env = Env {
-            capture: Capture::start().unwrap(),
+            host: Host::default(),
+            source: Arc::new(Capture::start().unwrap()),
             budgets: Budgets::new(limits),
         };
         Replication::start_within(&env, settings, Duration::from_secs(10))

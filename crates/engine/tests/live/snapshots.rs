@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::env::budget::{Budgets, Limits};
 use engine::env::clock::unix_ms;
+use engine::env::host::Host;
 use engine::replication::{DatabaseSettings, Env};
 use engine::restore::Point;
 use engine::source::capture::Capture;
@@ -114,7 +115,8 @@ fn databases_share_one_budget_while_the_store_is_away_and_all_come_back() {
     const DATABASES: usize = 6;
     let limit: u64 = 12 << 20;
     let env = Env {
-        capture: Capture::start().unwrap(),
+        host: Host::default(),
+        source: Arc::new(Capture::start().unwrap()),
         budgets: Budgets::new(Limits {
             state_bytes: limit,
             memory_bytes: 0,

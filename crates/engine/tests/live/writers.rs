@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::env::clock::SystemClock;
+use engine::env::host::Host;
 use engine::replication::DatabaseSettings;
 use engine::replication::uploader::TargetSettings;
 use engine::restore::{IntegrityCheck, Point, RestoreOptions};
@@ -31,7 +33,13 @@ fn content(store: &Memory) -> Vec<(String, Option<String>)> {
 
 fn ready(settings: &DatabaseSettings) -> Result<Ready, StartupError> {
     let check = IntegrityCheck::Full;
-    block_on(make_ready(settings, OnMissing::Restore, check, &|_, _| {}))
+    block_on(make_ready(
+        settings,
+        &Host::default(),
+        OnMissing::Restore,
+        check,
+        &|_, _| {},
+    ))
 }
 
 fn another_writer(place: &Place, store: &Arc<Memory>) -> DatabaseSettings {
@@ -185,7 +193,12 @@ fn state_lost_and_far_ahead(place: &Place, settings: &mut DatabaseSettings) {
         .unwrap()
         .lease;
     for _ in 2..40 {
-        block_on(engine::replication::uploader::fence(&other, &lease)).unwrap();
+        block_on(engine::replication::uploader::fence(
+            &other,
+            &lease,
+            &SystemClock,
+        ))
+        .unwrap();
     }
     state_lost(place, settings);
     settings.targets.push(TargetSettings {

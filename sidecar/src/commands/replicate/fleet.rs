@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use engine::env::host::Host;
 use engine::replica::lease::LEASE_KEY;
 use engine::replication::uploader::TargetSettings;
 use engine::replication::{Database, DatabaseSettings, Env};
@@ -238,7 +239,14 @@ async fn restore_missing(settings: &DatabaseSettings, startup: Startup, shown: &
     let mut pause = MIN_PAUSE;
     loop {
         let check = findings::unattended(None, startup.on_check_failed);
-        let ready = make_ready(settings, startup.on_missing, check, &|_, _| {}).await;
+        let ready = make_ready(
+            settings,
+            &Host::default(),
+            startup.on_missing,
+            check,
+            &|_, _| {},
+        )
+        .await;
         let failure = match ready {
             Ok(Ready::Restored { restored, .. }) => {
                 findings::warn(&settings.path, &restored.checked);

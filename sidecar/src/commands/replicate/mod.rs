@@ -10,7 +10,10 @@ mod source;
 use std::path::Path;
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use engine::env::budget::Budgets;
+use engine::env::host::Host;
 use engine::replication::Env;
 use engine::source::capture::Capture;
 use engine::source::probe::{Probe, probe};
@@ -113,8 +116,11 @@ pub async fn run(
     if let Some(addr) = arguments.addr.as_ref().or(loaded.settings.addr.as_ref()) {
         server::start(addr, shown.clone(), Timestamp::now(), arguments.worker).await?;
     }
-    let budgets = Budgets::new(loaded.settings.limits);
-    let mut fleet = Fleet::new(Env { capture, budgets });
+    let mut fleet = Fleet::new(Env {
+        host: Host::default(),
+        source: Arc::new(capture),
+        budgets: Budgets::new(loaded.settings.limits),
+    });
     fleet.apply(&loaded, &shown);
     if arguments.once {
         return Ok(once(fleet, &shown, &mut stop).await?.into());

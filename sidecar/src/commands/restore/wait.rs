@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::env::host::Host;
 use engine::replication::DatabaseSettings;
 use engine::restore::Check;
 use engine::startup::{Ready, StartupError, is_present, make_ready};
@@ -140,7 +141,7 @@ async fn make_one_ready(
 ) -> Result<StartupNotes, StartupError> {
     let step = progress.of(&database.path);
     let show = |done, total| step.show(done, total);
-    let ready = make_ready(database, on_missing, check, &show).await?;
+    let ready = make_ready(database, &Host::default(), on_missing, check, &show).await?;
     let mut notes = StartupNotes::default();
     if let Ready::Restored { restored, .. } = &ready {
         findings::warn(&database.path, &restored.checked);

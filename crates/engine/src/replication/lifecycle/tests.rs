@@ -4,6 +4,7 @@ use sqlite_format::PageSize;
 use tokio::sync::watch;
 
 use super::*;
+use crate::env::host::Host;
 use crate::pages::page_hashes::PageHashes;
 use crate::replication::{DatabaseSettings, Env};
 use crate::source::capture::Capture;
@@ -14,7 +15,7 @@ use crate::spool::state_dir::LocalState;
 /// stop.
 fn stopping(directory: &Path) -> (Lifecycle, Database) {
     let state = directory.join("state");
-    let local = Arc::new(LocalState::open(&state).unwrap());
+    let local = Arc::new(LocalState::open(&state, &Host::default().disk).unwrap());
     let hashes = PageHashes::new(PageSize::MIN);
     local.write_hashes(Txid::new(1), &hashes).unwrap();
     let loaded = local.load().unwrap();
@@ -31,7 +32,15 @@ fn stopping(directory: &Path) -> (Lifecycle, Database) {
     let (database, handle) = Database::new(settings, &env, watch::channel(true).1);
     let spill = database.spill();
     let lifecycle = Lifecycle {
-        committer: Some(Committer::resume(local, spill, handle.progress, loaded, 0)),
+        env,
+        committer: Some(Committer::resume(
+            local,
+            spill,
+            handle.progress,
+            loaded,
+            Vec::new(),
+            0,
+        )),
         position: None,
         cold: None,
         resting: None,

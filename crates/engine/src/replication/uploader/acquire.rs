@@ -15,7 +15,7 @@ use crate::replica::lease::{self, Claim, Lease, LeaseError};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::plan_restore;
 use crate::replication::snapshot::Effort;
-use crate::spool::progress::{TargetPhase, TargetProgress};
+use crate::spool::progress::{Lost, TargetPhase, TargetProgress};
 use crate::spool::state_dir::{Home, ReplicaRecord};
 
 use super::clock::StoreClock;
@@ -33,7 +33,7 @@ impl Uploader {
         let continued = matches!(held, LeaseOutcome::Continued);
         let files = match held {
             LeaseOutcome::Continued => manifest::list(&store).await?,
-            LeaseOutcome::Taken => fence(&store, &lease).await?,
+            LeaseOutcome::Taken => fence(&store, &lease, &*self.env.host.clock).await?,
             LeaseOutcome::Vacant { holder, epoch } => {
                 // The previous holder reads the lease again before it acknowledges a file. So this
                 // list has every file that it acknowledged, and then the replica is its backup.
@@ -94,9 +94,20 @@ impl Uploader {
                     .checksum
                     .map(|checksum| (stored, checksum, progress.timestamp_ms));
             }
-            let lost = progress.targets[self.index].lost;
+            let mut lost = progress.targets[self.index].lost;
+            if !continues {
+                // Nothing of this database counts as stored until the snapshot is.
+                let now_ms = self.env.host.clock.steady_ms();
+                let oldest_ms = progress.oldest_waiting_ms(self.index);
+                let earlier = lost.map_or(Txid::ZERO, |lost| lost.txid);
+                lost = Some(Lost {
+                    txid: earlier.max(above.next()),
+                    oldest_ms: oldest_ms.map_or(now_ms, |ms| ms.min(now_ms)),
+                });
+            }
             let target = TargetProgress {
                 acked: stored,
+                hinted: Txid::ZERO,
                 compacted: compacted.min(stored),
                 needs_snapshot: (!continues).then_some(above),
                 newest_snapshot,
@@ -179,7 +190,7 @@ impl Uploader {
         let stored = lease::read(store).await?.map(|stored| stored.lease);
         let held = match decide_ownership(stored.as_ref(), record.as_deref(), &claim, home.as_ref())
         {
-            Ownership::LeaseOutcome { binding } => {
+            Ownership::Held { binding } => {
                 let lease = stored.expect("what is held is there");
                 if binding {
                     return Ok((LeaseOutcome::Continued, lease));
@@ -268,7 +279,7 @@ enum LeaseOutcome {
 #[derive(Debug, PartialEq, Eq)]
 enum Ownership {
     /// The process holds the lease. Not binding when it failed before the fence was stored.
-    LeaseOutcome { binding: bool },
+    Held { binding: bool },
     /// The lease is of an earlier process with this very state, which has certainly ended.
     Resumed,
     /// The lease is free, or of a backup of this very database, or of a backup restored here. The
@@ -318,7 +329,7 @@ fn decide_ownership(
         _ => false,
     };
     if lease.holder == claim.holder {
-        Ownership::LeaseOutcome { binding }
+        Ownership::Held { binding }
     } else if record.adopt {
         Ownership::TakeOver
     } else if known && binding && home.is_some() && record.home.as_ref() == home {
@@ -436,13 +447,13 @@ mod tests {
                 "ours",
                 lease("us", 1),
                 record(5, &["us"], Some(here())),
-                Ownership::LeaseOutcome { binding: true },
+                Ownership::Held { binding: true },
             ),
             (
                 "ours, no fence yet",
                 lease("us", 1),
                 record(4, &["x", "us"], Some(here())),
-                Ownership::LeaseOutcome { binding: false },
+                Ownership::Held { binding: false },
             ),
             (
                 "restart",

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use store::{SharedStore, Store, StoreError};
 use tokio::time::Instant;
 
-use crate::env::clock::unix_ms;
+use crate::env::clock::Clock;
 use crate::replica::lease::LEASE_KEY;
 use crate::replica::manifest::RemoteFile;
 
@@ -39,8 +39,8 @@ impl StoreClock {
 
     /// Time for deletions: the earlier of the store's clock and this machine's. So both have to be
     /// wrong before a file counts as older than it is.
-    pub(super) fn cautious_ms(&self) -> i64 {
-        self.now_ms().min(unix_ms())
+    pub(super) fn cautious_ms(&self, here: &dyn Clock) -> i64 {
+        self.now_ms().min(here.unix_ms())
     }
 
     /// Dates files from the future as of now, so that they expire some day.

@@ -11,11 +11,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use ltx::{Decoder, Header, LtxError, MergeOptions, Txid};
 use store::{PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::env::budget::{Budgets, Work};
+use crate::env::threads::Threads;
 use crate::replica::compaction::{Run, next_run_of_captured};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 use crate::replica::restore_plan::plan_restore;
@@ -110,20 +110,21 @@ impl Uploader {
         // A later writer does not use this name, so put-if-absent cannot fence it. Check the
         // lease.
         self.confirm_lease(replica).await?;
-        let (store, budgets) = (Arc::clone(&self.settings.store), Arc::clone(&self.budgets));
+        let (store, env) = (Arc::clone(&self.settings.store), self.env.clone());
         let (local, clock) = (Arc::clone(&self.local), replica.clock);
         let (epoch, target) = (replica.epoch, self.index);
         replica.upkeep = Some(Lane::begin(|ending| async move {
             let level = run.level;
             let compaction = Compaction {
                 target,
+                threads: Arc::clone(&env.host.threads),
                 store,
                 local,
                 epoch,
                 run,
                 ending,
             };
-            let (name, bytes) = compaction.store(&budgets).await?;
+            let (name, bytes) = compaction.store(&env.budgets).await?;
             let file = Some(RemoteFile::new(level, name, bytes, clock.now_ms()));
             Ok(Upkeep::Compacted(Compacted {
                 file,
@@ -159,6 +160,7 @@ impl Uploader {
 struct Compaction {
     /// The number of the target.
     target: usize,
+    threads: Arc<dyn Threads>,
     store: SharedStore,
     local: Arc<LocalState>,
     epoch: u64,
@@ -171,6 +173,7 @@ impl Compaction {
     async fn store(self, budgets: &Budgets) -> Result<(ltx::FileName, u64), TargetError> {
         let Compaction {
             target,
+            threads,
             store,
             local,
             epoch,
@@ -192,7 +195,7 @@ impl Compaction {
                 part_bytes,
                 local: (file.level == 0).then(|| local.captured_path(file.max)),
                 stored: Stored {
-                    runtime: Handle::current(),
+                    threads: Arc::clone(&threads),
                     store: Arc::clone(&store),
                     key: key.clone(),
                     size: file.size,
@@ -210,7 +213,7 @@ impl Compaction {
         })?;
         let (tell_header, header) = oneshot::channel();
         let merge = move || merge(inputs, epoch, tell_header, writer);
-        let compacting = run_on_a_thread(merge);
+        let compacting = threads.run(merge);
         let Ok(header) = header.await else {
             return Err(explain(compacting.await, &keys));
         };
@@ -239,19 +242,6 @@ impl Compaction {
             },
         }
     }
-}
-
-/// Runs the merge, which may wait for the store, on a thread.
-fn run_on_a_thread(
-    merge: impl FnOnce() -> Result<(), LtxError> + Send + 'static,
-) -> futures::future::BoxFuture<'static, Result<(), LtxError>> {
-    #[cfg(test)]
-    let merge = match crate::replication::simulated_thread(merge) {
-        Ok(compacted) => return Box::pin(std::future::ready(compacted)),
-        Err(merge) => merge,
-    };
-    let compacting = tokio::task::spawn_blocking(merge);
-    Box::pin(async move { compacting.await.expect("compacting does not panic") })
 }
 
 fn merge(
@@ -377,7 +367,7 @@ impl Read for Source {
 
 /// A stored file, read from a thread that may block.
 struct Stored {
-    runtime: Handle,
+    threads: Arc<dyn Threads>,
     store: SharedStore,
     key: String,
     size: u64,
@@ -390,16 +380,7 @@ impl Stored {
             return Err(io::Error::other("the compaction was given up"));
         }
         let read = self.store.get(&self.key, Some(range));
-        self.wait_for(read).map_err(io::Error::other)
-    }
-
-    fn wait_for<T>(&self, read: impl Future<Output = T>) -> T {
-        #[cfg(test)]
-        let read = match crate::replication::simulated_wait(read) {
-            Ok(read) => return read,
-            Err(read) => read,
-        };
-        self.runtime.block_on(read)
+        self.threads.wait_for(read).map_err(io::Error::other)
     }
 }
 

@@ -8,7 +8,7 @@ use sqlite_format::Salts;
 use store::{Body, PutMeta, PutMode, SharedStore, StoreErrorKind};
 
 use crate::env::causes::describe;
-use crate::env::clock::unix_ms;
+use crate::env::clock::Clock;
 use crate::replica::lease::{self, Lease, LeaseError};
 use crate::replica::manifest::{self, RemoteError, RemoteFile};
 
@@ -28,6 +28,7 @@ const HEADERS_TRIED: usize = 16;
 pub async fn fence(
     store: &SharedStore,
     lease: &Lease,
+    clock: &dyn Clock,
 ) -> Result<BTreeSet<RemoteFile>, TargetError> {
     for _ in 0..FENCE_ATTEMPTS {
         let mut files = manifest::list(store).await?;
@@ -42,7 +43,7 @@ pub async fn fence(
             commit: before.commit,
             min_txid: txid,
             max_txid: txid,
-            timestamp_ms: unix_ms().max(before.timestamp_ms),
+            timestamp_ms: clock.unix_ms().max(before.timestamp_ms),
             pre_apply: 0,
             wal_offset: sqlite_format::WAL_HEADER_BYTES as i64,
             wal_size: 0,
@@ -74,7 +75,7 @@ pub async fn fence(
             }
             result => {
                 result?;
-                let (min, max, modified_ms) = (txid, txid, unix_ms());
+                let (min, max, modified_ms) = (txid, txid, clock.unix_ms());
                 files.insert(RemoteFile {
                     level: 0,
                     min,

@@ -33,8 +33,6 @@ impl<T: Send + 'static> Lane<T> {
     {
         let ending = Arc::new(AtomicBool::new(false));
         let work = work(Ending(Arc::clone(&ending)));
-        #[cfg(test)]
-        let work = crate::replication::on_this_machine(work);
         Lane {
             task: tokio::spawn(work.in_current_span()),
             end: None,

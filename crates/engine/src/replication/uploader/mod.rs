@@ -28,13 +28,14 @@ use store::{SharedStore, StoreError, StoreErrorKind};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::env::budget::Budgets;
 use crate::env::causes::describe;
 use crate::env::files::SourceId;
 use crate::replica::lease::LeaseError;
 use crate::replica::manifest::{RemoteError, RemoteFile};
 use crate::replica::retention::RetentionPolicy;
-use crate::replication::snapshot::{Effort, Overwritten, Pin, SnapshotError};
+use crate::replication::Env;
+use crate::replication::snapshot::{Effort, Overwritten, SnapshotError};
+use crate::source::read_mark::ReadMark;
 use crate::spool::cut::Cut;
 use crate::spool::progress::{SharedProgress, TargetPhase, TargetProgress};
 use crate::spool::state_dir::{LocalError, LocalState, Replicas};
@@ -254,8 +255,8 @@ pub struct Uploader {
     pub on_divergence: OnDivergence,
     /// Time between snapshots while the database changes.
     pub snapshot_interval: Duration,
-    /// Limits on the memory and disk space that the process may use.
-    pub budgets: Arc<Budgets>,
+    /// State that all databases of the process share.
+    pub env: Env,
     /// The local state of the database.
     pub local: Arc<LocalState>,
     /// Records of the replicas, kept between runs.
@@ -287,7 +288,7 @@ struct LeasedReplica {
     is_outrun: bool,
     /// The page that ended the previous snapshot.
     overwritten: Option<Overwritten>,
-    pin: Option<Pin>,
+    pin: Option<ReadMark>,
     cut: Option<Arc<Cut>>,
     snapshot: Option<Lane<snapshot::Stored>>,
     upkeep: Option<Lane<Result<Upkeep, TargetError>>>,
@@ -402,6 +403,8 @@ impl Uploader {
                     snapshot, upkeep, ..
                 } = replica;
                 tokio::select! {
+                    // In this order, so that a simulation repeats itself.
+                    biased;
                     _ = changes.changed() => {}
                     _ = self.drain.changed() => {}
                     () = over(snapshot) => {}
@@ -508,6 +511,7 @@ impl Uploader {
             return;
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(time) => {}
             _ = self.drain.changed() => {}
         }

@@ -8,6 +8,7 @@ use store::{SharedStore, Store, StoreError, StoreErrorKind};
 use tokio::time::Instant;
 
 use crate::env::causes::describe;
+use crate::env::threads::Threads;
 use crate::replica::manifest::{self, RemoteFile};
 use crate::replica::retention::{RetentionPlan, RetentionPolicy, plan_retention};
 
@@ -57,11 +58,12 @@ impl Uploader {
             *undeletable = UndeletableObjects::default();
         }
         Retention {
+            threads: Arc::clone(&self.env.host.threads),
             store: Arc::clone(&self.settings.store),
             holder: self.holder.clone(),
             epoch: replica.epoch,
             policy: self.settings.retention,
-            now_ms: replica.clock.cautious_ms(),
+            now_ms: replica.clock.cautious_ms(&*self.env.host.clock),
             files: replica.files.clone(),
             undeletable: undeletable.files.clone(),
         }
@@ -107,6 +109,7 @@ impl Uploader {
 
 /// One run of retention.
 struct Retention {
+    threads: Arc<dyn Threads>,
     store: SharedStore,
     holder: String,
     epoch: u64,
@@ -148,8 +151,8 @@ impl Retention {
     async fn plan(&mut self) -> RetentionPlan {
         let (files, policy) = (std::mem::take(&mut self.files), self.policy);
         let now_ms = self.now_ms;
-        let planning = tokio::task::spawn_blocking(move || plan_retention(&files, &policy, now_ms));
-        let plan = planning.await.expect("planning does not panic");
+        let planning = move || plan_retention(&files, &policy, now_ms);
+        let plan = self.threads.run(planning).await;
         for spared in &plan.spared {
             let (level, file) = (spared.file.level, spared.file.name());
             let (point, reason) = (spared.point, spared.reason);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::replica::lease::Lease;
 use crate::replica::manifest::RemoteFile;
-use crate::replication::snapshot::{Effort, Overwritten, Pin, Snapshot, StoreSnapshotError};
+use crate::replication::snapshot::{Effort, Overwritten, Snapshot, StoreSnapshotError};
 use crate::spool::cut::Cut;
 use crate::spool::progress::ReplicationProgress;
 
@@ -30,10 +30,10 @@ impl Uploader {
         // A cut taken while the store is unreachable would be old when the store is back.
         self.confirm_lease(replica).await?;
         if replica.effort == Effort::Pinned && replica.pin.is_none() {
-            let path = self.database.clone();
-            let taken = tokio::task::spawn_blocking(move || Pin::take(&path)).await;
+            let (source, path) = (Arc::clone(&self.env.source), self.database.clone());
+            let taken = self.env.host.threads.run(move || source.read_mark(&path));
             // Without a read mark, a database that no process has open can still be read.
-            replica.pin = taken.expect("taking a read mark does not panic").ok();
+            replica.pin = taken.await.ok();
         }
         self.update_target(|target| target.wants_cut = true);
         Ok(())
@@ -71,11 +71,13 @@ impl Uploader {
             account: self.account(),
         };
         let store = Arc::clone(&self.settings.store);
-        let budgets = Arc::clone(&self.budgets);
+        let env = self.env.clone();
         let was_pinned = snapshot.pin.is_some();
         replica.cut = None;
         replica.snapshot = Some(Lane::begin(|_| async move {
-            let bytes = snapshot.store(&store, &budgets).await;
+            let bytes = snapshot
+                .store(&store, &env.budgets, &*env.host.threads)
+                .await;
             Stored {
                 cut,
                 is_base,

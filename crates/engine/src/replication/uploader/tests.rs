@@ -7,8 +7,11 @@ use ltx::FileName;
 use store::{Body, Fault, FaultPlan, Faulty, Memory, PutMeta, PutMode, Store};
 
 use super::*;
+use crate::env::clock::SystemClock;
+use crate::env::host::Host;
 use crate::replica::lease::{self, Claim, Lease};
 use crate::replica::manifest;
+use crate::source::capture::Capture;
 use crate::spool::progress::Captured;
 use crate::spool::state_dir::{LocalFile, ReplicaRecord};
 
@@ -39,8 +42,10 @@ impl Bench {
             holder: "us".into(),
             on_divergence: OnDivergence::Block,
             snapshot_interval: Duration::from_secs(24 * 3600),
-            budgets: Budgets::new(crate::env::budget::Limits::default()),
-            local: Arc::new(LocalState::open(&directory.path().join("state")).unwrap()),
+            env: Env::new(Capture::start().unwrap()),
+            local: Arc::new(
+                LocalState::open(&directory.path().join("state"), &Host::default().disk).unwrap(),
+            ),
             records: Arc::default(),
             progress: Arc::new(progress),
             report: Arc::default(),
@@ -122,7 +127,7 @@ async fn no_fence_stands_behind_a_full_copy_that_may_still_come() {
         let store: SharedStore = Arc::new(Memory::new());
         let lease = held_by_another(&store, announced, copies).await;
         let before = manifest::list(&store).await.unwrap().len();
-        let files = fence(&store, &lease).await.unwrap();
+        let files = fence(&store, &lease, &SystemClock).await.unwrap();
         let newest = manifest::newest(&files);
         assert_eq!(newest, Txid::new(fence_at.unwrap_or(3)), "{what}");
         let listed = manifest::list(&store).await.unwrap().len();
@@ -147,7 +152,7 @@ async fn a_name_that_is_taken_meanwhile_is_fenced_behind_only_by_who_holds_the_l
             assert!(taken.unwrap().is_some());
         }
         let faulty: SharedStore = Arc::new(Faulty::new(Arc::clone(&memory), plan.clone()));
-        let fenced = fence(&faulty, &lease).await;
+        let fenced = fence(&faulty, &lease, &SystemClock).await;
         assert_eq!(fenced.is_err(), superseded);
         let files = manifest::list(&memory).await.unwrap();
         assert_eq!(manifest::newest(&files), Txid::new(stored));
@@ -163,7 +168,7 @@ async fn a_replica_after_whose_last_file_nothing_can_be_stored_is_an_error() {
             let message = result.unwrap_err().to_string();
             assert!(message.contains("ffffffffffffffff"), "{message}");
         };
-        names_it(fence(&store, &lease).await.map(drop));
+        names_it(fence(&store, &lease, &SystemClock).await.map(drop));
         let mut bench = Bench::new(Arc::clone(&store));
         bench.target.holder = holder.to_owned();
         bench.target.on_divergence = OnDivergence::NewLineage;

@@ -52,8 +52,7 @@ impl Uploader {
             let checked = path.clone();
             let check =
                 move || -> Result<(), LtxError> { check(BufReader::new(File::open(checked)?)) };
-            let checked = tokio::task::spawn_blocking(check).await;
-            match checked.expect("checking does not panic") {
+            match self.env.host.threads.run(check).await {
                 Ok(()) => {}
                 Err(LtxError::Io(source)) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
                     let action = "read";
@@ -71,7 +70,7 @@ impl Uploader {
                 }
             }
         }
-        let _memory = self.budgets.upload(self.index, file.bytes).await;
+        let _memory = self.env.budgets.upload(self.index, file.bytes).await;
         let name = FileName {
             min: file.txid,
             max: file.txid,
@@ -105,7 +104,7 @@ impl Uploader {
     /// The account in the local-state budget.
     pub(super) fn account(&self) -> Arc<Account> {
         let account = self.progress.lock().account.clone();
-        account.unwrap_or_else(|| self.budgets.account())
+        account.unwrap_or_else(|| self.env.budgets.account())
     }
 
     /// Stores an object under an unused name. If the name is taken by the same bytes, an earlier

@@ -18,24 +18,24 @@ const ALONE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Requests of callers.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Requests {
+pub struct Requests {
     /// Report this token once everything published by now is captured.
-    pub(super) barrier: Option<u64>,
+    pub barrier: Option<u64>,
     /// Report this token after the next poll, whatever it finds.
-    pub(super) poll: Option<u64>,
+    pub poll: Option<u64>,
     /// Read the whole present WAL.
-    pub(super) reread: bool,
+    pub reread: bool,
     /// Copy the WAL into the database file if no other process has it open.
-    pub(super) checkpoint: bool,
+    pub checkpoint: bool,
     /// Poll a last time, then end.
-    pub(super) detach: bool,
+    pub detach: bool,
     /// At the end, let SQLite remove the WAL if no other process has the database open.
-    pub(super) close: bool,
+    pub close: bool,
 }
 
 impl Requests {
     /// Adds requests made since.
-    pub(super) fn add(&mut self, later: Requests) {
+    pub fn add(&mut self, later: Requests) {
         self.barrier = later.barrier.or(self.barrier);
         self.poll = later.poll.or(self.poll);
         self.reread |= later.reread;

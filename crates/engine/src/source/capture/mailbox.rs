@@ -165,7 +165,7 @@ pub struct Mailbox {
 
 impl Mailbox {
     /// Creates an empty mailbox, whose commits count in `unwritten`.
-    pub(crate) fn new(unwritten: Arc<UnwrittenCommits>) -> Mailbox {
+    pub fn new(unwritten: Arc<UnwrittenCommits>) -> Mailbox {
         Mailbox {
             unwritten,
             ..Mailbox::default()
@@ -212,12 +212,14 @@ impl Mailbox {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn update(&self, change: impl FnOnce(&mut PendingCapture)) {
+    /// Changes the pending results.
+    pub fn update(&self, change: impl FnOnce(&mut PendingCapture)) {
         change(&mut self.lock());
         self.notify();
     }
 
-    pub(super) fn deliver(&self, poll: Polled) {
+    /// Delivers the result of a poll.
+    pub fn deliver(&self, poll: Polled) {
         let mut pending = self.lock();
         match poll {
             Polled::Quiet | Polled::Moved => return,

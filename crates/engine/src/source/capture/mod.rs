@@ -29,7 +29,8 @@ use tokio::runtime::Handle;
 use crate::pages::page_set::Spill;
 use crate::source::wal::Start;
 
-use attachment::{AttachRequest, Requests};
+use attachment::AttachRequest;
+pub use attachment::Requests;
 pub use file_events::IdleWatch;
 use file_events::{Events, Wake, Watches};
 pub use mailbox::{Mailbox, PendingCapture, UnwrittenCommits};
@@ -72,12 +73,10 @@ pub struct Capture {
 }
 
 /// One attached database. Dropping it detaches.
-#[derive(Debug)]
 pub struct Attached {
-    id: u64,
-    capture: Capture,
     /// Findings of the thread.
     pub mailbox: Arc<Mailbox>,
+    send: Box<dyn Fn(Requests) + Send + Sync>,
 }
 
 impl Capture {
@@ -163,11 +162,9 @@ impl Capture {
             },
             pool: Handle::current(),
         });
-        Attached {
-            id,
-            capture: self.clone(),
-            mailbox,
-        }
+        let capture = self.clone();
+        let send = move |requests| capture.send(Command::Request { id, requests });
+        Attached::new(mailbox, send)
     }
 
     /// Watches a file of an idle database: its next change or its next opening ends the rest. None
@@ -208,10 +205,19 @@ impl Drop for Waiting<'_> {
 }
 
 impl Attached {
+    /// Creates the handle of an attachment that leaves its findings in `mailbox` and is sent
+    /// requests with `send`.
+    pub fn new(mailbox: Arc<Mailbox>, send: impl Fn(Requests) + Send + Sync + 'static) -> Attached {
+        Attached {
+            mailbox,
+            send: Box::new(send),
+        }
+    }
+
     /// Requests everything that is published by now, and whether the path still leads to the same
     /// file. `PendingCapture::barrier` reaches `token` once both are known.
     pub fn barrier(&self, token: u64) {
-        self.request(Requests {
+        (self.send)(Requests {
             barrier: Some(token),
             ..Requests::default()
         });
@@ -219,7 +225,7 @@ impl Attached {
 
     /// Requests the whole present WAL.
     pub fn reread(&self) {
-        self.request(Requests {
+        (self.send)(Requests {
             reread: true,
             ..Requests::default()
         });
@@ -227,7 +233,7 @@ impl Attached {
 
     /// Requests a last poll and the end; `PendingCapture::gone` is set after it.
     pub fn detach(&self) {
-        self.request(Requests {
+        (self.send)(Requests {
             detach: true,
             ..Requests::default()
         });
@@ -235,7 +241,7 @@ impl Attached {
 
     /// Requests a poll now. `PendingCapture::poll` reaches `token` after it.
     pub fn poll(&self, token: u64) {
-        self.request(Requests {
+        (self.send)(Requests {
             poll: Some(token),
             ..Requests::default()
         });
@@ -244,7 +250,7 @@ impl Attached {
     /// Asks to copy the WAL into the database file if no other process has it open. A later barrier
     /// says whether that was done.
     pub fn checkpoint_alone(&self) {
-        self.request(Requests {
+        (self.send)(Requests {
             checkpoint: true,
             ..Requests::default()
         });
@@ -253,16 +259,11 @@ impl Attached {
     /// As [`Attached::detach`], and lets SQLite remove the WAL where no other process has the
     /// database open.
     pub fn close(&self) {
-        self.request(Requests {
+        (self.send)(Requests {
             close: true,
             detach: true,
             ..Requests::default()
         });
-    }
-
-    fn request(&self, requests: Requests) {
-        let id = self.id;
-        self.capture.send(Command::Request { id, requests });
     }
 }
 

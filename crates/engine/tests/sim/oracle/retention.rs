@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ltx::Txid;
 
-use crate::replica::restore_plan::plan_restore;
-use crate::replication::sim::writer::RETENTION;
+use crate::writer::RETENTION;
+use engine::replica::restore_plan::plan_restore;
 
 use super::Look;
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::replica::manifest::{self, RemoteFile};
-use crate::replica::restore_plan::plan_restore;
-use crate::replication::sim::model::Image;
+use crate::model::Place;
+use engine::replica::manifest::{self, RemoteFile};
+use engine::replica::restore_plan::plan_restore;
 
 use super::{Look, Objects, apply};
 
@@ -24,14 +24,16 @@ pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {
     }
 }
 
-/// The newest point is this very database.
-pub(super) fn is_this(
+/// The newest point is this commit of a place, or a later one.
+pub(super) fn is_at_least(
     files: &BTreeSet<RemoteFile>,
     objects: &Objects,
-    image: &Image,
+    place: &Place,
+    commit: usize,
 ) -> Result<(), String> {
     let plan = plan_restore(files, None).map_err(|error| error.to_string())?;
-    match apply(&plan.files, objects)? == *image {
+    let image = apply(&plan.files, objects)?;
+    match place.app.lock().unwrap().is_at_least(&image, commit) {
         true => Ok(()),
         false => Err(format!("{} lacks commits", plan.txid)),
     }

@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex};
 use ltx::{Decoder, Txid};
 use store::{Layout, Store};
 
-use crate::replica::lease::{self, LEASE_KEY, Lease};
-use crate::replica::manifest::{self, RemoteFile};
+use engine::replica::lease::{self, LEASE_KEY, Lease};
+use engine::replica::manifest::{self, RemoteFile};
 
 use super::chance::Chance;
-use super::model::{Image, checksum};
+use super::model::{Image, Place, checksum};
 use super::wire::Server;
 
 /// Most points of one store that one check restores.
@@ -35,6 +35,8 @@ pub(super) enum Promise {
     P3,
     P5,
     Retention,
+    /// The reported lag is true.
+    Lag,
 }
 
 /// A written LTX file, by the digest of its bytes.
@@ -60,6 +62,7 @@ struct Landed {
     /// The epoch with which its writer held the lease. The epoch in the file may be older: a file
     /// is captured before it is known which process may store it.
     epoch: u64,
+    /// The time that the store gives it, which its age counts from.
     at_ms: u64,
 }
 
@@ -68,6 +71,8 @@ struct Stored {
     /// The file of each TXID that was ever stored under its name.
     captured: BTreeMap<Txid, Landed>,
     copies: BTreeMap<Txid, Landed>,
+    /// Checksums of the databases that captured files and snapshots lead to.
+    states: BTreeSet<u64>,
     /// When each TXID first was the last one of a file of level 1.
     compacted: BTreeMap<Txid, u64>,
     acked: BTreeMap<Txid, Acked>,
@@ -82,8 +87,7 @@ struct Stored {
 #[derive(Default)]
 struct State {
     written: HashMap<u64, Written>,
-    /// The database at the cuts of each writer.
-    cuts: HashMap<(String, Txid), Arc<Image>>,
+    places: BTreeMap<usize, Arc<Place>>,
     stores: BTreeMap<usize, Stored>,
     broken: Vec<(Promise, String)>,
     /// Number of restored points that were compared.
@@ -103,43 +107,16 @@ struct Look<'a> {
 }
 
 impl Oracle {
-    /// A writer wrote a file. Restored, it gives `image`.
-    pub(super) fn written(&self, writer: &str, bytes: &[u8], image: &Arc<Image>) {
-        let (writer, image) = (writer.to_owned(), Arc::clone(image));
-        let written = Written { writer, image };
+    /// A place that processes write from.
+    pub(super) fn knows(&self, place: &Arc<Place>) {
         let state = &mut *self.0.lock().unwrap();
-        state.written.entry(digest(bytes)).or_insert(written);
+        state.places.insert(place.number, Arc::clone(place));
     }
 
-    /// A writer took a cut for a snapshot.
-    pub(super) fn cut(&self, writer: &str, txid: Txid, image: &Arc<Image>) {
-        let key = (writer.to_owned(), txid);
+    /// Reads the checksums of all states of databases that were ever stored in a store.
+    pub(super) fn stored<T>(&self, store: usize, read: impl FnOnce(&BTreeSet<u64>) -> T) -> T {
         let state = &mut *self.0.lock().unwrap();
-        state.cuts.entry(key).or_insert_with(|| Arc::clone(image));
-    }
-
-    /// A snapshot was stored. It must be the database at its cut. If it was compacted from stored
-    /// files, it must be the database that the captured file of its position leads to.
-    fn snapshot_landed(&self, store: usize, name: &str, file: RemoteFile, bytes: &[u8]) {
-        let image = {
-            let state = &*self.0.lock().unwrap();
-            let captured = state.stores.get(&store).and_then(|stored| {
-                let landed = stored.captured.get(&file.max)?;
-                let written = state.written.get(&landed.digest)?;
-                Some(Arc::clone(&written.image))
-            });
-            let cut = state.cuts.get(&(name.to_owned(), file.max)).cloned();
-            cut.or(captured)
-        };
-        let objects = Objects::from([(file, bytes.to_vec())]);
-        match (image, apply(&[file], &objects)) {
-            (Some(image), Ok(stored)) if *image == stored => self.written(name, bytes, &image),
-            (_, stored) => {
-                let why = stored.err().unwrap_or_else(|| "other pages".to_owned());
-                let what = format!("store {store}: snapshot {} by {name}: {why}", file.max);
-                self.broken(Promise::P1, what);
-            }
-        }
+        read(&state.stores.entry(store).or_default().states)
     }
 
     /// A process reads the lease.
@@ -160,8 +137,15 @@ impl Oracle {
         });
     }
 
-    /// An object was stored.
-    pub(super) fn landed(&self, store: usize, name: &str, key: &str, bytes: &[u8], now_ms: u64) {
+    /// An object was stored by a process at a place.
+    pub(super) fn landed(
+        &self,
+        store: usize,
+        (name, place): (&str, usize),
+        key: &str,
+        bytes: &[u8],
+        (now_ms, dated_ms): (u64, u64),
+    ) {
         if key == LEASE_KEY {
             let lease: Lease = serde_json::from_slice(bytes).expect("we wrote it");
             self.store(store, |_, stored| {
@@ -175,32 +159,48 @@ impl Oracle {
         let Some(file) = parse(key, bytes.len()) else {
             return;
         };
-        if file.level == 9 {
-            self.snapshot_landed(store, name, file, bytes);
+        if !matches!(file.level, 0 | 9) {
+            return self.store(store, |_, stored| {
+                if file.level == 1 {
+                    stored.compacted.entry(file.max).or_insert(now_ms);
+                }
+                None
+            });
         }
+        let place = Arc::clone(&self.0.lock().unwrap().places[&place]);
         self.store(store, |written, stored| {
             let landed = Landed {
                 digest: digest(bytes),
                 epoch: stored.epochs.get(name).copied().unwrap_or(0),
-                at_ms: now_ms,
+                at_ms: dated_ms,
             };
-            if file.level == 1 {
-                stored.compacted.entry(file.max).or_insert(now_ms);
-            }
-            if !matches!(file.level, 0 | 9) {
-                return None;
-            }
             let broken = p3::overwrites(stored, file, landed).err();
             let broken = broken.map(|why| (Promise::P3, format!("{key} by {name}: {why}")));
+            let state = match written.get(&landed.digest) {
+                Some(known) => Ok(Some(Arc::clone(&known.image))),
+                None if !file.has_pages() => Ok(None),
+                None => {
+                    let state = p1::state_after(stored, written, &place, file, bytes);
+                    state.map(|image| Some(Arc::new(image)))
+                }
+            };
             let landed_before = match file.level {
                 0 => &mut stored.captured,
                 _ => &mut stored.copies,
             };
             // A file that arrives twice keeps the age of its first arrival.
             landed_before.entry(file.max).or_insert(landed);
-            let known = written.contains_key(&landed.digest) || !file.has_pages();
-            let unknown = || (Promise::P1, format!("{key} by {name} was never written"));
-            broken.or_else(|| (!known).then(unknown))
+            match state {
+                Ok(None) => broken,
+                Ok(Some(image)) => {
+                    stored.states.insert(checksum(&image));
+                    let writer = name.to_owned();
+                    let new = || Written { writer, image };
+                    written.entry(landed.digest).or_insert_with(new);
+                    broken
+                }
+                Err(why) => Some((Promise::P1, format!("{key} by {name}: {why}"))),
+            }
         });
     }
 
@@ -249,11 +249,11 @@ impl Oracle {
     fn store(
         &self,
         index: usize,
-        change: impl FnOnce(&HashMap<u64, Written>, &mut Stored) -> Option<(Promise, String)>,
+        change: impl FnOnce(&mut HashMap<u64, Written>, &mut Stored) -> Option<(Promise, String)>,
     ) {
         let state = &mut *self.0.lock().unwrap();
         let stored = state.stores.entry(index).or_default();
-        if let Some((promise, what)) = change(&state.written, stored) {
+        if let Some((promise, what)) = change(&mut state.written, stored) {
             state
                 .broken
                 .push((promise, format!("store {index}: {what}")));
@@ -303,15 +303,21 @@ impl Oracle {
         state.broken.extend(said);
     }
 
-    /// The restored newest point must be this very database, if the process still writes there.
-    pub(super) async fn check_newest(&self, server: &Server, writer: &str, image: &Image) {
+    /// The restored newest point must be this commit of a place or a later one, if the process
+    /// still writes there.
+    pub(super) async fn check_newest(
+        &self,
+        server: &Server,
+        writer: &str,
+        (place, commit): (&Place, usize),
+    ) {
         let lease = lease::read(&server.direct()).await.unwrap();
         if lease.is_none_or(|lease| lease.lease.holder != writer) {
             return;
         }
         let files = manifest::list(&server.direct()).await.unwrap();
         let objects = objects(server, &files).await;
-        if let Err(why) = p2::is_this(&files, &objects, image) {
+        if let Err(why) = p2::is_at_least(&files, &objects, place, commit) {
             let index = server.index;
             let broken = format!("store {index}: {writer} said that all is stored: {why}");
             self.broken(Promise::P2, broken);
@@ -365,24 +371,29 @@ async fn objects(server: &Server, files: &BTreeSet<RemoteFile>) -> Objects {
 fn apply(files: &[RemoteFile], objects: &Objects) -> Result<Image, String> {
     let mut image = Image::new();
     for file in files {
-        let failed = |error: ltx::LtxError| format!("{}: {error}", file.name());
-        let mut decoder = Decoder::new(&objects[file][..]).map_err(failed)?;
-        let header = *decoder.header();
-        if (header.min_txid, header.max_txid) != (file.min, file.max) {
-            return Err(format!("{} has the bytes of another file", file.name()));
-        }
-        image.retain(|pgno, _| *pgno <= header.commit);
-        let mut bytes = Vec::new();
-        while let Some(pgno) = decoder.next_page(&mut bytes).map_err(failed)? {
-            image.insert(pgno, bytes[..].into());
-        }
-        decoder.finish().map_err(failed)?;
-        if let Some(pgno) = (1..=header.commit).find(|pgno| !image.contains_key(pgno)) {
-            return Err(format!(
-                "{} needs page {pgno}, which is missing",
-                file.name()
-            ));
-        }
+        apply_one(&mut image, *file, &objects[file])?;
     }
     Ok(image)
+}
+
+fn apply_one(image: &mut Image, file: RemoteFile, content: &[u8]) -> Result<(), String> {
+    let failed = |error: ltx::LtxError| format!("{}: {error}", file.name());
+    let mut decoder = Decoder::new(content).map_err(failed)?;
+    let header = *decoder.header();
+    if (header.min_txid, header.max_txid) != (file.min, file.max) {
+        return Err(format!("{} has the bytes of another file", file.name()));
+    }
+    image.retain(|pgno, _| *pgno <= header.commit);
+    let mut bytes = Vec::new();
+    while let Some(pgno) = decoder.next_page(&mut bytes).map_err(failed)? {
+        image.insert(pgno, bytes[..].into());
+    }
+    decoder.finish().map_err(failed)?;
+    match (1..=header.commit).find(|pgno| !image.contains_key(pgno)) {
+        Some(pgno) => Err(format!(
+            "{} needs page {pgno}, which is missing",
+            file.name()
+        )),
+        None => Ok(()),
+    }
 }

@@ -3,26 +3,28 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::config::OnMissing;
 use store::Memory;
 
-use crate::replica::lease;
-use crate::restore::IntegrityCheck;
-use crate::startup::{Ready, make_ready};
+use engine::replica::lease;
+use engine::restore::IntegrityCheck;
+use engine::startup::{Ready, make_ready};
 
 use super::chance::{Chance, Log};
-use super::machine::{Clock, Disk, MACHINE, Machine, Trouble};
-use super::model::{App, Image, Place, image_of};
+use super::machine::{Clock, Disk, Machine, Threads, Trouble};
+use super::model::{App, Place, database, image_of};
 use super::oracle::{Broken, Oracle, Promise};
 use super::wire::{LATEST_MS, Server};
 use super::writer::{Process, settings};
 
 /// The residue of virtual time of the world itself.
 pub(super) const WORLD: u64 = 0;
+/// The residue of applications.
+const APPLICATIONS: u64 = 99;
 /// Most processes in one run. Each has three residues.
 const MOST_PROCESSES: u64 = 30;
 /// Most processes that live at the same time.
@@ -36,7 +38,7 @@ struct Backup {
     state: usize,
     commit: usize,
     /// The WAL position at that moment, to notice a history that was cut since.
-    mark: crate::source::wal::WalPosition,
+    mark: engine::source::wal::WalPosition,
     files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -153,8 +155,9 @@ impl World {
             11 if self.clocks_jump => self.jump(),
             12 => {
                 if let Some(index) = self.some_process() {
-                    let busy = &self.alive[index].busy;
-                    busy.fetch_xor(true, Ordering::Relaxed);
+                    let mut app = self.alive[index].place.app.lock().unwrap();
+                    app.is_busy = !app.is_busy;
+                    drop(app);
                     self.note("busy or quiet", index);
                 }
             }
@@ -170,7 +173,7 @@ impl World {
         {
             self.note("over", index);
             let process = self.alive.remove(index);
-            process.kill().await;
+            process.kill(&self.log).await;
         }
         while self.alive.len() > MOST_ALIVE {
             let process = self.alive.remove(0);
@@ -189,16 +192,8 @@ impl World {
 
     /// Starts a process on a new machine from the stored backup. Others may live on.
     pub(super) async fn new_node(&mut self) {
-        let number = self.places.len();
-        let directory = self.directory.path().join(format!("place{number}"));
-        fs::create_dir_all(&directory).unwrap();
-        let place = Arc::new(Place {
-            number,
-            directory,
-            app: std::sync::Mutex::new(App::new(Some(Image::new()), self.app_chance())),
-        });
+        let place = self.new_place();
         if self.is_made_ready(&place, 0).await {
-            self.places.push(Arc::clone(&place));
             self.start(&place, 0);
         }
     }
@@ -219,7 +214,7 @@ impl World {
         }
         self.log
             .note(WORLD, format!("place {} has no database", place.number));
-        fs::remove_file(place.database()).unwrap();
+        place.app.lock().unwrap().remove();
         match self.is_made_ready(&place, state).await {
             true => self.start(&place, state),
             false => {
@@ -232,10 +227,11 @@ impl World {
 
     /// Restores a database to a place that has none. False if every attempt fails.
     async fn is_made_ready(&mut self, place: &Arc<Place>, state: usize) -> bool {
-        let machine = self.machine(place.number, state);
+        let machine = self.machine(place, state);
         let serial = self.next_serial();
         let name = format!("restore{serial}");
-        let settings = settings(serial, self.seed, name, place, state, &self.servers);
+        let (seed, servers) = (self.seed, &self.servers);
+        let settings = settings(serial, seed, name, (place, state), servers, &machine);
         for attempt in 0..10 {
             if attempt < 5 && self.chance.one_in(10) {
                 let calls = self.chance.below(6);
@@ -247,8 +243,8 @@ impl World {
             });
             let check = IntegrityCheck::None;
             let nobody = |_, _| {};
-            let ready = make_ready(&settings, OnMissing::Restore, check, &nobody);
-            let ready = MACHINE.scope(machine.clone(), ready).await;
+            let host = machine.host();
+            let ready = make_ready(&settings, &host, OnMissing::Restore, check, &nobody).await;
             machine.disk.heal();
             let image = match ready {
                 Ok(Ready::Restored { restored, .. }) => {
@@ -272,9 +268,8 @@ impl World {
                     continue;
                 }
             };
-            let mut app = App::new(image, self.app_chance());
-            app.checkpoint(&place.database());
-            *place.app.lock().unwrap() = app;
+            let chance = self.app_chance();
+            place.app.lock().unwrap().replace(image, chance);
             return true;
         }
         false
@@ -331,27 +326,21 @@ impl World {
             let process = self.alive.remove(index);
             self.kill(process).await;
         }
-        let number = self.places.len();
-        let directory = self.directory.path().join(format!("place{number}"));
+        let copy = self.new_place();
         for (name, bytes) in files(&place.state(state)) {
-            let path = directory.join(format!("state{state}")).join(name);
+            let path = copy.state(state).join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         }
         let image = (*place.app.lock().unwrap().image()).clone();
-        let copy = Place {
-            number,
-            directory,
-            app: std::sync::Mutex::new(App::new(Some(image), self.app_chance())),
-        };
-        fs::copy(place.database(), copy.database()).unwrap();
-        copy.app.lock().unwrap().checkpoint(&copy.database());
-        let copy = Arc::new(copy);
-        self.places.push(Arc::clone(&copy));
-        self.log.note(
-            WORLD,
-            format!("place {number} is a copy of {}", place.number),
-        );
+        let chance = self.app_chance();
+        {
+            let mut app = copy.app.lock().unwrap();
+            app.replace(Some(image), chance);
+            app.remember(&place.app.lock().unwrap());
+        }
+        let line = format!("place {} is a copy of {}", copy.number, place.number);
+        self.log.note(WORLD, line);
         self.start(&copy, state);
     }
 
@@ -367,7 +356,7 @@ impl World {
             place: Arc::clone(&process.place),
             state: process.state,
             commit: app.newest(),
-            mark: app.log(),
+            mark: app.position(),
             files,
         };
         drop(app);
@@ -385,7 +374,7 @@ impl World {
         let on_it = |process: &Process| Arc::ptr_eq(&process.place, &backup.place);
         while let Some(index) = self.alive.iter().position(on_it) {
             let process = self.alive.remove(index);
-            process.kill().await;
+            process.kill(&self.log).await;
         }
         if backup.place.app.lock().unwrap().at(&backup.mark).is_none() {
             return;
@@ -401,7 +390,6 @@ impl World {
         {
             let mut app = backup.place.app.lock().unwrap();
             app.roll_back(backup.commit);
-            app.checkpoint(&backup.place.database());
         }
         let line = format!("place {} is rolled back", backup.place.number);
         self.log.note(WORLD, line);
@@ -413,12 +401,13 @@ impl World {
         let (name, place) = (process.name.clone(), Arc::clone(&process.place));
         let alone = |other: &Process| !Arc::ptr_eq(&other.place, &place);
         let alone = self.alive.iter().all(alone);
-        let complete = process.stop().await;
+        let newest = place.app.lock().unwrap().newest();
+        let complete = process.stop(&self.log).await;
         self.log.note(WORLD, format!("stop {name}: {complete}"));
         if complete && alone {
-            let image = place.app.lock().unwrap().image();
             for server in &self.servers {
-                self.oracle.check_newest(server, &name, &image).await;
+                let oracle = &self.oracle;
+                oracle.check_newest(server, &name, (&place, newest)).await;
             }
         }
     }
@@ -426,7 +415,7 @@ impl World {
     /// Kills a process, and sometimes its machine. Then changes that were not durable may be lost.
     pub(super) async fn kill(&mut self, process: Process) {
         let (name, disk) = (process.name.clone(), Arc::clone(&process.machine.disk));
-        process.kill().await;
+        process.kill(&self.log).await;
         self.log.note(WORLD, format!("killed {name}"));
         if self.chance.one_in(3) {
             disk.lose_power(&mut self.chance);
@@ -469,7 +458,7 @@ impl World {
         self.log
             .note(WORLD, format!("the last one is {}", last.name));
         self.log.pause(WORLD, 10_000).await;
-        last.busy.store(false, Ordering::Relaxed);
+        last.place.app.lock().unwrap().is_busy = false;
         self.log.pause(WORLD, LATEST_MS).await;
         let (place, handle) = (Arc::clone(&last.place), last.handle.clone());
         let mut left = PATIENCE.as_secs();
@@ -478,15 +467,16 @@ impl World {
             left -= 1;
         }
         let name = last.name.clone();
-        if !last.stop().await {
+        if !last.stop(&self.log).await {
             let reports: Vec<_> = handle.counters();
             let broken = format!("the last writer does not store everything: {reports:?}");
             self.oracle.broken(Promise::P2, broken);
             return;
         }
-        let image = place.app.lock().unwrap().image();
+        let newest = place.app.lock().unwrap().newest();
         for server in &self.servers {
-            self.oracle.check_newest(server, &name, &image).await;
+            let oracle = &self.oracle;
+            oracle.check_newest(server, &name, (&place, newest)).await;
         }
         self.check().await;
     }
@@ -494,13 +484,22 @@ impl World {
     pub(super) fn start(&mut self, place: &Arc<Place>, state: usize) {
         let serial = self.next_serial();
         let name = format!("writer{serial}");
-        let settings = settings(serial, self.seed, name.clone(), place, state, &self.servers);
+        let machine = self.machine(place, state);
+        let (seed, servers) = (self.seed, &self.servers);
+        let settings = settings(
+            serial,
+            seed,
+            name.clone(),
+            (place, state),
+            servers,
+            &machine,
+        );
         let chance = Chance::new(self.seed, 100 + serial);
         let line = format!("start {name} on place {} state {state}", place.number);
         self.log.note(WORLD, line);
         self.homes.insert(name, (Arc::clone(place), state));
-        let (oracle, machine) = (Arc::clone(&self.oracle), self.machine(place.number, state));
-        let process = Process::start(serial, place, state, settings, &oracle, machine, chance);
+        let oracle = &self.oracle;
+        let process = Process::start(serial, (place, state), settings, oracle, machine, chance);
         self.alive.push(process);
     }
 
@@ -514,21 +513,58 @@ impl World {
         (count > 0).then(|| self.chance.below(count) as usize)
     }
 
+    /// Creates a volume without a database, and its application.
+    fn new_place(&mut self) -> Arc<Place> {
+        let number = self.places.len();
+        let directory = self.directory.path().join(format!("place{number}"));
+        fs::create_dir_all(&directory).unwrap();
+        let (path, inode) = (database(&directory), 2 * number as u64);
+        let chance = self.app_chance();
+        let app = App::without_database(path, inode, &self.log, chance);
+        let place = Arc::new(Place {
+            number,
+            directory,
+            app: Mutex::new(app),
+        });
+        self.oracle.knows(&place);
+        self.places.push(Arc::clone(&place));
+        let (log, acting, mut chance) =
+            (Arc::clone(&self.log), Arc::clone(&place), self.app_chance());
+        tokio::spawn(async move {
+            loop {
+                log.pause(APPLICATIONS, 100 + chance.below(15) * 100).await;
+                acting.app.lock().unwrap().act();
+            }
+        });
+        place
+    }
+
     fn app_chance(&mut self) -> Chance {
         Chance::new(self.chance.draw(), 2)
     }
 
     /// Creates the machine of one process: a clock that is up to a second off at first, and a disk
     /// that others may have used.
-    fn machine(&mut self, place: usize, state: usize) -> Machine {
+    fn machine(&mut self, place: &Arc<Place>, state: usize) -> Machine {
         let off_ms = self.chance.below(2000) as i64 - 1000;
         let clock = Clock {
             log: Arc::clone(&self.log),
             off_ms: Arc::new(off_ms.into()),
         };
-        let disk = self.disk(place, state);
+        let disk = self.disk(place.number, state);
         disk.heal();
-        Machine { clock, disk }
+        let (place, chance) = (Arc::clone(place), Mutex::new(self.app_chance()));
+        let meanwhile = move || {
+            if chance.lock().unwrap().one_in(4) {
+                place.app.lock().unwrap().act();
+            }
+        };
+        let meanwhile = Arc::new(meanwhile);
+        Machine {
+            clock,
+            disk,
+            threads: Threads { meanwhile },
+        }
     }
 
     fn disk(&mut self, place: usize, state: usize) -> Arc<Disk> {

@@ -2,8 +2,8 @@
 
 use ltx::Txid;
 
-use crate::replica::lease::LEASE_KEY;
-use crate::replica::manifest::{self, RemoteFile};
+use engine::replica::lease::LEASE_KEY;
+use engine::replica::manifest::{self, RemoteFile};
 
 use super::{Landed, Look, Stored, parse};
 

@@ -1,73 +1,25 @@
-//! The machine of a simulated process: its clock, its disk, and the engine's calls to them.
+//! The machine of a simulated process: its clocks, its disk, and its threads.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use engine::env::disk::SystemDisk;
+use engine::env::host::Host;
+use engine::env::{clock, disk, threads};
 use futures::FutureExt;
-
-use crate::env::disk::{Answer, Call};
+use futures::future::BoxFuture;
 
 use super::chance::{Chance, Log};
-
-/// Wall clocks begin at this time, in Unix milliseconds.
-const EPOCH_MS: i64 = 1_700_000_000_000;
-
-tokio::task_local! {
-    /// The machine that a task runs on.
-    pub(super) static MACHINE: Machine;
-}
 
 thread_local! {
     /// True inside work that would run on another thread.
     static THREAD: Cell<bool> = const { Cell::new(false) };
-}
-
-/// The wall clock of a simulated machine, in Unix milliseconds; none outside simulations.
-pub(crate) fn simulated_ms() -> Option<i64> {
-    MACHINE.try_with(|machine| machine.clock.now_ms()).ok()
-}
-
-/// The answer of a simulated disk to a call.
-pub(crate) fn simulated_call(call: Call<'_>) -> io::Result<Answer> {
-    let answer = MACHINE.try_with(|machine| machine.disk.answer(call));
-    answer.unwrap_or(Ok(Answer::Go))
-}
-
-/// Makes a task that a simulated process starts run on its machine, too.
-pub(crate) fn on_this_machine<F: Future>(task: F) -> impl Future<Output = F::Output> + use<F> {
-    let machine = MACHINE.try_with(Clone::clone).ok();
-    async move {
-        match machine {
-            Some(machine) => MACHINE.scope(machine, task).await,
-            None => task.await,
-        }
-    }
-}
-
-/// In a simulation, runs the work of another thread at once, because virtual time stands still
-/// while a thread waits.
-pub(crate) fn simulated_thread<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
-    if MACHINE.try_with(|_| ()).is_err() {
-        return Err(work);
-    }
-    THREAD.set(true);
-    let done = work();
-    THREAD.set(false);
-    Ok(done)
-}
-
-/// In a simulation, returns the result that a thread waits for, which is already available.
-pub(crate) fn simulated_wait<F: Future>(future: F) -> Result<F::Output, F> {
-    if !in_a_thread() {
-        return Err(future);
-    }
-    let now = future.now_or_never();
-    Ok(now.expect("simulated stores answer threads at once"))
 }
 
 /// Whether a request comes from work that would run on another thread.
@@ -80,10 +32,51 @@ pub(super) fn in_a_thread() -> bool {
 pub(super) struct Machine {
     pub(super) clock: Clock,
     pub(super) disk: Arc<Disk>,
+    pub(super) threads: Threads,
 }
 
-/// A machine's clock: virtual time plus its error.
+impl Machine {
+    /// The machine, as the engine sees it.
+    pub(super) fn host(&self) -> Host {
+        Host {
+            clock: Arc::new(self.clock.clone()),
+            disk: Arc::clone(&self.disk) as Arc<dyn disk::Disk>,
+            threads: Arc::new(self.threads.clone()),
+        }
+    }
+}
+
+/// Threads whose work is done at once, because virtual time stands still while a thread works.
 #[derive(Clone)]
+pub(super) struct Threads {
+    /// What others do before and after the work.
+    pub(super) meanwhile: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Threads")
+    }
+}
+
+impl threads::Threads for Threads {
+    fn start(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
+        (self.meanwhile)();
+        THREAD.set(true);
+        work();
+        THREAD.set(false);
+        (self.meanwhile)();
+        std::future::ready(()).boxed()
+    }
+
+    fn wait(&self, future: BoxFuture<'_, ()>) {
+        let now = future.now_or_never();
+        now.expect("simulated stores answer threads at once");
+    }
+}
+
+/// A machine's clocks: virtual time, to which the wall clock adds its error.
+#[derive(Debug, Clone)]
 pub(super) struct Clock {
     pub(super) log: Arc<Log>,
     pub(super) off_ms: Arc<AtomicI64>,
@@ -91,16 +84,26 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn now_ms(&self) -> i64 {
-        EPOCH_MS + self.log.now_ms() as i64 + self.off_ms.load(Ordering::Relaxed)
+        self.log.unix_ms() + self.off_ms.load(Ordering::Relaxed)
+    }
+}
+
+impl clock::Clock for Clock {
+    fn unix_ms(&self) -> i64 {
+        self.now_ms()
+    }
+
+    fn steady_ms(&self) -> i64 {
+        self.log.unix_ms()
     }
 }
 
 /// The disk below one state directory. Calls go to a real directory. This records the changes that
 /// a power failure may take back.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Disk(Mutex<Content>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Content {
     /// Changes of names that are not durable, for each directory, in order.
     names: BTreeMap<PathBuf, Vec<Change>>,
@@ -110,6 +113,7 @@ struct Content {
 }
 
 /// A change of names in a directory.
+#[derive(Debug)]
 enum Change {
     Made(PathBuf),
     Renamed {
@@ -119,6 +123,17 @@ enum Change {
         replaced: Option<(Vec<u8>, bool)>,
     },
     Removed(PathBuf, Vec<u8>),
+}
+
+/// A call that changes files, before it is made.
+#[derive(Debug, Clone, Copy)]
+enum Call<'a> {
+    Create(&'a Path),
+    Write(&'a Path),
+    Sync(&'a Path),
+    Rename { from: &'a Path, to: &'a Path },
+    Remove(&'a Path),
+    SyncDirectory(&'a Path),
 }
 
 /// A fault of a disk.
@@ -153,10 +168,11 @@ impl Disk {
         *self.0.lock().unwrap() = Content::default();
     }
 
-    fn answer(&self, call: Call<'_>) -> io::Result<Answer> {
+    fn begin(&self, call: Call<'_>) -> io::Result<()> {
         let content = &mut *self.0.lock().unwrap();
         content.fail(call)?;
-        Ok(content.note(call))
+        content.note(call);
+        Ok(())
     }
 
     /// Takes back changes that are not durable: the last changes of names in each directory, and
@@ -185,6 +201,37 @@ impl Disk {
     }
 }
 
+/// Nothing here waits for a real disk.
+impl disk::Disk for Disk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.begin(Call::Create(path))?;
+        SystemDisk.create(path)
+    }
+
+    fn write(&self, file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.begin(Call::Write(path))?;
+        SystemDisk.write(file, path, bytes)
+    }
+
+    fn sync(&self, _file: &File, path: &Path) -> io::Result<()> {
+        self.begin(Call::Sync(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.begin(Call::Rename { from, to })?;
+        SystemDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.begin(Call::Remove(path))?;
+        SystemDisk.remove(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.begin(Call::SyncDirectory(directory))
+    }
+}
+
 impl Content {
     fn fail(&mut self, call: Call<'_>) -> io::Result<()> {
         let Some((calls, trouble)) = &mut self.trouble else {
@@ -208,7 +255,7 @@ impl Content {
     }
 
     /// Records the effect of a call before it is made.
-    fn note(&mut self, call: Call<'_>) -> Answer {
+    fn note(&mut self, call: Call<'_>) {
         match call {
             Call::Create(path) => {
                 self.dirty.insert(path.to_owned());
@@ -219,7 +266,6 @@ impl Content {
             }
             Call::Sync(path) => {
                 self.dirty.remove(path);
-                return Answer::Done;
             }
             Call::Rename { from, to } => {
                 let dirty = self.dirty.remove(to);
@@ -237,10 +283,8 @@ impl Content {
             }
             Call::SyncDirectory(directory) => {
                 self.names.remove(directory);
-                return Answer::Done;
             }
         }
-        Answer::Go
     }
 
     fn change(&mut self, path: &Path, change: Change) {

@@ -45,7 +45,7 @@ impl World {
         };
         let after = self.chance.below(12);
         self.note(&format!("ends after {after} calls"), index);
-        self.alive[index].busy.store(true, Ordering::Relaxed);
+        self.alive[index].place.app.lock().unwrap().is_busy = true;
         let disk = Arc::clone(&self.alive[index].machine.disk);
         disk.trouble(after, Trouble::Crash);
         for _ in 0..20 {

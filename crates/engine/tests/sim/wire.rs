@@ -13,10 +13,10 @@ use store::{
 };
 use tokio::sync::oneshot;
 
-use crate::replica::lease::LEASE_KEY;
+use engine::replica::lease::LEASE_KEY;
 
 use super::chance::{Chance, Log};
-use super::machine::in_a_thread;
+use super::machine::{Disk, in_a_thread};
 use super::oracle::Oracle;
 
 /// Time that a caller waits for an answer.
@@ -56,6 +56,10 @@ pub(super) struct Wire {
     pub(super) actor: u64,
     /// The name of the user, as in the lease.
     pub(super) name: String,
+    /// The number of its place.
+    pub(super) place: usize,
+    /// Its disk: a process that ended during a call sends nothing more.
+    pub(super) disk: Arc<Disk>,
     pub(super) chance: Mutex<Chance>,
     /// For requests from threads.
     pub(super) threads: Mutex<Chance>,
@@ -90,6 +94,9 @@ impl Wire {
         key: &str,
         request: Request<T>,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
+        if self.disk.is_frozen() {
+            return std::future::pending().boxed();
+        }
         let server = Arc::clone(&self.server);
         let (log, actor) = (Arc::clone(&server.log), self.actor);
         let what = format!("{operation} {}:{key}", server.index);
@@ -225,6 +232,9 @@ impl Store for Wire {
         mode: PutMode,
         meta: &PutMeta,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
+        if self.disk.is_frozen() {
+            return std::future::pending().boxed();
+        }
         let bytes = match read(&body) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -236,7 +246,7 @@ impl Store for Wire {
                 return std::future::ready(Err(error)).boxed();
             }
         };
-        let (server, name) = (Arc::clone(&self.server), self.name.clone());
+        let (server, name, place) = (Arc::clone(&self.server), self.name.clone(), self.place);
         let meta = match server.dated_by_writers {
             true => *meta,
             false => PutMeta::default(),
@@ -256,9 +266,11 @@ impl Store for Wire {
                     let stored = server.inner.put(&key, body, mode, &meta).await;
                     if stored.is_ok() {
                         let now_ms = server.log.now_ms();
+                        let dated_ms = meta.timestamp_ms.map(|ms| server.log.when(ms));
+                        let times = (now_ms, dated_ms.unwrap_or(now_ms));
                         server
                             .oracle
-                            .landed(server.index, &name, &key, &bytes, now_ms);
+                            .landed(server.index, (&name, place), &key, &bytes, times);
                     }
                     stored
                 }
@@ -350,6 +362,9 @@ impl Store for Wire {
     }
 
     fn delete(&self, keys: &[String]) -> BoxFuture<'_, Result<(), StoreError>> {
+        if self.disk.is_frozen() {
+            return std::future::pending().boxed();
+        }
         let now_ms = self.server.log.now_ms();
         for key in keys {
             let oracle = &self.server.oracle;

@@ -51,6 +51,9 @@ pub(super) struct Log {
     lines: Mutex<Vec<(u64, u64, String)>>,
 }
 
+/// Wall clocks begin at this time, in Unix milliseconds.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
 impl Log {
     pub(super) fn new() -> Log {
         Log {
@@ -61,6 +64,16 @@ impl Log {
 
     pub(super) fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
+    }
+
+    /// The virtual time at which a correct wall clock shows this, until now.
+    pub(super) fn when(&self, unix_ms: i64) -> u64 {
+        u64::try_from(unix_ms - EPOCH_MS).map_or(0, |ms| ms.min(self.now_ms()))
+    }
+
+    /// Virtual time as a correct wall clock shows it.
+    pub(super) fn unix_ms(&self) -> i64 {
+        EPOCH_MS + self.now_ms() as i64
     }
 
     pub(super) fn note(&self, actor: u64, line: String) {
