@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The local disk. A simulation makes its calls fail, and undoes changes that are not durable.
@@ -20,6 +21,13 @@ pub trait Disk: Debug + Send + Sync {
     ///
     /// As [`Disk::create`].
     fn write(&self, file: &File, path: &Path, bytes: &[u8]) -> io::Result<()>;
+
+    /// Overwrites the beginning of a file, which is created if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::create`].
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes the bytes of a file durable. Its name may still be lost.
     ///
@@ -61,6 +69,15 @@ impl Disk for SystemDisk {
 
     fn write(&self, mut file: &File, _path: &Path, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
+    }
+
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let options = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        options?.write_all_at(bytes, 0)
     }
 
     fn sync(&self, file: &File, _path: &Path) -> io::Result<()> {

@@ -31,6 +31,9 @@ use crate::env::lock_file::LockFile;
 use crate::pages::page_hashes::PageHashes;
 use crate::source::wal::WalPosition;
 
+/// The length of `capture.json` is a multiple of this many bytes. A record is shorter.
+const CAPTURE_BYTES: usize = 256;
+
 /// The directory of one database, held exclusively.
 #[derive(Debug)]
 pub struct LocalState {
@@ -323,13 +326,22 @@ impl LocalState {
         self.remove_captured(&self.captured_files()?)
     }
 
-    /// Stores the position in the WAL. Not durable on purpose: losing it costs one comparison.
+    /// Stores the position in the WAL. Not durable on purpose: losing it costs one comparison. It is
+    /// written with each captured file, so it overwrites the record before it in place, which is
+    /// cheaper than a new file. Of a torn record, nothing is read, or a position that the WAL
+    /// disproves.
     ///
     /// # Errors
     ///
     /// The disk failed.
     pub fn write_capture(&self, record: &CaptureRecord) -> Result<(), LocalError> {
-        self.write("capture.json", &json(record), false)
+        let path = self.directory.join("capture.json");
+        let mut bytes = json(record);
+        // Records have the same length, so no end of an earlier one stays.
+        bytes.resize(bytes.len().next_multiple_of(CAPTURE_BYTES), b' ');
+        self.disk
+            .overwrite(&path, &bytes)
+            .map_err(failed("write", &path))
     }
 
     /// Stores what each target has. Not durable on purpose: losing it only makes the reported lag

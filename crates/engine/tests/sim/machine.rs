@@ -213,6 +213,11 @@ impl disk::Disk for Disk {
         SystemDisk.write(file, path, bytes)
     }
 
+    fn overwrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.begin(Call::Write(path))?;
+        SystemDisk.overwrite(path, bytes)
+    }
+
     fn sync(&self, _file: &File, path: &Path) -> io::Result<()> {
         self.begin(Call::Sync(path))
     }
