@@ -46,6 +46,11 @@ pub fn install(environment: &Environment) -> Result<()> {
             ]);
         }
     }
+    // The smallest volume for state, so that an outage of the store fills it.
+    arguments.extend([
+        "--set-json".to_owned(),
+        r#"operator.extraArgs=["--state-size-limit=512Mi"]"#.to_owned(),
+    ]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     kubectl.helm(&arguments)?;
     wait_until_available(kubectl)

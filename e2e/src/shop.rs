@@ -147,9 +147,24 @@ impl<'a> Shop<'a> {
 
     /// The same of another container and its database.
     pub fn stats_of(&self, container: &str, database: &str) -> Result<Stats> {
-        let command = ["/demo-app", "stats", database];
+        let stats = self.stats_of_all(container, &[database.to_owned()])?;
+        stats.first().copied().context("no statistics")
+    }
+
+    /// The same of several databases, in their order.
+    pub fn stats_of_all(&self, container: &str, databases: &[String]) -> Result<Vec<Stats>> {
+        let databases = databases.iter().map(String::as_str);
+        let command: Vec<&str> = ["/demo-app", "stats"]
+            .into_iter()
+            .chain(databases)
+            .collect();
         let text = (self.kubectl()).exec(self.namespace(), POD, container, &command)?;
-        let stats: Value = serde_json::from_str(&text)?;
+        text.lines().map(Self::healthy).collect()
+    }
+
+    /// The statistics in a line of JSON, of a whole database without holes.
+    fn healthy(line: &str) -> Result<Stats> {
+        let stats: Value = serde_json::from_str(line)?;
         ensure!(
             stats["contiguous"] == true,
             "a row is missing in the middle: {stats}"

@@ -5,6 +5,7 @@
 
 mod database;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -27,11 +28,11 @@ struct Cli {
 enum Command {
     /// Write rows until the end, or until the limit is reached.
     Write(Write),
-    /// Print count, newest row and health of the database as one line of JSON.
+    /// Print count, newest row and health of each database as one line of JSON.
     Stats {
-        /// The database.
+        /// The databases.
         #[arg(default_value = "/data/app.db")]
-        database: PathBuf,
+        databases: Vec<PathBuf>,
     },
 }
 
@@ -40,6 +41,10 @@ struct Write {
     /// The database, which is created if it does not exist.
     #[arg(default_value = "/data/app.db")]
     database: PathBuf,
+    /// Number of databases, which get the rows in turn. With several, the name of each ends in its
+    /// number, as in app-1.db.
+    #[arg(long, default_value_t = 1)]
+    databases: usize,
     /// Milliseconds from one row to the next.
     #[arg(long, default_value_t = 100)]
     interval_ms: u64,
@@ -63,10 +68,10 @@ struct Write {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Write(write) => write.run(),
-        Command::Stats { database } => {
-            println!("{}", Database::open(&database)?.stats()?);
+        Command::Stats { databases } => databases.iter().try_for_each(|path| {
+            println!("{}", Database::open(path)?.stats()?);
             Ok(())
-        }
+        }),
     }
 }
 
@@ -83,13 +88,17 @@ impl Write {
                 }
             }
         });
-        let database = Database::create(&self.database, self.journal)?;
-        println!(
-            "writing to {} after row {}",
-            self.database.display(),
-            database.rows()?
-        );
-        loop {
+        let mut databases = Vec::new();
+        for path in self.paths() {
+            let database = Database::create(&path, self.journal)?;
+            println!(
+                "writing to {} after row {}",
+                path.display(),
+                database.rows()?
+            );
+            databases.push(database);
+        }
+        for database in databases.iter().cycle() {
             if self
                 .rows
                 .is_none_or(|limit| database.rows().is_ok_and(|rows| rows < limit))
@@ -101,5 +110,24 @@ impl Write {
             }
             thread::sleep(Duration::from_millis(self.interval_ms));
         }
+        Ok(())
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        if self.databases == 1 {
+            return vec![self.database.clone()];
+        }
+        let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+        let (name, ending) = (
+            part(self.database.file_stem()),
+            part(self.database.extension()),
+        );
+        let numbers = 1..=self.databases;
+        numbers
+            .map(|number| {
+                self.database
+                    .with_file_name(format!("{name}-{number}.{ending}"))
+            })
+            .collect()
     }
 }

@@ -5,6 +5,7 @@ mod containers;
 pub(crate) mod disasters;
 mod journal;
 pub(crate) mod operator_down;
+mod outage;
 mod quickstart;
 mod refusals;
 pub(crate) mod restore_tests;
@@ -27,6 +28,7 @@ macro_rules! stories {
 pub fn all() -> Vec<Story> {
     let beside = stories![
         false:
+        outage::an_outage_of_the_store_under_load_harms_no_pod_and_loses_no_row,
         cluster::cluster_runs_a_pod_with_a_native_sidecar,
         s3::s3_server_is_reachable_from_a_pod,
         rotation::credentials_rotate_without_a_restart,

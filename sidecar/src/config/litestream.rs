@@ -31,7 +31,7 @@ const REFUSED: [(&str, &str); 37] = [
     ),
     (
         "l0-retention-check-interval",
-        "what has expired is looked for every 10 minutes while a database changes; remove it",
+        "retention runs every 10 minutes while a database changes; remove it",
     ),
     (
         "shutdown-sync-interval",
@@ -51,7 +51,7 @@ const REFUSED: [(&str, &str); 37] = [
     ),
     (
         "retention-check-interval",
-        "what has expired is looked for every 10 minutes while a database changes; remove it",
+        "retention runs every 10 minutes while a database changes; remove it",
     ),
     (
         "age",
