@@ -291,7 +291,11 @@ impl Committer {
                 (target.wants_cut, target.taken_cut) = (true, None);
             }
             progress.release_cut();
-            progress.remove_oldest(progress.files.len())
+            let stale = progress.remove_oldest(progress.files.len());
+            for target in &mut progress.targets {
+                target.lose(txid, oldest_ms);
+            }
+            stale
         });
         self.local.remove_captured(&stale)?;
         // The newest file of level 0 must exist and cover a single TXID.

@@ -1,6 +1,5 @@
 //! The lifecycle of one database: missing, cold, attached, idle.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,26 +248,19 @@ impl Lifecycle {
     /// Counts changes made while the database was not attached as not stored, and all of a database
     /// of which nothing is known.
     fn count_changes(&self, database: &Database) {
-        let path = &database.settings.path;
-        let fingerprint = |path: &Path| self.env.source.fingerprint(path).ok().flatten();
-        let file = fingerprint(path);
-        let Some(file) = file.filter(|file| !file.is_empty()) else {
-            // There is no data that could be stored.
+        if self.cold.is_none() && self.resting.is_none() {
+            // At the start and after a failure, whatever there is may not be captured.
+            return database.count_all();
+        }
+        let Some(file) = database.data().filter(|_| !self.is_as_it_was(database)) else {
             return;
         };
-        let was_known = self.cold.is_some() || self.resting.is_some();
+        let wal = with_suffix(&database.settings.path, "-wal");
+        let wal = self.env.source.fingerprint(&wal).ok().flatten();
+        let files = [Some(file), wal].into_iter().flatten();
+        let newest_ms = files.map(|file| file.changed_ms()).max();
         let now_ms = self.env.host.clock.steady_ms();
-        let first_ms = match was_known {
-            true if self.is_as_it_was(database) => return,
-            true => {
-                let wal = fingerprint(&with_suffix(path, "-wal"));
-                let files = [Some(file), wal].into_iter().flatten();
-                let newest = files.map(|file| file.changed_ms()).max();
-                newest.map_or(now_ms, |ms| ms.min(now_ms))
-            }
-            // At the start and after a failure, whatever there is may not be captured.
-            false => now_ms,
-        };
+        let first_ms = newest_ms.map_or(now_ms, |ms| ms.min(now_ms));
         database.handle.progress.lock().unwritten.changed(first_ms);
     }
 

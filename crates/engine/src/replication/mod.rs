@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 use crate::env::budget::{Budgets, Limits};
 use crate::env::causes::describe;
+use crate::env::files::Fingerprint;
 use crate::env::host::Host;
 use crate::pages::page_set::Spill;
 use crate::replication::uploader::{TargetReport, TargetSettings, Uploader};
@@ -209,6 +210,7 @@ impl Database {
                 Ok(loaded) => break loaded,
                 Err(error) => {
                     self.report(DatabaseState::Failed, error.to_string());
+                    self.count_all();
                     if self.pause(PROBE_PAUSE).await {
                         return false;
                     }
@@ -277,6 +279,7 @@ impl Database {
                 Probe::InUse => {}
                 Probe::Unfit(state, message) => self.report(state, message),
             }
+            self.count_all();
             if stopping {
                 return None;
             }
@@ -317,9 +320,24 @@ impl Database {
                 Ok(local) => return Some(local),
                 Err(error) => self.report_error(&error.into()),
             }
+            self.count_all();
             if self.pause(PROBE_PAUSE).await {
                 return None;
             }
+        }
+    }
+
+    /// The database file, if it has data.
+    fn data(&self) -> Option<Fingerprint> {
+        let file = self.env.source.fingerprint(&self.settings.path);
+        file.ok().flatten().filter(|file| !file.is_empty())
+    }
+
+    /// Counts the whole database as not stored, because nothing is known of it.
+    fn count_all(&self) {
+        if self.data().is_some() {
+            let now_ms = self.env.host.clock.steady_ms();
+            self.handle.progress.lock().unwritten.changed(now_ms);
         }
     }
 

@@ -104,13 +104,14 @@ impl TargetProgress {
         self.lost.filter(|lost| lost.txid > self.acked)
     }
 
-    /// Records the removal of a captured file.
-    fn lose(&mut self, captured: &Captured) {
-        if captured.file.txid > self.acked && !self.has_ended() {
+    /// Records that no captured file leads the target to a TXID, which has commits from `oldest_ms`
+    /// on.
+    pub fn lose(&mut self, txid: Txid, oldest_ms: i64) {
+        if txid > self.acked && !self.has_ended() {
             let earlier = self.lost().map(|lost| lost.oldest_ms);
             self.lost = Some(Lost {
-                txid: captured.file.txid,
-                oldest_ms: captured.oldest_ms.min(earlier.unwrap_or(i64::MAX)),
+                txid,
+                oldest_ms: oldest_ms.min(earlier.unwrap_or(i64::MAX)),
             });
         }
     }
@@ -407,7 +408,9 @@ impl ReplicationProgress {
     pub fn remove_oldest(&mut self, count: usize) -> Vec<LocalFile> {
         let gone: Vec<Captured> = self.files.drain(..count).collect();
         for target in &mut self.targets {
-            gone.iter().for_each(|captured| target.lose(captured));
+            for captured in &gone {
+                target.lose(captured.file.txid, captured.oldest_ms);
+            }
         }
         let gone: Vec<LocalFile> = gone.into_iter().map(|captured| captured.file).collect();
         if let Some(account) = &self.account {

@@ -266,8 +266,9 @@ impl Store for Wire {
                     let stored = server.inner.put(&key, body, mode, &meta).await;
                     if stored.is_ok() {
                         let now_ms = server.log.now_ms();
-                        let dated_ms = meta.timestamp_ms.map(|ms| server.log.when(ms));
-                        let times = (now_ms, dated_ms.unwrap_or(now_ms));
+                        let by_store = server.log.unix_ms() + server.off_ms.load(Ordering::Relaxed);
+                        let dated_ms = server.log.when(meta.timestamp_ms.unwrap_or(by_store));
+                        let times = (now_ms, dated_ms);
                         server
                             .oracle
                             .landed(server.index, (&name, place), &key, &bytes, times);

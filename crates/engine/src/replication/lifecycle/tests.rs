@@ -13,7 +13,7 @@ use crate::spool::state_dir::LocalState;
 
 /// A lifecycle that knows an earlier state of the database, and a driver that was asked to
 /// stop.
-fn stopping(directory: &Path) -> (Lifecycle, Database) {
+fn stopping(directory: &std::path::Path) -> (Lifecycle, Database) {
     let state = directory.join("state");
     let local = Arc::new(LocalState::open(&state, &Host::default().disk).unwrap());
     let hashes = PageHashes::new(PageSize::MIN);
@@ -55,7 +55,7 @@ fn stopping(directory: &Path) -> (Lifecycle, Database) {
     (lifecycle, database)
 }
 
-fn application(path: &Path) -> rusqlite::Connection {
+fn application(path: &std::path::Path) -> rusqlite::Connection {
     let application = rusqlite::Connection::open(path).unwrap();
     let sql = "PRAGMA page_size=512; PRAGMA journal_mode=WAL; CREATE TABLE t(x)";
     application.execute_batch(sql).unwrap();

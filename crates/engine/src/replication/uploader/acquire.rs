@@ -137,6 +137,7 @@ impl Uploader {
             files,
             clock,
             epoch,
+            confirmed: now,
             source: lease.source,
             has_step: false,
             next_compaction: now + self.settings.compaction_interval + spread,

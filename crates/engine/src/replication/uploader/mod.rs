@@ -53,6 +53,9 @@ const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Pause between runs of retention while the database changes.
 const RETENTION_PAUSE: Duration = Duration::from_secs(600);
+/// Time after which a captured file is not uploaded without another look at the lease. The fence of
+/// the next writer keeps its name from us only until retention removes it.
+const CONFIRMED_TIME: Duration = Duration::from_secs(60);
 /// Attempts to claim the next name while another writer still stores files.
 const FENCE_ATTEMPTS: u32 = 20;
 
@@ -274,6 +277,8 @@ struct LeasedReplica {
     files: BTreeSet<RemoteFile>,
     clock: StoreClock,
     epoch: u64,
+    /// When we last saw that the lease is ours.
+    confirmed: Instant,
     /// The database file that the lease names.
     source: Option<SourceId>,
     /// See [`Facts::has_step`].

@@ -244,6 +244,54 @@ async fn a_stored_file_of_our_number_with_other_content_is_not_gone_on_from() {
     }
 }
 
+/// Adds a captured file of this TXID, with one page.
+async fn capture(target: &Uploader, txid: u64) {
+    let elsewhere = Memory::new();
+    put(&elsewhere, 0, txid).await;
+    let txid = Txid::new(txid);
+    let name = FileName {
+        min: txid,
+        max: txid,
+    };
+    let key = manifest::key(elsewhere.layout(), 0, name);
+    let bytes = elsewhere.get(&key, None).await.unwrap();
+    std::fs::write(target.local.captured_path(txid), &bytes).unwrap();
+    target.progress.update(|progress| {
+        progress.txid = txid;
+        progress.push(Captured {
+            file: LocalFile {
+                txid,
+                bytes: bytes.len() as u64,
+                timestamp_ms: 0,
+            },
+            checksum: Some(1),
+            oldest_ms: 0,
+        });
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_was_idle_looks_at_the_lease_before_it_uploads() {
+    let store: SharedStore = Arc::new(Memory::new());
+    let mut bench = Bench::new(Arc::clone(&store));
+    let mut replica = bench.target.connect().await.unwrap();
+    capture(&bench.target, 1).await;
+    bench.target.upload_next(&mut replica).await.unwrap();
+    // Retention has removed the fence of the next writer meanwhile.
+    let claim = Claim {
+        holder: "another".into(),
+        source: None,
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let taken = lease::take(&store, &claim, 0, now, |_| true).await.unwrap();
+    assert!(taken.is_some());
+    tokio::time::advance(CONFIRMED_TIME + Duration::from_secs(1)).await;
+    capture(&bench.target, 2).await;
+    let uploaded = bench.target.upload_next(&mut replica).await;
+    assert!(matches!(uploaded, Err(TargetError::Superseded { .. })));
+    assert_eq!(manifest::list(&store).await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn wherever_a_taking_over_fails_the_next_attempt_leaves_a_fence() {
     for call in 0.. {

@@ -11,6 +11,7 @@ use ltx::{FileName, LtxError, Txid};
 use protocol::status::Position;
 use store::{Body, PutMeta, PutMode, SharedStore, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::time::Instant;
 
 use crate::env::budget::Account;
 use crate::env::files;
@@ -18,14 +19,14 @@ use crate::replica::lease::{self, Lease, LeaseError, StoredLease};
 use crate::replica::manifest::{self, RemoteFile};
 
 use super::compact::check;
-use super::{LeasedReplica, TargetError, Uploader, position};
+use super::{CONFIRMED_TIME, LeasedReplica, TargetError, Uploader, position};
 
 impl Uploader {
     /// The file after `above` is no longer on our disk: continue from a snapshot. Ask the store
     /// first: a snapshot made while it is unreachable would be too old when it is back.
     pub(super) async fn need_snapshot(
         &self,
-        replica: &LeasedReplica,
+        replica: &mut LeasedReplica,
         above: Txid,
     ) -> Result<(), TargetError> {
         self.confirm_lease(replica).await?;
@@ -43,6 +44,9 @@ impl Uploader {
         let Some(captured) = captured else {
             return Ok(());
         };
+        if replica.confirmed.elapsed() > CONFIRMED_TIME {
+            self.confirm_lease(replica).await?;
+        }
         self.follow_source(replica).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
@@ -143,7 +147,7 @@ impl Uploader {
     /// Finds out which writer stored the file with the name that we wanted.
     pub(super) async fn explain_conflict(
         &self,
-        replica: &LeasedReplica,
+        replica: &mut LeasedReplica,
         key: &str,
         error: StoreError,
     ) -> TargetError {
@@ -159,10 +163,12 @@ impl Uploader {
     /// Changes our lease.
     pub(super) async fn amend_lease(
         &self,
-        replica: &LeasedReplica,
+        replica: &mut LeasedReplica,
         change: impl Fn(&mut Lease),
     ) -> Result<(), TargetError> {
+        let now = Instant::now();
         if lease::amend(&self.settings.store, &self.holder, change).await? {
+            replica.confirmed = now;
             return Ok(());
         }
         self.confirm_lease(replica).await?;
@@ -182,8 +188,14 @@ impl Uploader {
     }
 
     /// Checks that the lease is ours, before any step that put-if-absent does not protect.
-    pub(super) async fn confirm_lease(&self, replica: &LeasedReplica) -> Result<(), TargetError> {
-        confirm_lease(&self.settings.store, &self.holder, replica.epoch).await
+    pub(super) async fn confirm_lease(
+        &self,
+        replica: &mut LeasedReplica,
+    ) -> Result<(), TargetError> {
+        let now = Instant::now();
+        confirm_lease(&self.settings.store, &self.holder, replica.epoch).await?;
+        replica.confirmed = now;
+        Ok(())
     }
 }
 
