@@ -25,7 +25,7 @@ const LEAST_FRAMES: u32 = 64;
 const SAFE_POLLS: f64 = 8.0;
 /// Longest and shortest pause between polls of a changing database in a window.
 const WINDOW_POLL_PAUSES: (Duration, Duration) =
-    (Duration::from_millis(100), Duration::from_micros(100));
+    (Duration::from_millis(250), Duration::from_micros(100));
 /// Time in which the frames of a poll may have come at worst, where the poll before is longer ago.
 const BURST_TIME: Duration = Duration::from_millis(8);
 /// Shortest safe pause between polls, at the present write speed, with which a mark is released
@@ -265,7 +265,7 @@ mod tests {
         // After a pause the time of the frames is unknown: at worst they came in the last 8 ms.
         let now = now + Duration::from_secs(5);
         speed.found(1000, now);
-        assert_eq!(speed.safe_pause(200_000, now), longest);
+        assert_eq!(speed.safe_pause(400_000, now), longest);
         assert_eq!(speed.safe_pause(4000, now), Duration::from_millis(4));
     }
 
