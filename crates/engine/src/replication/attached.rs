@@ -13,7 +13,7 @@ use super::commit_lane::{Done, Worker, check};
 use super::committer::Committer;
 use super::machine::{Action, Captured, Checkpointed, Machine, Outcome, Surroundings};
 use super::pacer::Pace;
-use super::{Database, RunError};
+use super::{Database, RunError, changed};
 use crate::env::files::Fingerprint;
 use crate::source::capture::Attached;
 use crate::source::sqlite::SqliteError;
@@ -149,7 +149,7 @@ impl AttachedDriver {
                 }
                 _ = pending.changed() => {}
                 _ = changes.changed() => {}
-                _ = database.stop.changed() => {}
+                () = changed(&mut database.stop) => {}
                 () = sleep_until(until) => {}
             }
         }

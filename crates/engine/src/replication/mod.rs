@@ -253,9 +253,10 @@ impl Database {
         };
         let time_over = time_over(self.stop.clone(), drain).shared();
         let captured = tokio::select! {
+            // The deadline first: the other branch may use up the budget of this task.
             biased;
-            () = lifecycle.run_to_the_end(&mut self) => true,
             () = time_over.clone() => false,
+            () = lifecycle.run_to_the_end(&mut self) => true,
         };
         lifecycle.close().await;
         // After a failed last poll, commits may be left that no counter includes.
@@ -378,9 +379,16 @@ impl Database {
         tokio::select! {
             biased;
             () = tokio::time::sleep(time) => {}
-            _ = self.stop.changed() => {}
+            () = changed(&mut self.stop) => {}
         }
         *self.stop.borrow()
+    }
+}
+
+/// Waits for a change. Without a sender there is none.
+async fn changed(stop: &mut watch::Receiver<bool>) {
+    if stop.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -402,11 +410,11 @@ async fn drain_targets(
     let all_ended = async { while targets.join_next().await.is_some() {} };
     tokio::select! {
         biased;
-        () = all_ended => true,
         () = time_over => {
             targets.shutdown().await;
             false
         }
+        () = all_ended => true,
     }
 }
 

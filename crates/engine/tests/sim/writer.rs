@@ -48,7 +48,7 @@ pub(super) struct Process {
     pub(super) handle: DatabaseHandle,
     pub(super) machine: Machine,
     source: ModelSource,
-    stop: watch::Sender<bool>,
+    stop: Option<watch::Sender<bool>>,
     driver: JoinHandle<bool>,
     observer: JoinHandle<()>,
 }
@@ -97,7 +97,7 @@ impl Process {
             handle,
             machine,
             source,
-            stop,
+            stop: Some(stop),
             driver: tokio::spawn(database.run(DRAIN)),
             observer: tokio::spawn(observer.run()),
         }
@@ -112,7 +112,10 @@ impl Process {
 
     /// Ends it gracefully. True when everything is stored.
     pub(super) async fn stop(mut self, log: &Log) -> bool {
-        self.stop.send_replace(true);
+        // As in the sidecar, the sender is gone then.
+        if let Some(stop) = self.stop.take() {
+            stop.send_replace(true);
+        }
         let complete = ended((&mut self.driver).await).unwrap_or(false);
         // Acknowledgements since the last look count, too.
         log.pause(actor(self.source.process), LOOK_MS).await;
