@@ -120,6 +120,9 @@ impl AttachedDriver {
             let worker = self.worker.as_mut().expect("nothing is under way yet");
             worker.until(|pending| pending.page_size).await?;
             worker.barrier().await?;
+            if worker.has_hashes() {
+                worker.attached.mailbox.resumed();
+            }
         }
         loop {
             pending.borrow_and_update();

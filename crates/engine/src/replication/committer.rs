@@ -138,7 +138,7 @@ impl Committer {
                 let lost = target.lost();
                 let delivered = Delivered {
                     location: location.clone(),
-                    txid: target.acked.max(target.hinted).get(),
+                    txid: target.likely_acked().get(),
                     lost: lost.map_or(0, |lost| lost.txid.get()),
                     lost_since_ms: lost.map_or(0, |lost| lost.oldest_ms),
                 };
@@ -323,6 +323,7 @@ impl Committer {
         if let Some(hashes) = &self.hashes {
             self.local.write_hashes(txid, hashes)?;
             self.hashes_at = txid;
+            self.record_delivered();
         }
         Ok(())
     }

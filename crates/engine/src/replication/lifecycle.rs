@@ -159,6 +159,8 @@ impl Lifecycle {
                 progress.lacks_cut() || progress.is_in_doubt
             };
             if !wanted && self.is_as_it_was(database) {
+                // A suspected change was none.
+                database.handle.progress.lock().unwritten.clear();
                 if stopping && database.handle.needs_no_cut() {
                     return Ok(());
                 }

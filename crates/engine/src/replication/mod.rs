@@ -199,6 +199,7 @@ impl Database {
     }
 
     async fn replicate(mut self, drain: Duration) -> bool {
+        self.count_all();
         let Some(local) = self.open_state().await else {
             return false;
         };
@@ -280,7 +281,10 @@ impl Database {
                 Probe::InUse => {}
                 Probe::Unfit(state, message) => self.report(state, message),
             }
-            self.count_all();
+            match self.data() {
+                Some(_) => self.count_all(),
+                None => self.handle.progress.lock().unwritten.clear(),
+            }
             if stopping {
                 return None;
             }

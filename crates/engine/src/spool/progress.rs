@@ -62,8 +62,8 @@ pub struct TargetProgress {
     pub phase: TargetPhase,
     /// The newest acknowledged TXID. Captured files after it are needed.
     pub acked: Txid,
-    /// The newest TXID that an earlier run knew to be stored. The lag counts from there until the
-    /// target answers; nothing else may rely on it.
+    /// The newest TXID that an earlier run knew to be stored. The reported lag and backlog count
+    /// from there until the target answers; nothing else may rely on it.
     pub hinted: Txid,
     /// The newest compacted TXID. Captured files after it are needed for compaction.
     pub compacted: Txid,
@@ -76,20 +76,26 @@ pub struct TargetProgress {
     /// The position of the cut whose snapshot the target is storing. If the target cannot continue
     /// without that snapshot, it needs the files from there on.
     pub taken_cut: Option<Txid>,
-    /// Captured files that the target lacks and that were removed to make room.
+    /// Commits that no captured file will bring to the target.
     pub lost: Option<Lost>,
 }
 
-/// Captured files that were removed before a target had them. A snapshot will hold their content.
+/// Commits that no captured file will bring to a target, because files were removed before it had
+/// them, or because it begins with a snapshot. The snapshot will hold them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
-    /// The newest of them.
+    /// The target has them once it has acknowledged this TXID.
     pub txid: Txid,
-    /// When the oldest commit in them was seen, in Unix milliseconds.
+    /// When the oldest of them was seen, in Unix milliseconds.
     pub oldest_ms: i64,
 }
 
 impl TargetProgress {
+    /// The newest TXID that the target probably has.
+    pub fn likely_acked(&self) -> Txid {
+        self.acked.max(self.hinted)
+    }
+
     /// True when the target was asked for its files and has answered.
     pub fn is_connected(&self) -> bool {
         self.phase == TargetPhase::Connected
@@ -107,7 +113,7 @@ impl TargetProgress {
     /// Records that no captured file leads the target to a TXID, which has commits from `oldest_ms`
     /// on.
     pub fn lose(&mut self, txid: Txid, oldest_ms: i64) {
-        if txid > self.acked && !self.has_ended() {
+        if txid > self.likely_acked() && !self.has_ended() {
             let earlier = self.lost().map(|lost| lost.oldest_ms);
             self.lost = Some(Lost {
                 txid,
@@ -199,10 +205,7 @@ impl ReplicationProgress {
 
     fn likely_acked(&self, target: usize) -> Txid {
         let target = self.targets.get(target);
-        target.map_or(Txid::ZERO, |target| match target.is_connected() {
-            true => target.acked,
-            false => target.hinted,
-        })
+        target.map_or(Txid::ZERO, TargetProgress::likely_acked)
     }
 
     fn waiting(&self, acked: Txid) -> impl Iterator<Item = &Captured> {

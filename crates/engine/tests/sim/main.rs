@@ -35,9 +35,10 @@
 //!   lease does nothing more that put-if-absent does not protect (`is_unsure`). Fault: compactions
 //!   without a look at the lease (12);
 //! - [`oracle::retention`]: promised points stay. Fault: a fourth of the exact span (39);
-//! - [`writer`]: at every look, the reported lag is at most a second below the truth. Faults:
-//!   changes of a database that is not attached do not count (40), missed commits lose their age
-//!   (24), a target that needs a snapshot has no lag (18).
+//! - [`writer`]: at every look, the reported lag is at most a second below the truth, counted from
+//!   the start of the process; at the end, with all stored, it is zero. Faults: changes of a
+//!   database that is not attached do not count (40), missed commits lose their age (24), a target
+//!   that needs a snapshot has no lag (18).
 //!
 //! Faults that it does not find, because nothing happens between the two steps in question: a rest
 //! or a close without a last look at the files. `tests/live` has tests of them.

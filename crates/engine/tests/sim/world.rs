@@ -466,6 +466,17 @@ impl World {
             self.log.pause(WORLD, 1000).await;
             left -= 1;
         }
+        // A last look at an idle database may still find a suspected change to be none.
+        self.log.pause(WORLD, 5000).await;
+        for target in handle.status().targets {
+            if left > 0 && target.lag_ms > 0 {
+                let broken = format!(
+                    "{}: a lag of {} ms with all stored",
+                    target.name, target.lag_ms
+                );
+                self.oracle.broken(Promise::Lag, broken);
+            }
+        }
         let name = last.name.clone();
         if !last.stop(&self.log).await {
             let reports: Vec<_> = handle.counters();

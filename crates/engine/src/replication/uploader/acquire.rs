@@ -29,6 +29,7 @@ impl Uploader {
     /// Takes or confirms the lease, lists the stored files, and decides what the target needs.
     pub(super) async fn connect(&mut self) -> Result<LeasedReplica, TargetError> {
         let store = Arc::clone(&self.settings.store);
+        let began = Instant::now();
         let (held, lease) = self.hold_lease(&store).await?;
         let continued = matches!(held, LeaseOutcome::Continued);
         let files = match held {
@@ -94,17 +95,13 @@ impl Uploader {
                     .checksum
                     .map(|checksum| (stored, checksum, progress.timestamp_ms));
             }
-            let mut lost = progress.targets[self.index].lost;
-            if !continues {
-                // Nothing of this database counts as stored until the snapshot is.
-                let now_ms = self.env.host.clock.steady_ms();
-                let oldest_ms = progress.oldest_waiting_ms(self.index);
-                let earlier = lost.map_or(Txid::ZERO, |lost| lost.txid);
-                lost = Some(Lost {
-                    txid: earlier.max(above.next()),
-                    oldest_ms: oldest_ms.map_or(now_ms, |ms| ms.min(now_ms)),
-                });
-            }
+            // Nothing of this database counts as stored until a snapshot above `above` is.
+            let now_ms = self.env.host.clock.steady_ms();
+            let oldest_ms = progress.oldest_waiting_ms(self.index);
+            let lost = (!continues).then_some(Lost {
+                txid: above.next(),
+                oldest_ms: oldest_ms.map_or(now_ms, |ms| ms.min(now_ms)),
+            });
             let target = TargetProgress {
                 acked: stored,
                 hinted: Txid::ZERO,
@@ -137,7 +134,7 @@ impl Uploader {
             files,
             clock,
             epoch,
-            confirmed: now,
+            confirmed: began,
             source: lease.source,
             has_step: false,
             next_compaction: now + self.settings.compaction_interval + spread,

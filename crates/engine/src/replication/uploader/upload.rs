@@ -30,7 +30,11 @@ impl Uploader {
         above: Txid,
     ) -> Result<(), TargetError> {
         self.confirm_lease(replica).await?;
-        self.update_target(|target| target.needs_snapshot = Some(above));
+        let now_ms = self.env.host.clock.steady_ms();
+        self.update_target(|target| {
+            target.needs_snapshot = Some(above);
+            target.lose(above.next(), now_ms);
+        });
         Ok(())
     }
 
@@ -44,9 +48,6 @@ impl Uploader {
         let Some(captured) = captured else {
             return Ok(());
         };
-        if replica.confirmed.elapsed() > CONFIRMED_TIME {
-            self.confirm_lease(replica).await?;
-        }
         self.follow_source(replica).await?;
         let file = captured.file;
         let path = self.local.captured_path(file.txid);
@@ -83,6 +84,9 @@ impl Uploader {
             path,
             len: file.bytes,
         };
+        if replica.confirmed.elapsed() > CONFIRMED_TIME {
+            self.confirm_lease(replica).await?;
+        }
         if let Err(error) = self.put(replica, 0, name, body, file.timestamp_ms).await {
             let is_gone = self.progress.lock().captured(file.txid).is_none();
             // It was removed to make room while it was read.

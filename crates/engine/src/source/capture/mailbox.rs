@@ -197,6 +197,15 @@ impl Mailbox {
         pending.gap.take()
     }
 
+    /// Reports that capture continues where the driver is: the mailbox has every commit that may have
+    /// been made before, so the next file, or [`Mailbox::settle`], covers them.
+    pub(crate) fn resumed(&self) {
+        let pending = self.lock();
+        if pending.gap.is_none() {
+            self.unwritten.begin_resync();
+        }
+    }
+
     /// Reports that the driver holds no unwritten commit. If none waits either, no commit is
     /// unwritten, and a suspected change was none.
     pub(crate) fn settle(&self) {
@@ -369,5 +378,38 @@ mod tests {
         assert_eq!(unwritten.oldest_ms(), Some(50));
         mailbox.settle();
         assert_eq!(unwritten.oldest_ms(), None);
+    }
+
+    #[test]
+    fn a_suspected_change_ends_with_the_next_file_when_capture_continues() {
+        let directory = tempfile::tempdir().unwrap();
+        let unwritten = Arc::new(UnwrittenCommits::default());
+        let mailbox = Mailbox::new(Arc::clone(&unwritten));
+        unwritten.changed(50);
+        mailbox.deliver(Polled::Captured(batch(1..3, directory.path())));
+        mailbox.resumed();
+        // Under load there is always a next batch, so nothing settles.
+        assert!(mailbox.take().is_some());
+        assert_eq!(unwritten.oldest_taken_ms(), Some(0));
+        mailbox.deliver(Polled::Captured(batch(1..3, directory.path())));
+        unwritten.written();
+        assert_eq!(unwritten.bytes(), 2 * 512);
+        assert!(mailbox.take().is_some());
+        unwritten.written();
+        assert_eq!(unwritten.oldest_ms(), None);
+    }
+
+    #[test]
+    fn a_suspected_change_stays_while_commits_may_be_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let unwritten = Arc::new(UnwrittenCommits::default());
+        let mailbox = Mailbox::new(Arc::clone(&unwritten));
+        unwritten.changed(-5);
+        let found = batch(1..3, directory.path());
+        mailbox.deliver(Polled::Gap(GapReason::Fresh, found));
+        mailbox.resumed();
+        assert!(mailbox.take().is_some());
+        unwritten.written();
+        assert_eq!(unwritten.oldest_ms(), Some(-5), "until the resync");
     }
 }
