@@ -16,8 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(240);
 /// Greatest reported lag of a target that has caught up, in milliseconds.
 const CAUGHT_UP_MS: u64 = 10_000;
 
-/// The sidecar has little memory, and a volume for its state that is smaller than what is written
-/// during the outage. Its Pod is not evicted, no container ends, and every row comes back.
+/// The sidecar has little memory, and a volume for its state that is about as large as what is
+/// written during the outage. Its Pod is not evicted, no container ends, and every row comes back.
 pub(super) fn an_outage_of_the_store_under_load_harms_no_pod_and_loses_no_row(
     context: &Context<'_>,
 ) -> Result<()> {

@@ -1,4 +1,5 @@
-//! All calls that change our files on the local disk.
+//! The calls that give our files on the local disk their names, and make them durable. The content of
+//! captured files is written to the file that [`Disk::create`] returns.
 
 use std::fmt::Debug;
 use std::fs::{self, File};

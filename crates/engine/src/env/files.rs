@@ -22,7 +22,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// The fingerprint of a file that is not one of this machine. `changed` are the seconds and
+    /// The fingerprint of a simulated file. `changed` are the seconds and
     /// nanoseconds of its last change, which differ for any two changes.
     pub fn new(inode: u64, size: u64, changed: (i64, i64)) -> Fingerprint {
         Fingerprint {

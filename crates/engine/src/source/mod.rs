@@ -29,8 +29,8 @@ use scan::{OnFull, Scan, ScanError};
 use sqlite::{Connection, SqliteError};
 use wal::Start;
 
-/// Access to the databases of applications. [`Capture`] is the access to those of SQLite. A
-/// simulation has databases of its own.
+/// Access to the databases of applications. [`Capture`] implements it for SQLite. A simulation has
+/// databases of its own.
 ///
 /// The methods that read or write a database wait for the disk, so they run on a thread that may
 /// block: [`Source::scan_live`], [`Source::scan_cold`], [`Source::checkpoint`] and

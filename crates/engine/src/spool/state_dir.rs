@@ -5,7 +5,7 @@
 //! pages             page hashes at some TXID (page_hashes.rs); written now and then
 //! capture.json      the last written TXID and the position in the WAL; a hint, never fsynced
 //! replicas.json     our epoch at each target
-//! delivered.json    what each target had at the last word; a hint, never fsynced
+//! delivered.json    what each target had, as last recorded; a hint, never fsynced
 //! ltx/0/MIN-MAX.ltx captured files, one TXID each; the authoritative record of captured commits
 //! ```
 //!
@@ -95,7 +95,7 @@ pub struct ReplicaRecord {
     pub adopt: bool,
 }
 
-/// What a target had when we last recorded it: a hint, from which the lag follows until the target
+/// What a target had when we last recorded it: a hint. The lag is computed from it until the target
 /// answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
@@ -103,9 +103,10 @@ pub struct Delivered {
     pub location: String,
     /// The newest TXID that it had acknowledged.
     pub txid: u64,
-    /// The newest captured file that was removed before the target had it; zero for none.
+    /// The TXID with which the target will have commits that no captured file brings to it; zero for
+    /// none.
     pub lost: u64,
-    /// When the oldest commit in such files was seen, in Unix milliseconds.
+    /// When the oldest such commit was seen, in Unix milliseconds.
     pub lost_since_ms: i64,
 }
 
@@ -328,7 +329,7 @@ impl LocalState {
 
     /// Stores the position in the WAL. Not durable on purpose: losing it costs one comparison. It is
     /// written with each captured file, so it overwrites the record before it in place, which is
-    /// cheaper than a new file. Of a torn record, nothing is read, or a position that the WAL
+    /// cheaper than a new file. A torn record is unreadable, or names a position that the WAL
     /// disproves.
     ///
     /// # Errors

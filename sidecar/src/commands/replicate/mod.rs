@@ -8,9 +8,8 @@ mod shown;
 mod source;
 
 use std::path::Path;
-use std::time::Duration;
-
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::env::budget::Budgets;
 use engine::env::host::Host;

@@ -1,13 +1,11 @@
 //! P1: everything stored is restorable, and is the state that its writer had.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-
-use ltx::Txid;
 
 use engine::replica::manifest::RemoteFile;
 use engine::replica::restore_plan::plan_restore;
-
-use std::collections::HashMap;
+use ltx::Txid;
 
 use super::{Landed, Look, Stored, Written, apply, apply_one, checksum, digest};
 use crate::model::{Image, Place};

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::Place;
 use engine::replica::manifest::{self, RemoteFile};
 use engine::replica::restore_plan::plan_restore;
 
 use super::{Look, Objects, apply};
+use crate::model::Place;
 
 /// The newest point exists, and is no older than the last acknowledged position.
 pub(super) fn is_kept(look: &Look<'_>) -> Result<(), String> {

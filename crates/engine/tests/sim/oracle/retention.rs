@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
+use engine::replica::restore_plan::plan_restore;
 use ltx::Txid;
 
-use crate::writer::RETENTION;
-use engine::replica::restore_plan::plan_restore;
-
 use super::Look;
+use crate::writer::RETENTION;
 
 /// Tolerance for honest clocks that differ, and for files in transit.
 const TOLERANCE: Duration = Duration::from_secs(10);
