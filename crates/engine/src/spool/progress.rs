@@ -114,11 +114,12 @@ impl TargetProgress {
     /// on.
     pub fn lose(&mut self, txid: Txid, oldest_ms: i64) {
         if txid > self.likely_acked() && !self.has_ended() {
-            let earlier = self.lost().map(|lost| lost.oldest_ms);
-            self.lost = Some(Lost {
-                txid,
-                oldest_ms: oldest_ms.min(earlier.unwrap_or(i64::MAX)),
-            });
+            let new = Lost { txid, oldest_ms };
+            let both = |earlier: Lost| Lost {
+                txid: txid.max(earlier.txid),
+                oldest_ms: oldest_ms.min(earlier.oldest_ms),
+            };
+            self.lost = Some(self.lost().map_or(new, both));
         }
     }
 }

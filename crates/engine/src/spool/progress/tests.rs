@@ -151,3 +151,15 @@ fn all_is_stored_when_every_target_says_so() {
         assert_eq!(progress.is_stored(), stored, "{other:?}");
     }
 }
+
+#[test]
+fn a_target_lacks_removed_files_until_it_has_the_newest_of_them() {
+    let mut target = TargetProgress::default();
+    target.lose(Txid::new(9), 100);
+    // It begins with a snapshot above 4.
+    target.lose(Txid::new(5), 300);
+    target.acked = Txid::new(5);
+    assert_eq!(target.lost().map(|lost| lost.oldest_ms), Some(100));
+    target.acked = Txid::new(9);
+    assert_eq!(target.lost(), None);
+}
