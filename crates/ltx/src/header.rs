@@ -11,7 +11,7 @@ pub const TRAILER_BYTES: usize = 16;
 
 const MAGIC: [u8; 4] = *b"LTX1";
 
-/// What a file holds.
+/// The header of an LTX file.
 ///
 /// | offset | size | field |
 /// | --- | --- | --- |

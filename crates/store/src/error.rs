@@ -64,7 +64,7 @@ pub enum StoreError {
     Unreachable {
         /// The call.
         what: String,
-        /// What happened.
+        /// The failure in words.
         code: String,
         /// The underlying error.
         source: Option<BoxError>,
@@ -108,7 +108,7 @@ pub enum StoreError {
     Other {
         /// The call.
         what: String,
-        /// What happened.
+        /// The failure in words.
         code: String,
         /// The underlying error.
         source: Option<BoxError>,

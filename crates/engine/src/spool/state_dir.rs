@@ -95,8 +95,8 @@ pub struct ReplicaRecord {
     pub adopt: bool,
 }
 
-/// What a target had when we last recorded it: a hint. The lag is computed from it until the target
-/// answers.
+/// The last record of the TXIDs that a target has: a hint. The lag is computed from it until the
+/// target answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
     /// Location of the target.
@@ -136,7 +136,7 @@ pub struct Loaded {
     pub files: Vec<LocalFile>,
     /// Our records of targets, by name.
     pub replicas: Replicas,
-    /// What each target had, by name.
+    /// The last record of each target, by name.
     pub delivered: BTreeMap<String, Delivered>,
 }
 

@@ -49,7 +49,7 @@ impl Machine {
 /// Threads whose work is done at once, because virtual time stands still while a thread works.
 #[derive(Clone)]
 pub(super) struct Threads {
-    /// What others do before and after the work.
+    /// The acts of others before and after the work.
     pub(super) meanwhile: Arc<dyn Fn() + Send + Sync>,
 }
 

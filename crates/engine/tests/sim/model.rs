@@ -455,3 +455,21 @@ impl Place {
 pub(super) fn database(directory: &Path) -> PathBuf {
     directory.join("db")
 }
+
+/// The files below a directory, by their relative paths.
+pub(super) fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for level in ["", "ltx/0", "ltx/9"] {
+        let Ok(entries) = std::fs::read_dir(directory.join(level)) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = path.strip_prefix(directory).unwrap();
+                found.insert(name.display().to_string(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}

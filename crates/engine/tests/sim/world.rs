@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use engine::startup::{Ready, make_ready};
 
 use super::chance::{Chance, Log};
 use super::machine::{Clock, Disk, Machine, Threads, Trouble};
-use super::model::{App, Place, database, image_of};
+use super::model::{App, Place, database, files, image_of};
 use super::oracle::{Broken, Oracle, Promise};
 use super::wire::{LATEST_MS, Server};
 use super::writer::{Process, settings};
@@ -586,22 +585,4 @@ impl World {
         let name = &self.alive[index].name;
         self.log.note(WORLD, format!("{name}: {what}"));
     }
-}
-
-/// The files below a directory, by their relative paths.
-fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for level in ["", "ltx/0", "ltx/9"] {
-        let Ok(entries) = fs::read_dir(directory.join(level)) else {
-            continue;
-        };
-        for entry in entries {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                let name = path.strip_prefix(directory).unwrap();
-                found.insert(name.display().to_string(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
